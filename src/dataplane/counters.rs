@@ -1,0 +1,194 @@
+//! What happened, counted.
+//!
+//! Every counter is written by one shard and read by whoever scrapes: a relaxed load, an add and a relaxed store, which
+//! compile to the same instruction as a plain `+= 1`. Nothing here is ever a read-modify-write, or contended.
+
+use crate::dataplane::sip::start_line::Method;
+use crate::dataplane::verdict::{Answer, DropReason};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// A number that one thread counts up and others read.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owning shard may call this.
+    #[inline(always)]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// Replaces the value. Only the owning shard may call this.
+    #[inline(always)]
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+
+    /// The value.
+    #[inline(always)]
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// What a message is, as far as counting goes: a request's method, or a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Neither request nor response: keep-alives, STUN, noise.
+    NoMessage,
+    /// A request.
+    Request(Method),
+    /// A response.
+    Response,
+}
+
+/// How many kinds there are.
+pub const KINDS: usize = Method::ALL.len() + 2;
+
+impl Kind {
+    /// A number below [`KINDS`].
+    #[inline(always)]
+    pub const fn index(self) -> usize {
+        match self {
+            Kind::Request(method) => method as usize,
+            Kind::Response => Method::ALL.len(),
+            Kind::NoMessage => Method::ALL.len() + 1,
+        }
+    }
+
+    /// All kinds, in the order of their indexes.
+    pub fn all() -> impl Iterator<Item = Kind> {
+        Method::ALL.into_iter().map(Kind::Request).chain([Kind::Response, Kind::NoMessage])
+    }
+
+    /// The label `kind` of the metrics.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Kind::NoMessage => "none",
+            Kind::Request(_) => "request",
+            Kind::Response => "response",
+        }
+    }
+
+    /// The label `method` of the metrics.
+    pub const fn method_label(self) -> &'static str {
+        match self {
+            Kind::Request(method) => method.name(),
+            Kind::Response | Kind::NoMessage => "",
+        }
+    }
+}
+
+/// The counters of one shard. `received = forwarded + replied + sum of dropped`, whenever the shard is between batches.
+#[derive(Debug)]
+pub struct ShardCounters {
+    /// By listener, then by kind. The last listener is the egress socket.
+    received: Box<[[Counter; KINDS]]>,
+    /// Messages passed on.
+    pub forwarded: Counter,
+    /// Answers of our own, by [`Answer::index`].
+    pub replied: [Counter; Answer::LABELS.len()],
+    /// Messages discarded, by reason.
+    pub dropped: [Counter; DropReason::ALL.len()],
+    /// Batches received.
+    pub batches: Counter,
+    /// Requests whose top Route was ours and that named no backend behind it.
+    pub routed_by_key: Counter,
+    /// 100s that had lost the client's Via and got it back (see `token.rs`).
+    pub vias_rebuilt: Counter,
+    /// Calls the call memory had to forget before their time.
+    pub memory_evicted: Counter,
+    /// Datagrams the kernel dropped because a receive buffer was full, by listener; the last is the egress socket.
+    pub socket_drops: Box<[Counter]>,
+    /// When the shard last finished a turn of its loop, in milliseconds of its clock: it is alive.
+    pub last_turn_ms: Counter,
+}
+
+impl ShardCounters {
+    /// Counters at zero, for `listeners` listeners.
+    pub fn new(listeners: usize) -> ShardCounters {
+        ShardCounters {
+            received: (0..=listeners).map(|_| Default::default()).collect(),
+            forwarded: Counter::default(),
+            replied: Default::default(),
+            dropped: core::array::from_fn(|_| Counter::default()),
+            batches: Counter::default(),
+            routed_by_key: Counter::default(),
+            vias_rebuilt: Counter::default(),
+            memory_evicted: Counter::default(),
+            socket_drops: (0..=listeners).map(|_| Counter::default()).collect(),
+            last_turn_ms: Counter::default(),
+        }
+    }
+
+    /// The counter of messages of `kind` received by listener `listener`, or by the egress socket for `None`.
+    #[inline(always)]
+    pub fn received(&self, listener: Option<u8>, kind: Kind) -> &Counter {
+        let egress = self.received.len() - 1;
+        &self.received[listener.map_or(egress, |index| (index as usize).min(egress))][kind.index()]
+    }
+
+    /// The sum of all received.
+    pub fn received_total(&self) -> u64 {
+        self.received.iter().flatten().map(Counter::get).sum()
+    }
+
+    /// The sum of all replied.
+    pub fn replied_total(&self) -> u64 {
+        self.replied.iter().map(Counter::get).sum()
+    }
+
+    /// The sum of all dropped.
+    pub fn dropped_total(&self) -> u64 {
+        self.dropped.iter().map(Counter::get).sum()
+    }
+}
+
+/// The counters of one backend: a set per shard.
+#[derive(Debug)]
+pub struct BackendCounters {
+    shards: Box<[BackendShard]>,
+}
+
+/// One shard's counters of one backend, alone on its cache lines.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct BackendShard {
+    /// Requests sent to it.
+    pub requests: Counter,
+    /// Responses from it that were passed on, by the first digit of their code less one.
+    pub responses: [Counter; 6],
+    /// ICMP errors that named it, or refusals to send to it.
+    pub errors: Counter,
+}
+
+impl BackendCounters {
+    /// Counters at zero, for `shards` shards.
+    pub fn new(shards: usize) -> BackendCounters {
+        BackendCounters { shards: (0..shards).map(|_| BackendShard::default()).collect() }
+    }
+
+    /// The counters of one shard.
+    #[inline(always)]
+    pub fn shard(&self, shard: usize) -> Option<&BackendShard> {
+        self.shards.get(shard)
+    }
+
+    /// A sum over all shards.
+    pub fn sum(&self, of: impl Fn(&BackendShard) -> u64) -> u64 {
+        self.shards.iter().map(of).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_numbered_in_order() {
+        for (index, kind) in Kind::all().enumerate() {
+            assert_eq!(kind.index(), index);
+        }
+        assert_eq!(Kind::all().count(), KINDS);
+    }
+}

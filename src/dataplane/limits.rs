@@ -1,0 +1,51 @@
+//! Every bound of the data plane, with its unit, its origin and what happens beyond it.
+
+/// Octets of the largest datagram a socket can deliver: 16 bits of UDP length. Receive slots are this large, so that no
+/// datagram is ever cut (RFC 3261 18.1.1 asks for 65,535).
+pub const DATAGRAM_MAX: usize = 65_535;
+
+/// Octets of the largest UDP payload IPv4 can carry: 65,535 less 20 of IP and 8 of UDP header. A request that our Via
+/// would push beyond it is answered 513, a response is dropped.
+pub const PAYLOAD_MAX: usize = 65_507;
+
+/// Octets we may write in front of what is left of a message: a copied start of it and the rows we add, or a whole
+/// answer of our own. Our rows take a few hundred octets; a message that needs more is beyond [`PAYLOAD_MAX`] anyway.
+pub const HEAD_MAX: usize = DATAGRAM_MAX + 2048;
+
+/// Octets of the longest Call-ID we route by. Real ones have 20 to 100; 482 is the longest in our corpus. Longer: 400.
+pub const CALL_ID_MAX: usize = 1024;
+
+/// Octets of the longest start line. RFC 3261 has no limit, 21.4.12 a code for "too long": 414.
+pub const START_LINE_MAX: usize = 8192;
+
+/// Via rows of one message. Max-Forwards starts at 70 (RFC 3261 8.1.1.6), so a longer list is a loop or an attack; the
+/// limit leaves room for elements that do not count down. Beyond: 483.
+pub const VIA_ROWS_MAX: u16 = 128;
+
+/// Octets of the longest branch of a client that we carry in our own Via to be able to rebuild the client's (see
+/// `token.rs`). Longer branches are legal; then a 100 that lost the client's Via is dropped and not repaired.
+pub const REBUILD_BRANCH_MAX: usize = 128;
+
+/// Octets of the longest sent-by carried likewise.
+pub const REBUILD_SENT_BY_MAX: usize = 128;
+
+/// Max-Forwards inserted where a request has none. RFC 3261 16.6 item 3: 70.
+pub const MAX_FORWARDS: u8 = 70;
+
+/// Slots of a pool's table: 2^16, so that a slot is the top 16 bits of a hash. With `n` backends a share deviates from
+/// its weight by about `sqrt(n / 65536)` of itself: 0.8 % for 4 backends, 4 % for 100.
+pub const SLOTS: usize = 1 << 16;
+
+/// Backends of all pools together: slots hold 16-bit indexes and one value stands for "none".
+pub const BACKENDS_MAX: usize = u16::MAX as usize;
+
+/// Listeners: tokens name one by 8 bits and one value stands for the egress socket.
+pub const LISTENERS_MAX: usize = u8::MAX as usize;
+
+/// Entries of a shard's call memory. 65,536 entries of 16 octets: 1 MiB a shard, enough for 1,000 new calls a second
+/// that are remembered for a minute. When it is full the oldest entry of a set is forgotten, which is counted.
+pub const MEMORY_ENTRIES: usize = 1 << 16;
+
+/// How long the call memory remembers a call, in milliseconds: 64*T1, the longest a transaction outlives its last
+/// message (RFC 3261 17.1.1.2), after each message of the call.
+pub const MEMORY_MS: u64 = 32_000;

@@ -1,0 +1,10 @@
+pub mod counters;
+pub mod keys;
+pub mod limits;
+pub mod route;
+pub mod scan;
+pub mod sip;
+pub mod tables;
+pub mod text;
+pub mod token;
+pub mod verdict;

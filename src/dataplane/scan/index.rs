@@ -1,0 +1,202 @@
+//! What a scan leaves behind: offsets into the message, and what was odd about it.
+
+use crate::dataplane::sip::header::{HeaderKind, KINDS, OTHER};
+
+/// A range of octets of one message. `start <= end <= message length`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// First octet.
+    pub start: u32,
+    /// One past the last octet.
+    pub end: u32,
+}
+
+impl Span {
+    /// The range from `start` to `end`.
+    #[inline(always)]
+    pub const fn new(start: usize, end: usize) -> Span {
+        Span { start: start as u32, end: end as u32 }
+    }
+
+    /// The octets of `message` this span covers; empty if the span does not belong to `message`.
+    #[inline(always)]
+    pub fn of(self, message: &[u8]) -> &[u8] {
+        message.get(self.start as usize..self.end as usize).unwrap_or_default()
+    }
+}
+
+/// One header row: `start <= value <= end`. Folded lines belong to the row (RFC 3261 7.3.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Row {
+    /// First octet of the name.
+    pub start: u32,
+    /// First octet behind the colon.
+    pub value: u32,
+    /// The line end that ends the row: one past the last octet of the value.
+    pub end: u32,
+}
+
+impl Row {
+    /// The value with the blanks around it.
+    #[inline(always)]
+    pub const fn span(self) -> Span {
+        Span { start: self.value, end: self.end }
+    }
+}
+
+/// What can be wrong with the header section as a whole. Any of these means: not forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Fault {
+    /// A CR that no LF follows. A server that ends lines there reads other headers than we do.
+    BareCr = 1 << 0,
+    /// An LF that no CR precedes. The same, and Kamailio is such a server.
+    BareLf = 1 << 1,
+    /// The first header line is a continuation of nothing.
+    LeadingFold = 1 << 2,
+    /// A name that other servers read as one of the headers we route by, such as `Content_Length`.
+    LookAlike = 1 << 3,
+    /// A line that is not `token HCOLON value`.
+    NotAHeader = 1 << 4,
+    /// The message ends before the empty line.
+    NoEmptyLine = 1 << 5,
+}
+
+impl Fault {
+    /// All faults, in the order in which a message with several is described.
+    pub const ALL: [Fault; 6] =
+        [Fault::BareLf, Fault::BareCr, Fault::LookAlike, Fault::NotAHeader, Fault::LeadingFold, Fault::NoEmptyLine];
+
+    /// One sentence for a log line, a Warning or `viahop explain`.
+    pub const fn describe(self) -> &'static str {
+        match self {
+            Fault::BareCr => "a CR without LF in the header section",
+            Fault::BareLf => "an LF without CR in the header section",
+            Fault::LeadingFold => "the first header line is a continuation line",
+            Fault::LookAlike => "a header name with `_` that other servers read as `-`",
+            Fault::NoEmptyLine => "no empty line ends the header section",
+            Fault::NotAHeader => "a line that is not a header",
+        }
+    }
+}
+
+/// A set of [`Fault`]s and where the first of them is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    bits: u8,
+    /// Offset of the first fault; means nothing if there is none.
+    at: u32,
+}
+
+impl Faults {
+    /// Adds a fault found at offset `at`.
+    #[cold]
+    pub fn add(&mut self, fault: Fault, at: usize) {
+        self.at = if self.bits == 0 { at as u32 } else { self.at.min(at as u32) };
+        self.bits |= fault as u8;
+    }
+
+    /// Whether the header section is in order.
+    #[inline(always)]
+    pub const fn is_empty(self) -> bool {
+        self.bits == 0
+    }
+
+    /// Whether `fault` is among them.
+    pub const fn has(self, fault: Fault) -> bool {
+        self.bits & fault as u8 != 0
+    }
+
+    /// The fault to name when only one can be named, and the offset of the first one.
+    pub fn first(self) -> Option<(Fault, usize)> {
+        Fault::ALL.into_iter().find(|&fault| self.has(fault)).map(|fault| (fault, self.at as usize))
+    }
+}
+
+/// The result of a scan. Rows are the *first* of their kind; [`Scan::count`] tells whether there are more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scan {
+    /// The start line without its line end. Empty if the message is nothing but line ends.
+    pub start_line: Span,
+    /// Offset of the first header line.
+    pub headers: u32,
+    /// Offset behind the empty line, where the body begins. The message length if there is no empty line.
+    pub body: u32,
+    /// What is wrong with the header section.
+    pub faults: Faults,
+    /// One row per kind, and a last one that takes what is not kept.
+    rows: [Row; KINDS + 1],
+    /// How many rows of each kind there are.
+    counts: [u16; KINDS + 1],
+}
+
+/// Index of the row that takes what nobody asks for. Writing it costs less than the branch around it.
+pub(super) const DISCARD: usize = OTHER;
+
+impl Default for Scan {
+    fn default() -> Scan {
+        Scan {
+            start_line: Span::default(),
+            headers: 0,
+            body: 0,
+            faults: Faults::default(),
+            rows: [Row::default(); KINDS + 1],
+            counts: [0; KINDS + 1],
+        }
+    }
+}
+
+impl Scan {
+    /// The first row of `kind`.
+    #[inline(always)]
+    pub fn row(&self, kind: HeaderKind) -> Option<Row> {
+        (self.counts[kind as usize] != 0).then_some(self.rows[kind as usize])
+    }
+
+    /// The value of the first row of `kind`, with the blanks around it.
+    #[inline(always)]
+    pub fn value(&self, kind: HeaderKind) -> Option<Span> {
+        self.row(kind).map(Row::span)
+    }
+
+    /// How many rows of `kind` there are.
+    #[inline(always)]
+    pub const fn count(&self, kind: HeaderKind) -> u16 {
+        self.counts[kind as usize]
+    }
+
+    /// Forgets everything but the rows' offsets, which [`Scan::count`] hides.
+    #[inline(always)]
+    pub(super) fn clear(&mut self) {
+        self.start_line = Span::default();
+        self.headers = 0;
+        self.body = 0;
+        self.faults = Faults::default();
+        self.counts = [0; KINDS + 1];
+    }
+
+    /// Counts a row of the kind with index `kind` and keeps it if it is the first; returns where it went.
+    #[inline(always)]
+    pub(super) fn put(&mut self, kind: usize, row: Row) -> usize {
+        let count = &mut self.counts[kind];
+        let place = if *count == 0 { kind } else { DISCARD };
+        *count = count.saturating_add(1);
+        self.rows[place] = row;
+        place
+    }
+
+    /// Lets the row put last, to `place`, end at `end` instead: a folded line belongs to it.
+    pub(super) fn extend(&mut self, place: usize, end: usize) {
+        self.rows[place].end = end as u32;
+    }
+
+    /// Two scans of one message say the same. Offsets of rows that do not exist are left out.
+    pub fn same_as(&self, other: &Scan) -> bool {
+        self.start_line == other.start_line
+            && self.headers == other.headers
+            && self.body == other.body
+            && self.faults == other.faults
+            && self.counts[..KINDS] == other.counts[..KINDS]
+            && (0..KINDS).all(|kind| self.counts[kind] == 0 || self.rows[kind] == other.rows[kind])
+    }
+}

@@ -1,0 +1,153 @@
+//! The header names the data path reads, in every spelling RFC 3261 allows.
+//!
+//! Only headers that routing, validation or rewriting needs have a [`HeaderKind`]; all others pass unread
+//! (RFC 3261 16.3 item 1, 16.6 item 1).
+//!
+//! To add one: a variant here and its rows in [`NAMES`]. Both scanners, the lookup table and the rule against
+//! look-alike names take it from there; the tests below fail if the table's hash no longer tells all names apart.
+
+/// A header that the data path reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum HeaderKind {
+    /// `Call-ID`, compact `i` (RFC 3261 20.8): the default key of a call.
+    CallId,
+    /// `Content-Length`, compact `l` (20.14): where the body ends.
+    ContentLength,
+    /// `CSeq` (20.16): its number is part of a transaction's identity.
+    CSeq,
+    /// `From`, compact `f` (20.20).
+    From,
+    /// `Join` (RFC 3911): carries the Call-ID of the call to join.
+    Join,
+    /// `Max-Forwards` (20.22).
+    MaxForwards,
+    /// `Proxy-Require` (20.29): extensions a proxy must know or refuse.
+    ProxyRequire,
+    /// `Record-Route` (20.30).
+    RecordRoute,
+    /// `Replaces` (RFC 3891): carries the Call-ID of the call to replace.
+    Replaces,
+    /// `Route` (20.34).
+    Route,
+    /// `Target-Dialog` (RFC 4538): carries the Call-ID of an existing dialog.
+    TargetDialog,
+    /// `To`, compact `t` (20.39).
+    To,
+    /// `Via`, compact `v` (20.42).
+    Via,
+}
+
+/// How many kinds there are.
+pub const KINDS: usize = 13;
+
+/// Every spelling of every kind, lower-case; compact forms are those of RFC 3261 7.3.3. Of these kinds only some have one.
+pub const NAMES: [(&str, HeaderKind); 18] = [
+    ("call-id", HeaderKind::CallId),
+    ("i", HeaderKind::CallId),
+    ("content-length", HeaderKind::ContentLength),
+    ("l", HeaderKind::ContentLength),
+    ("cseq", HeaderKind::CSeq),
+    ("from", HeaderKind::From),
+    ("f", HeaderKind::From),
+    ("join", HeaderKind::Join),
+    ("max-forwards", HeaderKind::MaxForwards),
+    ("proxy-require", HeaderKind::ProxyRequire),
+    ("record-route", HeaderKind::RecordRoute),
+    ("replaces", HeaderKind::Replaces),
+    ("route", HeaderKind::Route),
+    ("target-dialog", HeaderKind::TargetDialog),
+    ("to", HeaderKind::To),
+    ("t", HeaderKind::To),
+    ("via", HeaderKind::Via),
+    ("v", HeaderKind::Via),
+];
+
+impl HeaderKind {
+    /// Whether RFC 3261 7.3.1 allows one row only. A second row is an ambiguity, never a choice (RFC 4475 3.3.8).
+    pub const fn is_single(self) -> bool {
+        !matches!(self, HeaderKind::ProxyRequire | HeaderKind::RecordRoute | HeaderKind::Route | HeaderKind::Via)
+    }
+}
+
+/// The index of a name that is none of ours: the one behind the last kind.
+pub const OTHER: usize = KINDS;
+
+/// The only name of some first letter and length.
+#[derive(Clone, Copy)]
+#[repr(align(32))]
+pub struct Candidate {
+    /// The name in lower case, zero-padded.
+    pub name: [u8; 16],
+    /// A bit for each octet the name has.
+    pub mask: u16,
+    /// The index of its kind.
+    pub kind: u16,
+}
+
+/// Row 0 agrees with every name that shares first letter and length with none of ours: its mask asks for nothing.
+/// The rest is [`NAMES`], in order.
+static CANDIDATES: [Candidate; 32] = {
+    let mut rows = [Candidate { name: [0; 16], mask: 0, kind: OTHER as u16 }; 32];
+    let mut i = 0;
+    while i < NAMES.len() {
+        let name = NAMES[i].0.as_bytes();
+        let mut j = 0;
+        while j < name.len() {
+            rows[i + 1].name[j] = name[j];
+            rows[i + 1].mask |= 1 << j;
+            j += 1;
+        }
+        rows[i + 1].kind = NAMES[i].1 as u16;
+        i += 1;
+    }
+    rows
+};
+
+/// `(first letter, length)` to a row of [`CANDIDATES`]. No two names share both.
+static BY_LETTER_AND_LENGTH: [u8; 16 << 5] = {
+    let mut table = [0u8; 16 << 5];
+    let mut i = 0;
+    while i < NAMES.len() {
+        let name = NAMES[i].0.as_bytes();
+        table[slot(name[0], name.len())] = (i + 1) as u8;
+        i += 1;
+    }
+    table
+};
+
+const fn slot(first: u8, len: usize) -> usize {
+    len << 5 | (first & 0x1f) as usize
+}
+
+/// The only name of ours that a name of `len` octets beginning with `first` can be.
+///
+/// Whether it is that name is for the caller to compare, folding case by setting bit 5. Among `token` characters that
+/// is exact: apart from letters and `-`, only `_` and control characters become a letter or `-` by it, and the latter
+/// are no token characters.
+#[inline(always)]
+pub fn candidate(first: u8, len: usize) -> &'static Candidate {
+    BY_LETTER_AND_LENGTH.get(slot(first, len)).map_or(&CANDIDATES[0], |&row| &CANDIDATES[row as usize & 31])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_names_share_first_letter_and_length() {
+        for (text, kind) in NAMES {
+            let candidate = candidate(text.as_bytes()[0], text.len());
+            assert_eq!(candidate.kind, kind as u16, "{text} collides");
+            assert_eq!(&candidate.name[..text.len()], text.as_bytes());
+            assert_eq!(candidate.mask.count_ones() as usize, text.len());
+        }
+    }
+
+    #[test]
+    fn a_name_longer_than_all_of_ours_has_no_candidate() {
+        for len in [15, 31, 32, 32 + 3, 64 + 3] {
+            assert_eq!(candidate(b'v', len).kind, OTHER as u16, "{len}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! The first line: `Method SP Request-URI SP SIP-Version` or `SIP-Version SP Status-Code SP Reason-Phrase`.
+
+use super::grammar;
+use crate::dataplane::scan::Span;
+
+/// The methods we tell apart, for policy and for metrics. Methods are case-sensitive (RFC 3261 7.1): `invite` is
+/// [`Method::Other`], and forwarded like any method we do not know (16.3 item 1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "each is the method of its name")]
+pub enum Method {
+    Ack,
+    Bye,
+    Cancel,
+    Info,
+    Invite,
+    Message,
+    Notify,
+    Options,
+    Prack,
+    Publish,
+    Refer,
+    Register,
+    Subscribe,
+    Update,
+    Other,
+}
+
+impl Method {
+    /// All methods, in the order of their discriminants.
+    pub const ALL: [Method; 15] = [
+        Method::Ack,
+        Method::Bye,
+        Method::Cancel,
+        Method::Info,
+        Method::Invite,
+        Method::Message,
+        Method::Notify,
+        Method::Options,
+        Method::Prack,
+        Method::Publish,
+        Method::Refer,
+        Method::Register,
+        Method::Subscribe,
+        Method::Update,
+        Method::Other,
+    ];
+
+    /// The method's name; `other` for [`Method::Other`].
+    pub const fn name(self) -> &'static str {
+        match self {
+            Method::Ack => "ACK",
+            Method::Bye => "BYE",
+            Method::Cancel => "CANCEL",
+            Method::Info => "INFO",
+            Method::Invite => "INVITE",
+            Method::Message => "MESSAGE",
+            Method::Notify => "NOTIFY",
+            Method::Options => "OPTIONS",
+            Method::Other => "other",
+            Method::Prack => "PRACK",
+            Method::Publish => "PUBLISH",
+            Method::Refer => "REFER",
+            Method::Register => "REGISTER",
+            Method::Subscribe => "SUBSCRIBE",
+            Method::Update => "UPDATE",
+        }
+    }
+
+    /// The method of this name.
+    #[inline(always)]
+    pub fn of(name: &[u8]) -> Method {
+        match name {
+            b"INVITE" => Method::Invite,
+            b"ACK" => Method::Ack,
+            b"BYE" => Method::Bye,
+            b"CANCEL" => Method::Cancel,
+            b"REGISTER" => Method::Register,
+            b"OPTIONS" => Method::Options,
+            b"SUBSCRIBE" => Method::Subscribe,
+            b"NOTIFY" => Method::Notify,
+            b"MESSAGE" => Method::Message,
+            b"INFO" => Method::Info,
+            b"PRACK" => Method::Prack,
+            b"PUBLISH" => Method::Publish,
+            b"REFER" => Method::Refer,
+            b"UPDATE" => Method::Update,
+            _ => Method::Other,
+        }
+    }
+}
+
+/// A start line that can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartLine {
+    /// A request.
+    Request {
+        /// Which one.
+        method: Method,
+        /// The method as written; for [`Method::Other`] the only name it has.
+        name: Span,
+        /// The Request-URI.
+        uri: Span,
+        /// The version as written, which is `SIP/2.0` in any case.
+        version: Span,
+    },
+    /// A response and its status code, 100 to 699.
+    Response(u16),
+}
+
+/// Why a start line cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartLineError {
+    /// This is no SIP message at all: nothing names a SIP version.
+    NotSip,
+    /// A request with a start line that is not two single SPs between method, URI and version.
+    Request,
+    /// A request of another SIP version.
+    RequestVersion,
+    /// A response with a status line that is not version, SP, three digits from 100 to 699.
+    Response,
+}
+
+/// Reads the start line `span` of `message`.
+#[inline(always)]
+pub fn parse(message: &[u8], span: Span) -> Result<StartLine, StartLineError> {
+    let line = span.of(message);
+    if starts_with_sip(line) {
+        return status_line(line).ok_or(StartLineError::Response);
+    }
+    request_line(line, span.start as usize)
+}
+
+/// `SIP-Version = "SIP" "/" 1*DIGIT "." 1*DIGIT`, compared without regard to case (RFC 3261 7.1).
+fn starts_with_sip(text: &[u8]) -> bool {
+    text.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"SIP/"))
+}
+
+fn is_sip_2_0(version: &[u8]) -> bool {
+    version.eq_ignore_ascii_case(b"SIP/2.0")
+}
+
+/// A missing SP behind the code is let pass together with the missing reason (RFC 4475 3.1.1.13 has an empty one).
+fn status_line(line: &[u8]) -> Option<StartLine> {
+    let (version, rest) = line.split_at_checked(7)?;
+    let (code, reason) = rest.strip_prefix(b" ")?.split_at_checked(3)?;
+    let code = grammar::number(code)?;
+    let reason_ok = reason.is_empty() || reason[0] == b' ';
+    let in_range = (100..=699).contains(&code);
+    (is_sip_2_0(version) && in_range && reason_ok).then_some(StartLine::Response(code as u16))
+}
+
+/// `at` is the offset of `line` in its message.
+#[inline(always)]
+fn request_line(line: &[u8], at: usize) -> Result<StartLine, StartLineError> {
+    let malformed = || if names_sip(line) { StartLineError::Request } else { StartLineError::NotSip };
+    let name_end = line.iter().position(|&octet| octet == b' ').ok_or_else(malformed)?;
+    let uri_end = memchr::memrchr(b' ', line).ok_or_else(malformed)?;
+    let (name, version) = (&line[..name_end], &line[uri_end + 1..]);
+    if uri_end <= name_end + 1 || !is_sip_2_0(version) || !grammar::TOKEN.has_all(name) || name.is_empty() {
+        let other_version = uri_end > name_end + 1 && starts_with_sip(version) && is_version(version);
+        return Err(if other_version { StartLineError::RequestVersion } else { malformed() });
+    }
+    if !grammar::URI.has_all(&line[name_end + 1..uri_end]) {
+        return Err(StartLineError::Request);
+    }
+    Ok(StartLine::Request {
+        method: Method::of(name),
+        name: Span::new(at, at + name_end),
+        uri: Span::new(at + name_end + 1, at + uri_end),
+        version: Span::new(at + uri_end + 1, at + line.len()),
+    })
+}
+
+fn is_version(version: &[u8]) -> bool {
+    let mut numbers = version[4..].split(|&octet| octet == b'.').map(grammar::number);
+    let two_numbers = matches!((numbers.next(), numbers.next(), numbers.next()), (Some(Some(_)), Some(Some(_)), None));
+    two_numbers && !is_sip_2_0(version)
+}
+
+/// Whether a line that cannot be read was at least meant to be SIP: some word of it begins with `SIP/`.
+#[cold]
+fn names_sip(line: &[u8]) -> bool {
+    line.split(|&octet| grammar::is_blank(octet)).any(starts_with_sip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<StartLine, StartLineError> {
+        parse(line.as_bytes(), Span::new(0, line.len()))
+    }
+
+    #[test]
+    fn requests_are_read_with_exactly_two_single_spaces() {
+        let Ok(StartLine::Request { method, name, uri, version }) = read("INVITE sip:bob@example.net sip/2.0") else {
+            panic!("not a request");
+        };
+        assert_eq!(method, Method::Invite);
+        assert_eq!((name, uri, version), (Span::new(0, 6), Span::new(7, 26), Span::new(27, 34)));
+        for line in [
+            "INVITE  sip:bob@example.net SIP/2.0",
+            "INVITE sip:bob@example.net  SIP/2.0",
+            "INVITE sip:bob@example.net SIP/2.0 ",
+            "INVITE\tsip:bob@example.net SIP/2.0",
+            "INVITE sip:bob@example.net; lr SIP/2.0",
+            "INVITE <sip:bob@example.net> SIP/2.0",
+            "INV<ITE sip:bob@example.net SIP/2.0",
+            " sip:bob@example.net SIP/2.0",
+            "INVITE SIP/2.0",
+        ] {
+            assert_eq!(read(line), Err(StartLineError::Request), "{line}");
+        }
+    }
+
+    #[test]
+    fn other_versions_and_other_protocols_are_told_apart() {
+        assert_eq!(read("OPTIONS sip:t.example.org SIP/7.0"), Err(StartLineError::RequestVersion));
+        for line in ["NOTIFY * HTTP/1.1", "GET / HTTP/1.1", "hello", "", "OPTIONS sip:a@b"] {
+            assert_eq!(read(line), Err(StartLineError::NotSip), "{line}");
+        }
+    }
+
+    #[test]
+    fn methods_are_case_sensitive_and_never_found_inside_others() {
+        for (line, expected) in [
+            ("invite sip:a SIP/2.0", Method::Other),
+            ("INVITEX sip:a SIP/2.0", Method::Other),
+            ("MESSAGE sip:INVITE@ACK SIP/2.0", Method::Message),
+        ] {
+            assert!(matches!(read(line), Ok(StartLine::Request { method, .. }) if method == expected), "{line}");
+        }
+        for method in Method::ALL {
+            assert_eq!(Method::ALL[method as usize], method);
+            assert_eq!(Method::of(method.name().as_bytes()), method);
+        }
+    }
+
+    #[test]
+    fn status_codes_are_three_digits_from_100_to_699() {
+        for (line, expected) in [
+            ("SIP/2.0 200 OK", Ok(StartLine::Response(200))),
+            ("sip/2.0 699 ", Ok(StartLine::Response(699))),
+            ("SIP/2.0 100", Ok(StartLine::Response(100))),
+            ("SIP/2.0 099 No", Err(StartLineError::Response)),
+            ("SIP/2.0 700 No", Err(StartLineError::Response)),
+            ("SIP/2.0 4294967301 better not break the receiver", Err(StartLineError::Response)),
+            ("SIP/3.0 200 OK", Err(StartLineError::Response)),
+            ("SIP/2.0  200 OK", Err(StartLineError::Response)),
+        ] {
+            assert_eq!(read(line), expected, "{line}");
+        }
+    }
+}

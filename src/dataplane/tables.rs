@@ -1,0 +1,234 @@
+//! Everything the data path decides by: immutable, built by the control plane, swapped whole.
+//!
+//! A shard reads it and never writes it. What changes per message lives in the shard: counters, and the call memory.
+
+use crate::dataplane::counters::BackendCounters;
+use crate::dataplane::keys::Keys;
+use crate::dataplane::route::table::SlotTable;
+use crate::dataplane::sip::start_line::Method;
+use crate::dataplane::sip::uri::Scheme;
+use ahash::AHashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+/// The inputs of the data path.
+#[derive(Debug)]
+pub struct Tables {
+    /// Counts up with every swap.
+    pub generation: u64,
+    /// The listeners, in the order of configuration, which does not change while the process lives.
+    pub listeners: Vec<Listener>,
+    /// The backends of all pools. Slots and verdicts name them by index.
+    pub backends: Vec<Backend>,
+    /// Backends by the address they send from and are sent to.
+    pub by_address: AHashMap<SocketAddr, u16>,
+    /// The pools.
+    pub pools: Vec<Pool>,
+    /// Which pool takes what; the first rule that matches wins. Without a match, the first pool.
+    pub rules: Vec<Rule>,
+    /// Networks whose hosts count as inside, beside the backends themselves.
+    pub inside: Vec<Network>,
+    /// Every name and address that means us.
+    pub own: Vec<OwnName>,
+    /// The fleet's keys.
+    pub keys: Keys,
+    /// Choices that are the operator's.
+    pub policy: Policy,
+    /// Set while the process finishes: OPTIONS to us are answered 503, so that peers move on.
+    pub draining: bool,
+}
+
+/// A direction. It is decided by where a message comes from, never by its hash: the same Call-ID comes back from the
+/// backend's side, and hashing it would loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The backends and those who may send through us to anywhere.
+    Inside,
+    /// Everybody else. Requests from here never choose a next hop that is not a backend.
+    Outside,
+}
+
+/// An address we receive on.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Its name in configuration, metrics and rules.
+    pub name: Box<str>,
+    /// What it is bound to; may be a wildcard address.
+    pub address: SocketAddr,
+    /// Who is on the other side.
+    pub side: Side,
+    /// `host:port` under which the world reaches it: what we write into a Via that leaves through it. A wildcard
+    /// listener without a configured name has none, and the address a message came to stands in.
+    pub advertised: Option<Box<str>>,
+}
+
+/// A server we send to.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    /// Its name in configuration and metrics; what its identity is made of.
+    pub name: Box<str>,
+    /// Index of its pool.
+    pub pool: u16,
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Share of new keys relative to the others of its pool.
+    pub weight: u32,
+    /// Lower comes first, for [`Strategy::Priority`].
+    pub priority: u32,
+    /// Whether it takes new keys.
+    pub is_up: bool,
+    /// The host, in Via form, that it can answer us at: the local address towards it, or what the operator says.
+    pub via_host: Box<str>,
+    /// What was sent to it and received from it, over all shards and generations.
+    pub counters: Arc<BackendCounters>,
+}
+
+/// Backends that are interchangeable for new calls.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// Its name in configuration and metrics.
+    pub name: Box<str>,
+    /// Which octets make a call sticky.
+    pub affinity: Affinity,
+    /// How a backend is found for them.
+    pub strategy: Strategy,
+    /// Slot to backend, over the backends that are up.
+    pub table: Arc<SlotTable>,
+    /// Indexes of the backends that are up, ordered by priority and then by name.
+    pub up: Vec<u16>,
+}
+
+/// The key of a pool: what of a request chooses its backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Affinity {
+    /// The address of record: To for REGISTER, the Request-URI for all else. For registrars that share nothing.
+    Aor,
+    /// The Call-ID (RFC 3261 20.8).
+    CallId,
+    /// User and host of the From URI.
+    From,
+    /// The user part of the Request-URI.
+    RuriUser,
+    /// The source address.
+    Source,
+    /// User and host of the To URI.
+    To,
+}
+
+/// How a pool finds a backend for a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// By the table: the same key, the same backend, on every node.
+    Hash,
+    /// The first that is up, by priority.
+    Priority,
+    /// By a hash of the transaction: every new transaction anywhere, its retransmissions, CANCEL and ACK with it.
+    Random,
+    /// In turn for each new key; the call memory keeps a key where it went first.
+    RoundRobin,
+}
+
+/// A condition on requests and the pool they go to.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Its name in configuration and explanations.
+    pub name: Box<str>,
+    /// Methods, if it asks for them. Methods we do not know are all [`Method::Other`].
+    pub methods: Option<Vec<Method>>,
+    /// Hosts of the Request-URI, lower-case, if it asks for them; `*.example.net` stands for all names below.
+    pub domains: Option<Vec<Box<str>>>,
+    /// Indexes of listeners, if it asks for them.
+    pub listeners: Option<Vec<u8>>,
+    /// Index of the pool.
+    pub pool: u16,
+}
+
+/// An IP network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// Any address of it.
+    pub address: IpAddr,
+    /// Length of its prefix in bits.
+    pub prefix: u8,
+}
+
+impl Network {
+    /// Whether `address` is in the network.
+    pub fn has(&self, address: IpAddr) -> bool {
+        let (ours, theirs, bits) = match (self.address, address) {
+            (IpAddr::V4(ours), IpAddr::V4(theirs)) => (u128::from(ours.to_bits()), u128::from(theirs.to_bits()), 32),
+            (IpAddr::V6(ours), IpAddr::V6(theirs)) => (ours.to_bits(), theirs.to_bits(), 128),
+            _ => return false,
+        };
+        let shift = bits - u32::from(self.prefix).min(bits);
+        // A prefix of no bits leaves nothing to compare: everything is shifted out.
+        ours.checked_shr(shift).unwrap_or(0) == theirs.checked_shr(shift).unwrap_or(0)
+    }
+}
+
+/// A host and port that mean us (RFC 3261 16.4, 19.1.4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OwnName {
+    /// An address, and the port.
+    Address(SocketAddr),
+    /// A name, lower-case, and the port.
+    Name(Box<str>, u16),
+}
+
+/// What to do with a request from outside that asks for a next hop of its own choice: a Route that is neither ours nor a
+/// backend's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForeignRoute {
+    /// Route as if it were not there; the backend sees it.
+    Ignore,
+    /// Answer 403.
+    Refuse,
+}
+
+/// Choices that are the operator's.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// See [`ForeignRoute`].
+    pub foreign_route: ForeignRoute,
+    /// Schemes a Request-URI may have (RFC 3261 16.3 item 2): what the cluster understands.
+    pub schemes: Vec<Scheme>,
+    /// Option tags of Proxy-Require that are passed on (16.3 item 5), lower-case.
+    pub proxy_require: Vec<Box<str>>,
+}
+
+impl Tables {
+    /// Whether `host:port` means us. `host` may be in any case; an address counts however it is written.
+    pub fn is_own(&self, host: &[u8], port: u16) -> bool {
+        let address = crate::dataplane::sip::uri::address(host);
+        self.own.iter().any(|own| match own {
+            OwnName::Address(own) => own.port() == port && address == Some(own.ip().to_canonical()),
+            OwnName::Name(name, own_port) => *own_port == port && name.as_bytes().eq_ignore_ascii_case(host),
+        })
+    }
+
+    /// Whether a message that came from `source` comes from inside.
+    #[inline(always)]
+    pub fn is_inside(&self, source: SocketAddr) -> bool {
+        self.by_address.contains_key(&source) || self.inside.iter().any(|network| network.has(source.ip()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_hold_their_addresses_and_no_others() {
+        let network = |text: &str, prefix| Network { address: text.parse().unwrap(), prefix };
+        let has = |network: Network, text: &str| network.has(text.parse().unwrap());
+        assert!(has(network("10.1.0.0", 16), "10.1.255.1"));
+        assert!(!has(network("10.1.0.0", 16), "10.2.0.1"));
+        assert!(has(network("0.0.0.0", 0), "192.0.2.1"));
+        assert!(!has(network("0.0.0.0", 0), "::1"));
+        assert!(has(network("192.0.2.7", 32), "192.0.2.7"));
+        assert!(!has(network("192.0.2.7", 32), "192.0.2.6"));
+        assert!(has(network("2001:db8::", 32), "2001:db8:1::1"));
+        assert!(has(network("::", 0), "2001:db8:1::1"));
+        assert!(!has(network("::", 0), "10.0.0.1"));
+    }
+}

@@ -1,0 +1,452 @@
+//! Tokens: the state of a transaction, travelling in the message instead of in our memory.
+//!
+//! # In our Via
+//!
+//! ```text
+//! Via: SIP/2.0/UDP 10.0.0.5:40001;branch=z9hG4bK<digest>;vh=<head>[~<sent-by>~<branch>]
+//!
+//! digest   13 letters of base32: 64 bits over the client's branch, sent-by, Call-ID and CSeq number
+//! head     base32 of:   1 octet    key id (low four bits), flags: 1 = IPv6, 2 = local address present
+//!                       1 octet    the listener the request came to; 255: the egress socket
+//!                       4 or 16    address the response goes to
+//!                       2          port it goes to
+//!                       0, 4 or 16 local address the request came to, if the listener is bound to a wildcard
+//!                       8          MAC over the above, sent-by and branch as below, and the branch of the client's Via
+//! sent-by, branch       of the client's Via, in requests whose 100 may lose it; `[`, `]` and `:` written `'`, `` ` `` and `!`
+//! ```
+//!
+//! The *branch* is a function of what stays the same when a request is retransmitted, cancelled, or acknowledged after a
+//! failure, and of nothing else (RFC 3261 16.11): the backend must see the transaction as one. It knows no rotating key.
+//!
+//! The *head* says where the response goes and from which address, so that a response needs no table, no name
+//! resolution, and no trust in what anybody wrote below our Via. Who has not seen a token cannot make one, and one made
+//! for a client's transaction fits only a response to that client with that branch: forged responses die here (RFC 6026
+//! 10 says that stateless proxies are open to them otherwise).
+//!
+//! *sent-by* and *branch* serve one case: sofia-sip, so FreeSWITCH, copies only the topmost Via into a `100 Trying`.
+//! When ours is gone no Via is left, and the caller would go on retransmitting its INVITE. A 100 is hop-by-hop, so its
+//! Via may be rebuilt.
+//!
+//! # In the To tag of our own answers
+//!
+//! `vh` and 13 letters of base32: a MAC over Call-ID, CSeq number and From tag. The same for the same request every time
+//! (RFC 3261 8.2.7), and recognised in the ACK that follows, which no backend has a use for.
+//!
+//! Letters are lower-case and any case is understood, since tokens compare without regard to case (RFC 3261 7.3.1).
+
+use crate::dataplane::keys::Keys;
+use crate::dataplane::limits::{REBUILD_BRANCH_MAX, REBUILD_SENT_BY_MAX};
+use crate::dataplane::text::Text;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// Where a response goes, and from where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// The listener the request came to; `None`: the egress socket.
+    pub listener: Option<u8>,
+    /// The address the response goes to.
+    pub to: SocketAddr,
+    /// The local address the request came to, if the listener is bound to a wildcard address.
+    pub local: Option<IpAddr>,
+}
+
+/// What is needed to write a client's Via anew. `host` and `port` are its sent-by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rebuild<'a> {
+    /// The sent-by, as in the token: `[`, `]` and `:` replaced.
+    pub sent_by: &'a [u8],
+    /// The branch.
+    pub branch: &'a [u8],
+}
+
+/// A token that was read and is not verified yet.
+#[derive(Clone, Copy, Debug)]
+pub struct ViaToken<'a> {
+    flow: Flow,
+    key_id: u8,
+    head: Head,
+    mac: u64,
+    rebuild: Option<Rebuild<'a>>,
+}
+
+const MAC_LEN: usize = 8;
+const HEAD_MAX: usize = 2 + 16 + 2 + 16;
+const EGRESS: u8 = u8::MAX;
+const IPV6: u8 = 1 << 4;
+const LOCAL: u8 = 1 << 5;
+
+/// The head's octets without the MAC.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    octets: [u8; HEAD_MAX],
+    len: u8,
+}
+
+impl Head {
+    fn new(flow: &Flow, key_id: u8) -> Head {
+        let mut head = Head { octets: [0; HEAD_MAX], len: 0 };
+        let ipv6 = if flow.to.is_ipv6() { IPV6 } else { 0 };
+        let local = if flow.local.is_some() { LOCAL } else { 0 };
+        head.push(&[key_id | ipv6 | local, flow.listener.unwrap_or(EGRESS)]);
+        head.push_address(flow.to.ip(), ipv6 != 0);
+        head.push(&flow.to.port().to_be_bytes());
+        if let Some(local) = flow.local {
+            head.push_address(local, ipv6 != 0);
+        }
+        head
+    }
+
+    #[inline(always)]
+    fn push(&mut self, octets: &[u8]) {
+        let start = self.len as usize;
+        self.octets[start..start + octets.len()].copy_from_slice(octets);
+        self.len += octets.len() as u8;
+    }
+
+    /// Both addresses of a flow are of one family: a socket has one.
+    #[inline(always)]
+    fn push_address(&mut self, address: IpAddr, as_ipv6: bool) {
+        match (address, as_ipv6) {
+            (IpAddr::V4(address), false) => self.push(&address.octets()),
+            (IpAddr::V4(address), true) => self.push(&address.to_ipv6_mapped().octets()),
+            (IpAddr::V6(address), true) => self.push(&address.octets()),
+            (IpAddr::V6(_), false) => self.push(&[0; 4]),
+        }
+    }
+
+    #[inline(always)]
+    fn as_slice(&self) -> &[u8] {
+        &self.octets[..self.len as usize]
+    }
+}
+
+/// Writes the value of our Via parameter. `branch` is that of the client's Via; `rebuild` is its sent-by where a 100 may
+/// lose the Via.
+#[inline(always)]
+pub fn write_via_token(out: &mut Text<'_>, keys: &Keys, flow: &Flow, branch: &[u8], sent_by: Option<&[u8]>) {
+    let head = Head::new(flow, keys.current());
+    let sent_by = sent_by.filter(|text| text.len() <= REBUILD_SENT_BY_MAX && branch.len() <= REBUILD_BRANCH_MAX);
+    let mut written = [0u8; REBUILD_SENT_BY_MAX];
+    let sent_by = sent_by.map(|text| {
+        for (place, &octet) in written.iter_mut().zip(text) {
+            *place = to_token_octet(octet);
+        }
+        &written[..text.len()]
+    });
+    let mac = mac(keys, keys.current(), &head, sent_by.map(|sent_by| Rebuild { sent_by, branch }), branch);
+    let mut octets = [0u8; HEAD_MAX + MAC_LEN];
+    let len = head.len as usize;
+    octets[..len].copy_from_slice(head.as_slice());
+    octets[len..len + MAC_LEN].copy_from_slice(&mac.unwrap_or_default().to_be_bytes());
+    base32::encode(out, &octets[..len + MAC_LEN]);
+    if let Some(sent_by) = sent_by {
+        out.put(b"~").put(sent_by).put(b"~").put(branch);
+    }
+}
+
+#[inline(always)]
+fn mac(keys: &Keys, id: u8, head: &Head, rebuild: Option<Rebuild<'_>>, branch: &[u8]) -> Option<u64> {
+    let mut mac = keys.mac(id)?;
+    mac.add(head.as_slice()).add(branch);
+    if let Some(rebuild) = rebuild {
+        mac.add(rebuild.sent_by).add(rebuild.branch);
+    }
+    Some(mac.finish())
+}
+
+/// Reads the value of our Via parameter. `None` if nothing of ours looks like this.
+#[inline(always)]
+pub fn read_via_token(value: &[u8]) -> Option<ViaToken<'_>> {
+    let (head_text, rebuild) = match memchr::memchr(b'~', value) {
+        None => (value, None),
+        Some(at) => {
+            let rest = &value[at + 1..];
+            let split = memchr::memchr(b'~', rest)?;
+            let rebuild = Rebuild { sent_by: &rest[..split], branch: &rest[split + 1..] };
+            (&value[..at], Some(rebuild))
+        }
+    };
+    if rebuild.is_some_and(|parts| parts.sent_by.len() > REBUILD_SENT_BY_MAX || parts.branch.len() > REBUILD_BRANCH_MAX) {
+        return None;
+    }
+    let mut octets = [0u8; HEAD_MAX + MAC_LEN];
+    let len = base32::decode(head_text, &mut octets)?;
+    let (&[flags, listener], rest) = octets[..len].split_first_chunk()?;
+    let (to, rest) = read_address(rest, flags)?;
+    let (&port, rest) = rest.split_first_chunk()?;
+    let (local, rest) = if flags & LOCAL != 0 {
+        let (local, rest) = read_address(rest, flags)?;
+        (Some(local), rest)
+    } else {
+        (None, rest)
+    };
+    let mac = u64::from_be_bytes(rest.try_into().ok()?);
+    let flow = Flow {
+        listener: (listener != EGRESS).then_some(listener),
+        to: SocketAddr::new(to, u16::from_be_bytes(port)),
+        local,
+    };
+    if flags & !(IPV6 | LOCAL | 0x0f) != 0 {
+        return None;
+    }
+    let mut head = Head { octets: [0; HEAD_MAX], len: 0 };
+    head.push(&octets[..len - MAC_LEN]);
+    Some(ViaToken { flow, key_id: flags & 0x0f, head, mac, rebuild })
+}
+
+fn read_address(octets: &[u8], flags: u8) -> Option<(IpAddr, &[u8])> {
+    if flags & IPV6 != 0 {
+        let (&address, rest) = octets.split_first_chunk::<16>()?;
+        return Some((IpAddr::V6(Ipv6Addr::from(address)), rest));
+    }
+    let (&address, rest) = octets.split_first_chunk::<4>()?;
+    Some((IpAddr::V4(Ipv4Addr::from(address)), rest))
+}
+
+impl<'a> ViaToken<'a> {
+    /// The flow, if the token was made with one of our keys for a client Via with this branch.
+    #[inline(always)]
+    pub fn verify(&self, keys: &Keys, branch: &[u8]) -> Option<Flow> {
+        let expected = mac(keys, self.key_id, &self.head, self.rebuild, branch)?;
+        // One compare of a 64-bit word: there is no early exit that could be timed.
+        (expected == self.mac).then_some(self.flow)
+    }
+
+    /// What the client's Via can be rebuilt from. Nothing to rely on before the token is verified.
+    pub fn rebuild(&self) -> Option<Rebuild<'a>> {
+        self.rebuild
+    }
+
+    /// The id of the key that made it.
+    pub fn key_id(&self) -> u8 {
+        self.key_id
+    }
+}
+
+/// Sent-by octets that are no token characters, and what stands for them. Neither side of the mapping occurs in a host.
+const fn to_token_octet(octet: u8) -> u8 {
+    match octet {
+        b'[' => b'\'',
+        b']' => b'`',
+        b':' => b'!',
+        other => other,
+    }
+}
+
+/// The inverse of the mapping above.
+pub const fn from_token_octet(octet: u8) -> u8 {
+    match octet {
+        b'\'' => b'[',
+        b'`' => b']',
+        b'!' => b':',
+        other => other,
+    }
+}
+
+/// What begins a To tag of ours.
+const TAG_PREFIX: &[u8] = b"vh";
+
+/// Writes the To tag of an answer of our own.
+pub fn write_to_tag(out: &mut Text<'_>, keys: &Keys, call_id: &[u8], cseq: u32, from_tag: &[u8]) {
+    out.put(TAG_PREFIX);
+    let tag = tag_mac(keys, keys.current(), call_id, cseq, from_tag).unwrap_or_default();
+    base32::encode(out, &tag.to_be_bytes());
+}
+
+/// Whether `tag` is the To tag that an answer of our own to this request has.
+#[inline(always)]
+pub fn is_own_to_tag(tag: &[u8], keys: &Keys, call_id: &[u8], cseq: u32, from_tag: &[u8]) -> bool {
+    let Some((prefix, text)) = tag.split_at_checked(TAG_PREFIX.len()) else { return false };
+    if !prefix.eq_ignore_ascii_case(TAG_PREFIX) {
+        return false;
+    }
+    let mut octets = [0u8; 8];
+    if base32::decode(text, &mut octets) != Some(8) {
+        return false;
+    }
+    let mac = u64::from_be_bytes(octets);
+    (0..crate::dataplane::keys::KEY_IDS as u8).any(|id| tag_mac(keys, id, call_id, cseq, from_tag) == Some(mac))
+}
+
+fn tag_mac(keys: &Keys, id: u8, call_id: &[u8], cseq: u32, from_tag: &[u8]) -> Option<u64> {
+    let mut mac = keys.mac(id)?;
+    mac.add(b"tag").add(call_id).add(&cseq.to_be_bytes()).add(from_tag);
+    Some(mac.finish())
+}
+
+/// Base32 with the letters of RFC 4648 in lower case and no padding.
+pub mod base32 {
+    use crate::dataplane::text::Text;
+
+    const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+
+    /// Letter to value; 255 for what is no letter.
+    static VALUES: [u8; 256] = {
+        let mut values = [255u8; 256];
+        let mut i = 0;
+        while i < 32 {
+            values[LETTERS[i] as usize] = i as u8;
+            values[LETTERS[i].to_ascii_uppercase() as usize] = i as u8;
+            i += 1;
+        }
+        values
+    };
+
+    /// Writes `octets` as `ceil(len * 8 / 5)` letters.
+    #[inline(always)]
+    pub fn encode(out: &mut Text<'_>, octets: &[u8]) {
+        for chunk in octets.chunks(5) {
+            let mut padded = [0u8; 8];
+            padded[3..3 + chunk.len()].copy_from_slice(chunk);
+            let word = u64::from_be_bytes(padded);
+            let letters: [u8; 8] = core::array::from_fn(|i| LETTERS[(word >> (35 - 5 * i) & 31) as usize]);
+            out.put(&letters[..(chunk.len() * 8).div_ceil(5)]);
+        }
+    }
+
+    /// Reads letters of either case into `octets` and returns how many octets they are. `None` for anything that
+    /// [`encode`] would not write: other characters, too many of them, or bits set where the last letter has none.
+    #[inline(always)]
+    pub fn decode(text: &[u8], octets: &mut [u8]) -> Option<usize> {
+        let len = text.len() * 5 / 8;
+        if len > octets.len() || (len * 8).div_ceil(5) != text.len() {
+            return None;
+        }
+        let mut strange = 0;
+        for (letters, place) in text.chunks(8).zip(octets.chunks_mut(5)) {
+            let mut word = 0u64;
+            for i in 0..8 {
+                let value = letters.get(i).map_or(0, |&letter| VALUES[letter as usize]);
+                strange |= value & 0xe0;
+                word = word << 5 | u64::from(value & 31);
+            }
+            let bytes = word.to_be_bytes();
+            let whole = letters.len() * 5 / 8;
+            if letters.len() < 8 {
+                strange |= bytes[3 + whole..].iter().fold(0, |any, &byte| any | byte);
+            }
+            place[..whole].copy_from_slice(&bytes[3..3 + whole]);
+        }
+        (strange == 0).then_some(len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(id: u8) -> Keys {
+        Keys::new(&[1; 16], &[2; 16], &[3 + id; 16], id)
+    }
+
+    fn written(write: impl FnOnce(&mut Text<'_>)) -> Vec<u8> {
+        let mut room = [0; 1024];
+        let mut text = Text::new(&mut room);
+        write(&mut text);
+        text.finish().unwrap().to_vec()
+    }
+
+    fn flows() -> Vec<Flow> {
+        let to = |text: &str| text.parse().unwrap();
+        vec![
+            Flow { listener: Some(0), to: to("198.51.100.7:5060"), local: None },
+            Flow { listener: None, to: to("255.255.255.255:65535"), local: None },
+            Flow { listener: Some(254), to: to("198.51.100.7:1"), local: Some("192.0.2.1".parse().unwrap()) },
+            Flow { listener: Some(3), to: to("[2001:db8::1]:5060"), local: None },
+            Flow { listener: Some(3), to: to("[2001:db8::1]:5060"), local: Some("2001:db8::2".parse().unwrap()) },
+        ]
+    }
+
+    #[test]
+    fn a_token_comes_back_as_it_was_written_for_its_branch_and_no_other() {
+        for flow in flows() {
+            for sent_by in [None, Some(&b"[2001:db8::1]:5060"[..]), Some(b"host.example.net")] {
+                let value = written(|out| write_via_token(out, &keys(3), &flow, b"z9hG4bK-1~x", sent_by));
+                assert!(crate::dataplane::sip::grammar::TOKEN.has_all(&value), "{}", String::from_utf8_lossy(&value));
+                let token = read_via_token(&value).unwrap();
+                assert_eq!(token.verify(&keys(3), b"z9hG4bK-1~x"), Some(flow));
+                assert_eq!(token.verify(&keys(3), b"z9hG4bK-2"), None);
+                assert_eq!(token.verify(&keys(4), b"z9hG4bK-1~x"), None);
+                let upper = value.split(|&octet| octet == b'~').next().unwrap().to_ascii_uppercase();
+                if sent_by.is_none() {
+                    assert_eq!(read_via_token(&upper).unwrap().verify(&keys(3), b"z9hG4bK-1~x"), Some(flow));
+                }
+                let rebuilt = token.rebuild().map(|parts| {
+                    let sent_by: Vec<u8> = parts.sent_by.iter().map(|&octet| from_token_octet(octet)).collect();
+                    (sent_by, parts.branch.to_vec())
+                });
+                assert_eq!(rebuilt, sent_by.map(|text| (text.to_vec(), b"z9hG4bK-1~x".to_vec())));
+            }
+        }
+    }
+
+    #[test]
+    fn no_bit_of_a_token_can_be_flipped() {
+        for flow in flows() {
+            let value = written(|out| write_via_token(out, &keys(3), &flow, b"z9hG4bK-1", Some(b"192.0.2.1:5060")));
+            for bit in 0..value.len() * 8 {
+                let mut forged = value.clone();
+                forged[bit / 8] ^= 1 << (bit % 8);
+                let head = value.iter().position(|&octet| octet == b'~').unwrap();
+                let same = forged[..head].eq_ignore_ascii_case(&value[..head]) && forged[head..] == value[head..];
+                let verified = read_via_token(&forged).and_then(|token| token.verify(&keys(3), b"z9hG4bK-1"));
+                assert!(verified.is_none() || same, "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_token_is_not_read() {
+        for text in ["", "a", "aaaaaaaa", "1", "~", "~~", "aa~b", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"] {
+            assert!(read_via_token(text.as_bytes()).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_v4_token_is_26_letters_long() {
+        let value = written(|out| write_via_token(out, &keys(0), &flows()[0], b"z9hG4bK-1", None));
+        assert_eq!(value.len(), 26);
+    }
+
+    #[test]
+    fn base32_reads_back_what_it_writes_and_nothing_else() {
+        for len in 0..40 {
+            let octets: Vec<u8> = (0..len).map(|i| (i * 37 + 11) as u8).collect();
+            let text = written(|out| base32::encode(out, &octets));
+            let mut back = [0; 64];
+            assert_eq!(base32::decode(&text, &mut back), Some(len));
+            assert_eq!(&back[..len], octets);
+        }
+        // RFC 4648 section 10, without padding.
+        for (plain, coded) in [("f", "my"), ("fo", "mzxq"), ("foo", "mzxw6"), ("foob", "mzxw6yq"), ("fooba", "mzxw6ytb")] {
+            assert_eq!(written(|out| base32::encode(out, plain.as_bytes())), coded.as_bytes());
+        }
+        let mut room = [0; 8];
+        for bad in ["m", "mz1q", "mzxr", "mzxw6y", "mz=q", "aaaaaaaaaaaaaaaaaaaaaaaaa"] {
+            assert_eq!(base32::decode(bad.as_bytes(), &mut room), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn our_to_tag_is_recognised_in_its_ack_only() {
+        let tag = written(|out| write_to_tag(out, &keys(3), b"call@h", 7, b"a1"));
+        assert_eq!(tag.len(), 15);
+        assert!(is_own_to_tag(&tag, &keys(3), b"call@h", 7, b"a1"));
+        assert!(!is_own_to_tag(&tag, &keys(3), b"call@h", 8, b"a1"));
+        assert!(!is_own_to_tag(&tag, &keys(3), b"other@h", 7, b"a1"));
+        assert!(!is_own_to_tag(&tag, &keys(3), b"call@h", 7, b"a2"));
+        assert!(!is_own_to_tag(&tag, &keys(4), b"call@h", 7, b"a1"));
+        assert!(!is_own_to_tag(b"vhabc", &keys(3), b"call@h", 7, b"a1"));
+        assert!(!is_own_to_tag(b"", &keys(3), b"call@h", 7, b"a1"));
+    }
+
+    /// Frozen: nodes of different versions read each other's tokens. Computed once by an implementation of the page
+    /// above that shares no code with this one.
+    #[test]
+    fn golden_tokens_do_not_change() {
+        let token = written(|out| write_via_token(out, &keys(3), &flows()[0], b"z9hG4bK-1", Some(b"198.51.100.7:5060")));
+        assert_eq!(token, b"amammm3ea4j4jaisssruv3j45u~198.51.100.7!5060~z9hG4bK-1");
+        let tag = written(|out| write_to_tag(out, &keys(3), b"call@h", 7, b"a1"));
+        assert_eq!(tag, b"vh4dkvindtecwuc");
+    }
+}
