@@ -48,11 +48,18 @@ impl Keys {
         self.route.hash(key)
     }
 
+    /// A digest of a backend's name: what it contends for slots with, and what tokens and memory know it by.
+    pub fn backend(&self, name: &str) -> u64 {
+        let mut fields = Fields::new(self.route);
+        fields.add(b"backend").add(name.as_bytes());
+        fields.finish()
+    }
+
     /// A hasher for the stable part of a branch. It does not depend on a key that is ever rotated (RFC 3261 16.11: a
     /// retransmission must leave with the branch of the first transmission).
     #[inline(always)]
     pub fn branch(&self) -> Fields<SipHasher13> {
-        Fields(self.branch)
+        Fields::new(self.branch)
     }
 
     /// The id of the key that signs.
@@ -64,7 +71,7 @@ impl Keys {
     /// A MAC under the key `id`; `None` if there is no such key.
     #[inline(always)]
     pub fn mac(&self, id: u8) -> Option<Fields<SipHasher24>> {
-        self.mac.get(id as usize).copied().flatten().map(Fields)
+        self.mac.get(id as usize).copied().flatten().map(Fields::new)
     }
 }
 
@@ -75,22 +82,53 @@ impl core::fmt::Debug for Keys {
 }
 
 /// A hash over a list of fields. Each is followed by its length, so that no two lists run into the same octets.
-#[derive(Clone, Copy)]
-pub struct Fields<H>(H);
+///
+/// The fields are laid side by side and hashed in one go: a third of the instructions of hashing them one by one. What
+/// does not fit is hashed one by one, with the same result.
+#[derive(Clone)]
+pub struct Fields<H> {
+    hasher: H,
+    pending: [u8; PENDING],
+    len: usize,
+}
+
+const PENDING: usize = 192;
 
 impl<H: Hasher> Fields<H> {
+    #[inline(always)]
+    fn new(hasher: H) -> Fields<H> {
+        Fields { hasher, pending: [0; PENDING], len: 0 }
+    }
+
     /// Adds a field.
     #[inline(always)]
     pub fn add(&mut self, field: &[u8]) -> &mut Self {
-        self.0.write(field);
-        self.0.write(&(field.len() as u32).to_le_bytes());
+        let end = self.len + field.len();
+        let length = (field.len() as u32).to_le_bytes();
+        match self.pending.get_mut(self.len..end + 4) {
+            Some(place) => {
+                place[..field.len()].copy_from_slice(field);
+                place[field.len()..].copy_from_slice(&length);
+                self.len = end + 4;
+            }
+            None => self.write_through(field, &length),
+        }
         self
+    }
+
+    #[cold]
+    fn write_through(&mut self, field: &[u8], length: &[u8]) {
+        self.hasher.write(&self.pending[..self.len]);
+        self.len = 0;
+        self.hasher.write(field);
+        self.hasher.write(length);
     }
 
     /// The hash of the fields added.
     #[inline(always)]
-    pub fn finish(&self) -> u64 {
-        self.0.finish()
+    pub fn finish(mut self) -> u64 {
+        self.hasher.write(&self.pending[..self.len]);
+        self.hasher.finish()
     }
 }
 
@@ -110,16 +148,38 @@ mod tests {
         let keys = keys();
         assert_eq!(keys.route(b""), 0xabac_0158_050f_c4dc);
         assert_eq!(keys.route(b"a84b4c76e66710@pc33.atlanta.com"), 0xebec_6efc_0650_7c95);
-        assert_eq!(keys.branch().add(b"z9hG4bK776asdhds").add(b"1").finish(), 0x3d88_ccb5_2775_f0fd);
-        assert_eq!(keys.mac(3).unwrap().add(b"x").finish(), 0xa6e5_e4a5_a0d8_184a);
+        assert_eq!(hash(keys.branch(), &[b"z9hG4bK776asdhds", b"1"]), 0x3d88_ccb5_2775_f0fd);
+        assert_eq!(hash(keys.mac(3).unwrap(), &[b"x"]), 0xa6e5_e4a5_a0d8_184a);
         assert!(keys.mac(4).is_none());
     }
 
     #[test]
     fn fields_do_not_run_into_each_other() {
         let keys = keys();
-        let two = |a: &[u8], b: &[u8]| keys.branch().add(a).add(b).finish();
+        let two = |a: &[u8], b: &[u8]| hash(keys.branch(), &[a, b]);
         assert_ne!(two(b"ab", b"c"), two(b"a", b"bc"));
         assert_ne!(two(b"abc", b""), two(b"", b"abc"));
+    }
+    /// However the fields are cut, and however many of them fit side by side, the hash is that of all octets in a row.
+    #[test]
+    fn long_lists_hash_as_short_ones_do() {
+        let keys = keys();
+        for len in [0, 1, 187, 188, 189, 192, 193, 1000] {
+            let long = vec![7u8; len];
+            let mut row = Vec::new();
+            for field in [&b"first"[..], &long, b"last"] {
+                row.extend_from_slice(field);
+                row.extend_from_slice(&(field.len() as u32).to_le_bytes());
+            }
+            let expected = SipHasher13::new_with_key(&core::array::from_fn(|i| 16 + i as u8)).hash(&row);
+            assert_eq!(hash(keys.branch(), &[b"first", &long, b"last"]), expected, "{len}");
+        }
+    }
+
+    fn hash<H: Hasher>(mut fields: Fields<H>, list: &[&[u8]]) -> u64 {
+        for field in list {
+            fields.add(field);
+        }
+        fields.finish()
     }
 }

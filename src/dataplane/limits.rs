@@ -49,3 +49,7 @@ pub const MEMORY_ENTRIES: usize = 1 << 16;
 /// How long the call memory remembers a call, in milliseconds: 64*T1, the longest a transaction outlives its last
 /// message (RFC 3261 17.1.1.2), after each message of the call.
 pub const MEMORY_MS: u64 = 32_000;
+
+/// Route values of one request that we take apart. RFC 3261 has no limit; a route set has as many as proxies that
+/// record-routed the call. More: 400.
+pub const ROUTE_VALUES_MAX: usize = 32;

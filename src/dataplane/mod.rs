@@ -1,10 +1,15 @@
 pub mod counters;
+pub mod dispatch;
 pub mod keys;
 pub mod limits;
+pub mod rewrite;
+pub mod room;
 pub mod route;
 pub mod scan;
 pub mod sip;
+pub mod stun;
 pub mod tables;
 pub mod text;
 pub mod token;
+pub mod validate;
 pub mod verdict;

@@ -4,7 +4,7 @@
 
 use crate::dataplane::counters::BackendCounters;
 use crate::dataplane::keys::Keys;
-use crate::dataplane::route::table::SlotTable;
+use crate::dataplane::route::table::{Contender, SlotTable};
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Scheme;
 use ahash::AHashMap;
@@ -67,6 +67,8 @@ pub struct Listener {
 pub struct Backend {
     /// Its name in configuration and metrics; what its identity is made of.
     pub name: Box<str>,
+    /// A digest of the name: the same on every node and in all generations.
+    pub id: u32,
     /// Index of its pool.
     pub pool: u16,
     /// Where it is.
@@ -96,6 +98,8 @@ pub struct Pool {
     pub table: Arc<SlotTable>,
     /// Indexes of the backends that are up, ordered by priority and then by name.
     pub up: Vec<u16>,
+    /// What the table was made of.
+    contenders: Vec<Contender>,
 }
 
 /// The key of a pool: what of a request chooses its backend.
@@ -196,7 +200,90 @@ pub struct Policy {
     pub proxy_require: Vec<Box<str>>,
 }
 
+/// What a pool is made of.
+#[derive(Clone, Debug)]
+pub struct PoolParts {
+    /// See [`Pool::name`].
+    pub name: Box<str>,
+    /// See [`Pool::affinity`].
+    pub affinity: Affinity,
+    /// See [`Pool::strategy`].
+    pub strategy: Strategy,
+    /// Its backends. Ids and indexes are given by [`Tables::new`].
+    pub backends: Vec<BackendParts>,
+}
+
+/// What a backend is made of.
+#[derive(Clone, Debug)]
+pub struct BackendParts {
+    /// See [`Backend::name`].
+    pub name: Box<str>,
+    /// See [`Backend::address`].
+    pub address: SocketAddr,
+    /// See [`Backend::weight`].
+    pub weight: u32,
+    /// See [`Backend::priority`].
+    pub priority: u32,
+    /// See [`Backend::is_up`].
+    pub is_up: bool,
+    /// See [`Backend::via_host`].
+    pub via_host: Box<str>,
+    /// See [`Backend::counters`].
+    pub counters: Arc<BackendCounters>,
+}
+
+/// Everything tables are made of but the pools.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// See [`Tables::listeners`].
+    pub listeners: Vec<Listener>,
+    /// See [`Tables::rules`].
+    pub rules: Vec<Rule>,
+    /// See [`Tables::inside`].
+    pub inside: Vec<Network>,
+    /// See [`Tables::own`].
+    pub own: Vec<OwnName>,
+    /// See [`Tables::keys`].
+    pub keys: Keys,
+    /// See [`Tables::policy`].
+    pub policy: Policy,
+    /// See [`Tables::draining`].
+    pub draining: bool,
+}
+
 impl Tables {
+    /// Works out tables of their parts. The slot table of a pool whose contenders are those of `previous` is taken over;
+    /// any other takes about 2 ns per slot and contender.
+    ///
+    /// At most [`BACKENDS_MAX`](crate::dataplane::limits::BACKENDS_MAX) backends: the control plane refuses more.
+    pub fn new(generation: u64, settings: Settings, parts: Vec<PoolParts>, previous: Option<&Tables>) -> Tables {
+        let Settings { listeners, rules, inside, own, keys, policy, draining } = settings;
+        let (mut backends, mut by_address, mut pools) = (Vec::new(), AHashMap::new(), Vec::new());
+        for (pool, part) in parts.into_iter().enumerate() {
+            let (mut contenders, mut up) = (Vec::new(), Vec::new());
+            for BackendParts { name, address, weight, priority, is_up, via_host, counters } in part.backends {
+                let index = backends.len() as u16;
+                let digest = keys.backend(&name);
+                if is_up {
+                    contenders.push(Contender { index, digest, weight });
+                    up.push(index);
+                }
+                by_address.insert(address, index);
+                let (id, pool) = (digest as u32, pool as u16);
+                backends.push(Backend { name, id, pool, address, weight, priority, is_up, via_host, counters });
+            }
+            up.sort_by(|&a, &b| {
+                let key = |index: u16| (backends[index as usize].priority, &backends[index as usize].name);
+                key(a).cmp(&key(b))
+            });
+            let same = previous.and_then(|tables| tables.pools.iter().find(|old| old.contenders == contenders));
+            let table = same.map_or_else(|| Arc::new(SlotTable::build(&contenders)), |old| old.table.clone());
+            let PoolParts { name, affinity, strategy, .. } = part;
+            pools.push(Pool { name, affinity, strategy, table, up, contenders });
+        }
+        Tables { generation, listeners, backends, by_address, pools, rules, inside, own, keys, policy, draining }
+    }
+
     /// Whether `host:port` means us. `host` may be in any case; an address counts however it is written.
     pub fn is_own(&self, host: &[u8], port: u16) -> bool {
         let address = crate::dataplane::sip::uri::address(host);
@@ -204,6 +291,11 @@ impl Tables {
             OwnName::Address(own) => own.port() == port && address == Some(own.ip().to_canonical()),
             OwnName::Name(name, own_port) => *own_port == port && name.as_bytes().eq_ignore_ascii_case(host),
         })
+    }
+
+    /// Whether `address` is one of ours.
+    pub fn is_own_address(&self, address: SocketAddr) -> bool {
+        self.own.iter().any(|own| *own == OwnName::Address(address))
     }
 
     /// Whether a message that came from `source` comes from inside.

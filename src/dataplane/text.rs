@@ -2,6 +2,25 @@
 
 use std::net::IpAddr;
 
+/// `.` and the decimal digits of every octet, and how many digits there are.
+static DECIMAL: [[u8; 5]; 256] = {
+    let mut table = [[b'.', 0, 0, 0, 0]; 256];
+    let mut octet = 0;
+    while octet < 256 {
+        let digits = if octet > 99 { 3 } else if octet > 9 { 2 } else { 1 };
+        let mut rest = octet;
+        let mut place = digits;
+        while place > 0 {
+            table[octet][place] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+            place -= 1;
+        }
+        table[octet][4] = digits as u8;
+        octet += 1;
+    }
+    table
+};
+
 /// A text being written. What does not fit is left out and remembered: see [`Text::finish`].
 #[derive(Debug)]
 pub struct Text<'a> {
@@ -64,8 +83,12 @@ impl<'a> Text<'a> {
     pub fn put_address(&mut self, address: IpAddr) -> &mut Self {
         match address.to_canonical() {
             IpAddr::V4(address) => {
-                let [a, b, c, d] = address.octets().map(u32::from);
-                self.put_number(a).put(b".").put_number(b).put(b".").put_number(c).put(b".").put_number(d)
+                for (place, octet) in address.octets().into_iter().enumerate() {
+                    let decimal = &DECIMAL[octet as usize];
+                    // Each entry begins with its dot; the first one is left out.
+                    self.put(&decimal[usize::from(place == 0)..][..decimal[4] as usize + usize::from(place != 0)]);
+                }
+                self
             }
             IpAddr::V6(address) => {
                 use core::fmt::Write;
@@ -75,6 +98,11 @@ impl<'a> Text<'a> {
                 self
             }
         }
+    }
+
+    /// What was written from offset `start` on.
+    pub fn written_since(&self, start: usize) -> &[u8] {
+        self.room.get(start..self.len).unwrap_or_default()
     }
 
     /// The text, or `None` if the room was too small for it.
@@ -106,10 +134,10 @@ mod tests {
         let mut room = [0; 128];
         let mut text = Text::new(&mut room);
         text.put_number(0).put(b" ").put_number(5060).put(b" ").put_number(u32::MAX).put(b" ");
-        for address in ["192.0.2.1", "2001:db8::1", "::ffff:192.0.2.1"] {
+        for address in ["192.0.2.1", "10.99.100.255", "2001:db8::1", "::ffff:192.0.2.1"] {
             text.put_address(address.parse().unwrap()).put(b" ");
         }
-        assert_eq!(text.finish().unwrap(), b"0 5060 4294967295 192.0.2.1 2001:db8::1 192.0.2.1 ");
+        assert_eq!(text.finish().unwrap(), b"0 5060 4294967295 192.0.2.1 10.99.100.255 2001:db8::1 192.0.2.1 ");
     }
 
     #[test]

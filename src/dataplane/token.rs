@@ -6,12 +6,12 @@
 //! Via: SIP/2.0/UDP 10.0.0.5:40001;branch=z9hG4bK<digest>;vh=<head>[~<sent-by>~<branch>]
 //!
 //! digest   13 letters of base32: 64 bits over the client's branch, sent-by, Call-ID and CSeq number
-//! head     base32 of:   1 octet    key id (low four bits), flags: 1 = IPv6, 2 = local address present
+//! head     base32 of:   1 octet    key id (low four bits), flags: 16 = IPv6, 32 = local address present
 //!                       1 octet    the listener the request came to; 255: the egress socket
 //!                       4 or 16    address the response goes to
 //!                       2          port it goes to
 //!                       0, 4 or 16 local address the request came to, if the listener is bound to a wildcard
-//!                       8          MAC over the above, sent-by and branch as below, and the branch of the client's Via
+//!                       8          MAC over the above and the digest
 //! sent-by, branch       of the client's Via, in requests whose 100 may lose it; `[`, `]` and `:` written `'`, `` ` `` and `!`
 //! ```
 //!
@@ -19,13 +19,13 @@
 //! failure, and of nothing else (RFC 3261 16.11): the backend must see the transaction as one. It knows no rotating key.
 //!
 //! The *head* says where the response goes and from which address, so that a response needs no table, no name
-//! resolution, and no trust in what anybody wrote below our Via. Who has not seen a token cannot make one, and one made
-//! for a client's transaction fits only a response to that client with that branch: forged responses die here (RFC 6026
-//! 10 says that stateless proxies are open to them otherwise).
+//! resolution, and no trust in what anybody wrote below our Via. Who has not seen a token cannot make one, and one that
+//! was made for a transaction sends responses to that transaction's client and nowhere else: forged responses die here
+//! (RFC 6026 10 says that stateless proxies are open to them otherwise).
 //!
 //! *sent-by* and *branch* serve one case: sofia-sip, so FreeSWITCH, copies only the topmost Via into a `100 Trying`.
 //! When ours is gone no Via is left, and the caller would go on retransmitting its INVITE. A 100 is hop-by-hop, so its
-//! Via may be rebuilt.
+//! Via may be rebuilt; the digest tells whether it is the right one.
 //!
 //! # In the To tag of our own answers
 //!
@@ -36,6 +36,7 @@
 
 use crate::dataplane::keys::Keys;
 use crate::dataplane::limits::{REBUILD_BRANCH_MAX, REBUILD_SENT_BY_MAX};
+use crate::dataplane::sip::via;
 use crate::dataplane::text::Text;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -70,12 +71,12 @@ pub struct ViaToken<'a> {
 }
 
 const MAC_LEN: usize = 8;
-const HEAD_MAX: usize = 2 + 16 + 2 + 16;
+const HEAD_MAX: usize = 2 + 16 + 2 + 16 + MAC_LEN;
 const EGRESS: u8 = u8::MAX;
 const IPV6: u8 = 1 << 4;
 const LOCAL: u8 = 1 << 5;
 
-/// The head's octets without the MAC.
+/// The head's octets.
 #[derive(Clone, Copy, Debug)]
 struct Head {
     octets: [u8; HEAD_MAX],
@@ -120,37 +121,30 @@ impl Head {
     }
 }
 
-/// Writes the value of our Via parameter. `branch` is that of the client's Via; `rebuild` is its sent-by where a 100 may
-/// lose the Via.
+/// Writes the value of our Via parameter for the transaction whose branch carries `digest`. `rebuild` is the client's
+/// sent-by and branch, where a 100 may lose them.
 #[inline(always)]
-pub fn write_via_token(out: &mut Text<'_>, keys: &Keys, flow: &Flow, branch: &[u8], sent_by: Option<&[u8]>) {
-    let head = Head::new(flow, keys.current());
-    let sent_by = sent_by.filter(|text| text.len() <= REBUILD_SENT_BY_MAX && branch.len() <= REBUILD_BRANCH_MAX);
-    let mut written = [0u8; REBUILD_SENT_BY_MAX];
-    let sent_by = sent_by.map(|text| {
-        for (place, &octet) in written.iter_mut().zip(text) {
+pub fn write_via_token(out: &mut Text<'_>, keys: &Keys, flow: &Flow, digest: u64, rebuild: Option<(&[u8], &[u8])>) {
+    let mut head = Head::new(flow, keys.current());
+    let mac = mac(keys, keys.current(), &head, digest).unwrap_or_default();
+    head.push(&mac.to_be_bytes());
+    base32::encode(out, head.as_slice());
+    let fits = |(sent_by, branch): &(&[u8], &[u8])| {
+        sent_by.len() <= REBUILD_SENT_BY_MAX && branch.len() <= REBUILD_BRANCH_MAX
+    };
+    if let Some((sent_by, branch)) = rebuild.filter(fits) {
+        let mut written = [0u8; REBUILD_SENT_BY_MAX];
+        for (place, &octet) in written.iter_mut().zip(sent_by) {
             *place = to_token_octet(octet);
         }
-        &written[..text.len()]
-    });
-    let mac = mac(keys, keys.current(), &head, sent_by.map(|sent_by| Rebuild { sent_by, branch }), branch);
-    let mut octets = [0u8; HEAD_MAX + MAC_LEN];
-    let len = head.len as usize;
-    octets[..len].copy_from_slice(head.as_slice());
-    octets[len..len + MAC_LEN].copy_from_slice(&mac.unwrap_or_default().to_be_bytes());
-    base32::encode(out, &octets[..len + MAC_LEN]);
-    if let Some(sent_by) = sent_by {
-        out.put(b"~").put(sent_by).put(b"~").put(branch);
+        out.put(b"~").put(&written[..sent_by.len()]).put(b"~").put(branch);
     }
 }
 
 #[inline(always)]
-fn mac(keys: &Keys, id: u8, head: &Head, rebuild: Option<Rebuild<'_>>, branch: &[u8]) -> Option<u64> {
+fn mac(keys: &Keys, id: u8, head: &Head, digest: u64) -> Option<u64> {
     let mut mac = keys.mac(id)?;
-    mac.add(head.as_slice()).add(branch);
-    if let Some(rebuild) = rebuild {
-        mac.add(rebuild.sent_by).add(rebuild.branch);
-    }
+    mac.add(head.as_slice()).add(&digest.to_be_bytes());
     Some(mac.finish())
 }
 
@@ -169,9 +163,9 @@ pub fn read_via_token(value: &[u8]) -> Option<ViaToken<'_>> {
     if rebuild.is_some_and(|parts| parts.sent_by.len() > REBUILD_SENT_BY_MAX || parts.branch.len() > REBUILD_BRANCH_MAX) {
         return None;
     }
-    let mut octets = [0u8; HEAD_MAX + MAC_LEN];
-    let len = base32::decode(head_text, &mut octets)?;
-    let (&[flags, listener], rest) = octets[..len].split_first_chunk()?;
+    let mut head = Head { octets: [0; HEAD_MAX], len: 0 };
+    let len = base32::decode(head_text, &mut head.octets)?;
+    let (&[flags, listener], rest) = head.octets[..len].split_first_chunk()?;
     let (to, rest) = read_address(rest, flags)?;
     let (&port, rest) = rest.split_first_chunk()?;
     let (local, rest) = if flags & LOCAL != 0 {
@@ -189,8 +183,7 @@ pub fn read_via_token(value: &[u8]) -> Option<ViaToken<'_>> {
     if flags & !(IPV6 | LOCAL | 0x0f) != 0 {
         return None;
     }
-    let mut head = Head { octets: [0; HEAD_MAX], len: 0 };
-    head.push(&octets[..len - MAC_LEN]);
+    head.len = (len - MAC_LEN) as u8;
     Some(ViaToken { flow, key_id: flags & 0x0f, head, mac, rebuild })
 }
 
@@ -204,15 +197,16 @@ fn read_address(octets: &[u8], flags: u8) -> Option<(IpAddr, &[u8])> {
 }
 
 impl<'a> ViaToken<'a> {
-    /// The flow, if the token was made with one of our keys for a client Via with this branch.
+    /// The flow, if the token was made with one of our keys for the transaction with this digest.
     #[inline(always)]
-    pub fn verify(&self, keys: &Keys, branch: &[u8]) -> Option<Flow> {
-        let expected = mac(keys, self.key_id, &self.head, self.rebuild, branch)?;
+    pub fn verify(&self, keys: &Keys, digest: u64) -> Option<Flow> {
+        let expected = mac(keys, self.key_id, &self.head, digest)?;
         // One compare of a 64-bit word: there is no early exit that could be timed.
         (expected == self.mac).then_some(self.flow)
     }
 
-    /// What the client's Via can be rebuilt from. Nothing to rely on before the token is verified.
+    /// What the client's Via can be rebuilt from. The MAC does not cover it: whoever uses it compares the digest of what
+    /// it says with the one in our branch.
     pub fn rebuild(&self) -> Option<Rebuild<'a>> {
         self.rebuild
     }
@@ -241,6 +235,22 @@ pub const fn from_token_octet(octet: u8) -> u8 {
         b'!' => b':',
         other => other,
     }
+}
+
+/// Writes a branch: the cookie and the digest.
+#[inline(always)]
+pub fn write_branch(out: &mut Text<'_>, digest: u64) {
+    out.put(via::COOKIE);
+    base32::encode(out, &digest.to_be_bytes());
+}
+
+/// The digest in a branch of ours; `None` if it cannot be one of ours.
+#[inline(always)]
+pub fn read_branch(branch: &[u8]) -> Option<u64> {
+    let (cookie, letters) = branch.split_at_checked(via::COOKIE.len())?;
+    let mut octets = [0; 8];
+    let is_ours = cookie.eq_ignore_ascii_case(via::COOKIE) && base32::decode(letters, &mut octets) == Some(8);
+    is_ours.then(|| u64::from_be_bytes(octets))
 }
 
 /// What begins a To tag of ours.
@@ -292,16 +302,38 @@ pub mod base32 {
         values
     };
 
+    /// Ten bits to two letters.
+    static PAIRS: [[u8; 2]; 1024] = {
+        let mut pairs = [[0; 2]; 1024];
+        let mut i = 0;
+        while i < 1024 {
+            pairs[i] = [LETTERS[i >> 5], LETTERS[i & 31]];
+            i += 1;
+        }
+        pairs
+    };
+
     /// Writes `octets` as `ceil(len * 8 / 5)` letters.
     #[inline(always)]
     pub fn encode(out: &mut Text<'_>, octets: &[u8]) {
-        for chunk in octets.chunks(5) {
-            let mut padded = [0u8; 8];
-            padded[3..3 + chunk.len()].copy_from_slice(chunk);
-            let word = u64::from_be_bytes(padded);
-            let letters: [u8; 8] = core::array::from_fn(|i| LETTERS[(word >> (35 - 5 * i) & 31) as usize]);
-            out.put(&letters[..(chunk.len() * 8).div_ceil(5)]);
+        let mut rest = octets;
+        while let Some((&[a, b, c, d, e], behind)) = rest.split_first_chunk() {
+            out.put(&letters([a, b, c, d, e]));
+            rest = behind;
         }
+        if !rest.is_empty() {
+            let mut padded = [0; 5];
+            padded[..rest.len()].copy_from_slice(rest);
+            out.put(&letters(padded)[..(rest.len() * 8).div_ceil(5)]);
+        }
+    }
+
+    #[inline(always)]
+    fn letters([a, b, c, d, e]: [u8; 5]) -> [u8; 8] {
+        let word = u64::from_be_bytes([0, 0, 0, a, b, c, d, e]);
+        let pair = |shift: u32| PAIRS[(word >> shift & 1023) as usize];
+        let ([p, q], [r, s], [t, u], [v, w]) = (pair(30), pair(20), pair(10), pair(0));
+        [p, q, r, s, t, u, v, w]
     }
 
     /// Reads letters of either case into `octets` and returns how many octets they are. `None` for anything that
@@ -357,25 +389,26 @@ mod tests {
         ]
     }
 
+    const BRANCH: &[u8] = b"z9hG4bK-1~x";
+
     #[test]
-    fn a_token_comes_back_as_it_was_written_for_its_branch_and_no_other() {
+    fn a_token_comes_back_as_it_was_written_for_its_transaction_and_no_other() {
         for flow in flows() {
             for sent_by in [None, Some(&b"[2001:db8::1]:5060"[..]), Some(b"host.example.net")] {
-                let value = written(|out| write_via_token(out, &keys(3), &flow, b"z9hG4bK-1~x", sent_by));
+                let rebuild = sent_by.map(|sent_by| (sent_by, BRANCH));
+                let value = written(|out| write_via_token(out, &keys(3), &flow, 42, rebuild));
                 assert!(crate::dataplane::sip::grammar::TOKEN.has_all(&value), "{}", String::from_utf8_lossy(&value));
                 let token = read_via_token(&value).unwrap();
-                assert_eq!(token.verify(&keys(3), b"z9hG4bK-1~x"), Some(flow));
-                assert_eq!(token.verify(&keys(3), b"z9hG4bK-2"), None);
-                assert_eq!(token.verify(&keys(4), b"z9hG4bK-1~x"), None);
-                let upper = value.split(|&octet| octet == b'~').next().unwrap().to_ascii_uppercase();
-                if sent_by.is_none() {
-                    assert_eq!(read_via_token(&upper).unwrap().verify(&keys(3), b"z9hG4bK-1~x"), Some(flow));
-                }
+                assert_eq!(token.verify(&keys(3), 42), Some(flow));
+                assert_eq!(token.verify(&keys(3), 43), None);
+                assert_eq!(token.verify(&keys(4), 42), None);
+                let upper = value.to_ascii_uppercase();
+                assert_eq!(read_via_token(&upper).unwrap().verify(&keys(3), 42), Some(flow));
                 let rebuilt = token.rebuild().map(|parts| {
                     let sent_by: Vec<u8> = parts.sent_by.iter().map(|&octet| from_token_octet(octet)).collect();
-                    (sent_by, parts.branch.to_vec())
+                    (sent_by, parts.branch)
                 });
-                assert_eq!(rebuilt, sent_by.map(|text| (text.to_vec(), b"z9hG4bK-1~x".to_vec())));
+                assert_eq!(rebuilt, sent_by.map(|text| (text.to_vec(), BRANCH)));
             }
         }
     }
@@ -383,15 +416,24 @@ mod tests {
     #[test]
     fn no_bit_of_a_token_can_be_flipped() {
         for flow in flows() {
-            let value = written(|out| write_via_token(out, &keys(3), &flow, b"z9hG4bK-1", Some(b"192.0.2.1:5060")));
+            let value = written(|out| write_via_token(out, &keys(3), &flow, 42, None));
             for bit in 0..value.len() * 8 {
                 let mut forged = value.clone();
                 forged[bit / 8] ^= 1 << (bit % 8);
-                let head = value.iter().position(|&octet| octet == b'~').unwrap();
-                let same = forged[..head].eq_ignore_ascii_case(&value[..head]) && forged[head..] == value[head..];
-                let verified = read_via_token(&forged).and_then(|token| token.verify(&keys(3), b"z9hG4bK-1"));
+                let same = forged.eq_ignore_ascii_case(&value);
+                let verified = read_via_token(&forged).and_then(|token| token.verify(&keys(3), 42));
                 assert!(verified.is_none() || same, "bit {bit}");
             }
+        }
+    }
+
+    #[test]
+    fn a_branch_carries_its_digest() {
+        let branch = written(|out| write_branch(out, 0x0123_4567_89ab_cdef));
+        assert_eq!(branch.len(), 20);
+        assert_eq!(read_branch(&branch), Some(0x0123_4567_89ab_cdef));
+        for other in ["", "z9hG4bK", "z9hG4bK-524287-1---2bd1", "z9hG4bKaaaaaaaaaaaaaa", "aaaaaaaaaaaaa"] {
+            assert_eq!(read_branch(other.as_bytes()), None, "{other}");
         }
     }
 
@@ -404,7 +446,7 @@ mod tests {
 
     #[test]
     fn a_v4_token_is_26_letters_long() {
-        let value = written(|out| write_via_token(out, &keys(0), &flows()[0], b"z9hG4bK-1", None));
+        let value = written(|out| write_via_token(out, &keys(0), &flows()[0], 42, None));
         assert_eq!(value.len(), 26);
     }
 
@@ -444,8 +486,9 @@ mod tests {
     /// above that shares no code with this one.
     #[test]
     fn golden_tokens_do_not_change() {
-        let token = written(|out| write_via_token(out, &keys(3), &flows()[0], b"z9hG4bK-1", Some(b"198.51.100.7:5060")));
-        assert_eq!(token, b"amammm3ea4j4jaisssruv3j45u~198.51.100.7!5060~z9hG4bK-1");
+        let rebuild = Some((&b"198.51.100.7:5060"[..], &b"z9hG4bK-1"[..]));
+        let token = written(|out| write_via_token(out, &keys(3), &flows()[0], 42, rebuild));
+        assert_eq!(token, b"amammm3ea4j4j6o6xn7gt3fpge~198.51.100.7!5060~z9hG4bK-1");
         let tag = written(|out| write_to_tag(out, &keys(3), b"call@h", 7, b"a1"));
         assert_eq!(tag, b"vh4dkvindtecwuc");
     }

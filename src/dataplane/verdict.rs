@@ -51,7 +51,7 @@ pub enum Answer {
 impl Answer {
     /// The status codes we answer with, and how each answer is labelled in metrics: a fixed set.
     pub const LABELS: [&'static str; 14] =
-        ["200", "400", "403", "404", "414", "416", "420", "481", "483", "501", "503", "505", "513", "stun"];
+        ["200", "400", "403", "404", "414", "416", "420", "482", "483", "501", "503", "505", "513", "stun"];
 
     /// Index of the answer's label in [`Answer::LABELS`].
     pub fn index(self) -> usize {

@@ -1,1 +1,463 @@
+//! Where a request goes.
+//!
+//! ```text
+//! from outside, in this order; the first that applies:
+//!   the Request-URI is ours and loose (a strict router was upstream): the last Route value takes its place    R-1
+//!   the top Route is ours: taken out, twice if need be                                                        R-3
+//!   a Route or, without one, the Request-URI names a backend: that one                                        R-5
+//!   another Route: 403, or ignored, by policy
+//!   the pool of the first rule that matches; in it, by its strategy, the backend of the request's key
+//!   no backend is up: 503
+//! from inside:
+//!   the same repairs; then the next Route or the Request-URI must be an address, and the request goes there; else 404
+//! ```
+//!
+//! Who is inside is decided by the source, never by the key: the same Call-ID comes back from the backends' side.
+//! Requests from outside never choose a next hop that is no backend. Record-Route tokens will be a rule of their own,
+//! before the first: a token names the backend whatever the table says.
+
+pub mod key;
+pub mod memory;
+pub mod routes;
 pub mod table;
+
+use crate::dataplane::rewrite::edit::Edits;
+use crate::dataplane::scan::Scan;
+use crate::dataplane::sip::header::HeaderKind;
+use crate::dataplane::sip::uri::Uri;
+use crate::dataplane::tables::{Backend, ForeignRoute, Listener, Pool, Rule, Side, Strategy, Tables};
+use crate::dataplane::token;
+use crate::dataplane::validate::{Refusal, Request};
+use crate::dataplane::verdict::Sender;
+use memory::Memory;
+use routes::Routes;
+use std::net::{IpAddr, SocketAddr};
+use table::{NONE, SlotTable};
+
+/// Where a datagram came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// Its source.
+    pub from: SocketAddr,
+    /// The listener; `None`: the egress socket.
+    pub listener: Option<u8>,
+    /// The local address it was sent to, where the listener is bound to a wildcard address.
+    pub local: Option<IpAddr>,
+}
+
+/// What a request is routed by.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// The tables in force.
+    pub tables: &'a Tables,
+    /// The message.
+    pub message: &'a [u8],
+    /// Its scan.
+    pub scan: &'a Scan,
+    /// What it says.
+    pub request: &'a Request,
+    /// Where it came in.
+    pub arrival: Arrival,
+    /// Its transaction, as our branch names it: a digest.
+    pub transaction: u64,
+    /// The shard's clock in milliseconds.
+    pub now_ms: u64,
+}
+
+/// Why a request goes where it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// The slot of its key's hash, by the table.
+    Key {
+        /// The hash.
+        hash: u64,
+        /// Whether the slot's owner was passed over for its runner-up.
+        runner_up: bool,
+    },
+    /// The call memory: it is where its call went before.
+    Memory,
+    /// The first backend that is up.
+    Priority,
+    /// The slot of its transaction's hash.
+    Random {
+        /// The hash.
+        hash: u64,
+    },
+    /// The Request-URI names it.
+    RequestUri,
+    /// A Route names it.
+    Route,
+    /// It was the next one's turn.
+    RoundRobin,
+}
+
+/// A target and the reasons for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Where to.
+    pub to: SocketAddr,
+    /// From which socket.
+    pub from: Sender,
+    /// The backend, if it is one.
+    pub backend: Option<u16>,
+    /// Why.
+    pub how: How,
+    /// The rule that chose the pool.
+    pub rule: Option<u16>,
+    /// Whether a Route value of ours was taken out.
+    pub popped: bool,
+}
+
+/// A shard's router: what of routing needs memory.
+#[derive(Debug, Default)]
+pub struct Router {
+    memory: Memory,
+    /// Whose turn it is, for round robin.
+    turn: u32,
+    /// Backends that refused a datagram since the tables were built: passed over until the control plane has decided.
+    suspects: Vec<u16>,
+    /// Of these tables.
+    generation: u64,
+    /// Calls that had to be forgotten before their time.
+    pub evicted: u64,
+}
+
+/// Suspects remembered at a time. When more backends refuse at once, the tables that say so come within milliseconds.
+const SUSPECTS_MAX: usize = 64;
+
+const FORBIDDEN: Refusal = Refusal::new(403, "Route Is Not Ours");
+const NOT_FOUND: Refusal = Refusal::new(404, "Next Hop Is Not An Address");
+const UNAVAILABLE: Refusal = Refusal::new(503, "No Backend Available");
+
+impl Router {
+    /// Passes over the backend at `address` until the next tables, as far as its slots have a runner-up.
+    pub fn suspect(&mut self, tables: &Tables, address: SocketAddr) -> Option<u16> {
+        let &index = tables.by_address.get(&address)?;
+        self.forget_suspects_of_other_tables(tables);
+        if !self.suspects.contains(&index) && self.suspects.len() < SUSPECTS_MAX {
+            self.suspects.push(index);
+        }
+        Some(index)
+    }
+
+    #[inline(always)]
+    fn forget_suspects_of_other_tables(&mut self, tables: &Tables) {
+        if self.generation != tables.generation {
+            self.generation = tables.generation;
+            self.suspects.clear();
+        }
+    }
+
+    /// Decides where a request goes, and what that changes in it.
+    #[inline(always)]
+    pub fn route(&mut self, input: &Input<'_>, edits: &mut Edits) -> Result<Decision, Refusal> {
+        self.forget_suspects_of_other_tables(input.tables);
+        let inside = input.tables.is_inside(input.arrival.from) || side_of(input) == Side::Inside;
+        let mut popped = false;
+        if input.scan.count(HeaderKind::Route) != 0 {
+            let by_route = by_route(input, edits, inside)?;
+            if let Some(decision) = by_route.decision {
+                return Ok(decision);
+            }
+            popped = by_route.popped;
+        } else {
+            strip_maddr(input, edits);
+        }
+        let uri = &input.request.uri;
+        if let Some(target) = target_of(input, uri, inside) {
+            return decide(input, target, How::RequestUri, popped);
+        }
+        if inside {
+            return Err(NOT_FOUND);
+        }
+        let (rule, pool) = self.pool(input)?;
+        let (index, how) = self.pick(input, pool).ok_or(UNAVAILABLE)?;
+        let backend = input.tables.backends.get(index as usize).ok_or(UNAVAILABLE)?;
+        Ok(Decision { to: backend.address, from: Sender::Egress, backend: Some(index), how, rule, popped })
+    }
+
+    #[inline(always)]
+    fn pool<'a>(&self, input: &Input<'a>) -> Result<(Option<u16>, &'a Pool), Refusal> {
+        let rule = input.tables.rules.iter().position(|rule| matches(rule, input));
+        let pool = rule.map_or(0, |index| input.tables.rules[index].pool);
+        let pool = input.tables.pools.get(pool as usize).ok_or(UNAVAILABLE)?;
+        Ok((rule.map(|index| index as u16), pool))
+    }
+
+    /// The backend of `pool` for a request that names none.
+    #[inline(always)]
+    fn pick(&mut self, input: &Input<'_>, pool: &Pool) -> Option<(u16, How)> {
+        match pool.strategy {
+            Strategy::Hash => {
+                let hash = key_hash(input, pool);
+                let (index, runner_up) = self.slot(&pool.table, hash)?;
+                Some((index, How::Key { hash, runner_up }))
+            }
+            Strategy::Random => {
+                // The transaction's digest is a hash already, but one that clients see: it stands in our branch.
+                let hash = input.tables.keys.route(&input.transaction.to_be_bytes());
+                let (index, _) = self.slot(&pool.table, hash)?;
+                Some((index, How::Random { hash }))
+            }
+            Strategy::Priority => {
+                let trusted = pool.up.iter().find(|index| !self.suspects.contains(index));
+                Some((*trusted.or(pool.up.first())?, How::Priority))
+            }
+            Strategy::RoundRobin => self.round_robin(input, pool),
+        }
+    }
+
+    #[inline(always)]
+    fn slot(&self, table: &SlotTable, hash: u64) -> Option<(u16, bool)> {
+        let slot = table.slot(hash);
+        if !self.suspects.is_empty() && self.suspects.contains(&slot.owner) && slot.runner_up != NONE {
+            return Some((slot.runner_up, true));
+        }
+        (slot.owner != NONE).then_some((slot.owner, false))
+    }
+
+    fn round_robin(&mut self, input: &Input<'_>, pool: &Pool) -> Option<(u16, How)> {
+        let digest = key_hash(input, pool);
+        if let Some(id) = self.memory.recall(digest, input.now_ms) {
+            let known = pool.up.iter().find(|&&index| {
+                input.tables.backends.get(index as usize).is_some_and(|backend| backend.id == id)
+            });
+            if let Some(&index) = known.filter(|index| !self.suspects.contains(index)) {
+                return Some((index, How::Memory));
+            }
+        }
+        let count = pool.up.len();
+        let start = self.turn as usize;
+        let next = (0..count).map(|step| (start + step) % count).find(|&place| !self.suspects.contains(&pool.up[place]));
+        let place = next.or((count > 0).then_some(start % count.max(1)))?;
+        self.turn = (place as u32 + 1) % count as u32;
+        let index = pool.up[place];
+        let id = input.tables.backends.get(index as usize)?.id;
+        self.evicted += u64::from(self.memory.remember(digest, id, input.now_ms));
+        Some((index, How::RoundRobin))
+    }
+}
+
+#[inline(always)]
+fn key_hash(input: &Input<'_>, pool: &Pool) -> u64 {
+    let keys = &input.tables.keys;
+    key::hash(keys, pool.affinity, input.message, input.scan, input.request, input.arrival.from.ip())
+}
+
+fn side_of(input: &Input<'_>) -> Side {
+    let listener = input.arrival.listener.and_then(|index| input.tables.listeners.get(index as usize));
+    listener.map_or(Side::Outside, |listener| listener.side)
+}
+
+fn matches(rule: &Rule, input: &Input<'_>) -> bool {
+    let host = input.request.uri.host.of(input.message);
+    let method_ok = rule.methods.as_ref().is_none_or(|methods| methods.contains(&input.request.method));
+    let listener_ok = rule.listeners.as_ref().is_none_or(|listeners| {
+        input.arrival.listener.is_some_and(|listener| listeners.contains(&listener))
+    });
+    let domain_ok = rule.domains.as_ref().is_none_or(|domains| domains.iter().any(|domain| is_below(host, domain)));
+    method_ok && listener_ok && domain_ok
+}
+
+/// Whether `host` is `domain` or, for a domain that begins with `*.`, a name below it. In any case of letters.
+fn is_below(host: &[u8], domain: &str) -> bool {
+    match domain.strip_prefix('*') {
+        None => host.eq_ignore_ascii_case(domain.as_bytes()),
+        Some(suffix) => {
+            let start = host.len().checked_sub(suffix.len());
+            start.is_some_and(|start| start > 0 && host[start..].eq_ignore_ascii_case(suffix.as_bytes()))
+        }
+    }
+}
+
+/// RFC 3261 16.4: a maddr that is ours is taken out, and a port and transport that are not the default with it.
+fn strip_maddr(input: &Input<'_>, edits: &mut Edits) {
+    let uri = &input.request.uri;
+    if !uri.has_maddr {
+        return;
+    }
+    let Some(maddr) = uri.param(input.message, b"maddr") else { return };
+    let host = maddr.value.unwrap_or_default().of(input.message);
+    if !input.tables.is_own(host, uri.port_or_default()) {
+        return;
+    }
+    edits.cut(maddr.whole);
+    if let Some(transport) = uri.param(input.message, b"transport") {
+        edits.cut(transport.whole);
+    }
+    if uri.port.is_some_and(|port| port != 5060) {
+        edits.cut(crate::dataplane::scan::Span { start: uri.host.end, end: uri.params.start });
+    }
+}
+
+struct ByRoute {
+    decision: Option<Decision>,
+    popped: bool,
+}
+
+/// Obeys the Route header (16.4, 16.6 item 6).
+#[cold]
+fn by_route(input: &Input<'_>, edits: &mut Edits, inside: bool) -> Result<ByRoute, Refusal> {
+    let mut routes = Routes::read(input.message, input.scan).ok_or(Refusal::new(400, "Bad Route"))?;
+    let mut uri = input.request.uri;
+    let mut new_uri = None;
+    if is_own(input, &uri) && uri.is_loose {
+        //= RFC 3261 section 16.4
+        //# The proxy MUST inspect the Request-URI of the request.  If the
+        //# Request-URI of the request contains a value this proxy previously
+        //# placed into a Record-Route header field (see Section 16.6 item 4),
+        //# the proxy MUST replace the Request-URI in the request with the last
+        //# value from the Route header field, and remove that value from the
+        //# Route header field.
+        if let Some(last) = routes.take_last() {
+            uri = last.uri;
+            new_uri = Some(last.uri.whole);
+        }
+    } else {
+        strip_maddr(input, edits);
+    }
+    //= RFC 3261 section 16.4
+    //# If the first value in the Route header field indicates this proxy,
+    //# the proxy MUST remove that value from the request.
+    //
+    // RFC 5658 5: with a double Record-Route, both values at once.
+    let mut popped = false;
+    for _ in 0..2 {
+        popped |= routes.first().is_some_and(|first| is_own(input, &first.uri)) && routes.take_first().is_some();
+    }
+    let Some(next) = routes.first().map(|first| first.uri) else {
+        let target = target_of(input, &uri, inside);
+        routes.write(input.message, edits, None);
+        replace_uri(input, edits, new_uri);
+        let decision = match target {
+            Some(target) => Some(decide(input, target, How::RequestUri, popped)?),
+            None => None,
+        };
+        return Ok(ByRoute { decision, popped });
+    };
+    let Some(target) = target_of(input, &next, inside) else {
+        if inside {
+            return Err(NOT_FOUND);
+        }
+        if input.tables.policy.foreign_route == ForeignRoute::Refuse {
+            return Err(FORBIDDEN);
+        }
+        routes.write(input.message, edits, None);
+        replace_uri(input, edits, new_uri);
+        return Ok(ByRoute { decision: None, popped });
+    };
+    if !next.is_loose {
+        // 16.6 item 6: a strict router finds its own URI in the Request-URI and the rest of the way in Route.
+        routes.take_first();
+        routes.write(input.message, edits, Some(uri.whole));
+        replace_uri(input, edits, Some(next.whole));
+    } else {
+        routes.write(input.message, edits, None);
+        replace_uri(input, edits, new_uri);
+    }
+    Ok(ByRoute { decision: Some(decide(input, target, How::Route, popped)?), popped })
+}
+
+fn replace_uri(input: &Input<'_>, edits: &mut Edits, uri: Option<crate::dataplane::scan::Span>) {
+    if let Some(uri) = uri {
+        edits.replace(input.request.uri.whole, |text| {
+            text.put(uri.of(input.message));
+        });
+    }
+}
+
+fn is_own(input: &Input<'_>, uri: &Uri) -> bool {
+    uri.is_sip() && input.tables.is_own(uri.host.of(input.message), uri.port_or_default())
+}
+
+/// The address `uri` names, if a request from that side may go there: a backend, and from inside any address.
+#[inline(always)]
+fn target_of(input: &Input<'_>, uri: &Uri, inside: bool) -> Option<SocketAddr> {
+    if !uri.is_sip() || !uri.host.of(input.message).first().is_some_and(|&octet| octet == b'[' || octet.is_ascii_digit()) {
+        return None;
+    }
+    let address = SocketAddr::new(uri.address(input.message)?, uri.port_or_default());
+    (inside || input.tables.by_address.contains_key(&address)).then_some(address)
+}
+
+/// The decision for a target that the message names itself.
+fn decide(input: &Input<'_>, to: SocketAddr, how: How, popped: bool) -> Result<Decision, Refusal> {
+    let backend = input.tables.by_address.get(&to).copied();
+    if backend.is_some() {
+        return Ok(Decision { to, from: Sender::Egress, backend, how, rule: None, popped });
+    }
+    let from = listener_towards(input, to).ok_or(NOT_FOUND)?;
+    if !is_somebody(to) || input.tables.is_own_address(to) {
+        return Err(NOT_FOUND);
+    }
+    Ok(Decision { to, from, backend: None, how, rule: None, popped })
+}
+
+/// Whether `address` is one that a single host can have, so that a datagram may be sent to it.
+#[inline(always)]
+pub fn is_somebody(address: SocketAddr) -> bool {
+    let ip = address.ip();
+    let nobody = ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
+    address.port() != 0 && !nobody
+}
+
+/// The listener from which a request goes out to `to`: the one it came to, if that faces outside, or the first that
+/// does and has the right address family.
+fn listener_towards(input: &Input<'_>, to: SocketAddr) -> Option<Sender> {
+    let fits = |listener: &Listener| listener.side == Side::Outside && listener.address.is_ipv4() == to.is_ipv4();
+    let listeners = &input.tables.listeners;
+    if let Some(index) = input.arrival.listener
+        && listeners.get(index as usize).is_some_and(fits)
+    {
+        return Some(Sender::Listener { index, local: input.arrival.local });
+    }
+    let index = listeners.iter().position(fits)?;
+    Some(Sender::Listener { index: index as u8, local: None })
+}
+
+/// The host and port that stand in our Via towards `decision`'s target.
+pub fn sent_by<'a>(tables: &'a Tables, decision: &Decision) -> SentBy<'a> {
+    match decision.from {
+        Sender::Egress => {
+            let backend = decision.backend.and_then(|index| tables.backends.get(index as usize));
+            SentBy::Egress(backend.map_or("", |backend: &Backend| &backend.via_host))
+        }
+        Sender::Listener { index, local } => {
+            let listener = tables.listeners.get(index as usize);
+            match listener.and_then(|listener| listener.advertised.as_deref()) {
+                Some(host_port) => SentBy::Listener(host_port),
+                None => {
+                    let bound = listener.map_or(SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 5060), |one| one.address);
+                    SentBy::Address(SocketAddr::new(local.unwrap_or(bound.ip()), bound.port()))
+                }
+            }
+        }
+    }
+}
+
+/// See [`sent_by`].
+#[derive(Clone, Copy, Debug)]
+pub enum SentBy<'a> {
+    /// An address of ours.
+    Address(SocketAddr),
+    /// A host; the port is that of the shard's egress socket.
+    Egress(&'a str),
+    /// Host and port as configured.
+    Listener(&'a str),
+}
+
+/// The flow on which the response to this request goes back (RFC 3261 18.2.2, RFC 3581 4).
+#[inline(always)]
+pub fn response_flow(request: &Request, arrival: &Arrival) -> token::Flow {
+    token::Flow { listener: arrival.listener, to: response_address(Some(&request.via), arrival.from), local: arrival.local }
+}
+
+/// Where the response to a request from `source` goes: with `rport` to its source port, else to the port of sent-by.
+/// Never to an address that the client wrote: a `maddr` would make us shoot at whoever it names (RFC 4475 3.3.10).
+#[inline(always)]
+pub fn response_address(via: Option<&crate::dataplane::sip::via::Via>, source: SocketAddr) -> SocketAddr {
+    match via {
+        Some(via) if via.rport.is_none() => SocketAddr::new(source.ip(), via.port_or_default()),
+        _ => source,
+    }
+}

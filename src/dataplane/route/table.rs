@@ -173,7 +173,6 @@ static LOG2: [u64; (1 << LOG_BITS) + 1] = {
         let mut x: u128 = (1u128 << 62) + ((i as u128) << (62 - LOG_BITS));
         let mut log = 0u64;
         if x >= 1 << 63 {
-            x >>= 1;
             log = 1 << 32;
         } else {
             let mut bit = 32;

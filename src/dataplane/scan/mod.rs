@@ -36,11 +36,13 @@
 //! 5. Reads never leave the message. The block in which it ends is replaced by its last 64 octets, shifted.
 
 mod index;
+mod rows;
 pub mod scalar;
 mod simd;
 
 pub use index::{Fault, Faults, Row, Scan, Span};
-pub use simd::Scanner;
+pub use rows::rows;
+pub use simd::{Scanner, find, find_blank_or};
 
 /// Calls the scalar twin and every arm this CPU can run on `message` and panics if two of them disagree.
 ///

@@ -68,14 +68,18 @@ pub fn scan(message: &[u8], scan: &mut Scan) {
     scan.faults.add(Fault::NoEmptyLine, message.len());
 }
 
-enum Header {
+/// What a line that begins a row is.
+pub(super) enum Header {
+    /// A header, of ours or not, and the offset behind its colon.
     Row(Option<HeaderKind>, usize),
+    /// A header whose name others would take for one of ours, and the offset behind its colon.
     LookAlike(usize),
+    /// No header.
     Malformed,
 }
 
 /// Reads `token [blanks] ":"` from the start of a line; the offset is that of the octet behind the colon.
-fn read_name(line: &[u8]) -> Header {
+pub(super) fn read_name(line: &[u8]) -> Header {
     let name_len = line.iter().take_while(|&&octet| grammar::TOKEN.has(octet)).count();
     let blanks = line[name_len..].iter().take_while(|&&octet| grammar::is_blank(octet)).count();
     let colon = name_len + blanks;

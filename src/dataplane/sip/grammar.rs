@@ -1,80 +1,112 @@
 //! Classes of octets, each with the ABNF of RFC 3261 section 25.1 it stands for.
 
-/// A set of octets as a bit per value, so that a test is one load and one shift.
-#[derive(Clone, Copy)]
-pub struct Class([u64; 4]);
+use crate::dataplane::scan::find_blank_or;
 
-impl Class {
-    /// The class of exactly these octets.
-    pub const fn of(octets: &[u8]) -> Class {
-        let mut bits = [0u64; 4];
+/// A set of octets: one bit of [`TABLE`], so that all sets share one table of 256 octets, and a test is one load.
+#[derive(Clone, Copy)]
+pub struct Class(u8);
+
+/// `alphanum = ALPHA / DIGIT`
+pub const ALPHANUM: Class = Class(1 << 0);
+
+/// `DIGIT`
+pub const DIGIT: Class = Class(1 << 1);
+
+/// `token = 1*(alphanum / "-" / "." / "!" / "%" / "*" / "_" / "+" / "`" / "'" / "~" )`
+pub const TOKEN: Class = Class(1 << 2);
+
+/// Octets of a URI parameter, and the `=` in it: those of a URI but `;` and `?`. Quotes do not belong there; in Route
+/// values they are found, and do no harm.
+pub const URI_PARAM: Class = Class(1 << 3);
+
+/// What an `addr-spec` holds that stands without angle brackets: its parameters are the header's (RFC 3261 20.10, RFC
+/// 8217), and a comma ends the value.
+pub const BARE_URI: Class = Class(1 << 4);
+
+/// `hostname` and `IPv4address`, and the `_` that real host names contain.
+pub const HOST: Class = Class(1 << 5);
+
+/// Octets of a display name that is no quoted string: `token`, and what is above 0x7f, which phones write there.
+pub const DISPLAY_NAME: Class = Class(1 << 6);
+
+static TABLE: [u8; 256] = {
+    let mut table = [0u8; 256];
+    let mut octet = 0;
+    while octet < 256 {
+        let high = octet > 0x7f;
+        let o = octet as u8;
+        let alphanum = o.is_ascii_alphanumeric();
+        let token = alphanum || among(b"-.!%*_+`'~", o);
+        let uri = alphanum || high || among(b";/?:@&=+$,-_.!~*'()%[]#^|`{}", o);
+        let sets = [
+            (ALPHANUM, alphanum),
+            (DIGIT, o.is_ascii_digit()),
+            (TOKEN, token),
+            (URI_PARAM, (uri || among(b"\"\\", o)) && !among(b";?", o)),
+            (BARE_URI, uri && !among(b";,?", o)),
+            (HOST, alphanum || among(b"-._", o)),
+            (DISPLAY_NAME, token || high),
+        ];
         let mut i = 0;
-        while i < octets.len() {
-            bits[(octets[i] >> 6) as usize] |= 1 << (octets[i] & 63);
+        while i < sets.len() {
+            if sets[i].1 {
+                table[octet] |= sets[i].0.0;
+            }
             i += 1;
         }
-        Class(bits)
+        octet += 1;
     }
+    table
+};
 
-    /// The class of the octets of either.
-    pub const fn and(self, other: Class) -> Class {
-        Class([self.0[0] | other.0[0], self.0[1] | other.0[1], self.0[2] | other.0[2], self.0[3] | other.0[3]])
+const fn among(octets: &[u8], octet: u8) -> bool {
+    let mut i = 0;
+    while i < octets.len() {
+        if octets[i] == octet {
+            return true;
+        }
+        i += 1;
     }
+    false
+}
 
-    /// The class without these octets.
-    pub const fn without(self, octets: &[u8]) -> Class {
-        let out = Class::of(octets);
-        Class([self.0[0] & !out.0[0], self.0[1] & !out.0[1], self.0[2] & !out.0[2], self.0[3] & !out.0[3]])
-    }
-
+impl Class {
     /// Whether `octet` belongs to the class.
     #[inline(always)]
-    pub const fn has(&self, octet: u8) -> bool {
-        self.0[(octet >> 6) as usize] >> (octet & 63) & 1 != 0
+    pub const fn has(self, octet: u8) -> bool {
+        TABLE[octet as usize] & self.0 != 0
+    }
+
+    /// How many of the first `octets` belong to the class, up to one that does not.
+    #[inline(always)]
+    pub fn prefix(self, octets: &[u8]) -> usize {
+        octets.iter().position(|&octet| !self.has(octet)).unwrap_or(octets.len())
     }
 
     /// Whether all of `octets` belong to the class. True for none.
-    #[inline]
-    pub fn has_all(&self, octets: &[u8]) -> bool {
-        octets.iter().all(|&octet| self.has(octet))
+    #[inline(always)]
+    pub fn has_all(self, octets: &[u8]) -> bool {
+        self.prefix(octets) == octets.len()
     }
 }
 
-/// `alphanum = ALPHA / DIGIT`
-pub const ALPHANUM: Class = Class::of(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789");
-
-/// `token = 1*(alphanum / "-" / "." / "!" / "%" / "*" / "_" / "+" / "`" / "'" / "~" )`
-pub const TOKEN: Class = ALPHANUM.and(Class::of(b"-.!%*_+`'~"));
-
-/// `word = 1*(alphanum / "-" / "." / "!" / "%" / "*" / "_" / "+" / "`" / "'" / "~" / "(" / ")" / "<" / ">" / ":" / "\" /
-/// DQUOTE / "/" / "[" / "]" / "?" / "{" / "}" )` and the `@` between the two words of a `callid`.
+/// Whether `octets` may be a Call-ID: some octets, none of them a blank or a control character.
 ///
-/// Octets above 0x7f are let through too: some phones put them there, they cannot end or split the value, and refusing
-/// them would refuse calls that work today.
-pub const CALL_ID: Class = {
-    let mut class = TOKEN.and(Class::of(b"()<>:\\\"/[]?{}@"));
-    class.0[2] = u64::MAX;
-    class.0[3] = u64::MAX;
-    class
-};
+/// `callid = word [ "@" word ]`, and `word` has most visible characters. Those it leaves out, such as `;` and `=`, are let
+/// through, and so are octets above 0x7f: phones write them, nothing ends or splits the value at them, and refusing them
+/// would refuse calls that work today.
+#[inline(always)]
+pub fn is_call_id(octets: &[u8]) -> bool {
+    !octets.is_empty() && find_blank_or(octets, []).is_none()
+}
 
-/// Octets of a parameter value outside quotes: `token / host`, and the octets of URIs that real values hold although they
-/// should not. What ends a value is left out: `;`, `,`, white space, quotes, angle brackets.
-pub const URI_PARAM: Class = {
-    let mut class = TOKEN.and(Class::of(b"[]:/@&+$?#^|{}()\\="));
-    class.0[2] = u64::MAX;
-    class.0[3] = u64::MAX;
-    class
-};
-
-/// Octets that may stand in a Request-URI: `reserved / unreserved / escaped` and the square brackets of IPv6. Octets
-/// above 0x7f are not allowed by the grammar and are let through: they are a telephone's mistake, not a danger.
-pub const URI: Class = {
-    let mut class = ALPHANUM.and(Class::of(b";/?:@&=+$,-_.!~*'()%[]#^|`{}"));
-    class.0[2] = u64::MAX;
-    class.0[3] = u64::MAX;
-    class
-};
+/// Whether `octets` may stand in a Request-URI: no blank, no control character, nothing that brackets or quotes a URI.
+///
+/// `reserved / unreserved / escaped` leaves out more, such as `^`; a telephone's mistake, and no danger.
+#[inline(always)]
+pub fn is_uri(octets: &[u8]) -> bool {
+    find_blank_or(octets, [b'<', b'>', b'"', b'\\']).is_none()
+}
 
 /// `SP / HTAB`: what may stand round separators, and what a folded line begins with (RFC 3261 7.3.1).
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! `name-addr` and `addr-spec`: what From, To, Route and Record-Route hold.
 
-use super::cursor::{Cursor, Param, next_param};
-use super::grammar::{self, Class};
+use super::cursor::{Cursor, next_param};
+use super::grammar;
 use crate::dataplane::scan::Span;
 
 /// One value: `( name-addr / addr-spec ) *( SEMI generic-param )`.
@@ -9,17 +9,14 @@ use crate::dataplane::scan::Span;
 pub struct NameAddr {
     /// The URI, without angle brackets.
     pub uri: Span,
-    /// The header's parameters, from the first semicolon behind the URI to the last parameter's end.
-    pub params: Span,
+    /// The value of the header parameter `tag` (RFC 3261 19.3). A `tag` inside the URI or the display name is none (RFC
+    /// 8217).
+    pub tag: Option<Span>,
     /// The value from its first octet to its last, without white space round it.
     pub whole: Span,
     /// Whether a comma follows, and with it another value in the same row; then its offset.
     pub comma: Option<u32>,
 }
-
-/// What ends an `addr-spec` that stands without angle brackets: its parameters are the header's (RFC 3261 20.10, RFC
-/// 8217), and a comma ends the value.
-const BARE_URI: Class = grammar::URI.without(b";,?");
 
 /// Reads the first value of `span`. `None` if it does not follow the grammar.
 #[inline(always)]
@@ -29,9 +26,12 @@ pub fn parse(message: &[u8], span: Span) -> Option<NameAddr> {
     let start = cursor.at();
     let uri = uri(&mut cursor)?;
     let mut end = cursor.at();
-    let params_start = end;
+    let mut tag = None;
     while let Some(param) = next_param(&mut cursor).ok()? {
         end = param.whole.end as usize;
+        if param.name.end - param.name.start == 3 && param.is(message, b"tag") {
+            tag = tag.or(param.value);
+        }
     }
     cursor.skip_lws();
     let comma = match cursor.peek() {
@@ -39,7 +39,7 @@ pub fn parse(message: &[u8], span: Span) -> Option<NameAddr> {
         Some(b',') => Some(cursor.at() as u32),
         Some(_) => return None,
     };
-    Some(NameAddr { uri, params: Span::new(params_start, end), whole: Span::new(start, end), comma })
+    Some(NameAddr { uri, tag, whole: Span::new(start, end), comma })
 }
 
 /// `name-addr = [ display-name ] LAQUOT addr-spec RAQUOT`, `display-name = *(token LWS) / quoted-string`
@@ -56,9 +56,8 @@ fn uri(cursor: &mut Cursor<'_>) -> Option<Span> {
         return in_brackets(cursor);
     }
     let before_name = cursor.clone();
-    // Octets above 0x7f are let through in display names: they are no token characters, and phones write them.
     loop {
-        let word = cursor.take_while(&DISPLAY_NAME);
+        let word = cursor.take_while(grammar::DISPLAY_NAME);
         cursor.skip_lws();
         if cursor.peek() == Some(b'<') {
             return in_brackets(cursor);
@@ -68,52 +67,16 @@ fn uri(cursor: &mut Cursor<'_>) -> Option<Span> {
         }
     }
     *cursor = before_name;
-    let bare = cursor.take_while(&BARE_URI);
+    let bare = cursor.take_while(grammar::BARE_URI);
     (bare.start != bare.end).then_some(bare)
 }
-
-const DISPLAY_NAME: Class = {
-    let mut high = [0u8; 128];
-    let mut i = 0;
-    while i < 128 {
-        high[i] = 128 + i as u8;
-        i += 1;
-    }
-    grammar::TOKEN.and(Class::of(&high))
-};
 
 #[inline(always)]
 fn in_brackets(cursor: &mut Cursor<'_>) -> Option<Span> {
     if !cursor.take(b'<') {
         return None;
     }
-    let start = cursor.at();
-    if !cursor.seek(b'>') {
-        return None;
-    }
-    let uri = Span::new(start, cursor.at());
-    cursor.take(b'>');
-    (uri.start != uri.end).then_some(uri)
-}
-
-impl NameAddr {
-    /// The header parameter `name`, lower-case.
-    #[inline(always)]
-    pub fn param(&self, message: &[u8], name: &[u8]) -> Option<Param> {
-        let mut cursor = Cursor::new(message, self.params);
-        while let Ok(Some(param)) = next_param(&mut cursor) {
-            if param.is(message, name) {
-                return Some(param);
-            }
-        }
-        None
-    }
-
-    /// The `tag` (RFC 3261 19.3). A `tag` inside the URI or the display name is none (RFC 8217).
-    #[inline(always)]
-    pub fn tag(&self, message: &[u8]) -> Option<Span> {
-        self.param(message, b"tag").and_then(|param| param.value)
-    }
+    cursor.take_through(b'>').filter(|uri| uri.start != uri.end)
 }
 
 #[cfg(test)]
@@ -144,7 +107,7 @@ mod tests {
         ] {
             let value = read(text).unwrap_or_else(|| panic!("{text}"));
             assert_eq!(of(text, value.uri), uri, "{text}");
-            assert_eq!(value.tag(text.as_bytes()).map(|tag| of(text, tag)), tag, "{text}");
+            assert_eq!(value.tag.map(|tag| of(text, tag)), tag, "{text}");
             assert!(value.comma.is_none());
         }
     }

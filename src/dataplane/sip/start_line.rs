@@ -1,7 +1,10 @@
 //! The first line: `Method SP Request-URI SP SIP-Version` or `SIP-Version SP Status-Code SP Reason-Phrase`.
+//!
+//! Of a request line the middle is what stands between the first SP and the last. A blank too many ends up there, where
+//! the parser of URIs refuses it.
 
 use super::grammar;
-use crate::dataplane::scan::Span;
+use crate::dataplane::scan::{Span, find};
 
 /// The methods we tell apart, for policy and for metrics. Methods are case-sensitive (RFC 3261 7.1): `invite` is
 /// [`Method::Other`], and forwarded like any method we do not know (16.3 item 1).
@@ -99,7 +102,7 @@ pub enum StartLine {
         method: Method,
         /// The method as written; for [`Method::Other`] the only name it has.
         name: Span,
-        /// The Request-URI.
+        /// What stands where the Request-URI belongs.
         uri: Span,
         /// The version as written, which is `SIP/2.0` in any case.
         version: Span,
@@ -153,15 +156,13 @@ fn status_line(line: &[u8]) -> Option<StartLine> {
 /// `at` is the offset of `line` in its message.
 #[inline(always)]
 fn request_line(line: &[u8], at: usize) -> Result<StartLine, StartLineError> {
-    let malformed = || if names_sip(line) { StartLineError::Request } else { StartLineError::NotSip };
-    let name_end = line.iter().position(|&octet| octet == b' ').ok_or_else(malformed)?;
-    let uri_end = memchr::memrchr(b' ', line).ok_or_else(malformed)?;
-    let (name, version) = (&line[..name_end], &line[uri_end + 1..]);
-    if uri_end <= name_end + 1 || !is_sip_2_0(version) || !grammar::TOKEN.has_all(name) || name.is_empty() {
-        let other_version = uri_end > name_end + 1 && starts_with_sip(version) && is_version(version);
-        return Err(if other_version { StartLineError::RequestVersion } else { malformed() });
-    }
-    if !grammar::URI.has_all(&line[name_end + 1..uri_end]) {
+    let uri_end = match line.split_last_chunk() {
+        Some((before, b" SIP/2.0")) => before.len(),
+        _ => odd_version(line)?,
+    };
+    let name_end = find(&line[..uri_end], [b' ']).ok_or(StartLineError::Request)?;
+    let name = &line[..name_end];
+    if name.is_empty() || !grammar::TOKEN.has_all(name) {
         return Err(StartLineError::Request);
     }
     Ok(StartLine::Request {
@@ -172,10 +173,22 @@ fn request_line(line: &[u8], at: usize) -> Result<StartLine, StartLineError> {
     })
 }
 
+/// Where the Request-URI ends in a line that does not end with the version as everybody writes it.
+#[cold]
+fn odd_version(line: &[u8]) -> Result<usize, StartLineError> {
+    let malformed = if names_sip(line) { StartLineError::Request } else { StartLineError::NotSip };
+    let uri_end = memchr::memrchr(b' ', line).ok_or(malformed)?;
+    let version = &line[uri_end + 1..];
+    match version {
+        _ if is_sip_2_0(version) => Ok(uri_end),
+        _ if starts_with_sip(version) && is_version(version) => Err(StartLineError::RequestVersion),
+        _ => Err(malformed),
+    }
+}
+
 fn is_version(version: &[u8]) -> bool {
     let mut numbers = version[4..].split(|&octet| octet == b'.').map(grammar::number);
-    let two_numbers = matches!((numbers.next(), numbers.next(), numbers.next()), (Some(Some(_)), Some(Some(_)), None));
-    two_numbers && !is_sip_2_0(version)
+    matches!((numbers.next(), numbers.next(), numbers.next()), (Some(Some(_)), Some(Some(_)), None))
 }
 
 /// Whether a line that cannot be read was at least meant to be SIP: some word of it begins with `SIP/`.
@@ -193,19 +206,15 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_read_with_exactly_two_single_spaces() {
+    fn requests_are_read_from_the_first_space_to_the_last() {
         let Ok(StartLine::Request { method, name, uri, version }) = read("INVITE sip:bob@example.net sip/2.0") else {
             panic!("not a request");
         };
         assert_eq!(method, Method::Invite);
         assert_eq!((name, uri, version), (Span::new(0, 6), Span::new(7, 26), Span::new(27, 34)));
         for line in [
-            "INVITE  sip:bob@example.net SIP/2.0",
-            "INVITE sip:bob@example.net  SIP/2.0",
             "INVITE sip:bob@example.net SIP/2.0 ",
             "INVITE\tsip:bob@example.net SIP/2.0",
-            "INVITE sip:bob@example.net; lr SIP/2.0",
-            "INVITE <sip:bob@example.net> SIP/2.0",
             "INV<ITE sip:bob@example.net SIP/2.0",
             " sip:bob@example.net SIP/2.0",
             "INVITE SIP/2.0",

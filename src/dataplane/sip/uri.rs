@@ -1,9 +1,9 @@
 //! As much of a URI as routing needs: scheme, host, port and a few parameters of `sip:` and `sips:`.
 
 use super::cursor::{self, Cursor};
-use super::grammar::{self, Class};
-use crate::dataplane::scan::Span;
-use std::net::{IpAddr, Ipv6Addr};
+use super::grammar;
+use crate::dataplane::scan::{Span, find};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Schemes we can tell apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,12 +33,13 @@ pub struct Uri {
     pub port: Option<u16>,
     /// From the first semicolon behind the host to the headers or the end.
     pub params: Span,
+    /// Whether there is a parameter `lr`: a loose router (RFC 3261 19.1.1).
+    pub is_loose: bool,
+    /// Whether there is a parameter `maddr`.
+    pub has_maddr: bool,
     /// Whether a `?headers` part follows.
     pub has_headers: bool,
 }
-
-/// `userinfo` without the `@`: anything a user part may hold, semicolons and question marks included.
-const USERINFO: Class = grammar::URI;
 
 /// Reads the URI that fills `span`. `None` if it is `sip:` or `sips:` and does not follow the grammar, or has no scheme.
 #[inline(always)]
@@ -53,54 +54,54 @@ pub fn parse(message: &[u8], span: Span) -> Option<Uri> {
     };
     let mut user = None;
     // An `@` can stand in a user part or behind it, nowhere else: what is before it is the user, semicolons included.
-    if let Some(at) = memchr::memchr(b'@', cursor.rest()) {
-        let userinfo = Span::new(cursor.at(), cursor.at() + at);
+    if let Some(userinfo) = cursor.take_through(b'@') {
         let octets = userinfo.of(message);
-        let len = memchr::memchr(b':', octets).unwrap_or(octets.len());
-        if len == 0 || !USERINFO.has_all(octets) {
+        let start = userinfo.start as usize;
+        let len = find(octets, [b':']).unwrap_or(octets.len());
+        if len == 0 || !grammar::is_uri(octets) {
             return None;
         }
-        user = Some(Span::new(cursor.at(), cursor.at() + len));
-        cursor.seek(b'@');
-        cursor.take(b'@');
+        user = Some(Span::new(start, start + len));
     }
     let host = if cursor.peek() == Some(b'[') {
         let start = cursor.at();
-        cursor.seek(b']');
-        cursor.take(b']').then_some(Span::new(start, cursor.at()))?
+        cursor.take_through(b']')?;
+        Span::new(start, cursor.at())
     } else {
-        cursor.take_while(&HOSTNAME)
+        cursor.take_while(grammar::HOST)
     };
     if host.start == host.end {
         return None;
     }
     let mut port = None;
     if cursor.take(b':') {
-        port = Some(u16::try_from(grammar::number(cursor.take_while(&DIGITS).of(message))?).ok()?);
+        port = Some(u16::try_from(grammar::number(cursor.take_while(grammar::DIGIT).of(message))?).ok()?);
     }
     let params_start = cursor.at();
-    while cursor.peek() == Some(b';') {
-        cursor.take(b';');
-        cursor.take_while(&PARAM);
+    let (mut is_loose, mut has_maddr) = (false, false);
+    while cursor.take(b';') {
+        let param = cursor.rest();
+        let len = grammar::URI_PARAM.prefix(param);
+        match &param[..len] {
+            [b'l' | b'L', b'r' | b'R'] | [b'l' | b'L', b'r' | b'R', b'=', ..] => is_loose = true,
+            [name @ .., _] if len > 5 && name[..5].eq_ignore_ascii_case(b"maddr") => has_maddr = true,
+            _ => {}
+        }
+        cursor.skip(len);
     }
     let params = Span::new(params_start, cursor.at());
     let has_headers = cursor.take(b'?');
-    (has_headers || cursor.is_done()).then_some(Uri { scheme, whole: span, user, host, port, params, has_headers })
+    let uri = Uri { scheme, whole: span, user, host, port, params, is_loose, has_maddr, has_headers };
+    (has_headers || cursor.is_done()).then_some(uri)
 }
-
-/// `hostname` and `IPv4address`, and the `_` that real host names contain.
-const HOSTNAME: Class = Class::of(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._");
-const DIGITS: Class = Class::of(b"0123456789");
-/// `paramchar` and the `=` between name and value: anything of a URI but `;` and `?`.
-const PARAM: Class = grammar::URI.without(b";?");
 
 #[cold]
 fn other_scheme(message: &[u8], span: Span) -> Option<Uri> {
     let text = span.of(message);
-    let colon = memchr::memchr(b':', text)?;
+    let colon = find(text, [b':'])?;
     let name = &text[..colon];
     // scheme = ALPHA *( ALPHA / DIGIT / "+" / "-" / "." )
-    let starts_well = name.first().is_some_and(u8::is_ascii_alphabetic);
+    let starts_well = name.first().is_some_and(u8::is_ascii_alphabetic) && grammar::is_uri(text);
     if !starts_well || !name.iter().all(|&octet| octet.is_ascii_alphanumeric() || b"+-.".contains(&octet)) {
         return None;
     }
@@ -112,7 +113,17 @@ fn other_scheme(message: &[u8], span: Span) -> Option<Uri> {
         Scheme::Other
     };
     let none = Span::new(span.end as usize, span.end as usize);
-    Some(Uri { scheme, whole: span, user: None, host: none, port: None, params: none, has_headers: false })
+    Some(Uri {
+        scheme,
+        whole: span,
+        user: None,
+        host: none,
+        port: None,
+        params: none,
+        is_loose: false,
+        has_maddr: false,
+        has_headers: false,
+    })
 }
 
 impl Uri {
@@ -147,13 +158,41 @@ impl Uri {
 
 /// `host` as an address, if it is one and not a name. IPv6 with its brackets or, as RFC 5118 4.5 has it in `received`,
 /// without. An IPv4-mapped IPv6 address is its IPv4 address (RFC 5118 4.9).
+#[inline(always)]
 pub fn address(host: &[u8]) -> Option<IpAddr> {
-    let text = core::str::from_utf8(host).ok()?;
-    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-    if bare.is_some() || text.contains(':') {
-        return bare.unwrap_or(text).parse::<Ipv6Addr>().ok().map(|address| IpAddr::V6(address).to_canonical());
+    if let Some(address) = ipv4(host) {
+        return Some(IpAddr::V4(address));
     }
-    text.parse().ok().map(IpAddr::V4)
+    if host.contains(&b':') { ipv6(host) } else { None }
+}
+
+/// `IPv4address = 1*3DIGIT "." 1*3DIGIT "." 1*3DIGIT "." 1*3DIGIT`, each at most 255 and without needless zeros, which
+/// some read as octal.
+#[inline(always)]
+fn ipv4(text: &[u8]) -> Option<Ipv4Addr> {
+    let (mut octets, mut place, mut digits, mut value) = ([0u8; 4], 0, 0, 0u32);
+    for &octet in text {
+        match octet {
+            b'0'..=b'9' if digits < 3 && !(digits > 0 && value == 0) => {
+                value = value * 10 + u32::from(octet - b'0');
+                digits += 1;
+            }
+            b'.' if digits > 0 && place < 3 && value < 256 => {
+                octets[place] = value as u8;
+                (place, digits, value) = (place + 1, 0, 0);
+            }
+            _ => return None,
+        }
+    }
+    octets[3] = u8::try_from(value).ok()?;
+    (place == 3 && digits > 0).then(|| Ipv4Addr::from(octets))
+}
+
+#[cold]
+fn ipv6(text: &[u8]) -> Option<IpAddr> {
+    let text = core::str::from_utf8(text).ok()?;
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    bare.parse::<Ipv6Addr>().ok().map(|address| IpAddr::V6(address).to_canonical())
 }
 
 #[cfg(test)]
@@ -174,6 +213,8 @@ mod tests {
         assert_eq!(uri.port, Some(5070));
         assert_eq!(of(uri.params), ";transport=udp;lr");
         assert!(uri.has_headers);
+        assert!(uri.is_loose && !uri.has_maddr);
+        assert!(read("sip:a;maddr=192.0.2.1").unwrap().has_maddr);
         assert!(uri.param(text.as_bytes(), b"lr").is_some());
         assert_eq!(of(uri.param(text.as_bytes(), b"transport").unwrap().value.unwrap()), "udp");
         assert!(uri.param(text.as_bytes(), b"user").is_none());
@@ -213,7 +254,10 @@ mod tests {
         assert_eq!(address(b"192.0.2.1"), Some("192.0.2.1".parse().unwrap()));
         assert_eq!(address(b"[2001:db8::1]"), address(b"2001:db8::1"));
         assert_eq!(address(b"[::ffff:192.0.2.1]"), address(b"192.0.2.1"));
-        for name in [&b"example.net"[..], b"192.0.2", b"[192.0.2.1]", b"", b"\xff"] {
+        for name in [
+            &b"example.net"[..], b"192.0.2", b"192.0.2.", b"192.0.2.1.", b"192.0.2.256", b"192.0.2.01", b"192.0.2.1000",
+            b"1..2.3", b"[192.0.2.1]", b"", b"\xff", b"[::1",
+        ] {
             assert_eq!(address(name), None);
         }
     }

@@ -1,7 +1,7 @@
 //! One Via hop: sent-by, branch, received, rport, and the parameter that is ours.
 
 use super::cursor::{Cursor, Param, next_param};
-use super::grammar::{self, Class};
+use super::grammar;
 use crate::dataplane::scan::Span;
 
 /// The name of the parameter in which our own Via carries its token, lower-case.
@@ -22,6 +22,8 @@ pub struct Via {
     pub host: Span,
     /// The port of sent-by, if written.
     pub port: Option<u16>,
+    /// The whole of sent-by.
+    pub sent_by: Span,
     /// The value of `branch`.
     pub branch: Option<Span>,
     /// `received`: the address a server saw the message come from (18.2.1).
@@ -36,9 +38,6 @@ pub struct Via {
     pub comma: Option<u32>,
 }
 
-/// `host`: a name, an IPv4 address, and the `_` that real names contain.
-const HOST: Class = grammar::ALPHANUM.and(Class::of(b"-._"));
-const DIGITS: Class = Class::of(b"0123456789");
 
 /// Reads the first value of `span`, the value of a Via row. `None` if it does not follow the grammar; a parameter that
 /// may stand once and stands twice does not.
@@ -47,10 +46,13 @@ pub fn parse(message: &[u8], span: Span) -> Option<Via> {
     let mut cursor = Cursor::new(message, span);
     cursor.skip_lws();
     let start = cursor.at();
-    for _ in 0..2 {
-        take_token(&mut cursor)?;
-        if !cursor.take(b'/') && !cursor.take_separator(b'/') {
-            return None;
+    // What everybody writes, at once; what the grammar allows besides, token by token.
+    if !cursor.take_text(b"sip/2.0/") {
+        for _ in 0..2 {
+            take_token(&mut cursor)?;
+            if !cursor.take_separator(b'/') {
+                return None;
+            }
         }
     }
     let transport = take_token(&mut cursor)?;
@@ -61,12 +63,13 @@ pub fn parse(message: &[u8], span: Span) -> Option<Via> {
     let host = take_host(&mut cursor)?;
     let mut port = None;
     if cursor.take(b':') || cursor.take_separator(b':') {
-        port = Some(u16::try_from(grammar::number(cursor.take_while(&DIGITS).of(message))?).ok()?);
+        port = Some(u16::try_from(grammar::number(cursor.take_while(grammar::DIGIT).of(message))?).ok()?);
     }
     let mut via = Via {
         transport,
         host,
         port,
+        sent_by: Span { start: host.start, end: if port.is_some() { cursor.at() as u32 } else { host.end } },
         branch: None,
         received: None,
         rport: None,
@@ -89,7 +92,7 @@ pub fn parse(message: &[u8], span: Span) -> Option<Via> {
 
 #[inline(always)]
 fn take_token(cursor: &mut Cursor<'_>) -> Option<Span> {
-    let token = cursor.take_while(&grammar::TOKEN);
+    let token = cursor.take_while(grammar::TOKEN);
     (token.start != token.end).then_some(token)
 }
 
@@ -97,10 +100,10 @@ fn take_token(cursor: &mut Cursor<'_>) -> Option<Span> {
 fn take_host(cursor: &mut Cursor<'_>) -> Option<Span> {
     if cursor.peek() == Some(b'[') {
         let start = cursor.at();
-        cursor.seek(b']');
-        return cursor.take(b']').then(|| Span::new(start, cursor.at()));
+        cursor.take_through(b']')?;
+        return Some(Span::new(start, cursor.at()));
     }
-    let host = cursor.take_while(&HOST);
+    let host = cursor.take_while(grammar::HOST);
     (host.start != host.end).then_some(host)
 }
 

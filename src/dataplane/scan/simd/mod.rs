@@ -13,10 +13,13 @@ use crate::dataplane::sip::header;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod find;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "x86_64")]
 mod sse2;
+
+pub use find::{find, find_blank_or};
 
 /// What an instruction set has to offer.
 ///
@@ -43,7 +46,7 @@ const WINDOW: usize = 32;
 const LINES: usize = 256;
 
 /// One of the scan's implementations, chosen once.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Scanner {
     name: &'static str,
     /// Precondition: the CPU has the instruction set the function was compiled for.

@@ -1,0 +1,48 @@
+//! The scanner's arms on a 900-octet INVITE with SDP, and on a mix of calls that does not fit a branch predictor.
+//!
+//! `cargo bench --no-default-features --bench scan`
+
+mod support;
+
+use criterion::{Criterion, Throughput, black_box, criterion_group, criterion_main};
+use viahop::dataplane::scan::{Scan, Scanner, scalar};
+use viahop::dataplane::sip::header::HeaderKind;
+
+fn bench(criterion: &mut Criterion) {
+    let invite = support::invite(1);
+    let mut expected = Scan::default();
+    scalar::scan(&invite, &mut expected);
+    let mut group = criterion.benchmark_group("scan/invite-900");
+    group.throughput(Throughput::Bytes(invite.len() as u64));
+    for scanner in Scanner::all() {
+        let mut scan = Scan::default();
+        scanner.scan(&invite, &mut scan);
+        assert!(scan.same_as(&expected), "{} is wrong", scanner.name());
+        group.bench_function(scanner.name(), |bencher| {
+            bencher.iter(|| {
+                scanner.scan(black_box(&invite), &mut scan);
+                black_box(scan.value(HeaderKind::CallId))
+            });
+        });
+    }
+    // Reference: one memchr per line and nothing else, as parsers do it that go line by line.
+    group.bench_function("memchr-per-line", |bencher| bencher.iter(|| lines(black_box(&invite))));
+    group.finish();
+}
+
+/// How many line ends come before the empty line.
+fn lines(message: &[u8]) -> usize {
+    let mut at = 0;
+    let mut count = 0;
+    while let Some(lf) = memchr::memchr(b'\n', &message[at..]) {
+        if lf <= 1 {
+            return count;
+        }
+        at += lf + 1;
+        count += 1;
+    }
+    count
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);

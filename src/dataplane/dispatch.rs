@@ -1,0 +1,431 @@
+//! The data path: one datagram in, one verdict out.
+//!
+//! ```text
+//! datagram ─► noise? keep-alive? STUN? ─► drop, or answer
+//!         └─► scan ─► start line
+//!               ├─ response: ours by the MAC in its top Via? ─► pop the Via ─► to the flow in the token
+//!               └─ request:  valid? ─► for us? ─► route ─► push a Via ─► to the backend
+//!                            └─ no: answer 4xx/5xx, an ACK never
+//! ```
+//!
+//! Never blocks, allocates, locks or reads a clock. Everything it decides by is in the arguments, but for the router's
+//! memory, so the same datagram in the same circumstances always leaves as the same octets.
+
+use crate::dataplane::counters::Kind;
+use crate::dataplane::limits::{PAYLOAD_MAX, REBUILD_SENT_BY_MAX};
+use crate::dataplane::rewrite::edit::Edits;
+use crate::dataplane::rewrite::reply::{self, NoReply, Reply};
+use crate::dataplane::rewrite::via::{self, Ours};
+use crate::dataplane::room::Room;
+use crate::dataplane::route::{self, Arrival, Decision, Input, Router};
+use crate::dataplane::scan::{Scan, Scanner, Span, rows};
+use crate::dataplane::sip::cursor::Param;
+use crate::dataplane::sip::header::HeaderKind;
+use crate::dataplane::sip::start_line::{self, Method, StartLine, StartLineError};
+use crate::dataplane::sip::via::Via;
+use crate::dataplane::sip::{grammar, uri};
+use crate::dataplane::stun;
+use crate::dataplane::tables::Tables;
+use crate::dataplane::text::Text;
+use crate::dataplane::token;
+use crate::dataplane::validate::{self, Refusal, Request};
+use crate::dataplane::verdict::{Answer, DropReason, Sender, Verdict};
+use std::net::SocketAddr;
+
+const LOOP: Refusal = Refusal::new(482, "Loop Detected");
+
+/// The ports of the shard's egress sockets, by address family.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EgressPorts {
+    /// Port of the IPv4 socket, if there is one.
+    pub v4: Option<u16>,
+    /// Port of the IPv6 socket, if there is one.
+    pub v6: Option<u16>,
+}
+
+/// A shard's data path, with the little that it keeps from one datagram to the next.
+#[derive(Debug)]
+pub struct Dispatcher {
+    scanner: Scanner,
+    egress: EgressPorts,
+    router: Router,
+    scan: Scan,
+    edits: Edits,
+    /// What was decided last, for explanations.
+    decision: Option<Decision>,
+    /// 100s whose client Via was rebuilt.
+    pub vias_rebuilt: u64,
+}
+
+impl Dispatcher {
+    /// A data path that sends to backends from these ports.
+    pub fn new(scanner: Scanner, egress: EgressPorts) -> Dispatcher {
+        Dispatcher {
+            scanner,
+            egress,
+            router: Router::default(),
+            scan: Scan::default(),
+            edits: Edits::default(),
+            decision: None,
+            vias_rebuilt: 0,
+        }
+    }
+
+    /// What the routing of the last request decided, if it came that far.
+    pub fn decision(&self) -> Option<Decision> {
+        self.decision
+    }
+
+    /// The router.
+    pub fn router(&mut self) -> &mut Router {
+        &mut self.router
+    }
+
+    /// Decides what happens to the datagram in `room`, and leaves there what is to be sent.
+    pub fn on_datagram(&mut self, tables: &Tables, now_ms: u64, arrival: Arrival, room: &mut Room<'_>) -> (Kind, Verdict) {
+        self.decision = None;
+        if !route::is_somebody(arrival.from) {
+            return (Kind::NoMessage, Verdict::Drop(DropReason::BadSource));
+        }
+        if let Some(verdict) = no_sip(arrival, room) {
+            return (Kind::NoMessage, verdict);
+        }
+        self.scanner.scan(room.input, &mut self.scan);
+        match start_line::parse(room.input, self.scan.start_line) {
+            Ok(StartLine::Response(code)) => (Kind::Response, self.on_response(tables, code, arrival, room)),
+            Ok(line @ StartLine::Request { method, .. }) => {
+                (Kind::Request(method), self.on_request(tables, now_ms, Ok(line), arrival, room))
+            }
+            Err(StartLineError::Response) => (Kind::Response, Verdict::Drop(DropReason::MalformedResponse)),
+            Err(StartLineError::NotSip) => (Kind::NoMessage, Verdict::Drop(DropReason::NotSip)),
+            Err(error) => (Kind::Request(Method::Other), self.on_request(tables, now_ms, Err(error), arrival, room)),
+        }
+    }
+
+    fn on_request(
+        &mut self,
+        tables: &Tables,
+        now_ms: u64,
+        line: Result<StartLine, StartLineError>,
+        arrival: Arrival,
+        room: &mut Room<'_>,
+    ) -> Verdict {
+        let method = method_of(line);
+        let outcome = validate::request(room.input, &self.scan, line, &tables.policy).and_then(|request| {
+            if let Some(verdict) = self.for_us(tables, &request, arrival, room) {
+                return Ok(verdict);
+            }
+            let transaction = via::transaction(&tables.keys, room.input, &request);
+            self.edits.clear();
+            let (message, scan) = (&*room.input, &self.scan);
+            let input = Input { tables, message, scan, request: &request, arrival, transaction, now_ms };
+            let decision = self.router.route(&input, &mut self.edits)?;
+            self.decision = Some(decision);
+            self.forward(tables, &request, transaction, &decision, arrival, room)
+        });
+        match outcome {
+            Ok(verdict) => verdict,
+            Err(refusal) => self.refuse_unless_ack(tables, method, refusal, arrival, room),
+        }
+    }
+
+    /// What needs no backend: an ACK for an answer of ours, an OPTIONS that asks us, a stranger on the egress port.
+    #[inline(always)]
+    fn for_us(&mut self, tables: &Tables, request: &Request, arrival: Arrival, room: &mut Room<'_>) -> Option<Verdict> {
+        let message = &*room.input;
+        if arrival.listener.is_none() && !tables.is_inside(arrival.from) {
+            return Some(Verdict::Drop(DropReason::StrangerOnEgress));
+        }
+        if request.via.token.is_some() && is_loop(tables, message, &request.via) {
+            //= RFC 3261 section 16.3
+            // Optional loop check (item 4). A request whose topmost Via is ours came back without passing anybody who
+            // would have added a Via: a backend's address is ours.
+            return Some(self.refuse_unless_ack(tables, request.method, LOOP, arrival, room));
+        }
+        if request.method == Method::Ack {
+            let tag = request.to.tag.unwrap_or_default().of(message);
+            let from_tag = request.from.tag.unwrap_or_default().of(message);
+            let call_id = request.call_id.of(message);
+            let ours = token::is_own_to_tag(tag, &tables.keys, call_id, request.cseq, from_tag);
+            return ours.then_some(Verdict::Drop(DropReason::AckForOwnReply));
+        }
+        let uri = &request.uri;
+        let asks_us = request.method == Method::Options
+            && uri.is_sip()
+            && uri.user.is_none()
+            && self.scan.count(HeaderKind::Route) == 0
+            && tables.is_own(uri.host.of(message), uri.port_or_default());
+        asks_us.then(|| {
+            let (code, reason) = if tables.draining { (503, "Draining") } else { (200, "OK") };
+            self.reply(tables, &Reply { code, reason, extra: None }, arrival, room)
+        })
+    }
+
+    /// Puts our Via on top and makes the other changes a proxy makes (RFC 3261 16.6).
+    #[inline(always)]
+    fn forward(
+        &mut self,
+        tables: &Tables,
+        request: &Request,
+        transaction: u64,
+        decision: &Decision,
+        arrival: Arrival,
+        room: &mut Room<'_>,
+    ) -> Result<Verdict, Refusal> {
+        let egress_port = if decision.to.is_ipv4() { self.egress.v4 } else { self.egress.v6 };
+        if decision.from == Sender::Egress && egress_port.is_none() {
+            return Ok(Verdict::Drop(DropReason::NoEgress));
+        }
+        if let Some((digits, left)) = request.max_forwards {
+            count_down(room.input, digits, left);
+        }
+        let message = &*room.input;
+        let ours = Ours {
+            sent_by: route::sent_by(tables, decision),
+            egress_port: egress_port.unwrap_or_default(),
+            transaction,
+        };
+        if request.version.of(message) != b"SIP/2.0" {
+            // RFC 3261 7.1: compared without regard to case, and sent in upper case.
+            self.edits.replace(request.version, |text| {
+                text.put(b"SIP/2.0");
+            });
+        }
+        let mut head = Text::new(room.head);
+        let headers = self.scan.headers as usize;
+        let start = self.scan.start_line.start as usize;
+        let behind_start_line = self.edits.apply_until(message, start, headers, &mut head);
+        via::write(&mut head, &tables.keys, message, request, &ours, &route::response_flow(request, &arrival));
+        // The place of Record-Route: behind our Via, above every Record-Route of others (16.6 item 4).
+        if request.max_forwards.is_none() {
+            head.put(b"Max-Forwards: 70\r\n");
+        }
+        via::add_received(&mut self.edits, message, &request.via, arrival.from);
+        let tail = self.edits.apply(message, behind_start_line, &mut head);
+        let end = request.end as usize;
+        const TOO_LARGE: Refusal = Refusal::new(513, "Message Too Large");
+        room.head_len = head.finished_len().filter(|len| len + (end - tail) <= PAYLOAD_MAX).ok_or(TOO_LARGE)?;
+        room.tail = tail..end;
+        Ok(Verdict::Forward { to: decision.to, from: decision.from, backend: decision.backend })
+    }
+
+    /// Takes our Via off a response and sends it where the token in that Via says (RFC 3261 16.11, 18.1.2, 18.2.2).
+    fn on_response(&mut self, tables: &Tables, code: u16, arrival: Arrival, room: &mut Room<'_>) -> Verdict {
+        let (message, scan) = (&*room.input, &self.scan);
+        let readable = scan.faults.is_empty() && validate::single_headers_stand_once(scan).is_ok();
+        let Some((via, end)) = validate::first_via(message, scan).zip(validate::end(message, scan).ok()) else {
+            return Verdict::Drop(DropReason::MalformedResponse);
+        };
+        if !readable {
+            return Verdict::Drop(DropReason::MalformedResponse);
+        }
+        let Some(token) = via.token.and_then(|value| token::read_via_token(value.of(message))) else {
+            return Verdict::Drop(DropReason::ResponseNotOurs);
+        };
+        let Some((row, next)) = scan.row(HeaderKind::Via).map(|row| (row, next_via(message, scan, &via))) else {
+            return Verdict::Drop(DropReason::MalformedResponse);
+        };
+        let listener_known = |flow: &token::Flow| flow.listener.is_none_or(|index| (index as usize) < tables.listeners.len());
+        let digest = token::read_branch(via.branch.unwrap_or_default().of(message));
+        let flow = digest.and_then(|digest| token.verify(&tables.keys, digest)).filter(listener_known);
+        let Some((flow, digest)) = flow.zip(digest) else { return Verdict::Drop(DropReason::ResponseForged) };
+        let rebuild = match next {
+            NextVia::Some(next) if is_answered_at(message, &next, flow.to) => None,
+            NextVia::Some(_) => return Verdict::Drop(DropReason::ResponseForged),
+            NextVia::Unreadable => return Verdict::Drop(DropReason::MalformedResponse),
+            NextVia::None => match lost_via(tables, message, scan, &token, digest).filter(|_| code == 100) {
+                Some(rebuild) => Some(rebuild),
+                None => return Verdict::Drop(DropReason::ResponseForUs),
+            },
+        };
+
+        let mut head = Text::new(room.head);
+        let start = scan.start_line.start as usize;
+        // Our value alone where another follows in the same row, the whole row with its line end where none does.
+        let (cut_start, cut_end) = match via.comma {
+            Some(comma) => (via.whole.start as usize, comma as usize + 1),
+            None => (row.start as usize, row.end as usize + 2),
+        };
+        head.put(message.get(start..cut_start).unwrap_or_default());
+        if let Some(rebuild) = rebuild {
+            write_rebuilt_via(&mut head, rebuild, &flow);
+            self.vias_rebuilt += 1;
+        }
+        let end = end as usize;
+        match head.finished_len().filter(|len| len + end.saturating_sub(cut_end) <= PAYLOAD_MAX) {
+            Some(len) => room.head_len = len,
+            None => return Verdict::Drop(DropReason::TooLarge),
+        }
+        room.tail = cut_end..end;
+        let from = match flow.listener {
+            Some(index) => Sender::Listener { index, local: flow.local },
+            None => Sender::Egress,
+        };
+        Verdict::Forward { to: flow.to, from, backend: tables.by_address.get(&arrival.from).copied() }
+    }
+
+    #[cold]
+    fn refuse_unless_ack(
+        &mut self,
+        tables: &Tables,
+        method: Method,
+        refusal: Refusal,
+        arrival: Arrival,
+        room: &mut Room<'_>,
+    ) -> Verdict {
+        if method == Method::Ack {
+            // RFC 3261 17.1.1.3: there is no response to ACK, whatever is wrong with it.
+            return Verdict::Drop(DropReason::AckRefused);
+        }
+        let mut extra = Vec::new();
+        if refusal.code == 420 {
+            //= RFC 3261 section 16.3
+            // The answer lists exactly the tags that were not understood (item 5, 8.2.2.3).
+            let unsupported = validate::unsupported_tags(room.input, &self.scan, &tables.policy);
+            extra.extend_from_slice(b"Unsupported: ");
+            extra.extend_from_slice(&unsupported.collect::<Vec<_>>().join(&b", "[..]));
+        }
+        let extra = (!extra.is_empty()).then_some(&extra[..]);
+        self.reply(tables, &Reply { code: refusal.code, reason: refusal.reason, extra }, arrival, room)
+    }
+
+    #[cold]
+    fn reply(&mut self, tables: &Tables, reply: &Reply<'_>, arrival: Arrival, room: &mut Room<'_>) -> Verdict {
+        let via = validate::first_via(room.input, &self.scan);
+        let to = route::response_address(via.as_ref(), arrival.from);
+        if !route::is_somebody(to) {
+            return Verdict::Drop(DropReason::BadSource);
+        }
+        let source = arrival.from;
+        match reply::write(room.head, &tables.keys, room.input, &self.scan, via.as_ref(), source, reply) {
+            Ok(len) => {
+                room.head_len = len;
+                room.tail = 0..0;
+                Verdict::Reply { to, answer: Answer::Status(reply.code) }
+            }
+            Err(NoReply::NobodyToAnswer) => Verdict::Drop(DropReason::MalformedRequest),
+            Err(NoReply::TooLarge) => Verdict::Drop(DropReason::ReplyTooLarge),
+        }
+    }
+}
+
+/// The verdict on a datagram that is no SIP message by its first octets.
+#[inline(always)]
+fn no_sip(arrival: Arrival, room: &mut Room<'_>) -> Option<Verdict> {
+    let first = *match room.input.first() {
+        Some(first) => first,
+        None => return Some(Verdict::Drop(DropReason::Empty)),
+    };
+    if first.is_ascii_alphabetic() && room.input.len() > 1 {
+        return None;
+    }
+    //= RFC 5626 section 4.4.1
+    // The CRLF keep-alive is for connections; in datagrams it is noise that keeps a NAT binding open.
+    if room.input.len() == 1 || room.input.iter().all(|octet| matches!(octet, b'\r' | b'\n' | 0 | b' ')) {
+        return Some(Verdict::Drop(DropReason::KeepAlive));
+    }
+    if !stun::looks_like_stun(first) {
+        return None;
+    }
+    let mut out = Text::new(room.head);
+    let answered = stun::answer(room.input, arrival.from, &mut out).and_then(|()| out.finished_len());
+    Some(match answered {
+        Some(len) => {
+            room.head_len = len;
+            Verdict::Reply { to: arrival.from, answer: Answer::Stun }
+        }
+        None => Verdict::Drop(DropReason::StunMalformed),
+    })
+}
+
+fn method_of(line: Result<StartLine, StartLineError>) -> Method {
+    match line {
+        Ok(StartLine::Request { method, .. }) => method,
+        _ => Method::Other,
+    }
+}
+
+/// RFC 3261 16.6 item 3. The number never gets longer; where it gets shorter, blanks take the place of digits in front of
+/// it, which are white space behind the colon.
+#[inline(always)]
+fn count_down(message: &mut [u8], digits: Span, left: u8) {
+    let Some(place) = message.get_mut(digits.start as usize..digits.end as usize) else { return };
+    let mut number = left.saturating_sub(1);
+    let mut more = true;
+    for octet in place.iter_mut().rev() {
+        *octet = if more { b'0' + number % 10 } else { b' ' };
+        number /= 10;
+        more = number != 0;
+    }
+}
+
+/// What stands below our Via.
+enum NextVia {
+    None,
+    Some(Via),
+    Unreadable,
+}
+
+#[inline(always)]
+fn next_via(message: &[u8], scan: &Scan, ours: &Via) -> NextVia {
+    let Some(row) = scan.row(HeaderKind::Via) else { return NextVia::None };
+    let value = match ours.comma {
+        Some(comma) => Some(Span { start: comma + 1, end: row.end }),
+        None if scan.count(HeaderKind::Via) > 1 => rows(message, scan, HeaderKind::Via).nth(1).map(|row| row.span()),
+        None => None,
+    };
+    let Some(value) = value else { return NextVia::None };
+    crate::dataplane::sip::via::parse(message, value).map_or(NextVia::Unreadable, NextVia::Some)
+}
+
+/// Whether the topmost Via, which carries a token, is ours.
+#[cold]
+fn is_loop(tables: &Tables, message: &[u8], ours: &Via) -> bool {
+    let digest = token::read_branch(ours.branch.unwrap_or_default().of(message));
+    let token = ours.token.and_then(|value| token::read_via_token(value.of(message)));
+    token.zip(digest).is_some_and(|(token, digest)| token.verify(&tables.keys, digest).is_some())
+}
+
+/// What the client's Via was that a response has lost, if the token says so and the digest in our branch agrees.
+#[cold]
+fn lost_via<'a>(
+    tables: &Tables,
+    message: &[u8],
+    scan: &Scan,
+    token: &token::ViaToken<'a>,
+    digest: u64,
+) -> Option<token::Rebuild<'a>> {
+    let rebuild = token.rebuild()?;
+    let mut room = [0; REBUILD_SENT_BY_MAX];
+    let sent_by = &mut room[..rebuild.sent_by.len()];
+    for (place, &octet) in sent_by.iter_mut().zip(rebuild.sent_by) {
+        *place = token::from_token_octet(octet);
+    }
+    let call_id = grammar::trim(scan.value(HeaderKind::CallId)?.of(message));
+    let cseq = grammar::trim(scan.value(HeaderKind::CSeq)?.of(message));
+    let number = grammar::number(&cseq[..grammar::DIGIT.prefix(cseq)]).and_then(|number| u32::try_from(number).ok())?;
+    (via::digest(&tables.keys, rebuild.branch, sent_by, call_id, number) == digest).then_some(rebuild)
+}
+
+/// Whether a response to the Via `next` goes to `to` by RFC 3261 18.2.2 and RFC 3581 4: to `received` or sent-by, at
+/// `rport` or the port of sent-by. It does if nobody changed what we wrote there when the request passed.
+#[inline(always)]
+fn is_answered_at(message: &[u8], next: &Via, to: SocketAddr) -> bool {
+    let value = |param: Option<Param>| param.and_then(|param| param.value).map(|value| value.of(message));
+    let host = value(next.received).unwrap_or(next.host.of(message));
+    let port = match value(next.rport) {
+        Some(rport) => grammar::number(rport),
+        None => Some(u64::from(next.port_or_default())),
+    };
+    port == Some(u64::from(to.port())) && uri::address(host) == Some(to.ip().to_canonical())
+}
+
+/// The client's Via as it came to us, with what we added to it.
+fn write_rebuilt_via(out: &mut Text<'_>, rebuild: token::Rebuild<'_>, flow: &token::Flow) {
+    out.put(b"Via: SIP/2.0/UDP ");
+    for &octet in rebuild.sent_by {
+        out.put(&[token::from_token_octet(octet)]);
+    }
+    out.put(b";branch=").put(rebuild.branch);
+    out.put(b";received=").put_address(flow.to.ip()).put(b";rport=").put_number(u32::from(flow.to.port())).put(b"\r\n");
+}

@@ -1,0 +1,167 @@
+//! Our Via on a request, and what a server owes the Via below it.
+
+use super::edit::Edits;
+use crate::dataplane::keys::Keys;
+use crate::dataplane::route::SentBy;
+use crate::dataplane::scan::{Span, find_blank_or};
+use crate::dataplane::sip::start_line::Method;
+use crate::dataplane::sip::grammar;
+use crate::dataplane::sip::uri;
+use crate::dataplane::sip::via::Via;
+use crate::dataplane::text::Text;
+use crate::dataplane::token::{self, Flow};
+use crate::dataplane::validate::Request;
+use std::net::{IpAddr, SocketAddr};
+
+/// The digest in our branch: equal for all messages of a transaction, which are retransmissions, CANCEL, and the ACK of
+/// a failure; different for any two transactions.
+#[inline(always)]
+pub fn transaction(keys: &Keys, message: &[u8], request: &Request) -> u64 {
+    let via = &request.via;
+    let call_id = request.call_id.of(message);
+    match via.unique_branch(message) {
+        //= RFC 3261 section 16.11
+        //# When a stateless proxy receives a request that contains a top Via
+        //# header field whose branch parameter begins with the magic cookie, the
+        //# value of the branch is a function of that value.
+        Some(branch) => digest(keys, branch, via.sent_by.of(message), call_id, request.cseq),
+        // 16.11, for a client of RFC 2543: the topmost Via, tags, Call-ID, CSeq number and Request-URI. The To tag stays
+        // out: the ACK of a failure has one that its INVITE had not.
+        None => {
+            let from_tag = request.from.tag.unwrap_or_default();
+            let mut digest = keys.branch();
+            digest.add(via.whole.of(message)).add(from_tag.of(message)).add(request.uri.whole.of(message));
+            digest.add(call_id).add(&request.cseq.to_be_bytes());
+            digest.finish()
+        }
+    }
+}
+
+/// The digest of a transaction whose branch is unique to its client. Two clients can choose equal branches (SIPp makes
+/// them of process id and call number), so sent-by, Call-ID and CSeq number are mixed in: all of them are the same in
+/// CANCEL and ACK.
+#[inline(always)]
+pub fn digest(keys: &Keys, branch: &[u8], sent_by: &[u8], call_id: &[u8], cseq: u32) -> u64 {
+    let mut digest = keys.branch();
+    digest.add(branch).add(sent_by).add(call_id).add(&cseq.to_be_bytes());
+    digest.finish()
+}
+
+/// Writes our Via row (RFC 3261 16.6 item 8).
+#[inline(always)]
+pub fn write(out: &mut Text<'_>, keys: &Keys, message: &[u8], request: &Request, ours: &Ours<'_>, flow: &Flow) {
+    out.put(b"Via: SIP/2.0/UDP ");
+    ours.write_sent_by(out);
+    out.put(b";branch=");
+    token::write_branch(out, ours.transaction);
+    out.put(b";vh=");
+    // Only an INVITE is answered with 100, so only an INVITE's Via may have to be rebuilt.
+    let may_lose_via = request.method == Method::Invite;
+    let rebuild = request.via.unique_branch(message).filter(|_| may_lose_via).map(|branch| {
+        (request.via.sent_by.of(message), branch)
+    });
+    token::write_via_token(out, keys, flow, ours.transaction, rebuild.filter(|&(sent_by, branch)| {
+        grammar::TOKEN.has_all(branch) && find_blank_or(sent_by, []).is_none()
+    }));
+    out.put(b"\r\n");
+}
+
+/// What our Via says of us.
+#[derive(Clone, Copy, Debug)]
+pub struct Ours<'a> {
+    /// Host, and port unless it is the egress socket's.
+    pub sent_by: SentBy<'a>,
+    /// Port of the egress socket.
+    pub egress_port: u16,
+    /// The digest for the branch.
+    pub transaction: u64,
+}
+
+impl Ours<'_> {
+    #[inline(always)]
+    fn write_sent_by(&self, out: &mut Text<'_>) {
+        match self.sent_by {
+            SentBy::Egress(host) => out.put(host.as_bytes()).put(b":").put_number(u32::from(self.egress_port)),
+            SentBy::Listener(host_port) => out.put(host_port.as_bytes()),
+            SentBy::Address(SocketAddr::V4(address)) => {
+                out.put_address(IpAddr::V4(*address.ip())).put(b":").put_number(u32::from(address.port()))
+            }
+            SentBy::Address(SocketAddr::V6(address)) => {
+                out.put(b"[").put_address(IpAddr::V6(*address.ip())).put(b"]:").put_number(u32::from(address.port()))
+            }
+        };
+    }
+}
+
+/// Tells the client's Via where its request came from (RFC 3261 18.2.1, RFC 3581 4): `received` where sent-by is a name
+/// or another address, and where `rport` asks for it; `rport` filled. What a client wrote there itself is replaced.
+///
+/// The edits go to the first value of the row, never to the row's end.
+#[inline(always)]
+pub fn add_received(edits: &mut Edits, message: &[u8], via: &Via, source: SocketAddr) {
+    let sent_by = uri::address(via.host.of(message));
+    let is_source = sent_by == Some(source.ip().to_canonical());
+    if is_source && via.rport.is_none() && via.received.is_none() {
+        return;
+    }
+    let mut room = [0; 64];
+    let mut text = Text::new(&mut room);
+    if !is_source || via.rport.is_some() {
+        text.put(b";received=").put_address(source.ip());
+    }
+    if via.rport.is_some() {
+        text.put(b";rport=").put_number(u32::from(source.port()));
+    }
+    let text = text.finish().unwrap_or_default();
+    match (via.rport, via.received) {
+        (Some(rport), received) => {
+            edits.replace(rport.whole, |insert| {
+                insert.put(text);
+            });
+            if let Some(received) = received {
+                edits.cut(received.whole);
+            }
+        }
+        (None, Some(received)) => edits.replace(received.whole, |insert| {
+            insert.put(text);
+        }),
+        (None, None) => edits.replace(Span { start: via.whole.end, end: via.whole.end }, |insert| {
+            insert.put(text);
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::sip::via;
+
+    fn received(value: &str, source: &str) -> String {
+        let message = value.as_bytes();
+        let via = via::parse(message, Span::new(0, message.len())).unwrap();
+        let mut edits = Edits::default();
+        add_received(&mut edits, message, &via, source.parse().unwrap());
+        let mut room = [0; 512];
+        let mut out = Text::new(&mut room);
+        let tail = edits.apply(message, 0, &mut out);
+        String::from_utf8(out.finish().unwrap().to_vec()).unwrap() + &value[tail..]
+    }
+
+    #[test]
+    fn received_and_rport_say_where_the_request_came_from() {
+        for (value, source, expected) in [
+            ("SIP/2.0/UDP 192.0.2.1:5060;branch=z", "192.0.2.1:5060", "SIP/2.0/UDP 192.0.2.1:5060;branch=z"),
+            ("SIP/2.0/UDP 192.0.2.1;branch=z", "192.0.2.9:5060", "SIP/2.0/UDP 192.0.2.1;branch=z;received=192.0.2.9"),
+            ("SIP/2.0/UDP host;branch=z", "192.0.2.1:5060", "SIP/2.0/UDP host;branch=z;received=192.0.2.1"),
+            ("SIP/2.0/UDP 192.0.2.1;rport;branch=z", "192.0.2.1:99", "SIP/2.0/UDP 192.0.2.1;received=192.0.2.1;rport=99;branch=z"),
+            ("SIP/2.0/UDP a;received=6.6.6.6;rport=1;branch=z", "192.0.2.1:99", "SIP/2.0/UDP a;received=192.0.2.1;rport=99;branch=z"),
+            ("SIP/2.0/UDP 192.0.2.1;received=6.6.6.6;branch=z", "192.0.2.1:99", "SIP/2.0/UDP 192.0.2.1;branch=z"),
+            ("SIP/2.0/UDP a ; branch=z , SIP/2.0/TCP b", "192.0.2.1:99", "SIP/2.0/UDP a ; branch=z;received=192.0.2.1 , SIP/2.0/TCP b"),
+            ("SIP/2.0/UDP [2001:db8::1];branch=z", "[2001:db8::1]:5060", "SIP/2.0/UDP [2001:db8::1];branch=z"),
+            ("SIP/2.0/UDP [2001:db8::1];branch=z", "[2001:db8::2]:5060", "SIP/2.0/UDP [2001:db8::1];branch=z;received=2001:db8::2"),
+            ("SIP/2.0/UDP [::ffff:192.0.2.2];branch=z", "192.0.2.2:5060", "SIP/2.0/UDP [::ffff:192.0.2.2];branch=z"),
+        ] {
+            assert_eq!(received(value, source), expected);
+        }
+    }
+}

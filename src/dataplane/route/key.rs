@@ -1,0 +1,120 @@
+//! Which octets of a request make it sticky, and their hash.
+
+use crate::dataplane::keys::Keys;
+use crate::dataplane::scan::{Scan, Span};
+use crate::dataplane::sip::grammar;
+use crate::dataplane::sip::header::HeaderKind;
+use crate::dataplane::sip::name_addr::NameAddr;
+use crate::dataplane::sip::start_line::Method;
+use crate::dataplane::sip::uri::{self, Uri};
+use crate::dataplane::tables::Affinity;
+use crate::dataplane::text::Text;
+use crate::dataplane::validate::Request;
+use std::net::IpAddr;
+
+/// Octets of the longest key that is put together from parts. A longer one is its first part alone.
+const KEY_MAX: usize = 512;
+
+/// The hash of the request's key under `affinity`. `key` is called with the key itself.
+#[inline(always)]
+pub fn hash(
+    keys: &Keys,
+    affinity: Affinity,
+    message: &[u8],
+    scan: &Scan,
+    request: &Request,
+    source: IpAddr,
+) -> u64 {
+    with_key(affinity, message, scan, request, source, |key| keys.route(key))
+}
+
+/// Calls `then` with the request's key under `affinity`.
+#[inline(always)]
+pub fn with_key<T>(
+    affinity: Affinity,
+    message: &[u8],
+    scan: &Scan,
+    request: &Request,
+    source: IpAddr,
+    then: impl FnOnce(&[u8]) -> T,
+) -> T {
+    match affinity {
+        Affinity::CallId => then(other_call(message, scan, request.method).unwrap_or(request.call_id).of(message)),
+        Affinity::Aor if request.method == Method::Register => with_user_at_host(message, of(message, &request.to), then),
+        Affinity::Aor => with_user_at_host(message, Some(request.uri), then),
+        Affinity::From => with_user_at_host(message, of(message, &request.from), then),
+        Affinity::To => with_user_at_host(message, of(message, &request.to), then),
+        Affinity::RuriUser => then(user(message, &request.uri)),
+        Affinity::Source => with_text(then, |text| {
+            text.put_address(source);
+        }),
+    }
+}
+
+fn of(message: &[u8], value: &NameAddr) -> Option<Uri> {
+    uri::parse(message, value.uri)
+}
+
+/// The user part of a URI; of a `tel:` URI and of any other, everything behind the scheme.
+fn user<'a>(message: &'a [u8], uri: &Uri) -> &'a [u8] {
+    match uri.user {
+        Some(user) => user.of(message),
+        None if uri.is_sip() => &[],
+        None => {
+            let text = uri.whole.of(message);
+            let behind = memchr::memchr(b':', text).map_or(0, |colon| colon + 1);
+            let end = memchr::memchr(b';', text).unwrap_or(text.len());
+            text.get(behind..end).unwrap_or_default()
+        }
+    }
+}
+
+/// `user@host`, the host in lower case (RFC 3261 19.1.4: the user part compares with regard to case, the host without).
+/// Scheme, port and parameters are left out: they differ between the places that name one address of record.
+fn with_user_at_host<T>(message: &[u8], uri: Option<Uri>, then: impl FnOnce(&[u8]) -> T) -> T {
+    with_text(then, |text| {
+        let Some(uri) = uri else { return };
+        text.put(user(message, &uri));
+        if uri.is_sip() {
+            text.put(b"@");
+            for octet in uri.host.of(message) {
+                text.put(&[octet.to_ascii_lowercase()]);
+            }
+        }
+    })
+}
+
+fn with_text<T>(then: impl FnOnce(&[u8]) -> T, write: impl FnOnce(&mut Text<'_>)) -> T {
+    let mut room = [0; KEY_MAX];
+    let mut text = Text::new(&mut room);
+    write(&mut text);
+    let len = text.len();
+    then(&room[..len])
+}
+
+/// The Call-ID of the call that this request is about, if it is another than its own: an INVITE with `Replaces` (RFC
+/// 3891) or `Join` (RFC 3911), a REFER with `Target-Dialog` (RFC 4538) has to reach the server that has that call.
+///
+/// `Replaces = "Replaces" HCOLON callid *(SEMI replaces-param)`, the others likewise. A request with two of them is
+/// malformed for the server that will get it; it stays with its own Call-ID (RFC 3891 3).
+#[inline(always)]
+pub fn other_call(message: &[u8], scan: &Scan, method: Method) -> Option<Span> {
+    let named = match method {
+        Method::Invite => [HeaderKind::Replaces, HeaderKind::Join],
+        Method::Refer => [HeaderKind::TargetDialog, HeaderKind::TargetDialog],
+        _ => return None,
+    };
+    let [first, second] = named.map(|kind| scan.value(kind));
+    let value = match (first, second) {
+        (None, None) => return None,
+        (Some(a), Some(b)) if a != b => return None,
+        (a, b) => a.or(b)?,
+    };
+    let text = value.of(message);
+    let end = memchr::memchr(b';', text).unwrap_or(text.len());
+    let call_id = crate::dataplane::validate::trim(
+        message,
+        Span::new(value.start as usize, value.start as usize + end),
+    );
+    grammar::is_call_id(call_id.of(message)).then_some(call_id)
+}

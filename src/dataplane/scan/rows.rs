@@ -1,0 +1,80 @@
+//! All rows of a kind, for those who need more than the first: answers of our own, Route lists, responses.
+//!
+//! A second walk over the header section, line by line. Messages that need it pay for it; most do not.
+
+use super::index::{Row, Scan};
+use super::scalar::{self, Header};
+use crate::dataplane::sip::grammar;
+use crate::dataplane::sip::header::HeaderKind;
+
+/// The rows of `kind` in `message`, which `scan` is the scan of, in order.
+pub fn rows<'a>(message: &'a [u8], scan: &Scan, kind: HeaderKind) -> impl Iterator<Item = Row> + 'a {
+    let mut left = scan.count(kind);
+    let first = scan.row(kind);
+    let end = (scan.body as usize).min(message.len());
+    let mut next = first.map_or(end, |row| row.start as usize);
+    core::iter::from_fn(move || {
+        while left > 0 && next < end {
+            let row = row_at(message, next, end)?;
+            next = line_behind(message, row.row.end as usize);
+            if row.kind == Some(kind) {
+                left -= 1;
+                return Some(row.row);
+            }
+        }
+        None
+    })
+}
+
+struct KnownRow {
+    kind: Option<HeaderKind>,
+    row: Row,
+}
+
+/// The row that begins at `start`, its continuation lines included.
+fn row_at(message: &[u8], start: usize, end: usize) -> Option<KnownRow> {
+    let mut line_end = end_of_line(message, start, end)?;
+    let first_line = &message[start..line_end];
+    loop {
+        let next = line_behind(message, line_end);
+        if next >= end || !grammar::is_blank(message[next]) {
+            break;
+        }
+        line_end = end_of_line(message, next, end)?;
+    }
+    let (kind, value) = match scalar::read_name(first_line) {
+        Header::Row(kind, value) => (kind, value),
+        Header::LookAlike(value) => (None, value),
+        Header::Malformed => (None, first_line.len()),
+    };
+    let row = Row { start: start as u32, value: (start + value) as u32, end: line_end as u32 };
+    Some(KnownRow { kind, row })
+}
+
+/// Where the line at `start` ends: at its CRLF, or at an LF without CR.
+fn end_of_line(message: &[u8], start: usize, end: usize) -> Option<usize> {
+    let lf = start + memchr::memchr(b'\n', &message[start..end])?;
+    Some(if lf > start && message[lf - 1] == b'\r' { lf - 1 } else { lf })
+}
+
+/// The first octet behind the line end at `line_end`.
+fn line_behind(message: &[u8], line_end: usize) -> usize {
+    line_end + if message.get(line_end) == Some(&b'\r') { 2 } else { 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::scan::scalar;
+
+    #[test]
+    fn all_rows_of_a_kind_are_found_in_order_with_their_folds() {
+        let message = b"OPTIONS sip:a SIP/2.0\r\nVia: 1\r\nX: Via: no\r\n v: no\r\nv : 2,\r\n\t3\r\nCall-ID: x\nVIA:4\r\n\r\nVia: 5\r\n";
+        let mut scan = Scan::default();
+        scalar::scan(message, &mut scan);
+        let values: Vec<_> =
+            rows(message, &scan, HeaderKind::Via).map(|row| row.span().of(message).to_vec()).collect();
+        assert_eq!(values, [b" 1".to_vec(), b" 2,\r\n\t3".to_vec(), b"4".to_vec()]);
+        assert_eq!(rows(message, &scan, HeaderKind::Route).count(), 0);
+    }
+}

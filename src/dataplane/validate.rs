@@ -1,0 +1,201 @@
+//! Whether a request may be forwarded (RFC 3261 16.3), and what its parts say.
+//!
+//! Checked is what routing and rewriting need; all else is carried unread, even when it is broken (16.3 item 1). A check
+//! that fails names the answer. Who asked is answered by the dispatcher: an ACK never, and a response never.
+
+use crate::dataplane::limits::{CALL_ID_MAX, START_LINE_MAX, VIA_ROWS_MAX};
+use crate::dataplane::scan::{Scan, Span, rows};
+use crate::dataplane::sip::grammar;
+use crate::dataplane::sip::header::HeaderKind;
+use crate::dataplane::sip::name_addr::{self, NameAddr};
+use crate::dataplane::sip::start_line::{Method, StartLine, StartLineError};
+use crate::dataplane::sip::uri::{self, Uri};
+use crate::dataplane::sip::via::{self, Via};
+use crate::dataplane::tables::Policy;
+
+/// An answer that refuses a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The status code.
+    pub code: u16,
+    /// The reason phrase: what exactly is wrong, for whoever reads the trace.
+    pub reason: &'static str,
+}
+
+impl Refusal {
+    /// An answer of `code` that says `reason`.
+    pub const fn new(code: u16, reason: &'static str) -> Refusal {
+        Refusal { code, reason }
+    }
+}
+
+/// A request that may be forwarded. Spans are offsets into the message, without white space round them.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// Its method.
+    pub method: Method,
+    /// Its SIP-Version as written.
+    pub version: Span,
+    /// Its Request-URI.
+    pub uri: Uri,
+    /// The topmost Via.
+    pub via: Via,
+    /// The value of From.
+    pub from: NameAddr,
+    /// The value of To.
+    pub to: NameAddr,
+    /// The value of Call-ID.
+    pub call_id: Span,
+    /// The sequence number of CSeq.
+    pub cseq: u32,
+    /// The digits of Max-Forwards and their value, if there is such a header.
+    pub max_forwards: Option<(Span, u8)>,
+    /// Where the message ends: behind the body that Content-Length announces, or at the end of the datagram.
+    pub end: u32,
+}
+
+const BAD_START_LINE: Refusal = Refusal::new(400, "Bad Request-Line");
+
+/// Reads a request. `line` is what its start line was read as.
+#[inline(always)]
+pub fn request(
+    message: &[u8],
+    scan: &Scan,
+    line: Result<StartLine, StartLineError>,
+    policy: &Policy,
+) -> Result<Request, Refusal> {
+    if let Some((fault, _)) = scan.faults.first() {
+        return Err(Refusal::new(400, fault.describe()));
+    }
+    let (method, name, uri, version) = match line {
+        Ok(StartLine::Request { method, name, uri, version }) => (method, name, uri, version),
+        Err(StartLineError::RequestVersion) => return Err(Refusal::new(505, "Version Not Supported")),
+        _ => return Err(BAD_START_LINE),
+    };
+    if scan.start_line.of(message).len() > START_LINE_MAX {
+        return Err(Refusal::new(414, "Request-URI Too Long"));
+    }
+    single_headers_stand_once(scan)?;
+
+    let via = first_via(message, scan).ok_or(Refusal::new(400, "Bad Via"))?;
+    if scan.count(HeaderKind::Via) > VIA_ROWS_MAX {
+        return Err(Refusal::new(483, "Too Many Hops"));
+    }
+    let from = address(message, scan, HeaderKind::From).ok_or(Refusal::new(400, "Bad From"))?;
+    let to = address(message, scan, HeaderKind::To).ok_or(Refusal::new(400, "Bad To"))?;
+    let call_id = call_id(message, scan).ok_or(Refusal::new(400, "Bad Call-ID"))?;
+    let cseq = cseq(message, scan, method, name.of(message))?;
+    let end = end(message, scan)?;
+    let uri = uri::parse(message, uri).filter(|uri| !uri.has_headers).ok_or(Refusal::new(400, "Bad Request-URI"))?;
+
+    // The order of 16.3: syntax is done; scheme, Max-Forwards, Proxy-Require.
+    if !policy.schemes.contains(&uri.scheme) {
+        return Err(Refusal::new(416, "Unsupported URI Scheme"));
+    }
+    let max_forwards = max_forwards(message, scan)?;
+    if scan.count(HeaderKind::ProxyRequire) != 0 && !matches!(method, Method::Ack | Method::Cancel) {
+        // 8.2.2.3, 16.3 item 5. It must not stand in CANCEL and ACK, and is ignored there.
+        if unsupported_tags(message, scan, policy).next().is_some() {
+            return Err(Refusal::new(420, "Bad Extension"));
+        }
+    }
+    Ok(Request { method, version, uri, via, from, to, call_id, cseq, max_forwards, end })
+}
+
+/// RFC 4475 3.3.8: a header that may stand once and stands twice is refused; two servers could read different ones.
+#[inline(always)]
+pub fn single_headers_stand_once(scan: &Scan) -> Result<(), Refusal> {
+    const SINGLE: [(HeaderKind, Refusal); 9] = [
+        (HeaderKind::CallId, Refusal::new(400, "More Than One Call-ID")),
+        (HeaderKind::ContentLength, Refusal::new(400, "More Than One Content-Length")),
+        (HeaderKind::CSeq, Refusal::new(400, "More Than One CSeq")),
+        (HeaderKind::From, Refusal::new(400, "More Than One From")),
+        (HeaderKind::Join, Refusal::new(400, "More Than One Join")),
+        (HeaderKind::MaxForwards, Refusal::new(400, "More Than One Max-Forwards")),
+        (HeaderKind::Replaces, Refusal::new(400, "More Than One Replaces")),
+        (HeaderKind::TargetDialog, Refusal::new(400, "More Than One Target-Dialog")),
+        (HeaderKind::To, Refusal::new(400, "More Than One To")),
+    ];
+    for (kind, refusal) in SINGLE {
+        if scan.count(kind) > 1 {
+            return Err(refusal);
+        }
+    }
+    Ok(())
+}
+
+/// The topmost Via value, if it can be read.
+#[inline(always)]
+pub fn first_via(message: &[u8], scan: &Scan) -> Option<Via> {
+    via::parse(message, scan.value(HeaderKind::Via)?)
+}
+
+fn address(message: &[u8], scan: &Scan, kind: HeaderKind) -> Option<NameAddr> {
+    name_addr::parse(message, scan.value(kind)?).filter(|value| value.comma.is_none())
+}
+
+/// The Call-ID: no white space and no control octets inside, since the key must be read the same by all.
+#[inline(always)]
+fn call_id(message: &[u8], scan: &Scan) -> Option<Span> {
+    let call_id = trim(message, scan.value(HeaderKind::CallId)?);
+    let octets = call_id.of(message);
+    (octets.len() <= CALL_ID_MAX && grammar::is_call_id(octets)).then_some(call_id)
+}
+
+/// `CSeq = 1*DIGIT LWS Method`; the number fits 32 bits (RFC 4475 3.1.2.4), the method is the start line's.
+#[inline(always)]
+fn cseq(message: &[u8], scan: &Scan, method: Method, name: &[u8]) -> Result<u32, Refusal> {
+    const BAD: Refusal = Refusal::new(400, "Bad CSeq");
+    let value = grammar::trim(scan.value(HeaderKind::CSeq).ok_or(BAD)?.of(message));
+    let digits = value.iter().position(|&octet| grammar::is_lws(octet)).ok_or(BAD)?;
+    let number = grammar::number(&value[..digits]).and_then(|number| u32::try_from(number).ok()).ok_or(BAD)?;
+    if grammar::trim(&value[digits..]) != name {
+        // RFC 4475 3.1.2.18: for a method nobody knows, 501 says more.
+        let unknown = Refusal::new(501, "CSeq Method Is Not The Request's");
+        return Err(if method == Method::Other { unknown } else { Refusal { code: 400, ..unknown } });
+    }
+    Ok(number)
+}
+
+/// RFC 3261 18.3: in a datagram, octets behind the body are discarded, and a body that is cut short is an error.
+#[inline(always)]
+pub fn end(message: &[u8], scan: &Scan) -> Result<u32, Refusal> {
+    let Some(value) = scan.value(HeaderKind::ContentLength) else { return Ok(message.len() as u32) };
+    let announced = grammar::number(grammar::trim(value.of(message))).ok_or(Refusal::new(400, "Bad Content-Length"))?;
+    let there = message.len() as u64 - u64::from(scan.body);
+    if announced > there {
+        return Err(Refusal::new(400, "Content-Length Exceeds Datagram"));
+    }
+    Ok(scan.body + announced as u32)
+}
+
+/// `Max-Forwards = 1*DIGIT`, 0 to 255 (RFC 3261 20.22). Zero: 483 (16.3 item 3).
+#[inline(always)]
+fn max_forwards(message: &[u8], scan: &Scan) -> Result<Option<(Span, u8)>, Refusal> {
+    let Some(value) = scan.value(HeaderKind::MaxForwards) else { return Ok(None) };
+    let digits = trim(message, value);
+    let number = grammar::number(digits.of(message)).and_then(|number| u8::try_from(number).ok());
+    match number {
+        None => Err(Refusal::new(400, "Bad Max-Forwards")),
+        Some(0) => Err(Refusal::new(483, "Too Many Hops")),
+        Some(left) => Ok(Some((digits, left))),
+    }
+}
+
+/// The option tags of Proxy-Require that are not let through.
+pub fn unsupported_tags<'a>(message: &'a [u8], scan: &'a Scan, policy: &'a Policy) -> impl Iterator<Item = &'a [u8]> {
+    rows(message, scan, HeaderKind::ProxyRequire)
+        .flat_map(|row| row.span().of(message).split(|&octet| octet == b','))
+        .map(grammar::trim)
+        .filter(|tag| !tag.is_empty())
+        .filter(|tag| !policy.proxy_require.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(tag)))
+}
+
+/// `span` without white space round it.
+#[inline(always)]
+pub fn trim(message: &[u8], span: Span) -> Span {
+    let text = span.of(message);
+    let lead = text.iter().take_while(|&&octet| grammar::is_lws(octet)).count();
+    let start = span.start as usize + lead;
+    Span::new(start, start + grammar::trim(text).len())
+}
