@@ -19,7 +19,6 @@ use crate::dataplane::rewrite::via::{self, Ours};
 use crate::dataplane::room::Room;
 use crate::dataplane::route::{self, Arrival, Decision, Input, Router};
 use crate::dataplane::scan::{Scan, Scanner, Span, rows};
-use crate::dataplane::sip::cursor::Param;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::{self, Method, StartLine, StartLineError};
 use crate::dataplane::sip::via::Via;
@@ -136,15 +135,15 @@ impl Dispatcher {
         if arrival.listener.is_none() && !tables.is_inside(arrival.from) {
             return Some(Verdict::Drop(DropReason::StrangerOnEgress));
         }
-        if request.via.token.is_some() && is_loop(tables, message, &request.via) {
+        if request.via.token.is_present() && is_loop(tables, message, &request.via) {
             //= RFC 3261 section 16.3
             // Optional loop check (item 4). A request whose topmost Via is ours came back without passing anybody who
             // would have added a Via: a backend's address is ours.
             return Some(self.refuse_unless_ack(tables, request.method, LOOP, arrival, room));
         }
         if request.method == Method::Ack {
-            let tag = request.to.tag.unwrap_or_default().of(message);
-            let from_tag = request.from.tag.unwrap_or_default().of(message);
+            let tag = request.to.tag.of(message);
+            let from_tag = request.from.tag.of(message);
             let call_id = request.call_id.of(message);
             let ours = token::is_own_to_tag(tag, &tables.keys, call_id, request.cseq, from_tag);
             return ours.then_some(Verdict::Drop(DropReason::AckForOwnReply));
@@ -219,14 +218,14 @@ impl Dispatcher {
         if !readable {
             return Verdict::Drop(DropReason::MalformedResponse);
         }
-        let Some(token) = via.token.and_then(|value| token::read_via_token(value.of(message))) else {
+        let Some(token) = token::read_via_token(via.token.of(message)) else {
             return Verdict::Drop(DropReason::ResponseNotOurs);
         };
         let Some((row, next)) = scan.row(HeaderKind::Via).map(|row| (row, next_via(message, scan, &via))) else {
             return Verdict::Drop(DropReason::MalformedResponse);
         };
         let listener_known = |flow: &token::Flow| flow.listener.is_none_or(|index| (index as usize) < tables.listeners.len());
-        let digest = token::read_branch(via.branch.unwrap_or_default().of(message));
+        let digest = token::read_branch(via.branch.of(message));
         let flow = digest.and_then(|digest| token.verify(&tables.keys, digest)).filter(listener_known);
         let Some((flow, digest)) = flow.zip(digest) else { return Verdict::Drop(DropReason::ResponseForged) };
         let rebuild = match next {
@@ -243,8 +242,8 @@ impl Dispatcher {
         let start = scan.start_line.start as usize;
         // Our value alone where another follows in the same row, the whole row with its line end where none does.
         let (cut_start, cut_end) = match via.comma {
-            Some(comma) => (via.whole.start as usize, comma as usize + 1),
-            None => (row.start as usize, row.end as usize + 2),
+            0 => (row.start as usize, row.end as usize + 2),
+            comma => (via.whole.start as usize, comma as usize + 1),
         };
         head.put(message.get(start..cut_start).unwrap_or_default());
         if let Some(rebuild) = rebuild {
@@ -370,9 +369,9 @@ enum NextVia {
 fn next_via(message: &[u8], scan: &Scan, ours: &Via) -> NextVia {
     let Some(row) = scan.row(HeaderKind::Via) else { return NextVia::None };
     let value = match ours.comma {
-        Some(comma) => Some(Span { start: comma + 1, end: row.end }),
-        None if scan.count(HeaderKind::Via) > 1 => rows(message, scan, HeaderKind::Via).nth(1).map(|row| row.span()),
-        None => None,
+        0 if scan.count(HeaderKind::Via) > 1 => rows(message, scan, HeaderKind::Via).nth(1).map(|row| row.span()),
+        0 => None,
+        comma => Some(Span { start: comma + 1, end: row.end }),
     };
     let Some(value) = value else { return NextVia::None };
     crate::dataplane::sip::via::parse(message, value).map_or(NextVia::Unreadable, NextVia::Some)
@@ -381,8 +380,8 @@ fn next_via(message: &[u8], scan: &Scan, ours: &Via) -> NextVia {
 /// Whether the topmost Via, which carries a token, is ours.
 #[cold]
 fn is_loop(tables: &Tables, message: &[u8], ours: &Via) -> bool {
-    let digest = token::read_branch(ours.branch.unwrap_or_default().of(message));
-    let token = ours.token.and_then(|value| token::read_via_token(value.of(message)));
+    let digest = token::read_branch(ours.branch.of(message));
+    let token = token::read_via_token(ours.token.of(message));
     token.zip(digest).is_some_and(|(token, digest)| token.verify(&tables.keys, digest).is_some())
 }
 
@@ -411,11 +410,10 @@ fn lost_via<'a>(
 /// `rport` or the port of sent-by. It does if nobody changed what we wrote there when the request passed.
 #[inline(always)]
 fn is_answered_at(message: &[u8], next: &Via, to: SocketAddr) -> bool {
-    let value = |param: Option<Param>| param.and_then(|param| param.value).map(|value| value.of(message));
-    let host = value(next.received).unwrap_or(next.host.of(message));
-    let port = match value(next.rport) {
+    let host = next.received_value(message).unwrap_or(next.host.of(message));
+    let port = match next.rport_value(message) {
         Some(rport) => grammar::number(rport),
-        None => Some(u64::from(next.port_or_default())),
+        None => Some(u64::from(next.port)),
     };
     port == Some(u64::from(to.port())) && uri::address(host) == Some(to.ip().to_canonical())
 }

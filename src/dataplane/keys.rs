@@ -90,14 +90,36 @@ pub struct Fields<H> {
     hasher: H,
     pending: [u8; PENDING],
     len: usize,
+    /// Whether `hasher` has seen fields already.
+    is_long: bool,
 }
 
-const PENDING: usize = 192;
+const PENDING: usize = 160;
 
-impl<H: Hasher> Fields<H> {
+/// A hasher that can also hash in one go.
+pub trait OneGo: Hasher + Copy {
+    /// The hash of `octets` under the hasher's key.
+    fn hash_all(&self, octets: &[u8]) -> u64;
+}
+
+impl OneGo for SipHasher13 {
+    #[inline(always)]
+    fn hash_all(&self, octets: &[u8]) -> u64 {
+        self.hash(octets)
+    }
+}
+
+impl OneGo for SipHasher24 {
+    #[inline(always)]
+    fn hash_all(&self, octets: &[u8]) -> u64 {
+        self.hash(octets)
+    }
+}
+
+impl<H: OneGo> Fields<H> {
     #[inline(always)]
     fn new(hasher: H) -> Fields<H> {
-        Fields { hasher, pending: [0; PENDING], len: 0 }
+        Fields { hasher, pending: [0; PENDING], len: 0, is_long: false }
     }
 
     /// Adds a field.
@@ -118,6 +140,7 @@ impl<H: Hasher> Fields<H> {
 
     #[cold]
     fn write_through(&mut self, field: &[u8], length: &[u8]) {
+        self.is_long = true;
         self.hasher.write(&self.pending[..self.len]);
         self.len = 0;
         self.hasher.write(field);
@@ -127,8 +150,12 @@ impl<H: Hasher> Fields<H> {
     /// The hash of the fields added.
     #[inline(always)]
     pub fn finish(mut self) -> u64 {
-        self.hasher.write(&self.pending[..self.len]);
-        self.hasher.finish()
+        let pending = self.pending.get(..self.len).unwrap_or_default();
+        if self.is_long {
+            self.hasher.write(pending);
+            return self.hasher.finish();
+        }
+        self.hasher.hash_all(pending)
     }
 }
 
@@ -176,7 +203,7 @@ mod tests {
         }
     }
 
-    fn hash<H: Hasher>(mut fields: Fields<H>, list: &[&[u8]]) -> u64 {
+    fn hash<H: OneGo>(mut fields: Fields<H>, list: &[&[u8]]) -> u64 {
         for field in list {
             fields.add(field);
         }

@@ -131,7 +131,7 @@ pub fn first_via(message: &[u8], scan: &Scan) -> Option<Via> {
 }
 
 fn address(message: &[u8], scan: &Scan, kind: HeaderKind) -> Option<NameAddr> {
-    name_addr::parse(message, scan.value(kind)?).filter(|value| value.comma.is_none())
+    name_addr::parse(message, scan.value(kind)?).filter(|value| value.comma == 0)
 }
 
 /// The Call-ID: no white space and no control octets inside, since the key must be read the same by all.

@@ -181,5 +181,5 @@ fn clean(message: &[u8], row: Row) -> Option<&[u8]> {
 /// The tag of From or To: `None` if the value cannot be read, `Some(None)` if it has no tag.
 fn tag<'a>(message: &'a [u8], scan: &Scan, kind: HeaderKind) -> Option<Option<&'a [u8]>> {
     let value = name_addr::parse(message, scan.value(kind)?)?;
-    Some(value.tag.map(|tag| tag.of(message)))
+    Some(value.tag.is_present().then(|| value.tag.of(message)))
 }

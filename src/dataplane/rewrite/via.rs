@@ -28,9 +28,8 @@ pub fn transaction(keys: &Keys, message: &[u8], request: &Request) -> u64 {
         // 16.11, for a client of RFC 2543: the topmost Via, tags, Call-ID, CSeq number and Request-URI. The To tag stays
         // out: the ACK of a failure has one that its INVITE had not.
         None => {
-            let from_tag = request.from.tag.unwrap_or_default();
             let mut digest = keys.branch();
-            digest.add(via.whole.of(message)).add(from_tag.of(message)).add(request.uri.whole.of(message));
+            digest.add(via.whole.of(message)).add(request.from.tag.of(message)).add(request.uri.whole.of(message));
             digest.add(call_id).add(&request.cseq.to_be_bytes());
             digest.finish()
         }
@@ -101,33 +100,30 @@ impl Ours<'_> {
 pub fn add_received(edits: &mut Edits, message: &[u8], via: &Via, source: SocketAddr) {
     let sent_by = uri::address(via.host.of(message));
     let is_source = sent_by == Some(source.ip().to_canonical());
-    if is_source && via.rport.is_none() && via.received.is_none() {
+    let asked = via.rport.is_present();
+    if is_source && !asked && !via.received.is_present() {
         return;
     }
     let mut room = [0; 64];
     let mut text = Text::new(&mut room);
-    if !is_source || via.rport.is_some() {
+    if !is_source || asked {
         text.put(b";received=").put_address(source.ip());
     }
-    if via.rport.is_some() {
+    if asked {
         text.put(b";rport=").put_number(u32::from(source.port()));
     }
     let text = text.finish().unwrap_or_default();
-    match (via.rport, via.received) {
-        (Some(rport), received) => {
-            edits.replace(rport.whole, |insert| {
-                insert.put(text);
-            });
-            if let Some(received) = received {
-                edits.cut(received.whole);
-            }
-        }
-        (None, Some(received)) => edits.replace(received.whole, |insert| {
-            insert.put(text);
-        }),
-        (None, None) => edits.replace(Span { start: via.whole.end, end: via.whole.end }, |insert| {
-            insert.put(text);
-        }),
+    // In the place of rport, or of received, or behind the value.
+    let place = match (asked, via.received.is_present()) {
+        (true, _) => via.rport,
+        (false, true) => via.received,
+        (false, false) => Span { start: via.whole.end, end: via.whole.end },
+    };
+    edits.replace(place, |insert| {
+        insert.put(text);
+    });
+    if asked && via.received.is_present() {
+        edits.cut(via.received);
     }
 }
 

@@ -457,7 +457,7 @@ pub fn response_flow(request: &Request, arrival: &Arrival) -> token::Flow {
 #[inline(always)]
 pub fn response_address(via: Option<&crate::dataplane::sip::via::Via>, source: SocketAddr) -> SocketAddr {
     match via {
-        Some(via) if via.rport.is_none() => SocketAddr::new(source.ip(), via.port_or_default()),
+        Some(via) if !via.rport.is_present() => SocketAddr::new(source.ip(), via.port),
         _ => source,
     }
 }

@@ -43,8 +43,10 @@ impl Routes {
                 }
                 let uri = uri::parse(message, value.uri)?;
                 routes.values.push(RouteValue { row, whole: value.whole, uri, taken: false });
-                let Some(comma) = value.comma else { break };
-                rest = Span { start: comma + 1, end: rest.end };
+                if value.comma == 0 {
+                    break;
+                }
+                rest = Span { start: value.comma + 1, end: rest.end };
             }
         }
         Some(routes)

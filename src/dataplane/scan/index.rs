@@ -3,6 +3,9 @@
 use crate::dataplane::sip::header::{HeaderKind, KINDS, OTHER};
 
 /// A range of octets of one message. `start <= end <= message length`.
+///
+/// Nothing that a header says begins at offset 0, where the start line is: a span that begins there says "absent", and
+/// no `Option` round it is needed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
     /// First octet.
@@ -16,6 +19,27 @@ impl Span {
     #[inline(always)]
     pub const fn new(start: usize, end: usize) -> Span {
         Span { start: start as u32, end: end as u32 }
+    }
+
+    /// Nothing.
+    pub const ABSENT: Span = Span { start: 0, end: 0 };
+
+    /// Whether the span is anything but [`Span::ABSENT`].
+    #[inline(always)]
+    pub const fn is_present(self) -> bool {
+        self.start != 0
+    }
+
+    /// Octets covered.
+    #[inline(always)]
+    pub const fn len(self) -> usize {
+        (self.end - self.start) as usize
+    }
+
+    /// Whether the span covers nothing.
+    #[inline(always)]
+    pub const fn is_empty(self) -> bool {
+        self.start == self.end
     }
 
     /// The octets of `message` this span covers; empty if the span does not belong to `message`.

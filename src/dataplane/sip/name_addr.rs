@@ -2,57 +2,88 @@
 
 use super::cursor::{Cursor, next_param};
 use super::grammar;
-use crate::dataplane::scan::Span;
+use crate::dataplane::scan::{Span, find, find_blank_or};
 
-/// One value: `( name-addr / addr-spec ) *( SEMI generic-param )`.
-#[derive(Clone, Copy, Debug)]
+/// One value: `( name-addr / addr-spec ) *( SEMI generic-param )`. What is not there is [`Span::ABSENT`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NameAddr {
+    /// The value from its first octet to its last, without white space round it.
+    pub whole: Span,
     /// The URI, without angle brackets.
     pub uri: Span,
     /// The value of the header parameter `tag` (RFC 3261 19.3). A `tag` inside the URI or the display name is none (RFC
     /// 8217).
-    pub tag: Option<Span>,
-    /// The value from its first octet to its last, without white space round it.
-    pub whole: Span,
-    /// Whether a comma follows, and with it another value in the same row; then its offset.
-    pub comma: Option<u32>,
+    pub tag: Span,
+    /// The offset of the comma behind the value, if another value follows in the same row; else 0.
+    pub comma: u32,
 }
 
 /// Reads the first value of `span`. `None` if it does not follow the grammar.
 #[inline(always)]
 pub fn parse(message: &[u8], span: Span) -> Option<NameAddr> {
+    everyday(span.of(message), span.start as usize).or_else(|| by_grammar(message, span))
+}
+
+/// Reads a value as practically all are written: one space in front, a quoted display name or none, angle brackets, and a
+/// tag as the only parameter, if any. `None` says only that it is not such a value.
+#[inline(always)]
+fn everyday(text: &[u8], at: usize) -> Option<NameAddr> {
+    let mut rest = text.strip_prefix(b" ")?;
+    if let Some(quoted) = rest.strip_prefix(b"\"") {
+        let end = find(quoted, [b'"', b'\\'])?;
+        rest = quoted[end..].strip_prefix(b"\" ")?;
+    }
+    let uri = rest.strip_prefix(b"<")?;
+    let uri_len = find(uri, [b'>'])?;
+    let behind = &uri[uri_len + 1..];
+    let offset = |part: &[u8]| at + (text.len() - part.len());
+    let mut value = NameAddr {
+        whole: Span::new(at + 1, at + text.len()),
+        uri: Span::new(offset(uri), offset(uri) + uri_len),
+        tag: Span::ABSENT,
+        comma: 0,
+    };
+    if let Some(tag) = behind.strip_prefix(b";tag=") {
+        if tag.is_empty() || find_blank_or(tag, [b';', b',', b'"', b'<', b'>']).is_some() {
+            return None;
+        }
+        value.tag = Span::new(offset(tag), at + text.len());
+    } else if !behind.is_empty() {
+        return None;
+    }
+    (uri_len != 0).then_some(value)
+}
+
+/// Reads any value that the grammar allows.
+#[cold]
+fn by_grammar(message: &[u8], span: Span) -> Option<NameAddr> {
     let mut cursor = Cursor::new(message, span);
     cursor.skip_lws();
     let start = cursor.at();
     let uri = uri(&mut cursor)?;
-    let mut end = cursor.at();
-    let mut tag = None;
+    let mut value = NameAddr { whole: Span::new(start, cursor.at()), uri, ..NameAddr::default() };
     while let Some(param) = next_param(&mut cursor).ok()? {
-        end = param.whole.end as usize;
-        if param.name.end - param.name.start == 3 && param.is(message, b"tag") {
-            tag = tag.or(param.value);
+        value.whole.end = param.whole.end;
+        if param.is(message, b"tag") && !value.tag.is_present() {
+            value.tag = param.value.unwrap_or_default();
         }
     }
     cursor.skip_lws();
-    let comma = match cursor.peek() {
-        None => None,
-        Some(b',') => Some(cursor.at() as u32),
+    match cursor.peek() {
+        None => {}
+        Some(b',') => value.comma = cursor.at() as u32,
         Some(_) => return None,
-    };
-    Some(NameAddr { uri, tag, whole: Span::new(start, end), comma })
+    }
+    Some(value)
 }
 
 /// `name-addr = [ display-name ] LAQUOT addr-spec RAQUOT`, `display-name = *(token LWS) / quoted-string`
 ///
 /// The cursor is left behind the URI and its bracket.
-#[inline(always)]
 fn uri(cursor: &mut Cursor<'_>) -> Option<Span> {
     if cursor.peek() == Some(b'"') {
         cursor.take_quoted()?;
         cursor.skip_lws();
-        return in_brackets(cursor);
-    }
-    if cursor.peek() == Some(b'<') {
         return in_brackets(cursor);
     }
     let before_name = cursor.clone();
@@ -62,21 +93,20 @@ fn uri(cursor: &mut Cursor<'_>) -> Option<Span> {
         if cursor.peek() == Some(b'<') {
             return in_brackets(cursor);
         }
-        if word.start == word.end {
+        if word.is_empty() {
             break;
         }
     }
     *cursor = before_name;
     let bare = cursor.take_while(grammar::BARE_URI);
-    (bare.start != bare.end).then_some(bare)
+    (!bare.is_empty()).then_some(bare)
 }
 
-#[inline(always)]
 fn in_brackets(cursor: &mut Cursor<'_>) -> Option<Span> {
     if !cursor.take(b'<') {
         return None;
     }
-    cursor.take_through(b'>').filter(|uri| uri.start != uri.end)
+    cursor.take_through(b'>').filter(|uri| !uri.is_empty())
 }
 
 #[cfg(test)]
@@ -107,9 +137,33 @@ mod tests {
         ] {
             let value = read(text).unwrap_or_else(|| panic!("{text}"));
             assert_eq!(of(text, value.uri), uri, "{text}");
-            assert_eq!(value.tag.map(|tag| of(text, tag)), tag, "{text}");
-            assert!(value.comma.is_none());
+            assert_eq!(value.tag.is_present().then(|| of(text, value.tag)), tag, "{text}");
+            assert_eq!(value.comma, 0);
         }
+    }
+
+    /// The short way says nothing that the long way does not say.
+    #[test]
+    fn everyday_values_are_read_as_the_grammar_reads_them() {
+        let pieces = [
+            "", " ", "\"", "\\", "<", ">", ";", ";tag=1", ";tag=", ";tag", ";TAG=2", ";x=1", ";x=\"<\"", ",", "sip:a@b", "Bob", "\r\n ",
+            "\"Bob\" ", "<sip:a@b>", "<>", "\t", "\"a\\\"b\"",
+        ];
+        let mut everyday_count = 0;
+        for first in pieces {
+            for second in pieces {
+                for third in pieces {
+                    for fourth in pieces {
+                        let text = format!(" {first}{second}{third}{fourth}");
+                        if let Some(value) = everyday(text.as_bytes(), 0) {
+                            assert_eq!(Some(value), by_grammar(text.as_bytes(), Span::new(0, text.len())), "{text}");
+                            everyday_count += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert!(everyday_count > 100, "{everyday_count}");
     }
 
     #[test]
@@ -118,7 +172,7 @@ mod tests {
         let value = read(text).unwrap();
         assert_eq!(of(text, value.uri), "sip:x?h=a,b");
         assert_eq!(of(text, value.whole), r#""a,b" <sip:x?h=a,b>;p="c,d""#);
-        assert_eq!(value.comma.map(|at| &text[at as usize..]), Some(", <sip:y>"));
+        assert_eq!(&text[value.comma as usize..], ", <sip:y>");
     }
 
     #[test]

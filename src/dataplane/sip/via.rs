@@ -2,81 +2,129 @@
 
 use super::cursor::{Cursor, Param, next_param};
 use super::grammar;
-use crate::dataplane::scan::Span;
+use crate::dataplane::scan::{Span, find, find_blank_or};
 
 /// The name of the parameter in which our own Via carries its token, lower-case.
 pub const TOKEN_PARAM: &[u8] = b"vh";
 
 /// `z9hG4bK`: a branch that begins with it is unique to its transaction (RFC 3261 8.1.1.7). Compared without regard to
 /// case, as tokens are (7.3.1).
-pub const COOKIE: &[u8] = b"z9hG4bK";
+pub const COOKIE: &[u8; 7] = b"z9hG4bK";
 
-/// The first value of a Via row.
+/// The first value of a Via row. What is not there is [`Span::ABSENT`].
 ///
 /// `via-parm = sent-protocol LWS sent-by *( SEMI via-params )`, `sent-by = host [ COLON port ]`
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Via {
-    /// The transport token of sent-protocol, such as `UDP`.
-    pub transport: Span,
-    /// The host of sent-by, with the brackets of an IPv6 reference.
-    pub host: Span,
-    /// The port of sent-by, if written.
-    pub port: Option<u16>,
-    /// The whole of sent-by.
-    pub sent_by: Span,
-    /// The value of `branch`.
-    pub branch: Option<Span>,
-    /// `received`: the address a server saw the message come from (18.2.1).
-    pub received: Option<Param>,
-    /// `rport`: the port likewise (RFC 3581).
-    pub rport: Option<Param>,
-    /// The value of our own parameter.
-    pub token: Option<Span>,
     /// The value from its first octet to its last, without white space round it.
     pub whole: Span,
-    /// Whether a comma follows, and with it another value in the same row; then its offset.
-    pub comma: Option<u32>,
+    /// The whole of sent-by.
+    pub sent_by: Span,
+    /// The host of sent-by, with the brackets of an IPv6 reference.
+    pub host: Span,
+    /// The port of sent-by, or the default one (18.2.2).
+    pub port: u16,
+    /// The value of `branch`.
+    pub branch: Span,
+    /// `received`: the address a server saw the message come from (18.2.1); from its semicolon to its end.
+    pub received: Span,
+    /// `rport`: the port likewise (RFC 3581).
+    pub rport: Span,
+    /// The value of our own parameter.
+    pub token: Span,
+    /// The offset of the comma behind the value, if another value follows in the same row; else 0.
+    pub comma: u32,
 }
 
+/// What stands for a port that is not written (RFC 3261 18.2.2).
+const DEFAULT_PORT: u16 = 5060;
 
 /// Reads the first value of `span`, the value of a Via row. `None` if it does not follow the grammar; a parameter that
 /// may stand once and stands twice does not.
 #[inline(always)]
 pub fn parse(message: &[u8], span: Span) -> Option<Via> {
+    everyday(span.of(message), span.start as usize).or_else(|| by_grammar(message, span))
+}
+
+/// Reads a value as practically all are written: one space in front, `SIP/2.0/UDP`, no other white space, no quotes, no
+/// second value, known parameters in lower case. `None` says only that it is not such a value.
+#[inline(always)]
+fn everyday(text: &[u8], at: usize) -> Option<Via> {
+    let rest = text.strip_prefix(b" SIP/2.0/UDP ")?;
+    let base = at + (text.len() - rest.len());
+    let first = find_blank_or(rest, [b';', b':', b',', b'"', b'[', b'<', b'>'])?;
+    let mut port = DEFAULT_PORT;
+    let mut here = first;
+    if rest[here] == b':' {
+        let digits = &rest[here + 1..];
+        let len = grammar::DIGIT.prefix(digits);
+        port = u16::try_from(grammar::number(&digits[..len])?).ok()?;
+        here += 1 + len;
+    }
+    let mut via = Via {
+        whole: Span::new(at + 1, at + text.len()),
+        sent_by: Span::new(base, base + here),
+        host: Span::new(base, base + first),
+        port,
+        ..Via::default()
+    };
+    if first == 0 {
+        return None;
+    }
+    while here < rest.len() {
+        if rest[here] != b';' {
+            return None;
+        }
+        let param = &rest[here + 1..];
+        let len = find_blank_or(param, [b';', b',', b'"', b'<', b'>']).unwrap_or(param.len());
+        let value = |name: usize| Span::new(base + here + 1 + name, base + here + 1 + len);
+        let whole = Span::new(base + here, base + here + 1 + len);
+        let place = match &param[..len] {
+            [b'b', b'r', b'a', b'n', b'c', b'h', b'=', _, ..] => (&mut via.branch, value(7)),
+            b"rport" | [b'r', b'p', b'o', b'r', b't', b'=', ..] => (&mut via.rport, whole),
+            [b'r', b'e', b'c', b'e', b'i', b'v', b'e', b'd', b'=', ..] => (&mut via.received, whole),
+            [b'v', b'h', b'=', _, ..] => (&mut via.token, value(3)),
+            // Another parameter, unless it is one of these written otherwise.
+            [b'b' | b'B' | b'r' | b'R' | b'v' | b'V' | b'=', ..] | [] => return None,
+            _ => {
+                here += 1 + len;
+                continue;
+            }
+        };
+        if place.0.is_present() {
+            return None;
+        }
+        *place.0 = place.1;
+        here += 1 + len;
+    }
+    Some(via)
+}
+
+/// Reads any value that the grammar allows.
+#[cold]
+fn by_grammar(message: &[u8], span: Span) -> Option<Via> {
     let mut cursor = Cursor::new(message, span);
     cursor.skip_lws();
     let start = cursor.at();
-    // What everybody writes, at once; what the grammar allows besides, token by token.
-    if !cursor.take_text(b"sip/2.0/") {
-        for _ in 0..2 {
-            take_token(&mut cursor)?;
-            if !cursor.take_separator(b'/') {
-                return None;
-            }
+    for _ in 0..2 {
+        take_token(&mut cursor)?;
+        if !cursor.take_separator(b'/') {
+            return None;
         }
     }
-    let transport = take_token(&mut cursor)?;
+    take_token(&mut cursor)?;
     if !cursor.peek().is_some_and(grammar::is_lws) {
         return None;
     }
     cursor.skip_lws();
     let host = take_host(&mut cursor)?;
-    let mut port = None;
-    if cursor.take(b':') || cursor.take_separator(b':') {
-        port = Some(u16::try_from(grammar::number(cursor.take_while(grammar::DIGIT).of(message))?).ok()?);
+    let mut via = Via { host, sent_by: host, port: DEFAULT_PORT, ..Via::default() };
+    if cursor.take_separator(b':') {
+        let digits = cursor.take_while(grammar::DIGIT);
+        via.port = u16::try_from(grammar::number(digits.of(message))?).ok()?;
+        via.sent_by.end = digits.end;
     }
-    let mut via = Via {
-        transport,
-        host,
-        port,
-        sent_by: Span { start: host.start, end: if port.is_some() { cursor.at() as u32 } else { host.end } },
-        branch: None,
-        received: None,
-        rport: None,
-        token: None,
-        whole: Span::new(start, cursor.at()),
-        comma: None,
-    };
+    via.whole = Span { start: start as u32, end: via.sent_by.end };
     while let Some(param) = next_param(&mut cursor).ok()? {
         via.whole.end = param.whole.end;
         via.keep(message, param)?;
@@ -84,68 +132,67 @@ pub fn parse(message: &[u8], span: Span) -> Option<Via> {
     cursor.skip_lws();
     match cursor.peek() {
         None => {}
-        Some(b',') => via.comma = Some(cursor.at() as u32),
+        Some(b',') => via.comma = cursor.at() as u32,
         Some(_) => return None,
     }
     Some(via)
 }
 
-#[inline(always)]
 fn take_token(cursor: &mut Cursor<'_>) -> Option<Span> {
     let token = cursor.take_while(grammar::TOKEN);
-    (token.start != token.end).then_some(token)
+    (!token.is_empty()).then_some(token)
 }
 
-#[inline(always)]
 fn take_host(cursor: &mut Cursor<'_>) -> Option<Span> {
     if cursor.peek() == Some(b'[') {
         let start = cursor.at();
         cursor.take_through(b']')?;
         return Some(Span::new(start, cursor.at()));
     }
-    let host = cursor.take_while(grammar::HOST);
-    (host.start != host.end).then_some(host)
+    let host = cursor.take_until([b';', b':', b',', b'"', b'[', b'<', b'>']);
+    (!host.is_empty()).then_some(host)
 }
 
 impl Via {
     /// Keeps a parameter we know; `None` if it stands there a second time, or needs a value and has none.
-    #[inline(always)]
     fn keep(&mut self, message: &[u8], param: Param) -> Option<()> {
-        match param.name.end - param.name.start {
-            2 if param.is(message, TOKEN_PARAM) => set(&mut self.token, param.value?),
-            5 if param.is(message, b"rport") => set(&mut self.rport, param),
-            6 if param.is(message, b"branch") => set(&mut self.branch, param.value?),
-            8 if param.is(message, b"received") => set(&mut self.received, param),
-            _ => Some(()),
-        }
+        let (place, span) = match param.name.len() {
+            2 if param.is(message, TOKEN_PARAM) => (&mut self.token, param.value?),
+            5 if param.is(message, b"rport") => (&mut self.rport, param.whole),
+            6 if param.is(message, b"branch") => (&mut self.branch, param.value?),
+            8 if param.is(message, b"received") => (&mut self.received, param.whole),
+            _ => return Some(()),
+        };
+        let is_first = !place.is_present();
+        *place = span;
+        is_first.then_some(())
     }
 
     /// The branch, if it is one that RFC 3261 promises to be unique: the cookie and something behind it.
     #[inline(always)]
     pub fn unique_branch<'a>(&self, message: &'a [u8]) -> Option<&'a [u8]> {
-        let branch = self.branch?.of(message);
-        let (cookie, rest) = branch.split_at_checked(COOKIE.len())?;
+        let branch = self.branch.of(message);
+        let (cookie, rest) = branch.split_first_chunk::<7>()?;
         (cookie.eq_ignore_ascii_case(COOKIE) && !rest.is_empty()).then_some(branch)
     }
 
-    /// The port a response without `rport` goes to (RFC 3261 18.2.2).
-    pub const fn port_or_default(&self) -> u16 {
-        match self.port {
-            Some(port) => port,
-            None => 5060,
-        }
+    /// The value of `received`, if there is one.
+    pub fn received_value<'a>(&self, message: &'a [u8]) -> Option<&'a [u8]> {
+        value_of(self.received, message)
+    }
+
+    /// The value of `rport`, if it has one.
+    pub fn rport_value<'a>(&self, message: &'a [u8]) -> Option<&'a [u8]> {
+        value_of(self.rport, message)
     }
 }
 
+/// The value of a parameter that fills `whole` from its semicolon on.
 #[inline(always)]
-fn set<T>(place: &mut Option<T>, value: T) -> Option<()> {
-    match place {
-        Some(_) => None,
-        None => {
-            *place = Some(value);
-            Some(())
-        }
-    }
+fn value_of(whole: Span, message: &[u8]) -> Option<&[u8]> {
+    let text = whole.of(message);
+    let equals = find(text, [b'='])?;
+    Some(grammar::trim(&text[equals + 1..]))
 }
 
 #[cfg(test)]
@@ -162,45 +209,73 @@ mod tests {
 
     #[test]
     fn an_everyday_via_comes_apart() {
-        let text = " SIP/2.0/UDP 198.51.100.7:5062;branch=z9hG4bK-1;rport ";
+        let text = " SIP/2.0/UDP 198.51.100.7:5062;branch=z9hG4bK-1;rport";
         let via = read(text).unwrap();
-        assert_eq!(of(text, via.transport), "UDP");
+        assert_eq!(of(text, via.sent_by), "198.51.100.7:5062");
         assert_eq!(of(text, via.host), "198.51.100.7");
-        assert_eq!(via.port, Some(5062));
-        assert_eq!(of(text, via.branch.unwrap()), "z9hG4bK-1");
-        assert!(via.rport.unwrap().value.is_none());
-        assert_eq!(of(text, via.rport.unwrap().whole), ";rport");
+        assert_eq!(via.port, 5062);
+        assert_eq!(of(text, via.branch), "z9hG4bK-1");
+        assert_eq!(of(text, via.rport), ";rport");
+        assert_eq!(via.rport_value(text.as_bytes()), None);
         assert_eq!(of(text, via.whole), text.trim());
-        assert!(via.comma.is_none());
+        assert_eq!(via.comma, 0);
+    }
+
+    /// The short way says nothing that the long way does not say.
+    #[test]
+    fn everyday_values_are_read_as_the_grammar_reads_them() {
+        let pieces = [
+            "", ";", ";;", "=", ",", ":", "\"", "[", "]", "<", "/", " ", "\t", "\r\n ", "a", "host", "192.0.2.1", "5060", "99999",
+            ";branch=z9hG4bK-1", ";branch=", ";branch", ";BRANCH=x", ";rport", ";rport=", ";rport=1", ";rportx", ";Rport",
+            ";received=192.0.2.1", ";received", ";vh=abc", ";vh=", ";VH=a", ";i=1", ";x=\"a;b\"", ";alias", ";b", ";maddr=a",
+            "[2001:db8::1]", ";r", ";v",
+        ];
+        let mut everyday_count = 0;
+        let starts = [" SIP/2.0/UDP host", " SIP/2.0/UDP host:5060", " SIP/2.0/UDP ", " SIP/2.0/TCP host", "SIP/2.0/UDP h", ""];
+        for start in starts {
+            for first in pieces {
+                for second in pieces {
+                    for third in pieces {
+                        let text = format!("{start}{first}{second}{third}");
+                        if let Some(via) = everyday(text.as_bytes(), 0) {
+                            assert_eq!(Some(via), by_grammar(text.as_bytes(), Span::new(0, text.len())), "{text}");
+                            everyday_count += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert!(everyday_count > 1000, "{everyday_count}");
     }
 
     #[test]
     fn folds_and_blanks_may_stand_wherever_the_grammar_has_them() {
-        let text = "  SIP  / 2.0\r\n /UDP\r\n    192.0.2.2 : 5060 ; branch = 390skdjuw ,";
+        let text = "  SIP  / 2.0\r\n /UDP\r\n    192.0.2.2 : 5061 ; branch = 390skdjuw ,";
         let via = read(text).unwrap();
         assert_eq!(of(text, via.host), "192.0.2.2");
-        assert_eq!(via.port, Some(5060));
-        assert_eq!(of(text, via.branch.unwrap()), "390skdjuw");
-        assert!(via.comma.is_some());
+        assert_eq!(of(text, via.sent_by), "192.0.2.2 : 5061");
+        assert_eq!(via.port, 5061);
+        assert_eq!(of(text, via.branch), "390skdjuw");
+        assert_ne!(via.comma, 0);
     }
 
     #[test]
     fn quoted_values_hide_commas_and_semicolons() {
         for (text, branch) in [
-            (r#"SIP/2.0/UDP a;x="q,b;c\"d";branch=z9hG4bK-1;rport, SIP/2.0/TCP b"#, "z9hG4bK-1"),
-            (r#"SIP/2.0/UDP a;oc;oc-algo="loss,rate";branch=z9hG4bK-2"#, "z9hG4bK-2"),
+            (r#" SIP/2.0/UDP a;x="q,b;c\"d";branch=z9hG4bK-1;rport, SIP/2.0/TCP b"#, "z9hG4bK-1"),
+            (r#" SIP/2.0/UDP a;oc;oc-algo="loss,rate";branch=z9hG4bK-2"#, "z9hG4bK-2"),
         ] {
-            assert_eq!(of(text, read(text).unwrap().branch.unwrap()), branch);
+            assert_eq!(of(text, read(text).unwrap().branch), branch);
         }
     }
 
     #[test]
     fn ipv6_references_are_hosts() {
-        let text = "SIP/2.0/UDP [2001:db8::9:1]:6050;received=2001:db8::9:255;branch=z9hG4bKas3-111";
+        let text = " SIP/2.0/UDP [2001:db8::9:1]:6050;received=2001:db8::9:255;branch=z9hG4bKas3-111";
         let via = read(text).unwrap();
         assert_eq!(of(text, via.host), "[2001:db8::9:1]");
-        assert_eq!(via.port, Some(6050));
-        assert_eq!(of(text, via.received.unwrap().value.unwrap()), "2001:db8::9:255");
+        assert_eq!(via.port, 6050);
+        assert_eq!(via.received_value(text.as_bytes()), Some(&b"2001:db8::9:255"[..]));
     }
 
     #[test]
@@ -217,8 +292,8 @@ mod tests {
             "SIP/2.0/UDP [::1",
             "SIP/2.0/UDP a b",
             "SIP/2.0/UDP a;x=\"open",
-            "SIP/2.0/UDP a;branch=1;branch=2",
-            "SIP/2.0/UDP a;branch",
+            " SIP/2.0/UDP a;branch=1;branch=2",
+            " SIP/2.0/UDP a;branch",
         ] {
             assert!(read(text).is_none(), "{text}");
         }
@@ -229,7 +304,7 @@ mod tests {
         for (text, unique) in
             [("z9hG4bK-1", true), ("Z9HG4BKabc", true), ("z9hG4bK", false), ("1", false), ("9hG4bK-z", false)]
         {
-            let via = format!("SIP/2.0/UDP a;branch={text}");
+            let via = format!(" SIP/2.0/UDP a;branch={text}");
             assert_eq!(read(&via).unwrap().unique_branch(via.as_bytes()).is_some(), unique, "{text}");
         }
     }
