@@ -49,6 +49,7 @@ pub struct Dispatcher {
     egress: EgressPorts,
     router: Router,
     scan: Scan,
+    request: Request,
     edits: Edits,
     /// What was decided last, for explanations.
     decision: Option<Decision>,
@@ -64,6 +65,7 @@ impl Dispatcher {
             egress,
             router: Router::default(),
             scan: Scan::default(),
+            request: Request::default(),
             edits: Edits::default(),
             decision: None,
             vias_rebuilt: 0,
@@ -109,55 +111,65 @@ impl Dispatcher {
         arrival: Arrival,
         room: &mut Room<'_>,
     ) -> Verdict {
-        let method = method_of(line);
-        let outcome = validate::request(room.input, &self.scan, line, &tables.policy).and_then(|request| {
-            if let Some(verdict) = self.for_us(tables, &request, arrival, room) {
-                return Ok(verdict);
-            }
-            let transaction = via::transaction(&tables.keys, room.input, &request);
-            self.edits.clear();
-            let (message, scan) = (&*room.input, &self.scan);
-            let input = Input { tables, message, scan, request: &request, arrival, transaction, now_ms };
-            let decision = self.router.route(&input, &mut self.edits)?;
-            self.decision = Some(decision);
-            self.forward(tables, &request, transaction, &decision, arrival, room)
-        });
-        match outcome {
+        match self.handle(tables, now_ms, line, arrival, room) {
             Ok(verdict) => verdict,
-            Err(refusal) => self.refuse_unless_ack(tables, method, refusal, arrival, room),
+            Err(refusal) => self.refuse_unless_ack(tables, method_of(line), refusal, arrival, room),
         }
+    }
+
+    #[inline(always)]
+    fn handle(
+        &mut self,
+        tables: &Tables,
+        now_ms: u64,
+        line: Result<StartLine, StartLineError>,
+        arrival: Arrival,
+        room: &mut Room<'_>,
+    ) -> Result<Verdict, Refusal> {
+        validate::request(room.input, &self.scan, line, &tables.policy, &mut self.request)?;
+        if let Some(verdict) = self.for_us(tables, arrival, room)? {
+            return Ok(verdict);
+        }
+        let (message, scan, request) = (&*room.input, &self.scan, &self.request);
+        let transaction = via::transaction(&tables.keys, message, request);
+        self.edits.clear();
+        let input = Input { tables, message, scan, request, arrival, transaction, now_ms };
+        let decision = self.router.route(&input, &mut self.edits)?;
+        self.decision = Some(decision);
+        self.forward(tables, transaction, &decision, arrival, room)
     }
 
     /// What needs no backend: an ACK for an answer of ours, an OPTIONS that asks us, a stranger on the egress port.
     #[inline(always)]
-    fn for_us(&mut self, tables: &Tables, request: &Request, arrival: Arrival, room: &mut Room<'_>) -> Option<Verdict> {
-        let message = &*room.input;
+    fn for_us(&mut self, tables: &Tables, arrival: Arrival, room: &mut Room<'_>) -> Result<Option<Verdict>, Refusal> {
+        let (message, request) = (&*room.input, &self.request);
         if arrival.listener.is_none() && !tables.is_inside(arrival.from) {
-            return Some(Verdict::Drop(DropReason::StrangerOnEgress));
+            return Ok(Some(Verdict::Drop(DropReason::StrangerOnEgress)));
         }
         if request.via.token.is_present() && is_loop(tables, message, &request.via) {
             //= RFC 3261 section 16.3
             // Optional loop check (item 4). A request whose topmost Via is ours came back without passing anybody who
             // would have added a Via: a backend's address is ours.
-            return Some(self.refuse_unless_ack(tables, request.method, LOOP, arrival, room));
+            return Err(LOOP);
         }
         if request.method == Method::Ack {
             let tag = request.to.tag.of(message);
             let from_tag = request.from.tag.of(message);
             let call_id = request.call_id.of(message);
             let ours = token::is_own_to_tag(tag, &tables.keys, call_id, request.cseq, from_tag);
-            return ours.then_some(Verdict::Drop(DropReason::AckForOwnReply));
+            return Ok(ours.then_some(Verdict::Drop(DropReason::AckForOwnReply)));
         }
         let uri = &request.uri;
         let asks_us = request.method == Method::Options
             && uri.is_sip()
-            && uri.user.is_none()
+            && !uri.userinfo.is_present()
             && self.scan.count(HeaderKind::Route) == 0
-            && tables.is_own(uri.host.of(message), uri.port_or_default());
-        asks_us.then(|| {
-            let (code, reason) = if tables.draining { (503, "Draining") } else { (200, "OK") };
-            self.reply(tables, &Reply { code, reason, extra: None }, arrival, room)
-        })
+            && tables.is_own(uri.host.of(message), uri.port);
+        if !asks_us {
+            return Ok(None);
+        }
+        let (code, reason) = if tables.draining { (503, "Draining") } else { (200, "OK") };
+        Ok(Some(self.reply(tables, &Reply { code, reason, extra: None }, arrival, room)))
     }
 
     /// Puts our Via on top and makes the other changes a proxy makes (RFC 3261 16.6).
@@ -165,7 +177,6 @@ impl Dispatcher {
     fn forward(
         &mut self,
         tables: &Tables,
-        request: &Request,
         transaction: u64,
         decision: &Decision,
         arrival: Arrival,
@@ -175,8 +186,9 @@ impl Dispatcher {
         if decision.from == Sender::Egress && egress_port.is_none() {
             return Ok(Verdict::Drop(DropReason::NoEgress));
         }
-        if let Some((digits, left)) = request.max_forwards {
-            count_down(room.input, digits, left);
+        let request = &self.request;
+        if request.max_forwards.is_present() {
+            count_down(room.input, request.max_forwards, request.hops_left);
         }
         let message = &*room.input;
         let ours = Ours {
@@ -196,7 +208,7 @@ impl Dispatcher {
         let behind_start_line = self.edits.apply_until(message, start, headers, &mut head);
         via::write(&mut head, &tables.keys, message, request, &ours, &route::response_flow(request, &arrival));
         // The place of Record-Route: behind our Via, above every Record-Route of others (16.6 item 4).
-        if request.max_forwards.is_none() {
+        if !request.max_forwards.is_present() {
             head.put(b"Max-Forwards: 70\r\n");
         }
         via::add_received(&mut self.edits, message, &request.via, arrival.from);
@@ -421,9 +433,6 @@ fn is_answered_at(message: &[u8], next: &Via, to: SocketAddr) -> bool {
 /// The client's Via as it came to us, with what we added to it.
 fn write_rebuilt_via(out: &mut Text<'_>, rebuild: token::Rebuild<'_>, flow: &token::Flow) {
     out.put(b"Via: SIP/2.0/UDP ");
-    for &octet in rebuild.sent_by {
-        out.put(&[token::from_token_octet(octet)]);
-    }
-    out.put(b";branch=").put(rebuild.branch);
+    out.put_mapped(rebuild.sent_by, token::from_token_octet).put(b";branch=").put(rebuild.branch);
     out.put(b";received=").put_address(flow.to.ip()).put(b";rport=").put_number(u32::from(flow.to.port())).put(b"\r\n");
 }

@@ -68,7 +68,13 @@ impl Keys {
         self.current
     }
 
-    /// A MAC under the key `id`; `None` if there is no such key.
+    /// The MAC of `octets` under the key `id`; `None` if there is no such key.
+    #[inline(always)]
+    pub fn mac_of(&self, id: u8, octets: &[u8]) -> Option<u64> {
+        Some(self.mac.get(id as usize)?.as_ref()?.hash(octets))
+    }
+
+    /// A MAC of fields under the key `id`; `None` if there is no such key.
     #[inline(always)]
     pub fn mac(&self, id: u8) -> Option<Fields<SipHasher24>> {
         self.mac.get(id as usize).copied().flatten().map(Fields::new)

@@ -2,20 +2,51 @@
 
 use std::net::IpAddr;
 
+/// Copies `from` to `to`, which is as long. What we copy is mostly shorter than 64 octets and of a length only known when it
+/// is copied; a call of `memcpy` would cost more than the copy. Two pieces of a fixed length that may overlap cover any
+/// length between theirs and twice that.
+#[inline(always)]
+pub fn copy_short(to: &mut [u8], from: &[u8]) {
+    let len = from.len();
+    macro_rules! two_pieces {
+        ($piece:literal) => {
+            if let (Some(first), Some(last)) = (from.first_chunk::<$piece>(), from.last_chunk::<$piece>())
+                && to.len() == len
+            {
+                to[..$piece].copy_from_slice(first);
+                to[len - $piece..].copy_from_slice(last);
+            }
+        };
+    }
+    match len {
+        0 => {}
+        1..4 => {
+            for (place, &octet) in to.iter_mut().zip(from) {
+                *place = octet;
+            }
+        }
+        4..8 => two_pieces!(4),
+        8..16 => two_pieces!(8),
+        16..=32 => two_pieces!(16),
+        33..=64 => two_pieces!(32),
+        _ => to.copy_from_slice(from),
+    }
+}
+
 /// `.` and the decimal digits of every octet, and how many digits there are.
-static DECIMAL: [[u8; 5]; 256] = {
-    let mut table = [[b'.', 0, 0, 0, 0]; 256];
+static DECIMAL: [([u8; 4], u8); 256] = {
+    let mut table = [([b'.', 0, 0, 0], 0); 256];
     let mut octet = 0;
     while octet < 256 {
         let digits = if octet > 99 { 3 } else if octet > 9 { 2 } else { 1 };
         let mut rest = octet;
         let mut place = digits;
         while place > 0 {
-            table[octet][place] = b'0' + (rest % 10) as u8;
+            table[octet].0[place] = b'0' + (rest % 10) as u8;
             rest /= 10;
             place -= 1;
         }
-        table[octet][4] = digits as u8;
+        table[octet].1 = digits as u8;
         octet += 1;
     }
     table
@@ -61,6 +92,21 @@ impl<'a> Text<'a> {
         self
     }
 
+    /// Appends `octets`, each as `map` has it.
+    #[inline(always)]
+    pub fn put_mapped(&mut self, octets: &[u8], map: impl Fn(u8) -> u8) -> &mut Self {
+        match self.room.get_mut(self.len..self.len + octets.len()) {
+            Some(place) => {
+                for (place, &octet) in place.iter_mut().zip(octets) {
+                    *place = map(octet);
+                }
+                self.len += octets.len();
+            }
+            None => self.overrun = true,
+        }
+        self
+    }
+
     /// Appends a number in decimal.
     #[inline(always)]
     pub fn put_number(&mut self, mut number: u32) -> &mut Self {
@@ -83,12 +129,15 @@ impl<'a> Text<'a> {
     pub fn put_address(&mut self, address: IpAddr) -> &mut Self {
         match address.to_canonical() {
             IpAddr::V4(address) => {
-                for (place, octet) in address.octets().into_iter().enumerate() {
-                    let decimal = &DECIMAL[octet as usize];
-                    // Each entry begins with its dot; the first one is left out.
-                    self.put(&decimal[usize::from(place == 0)..][..decimal[4] as usize + usize::from(place != 0)]);
+                // Four entries of four octets each, laid over each other's unused ends; the first dot is left out.
+                let mut decimals = [0u8; 17];
+                let mut len = 0;
+                for octet in address.octets() {
+                    let (text, digits) = DECIMAL[octet as usize];
+                    decimals[len..len + 4].copy_from_slice(&text);
+                    len += digits as usize + 1;
                 }
-                self
+                self.put(&decimals[1..len])
             }
             IpAddr::V6(address) => {
                 use core::fmt::Write;
@@ -138,6 +187,16 @@ mod tests {
             text.put_address(address.parse().unwrap()).put(b" ");
         }
         assert_eq!(text.finish().unwrap(), b"0 5060 4294967295 192.0.2.1 10.99.100.255 2001:db8::1 192.0.2.1 ");
+    }
+
+    #[test]
+    fn short_copies_are_copies_of_any_length() {
+        let from: Vec<u8> = (0..200).collect();
+        for len in 0..200 {
+            let mut to = vec![255; len];
+            copy_short(&mut to, &from[..len]);
+            assert_eq!(to, from[..len]);
+        }
     }
 
     #[test]

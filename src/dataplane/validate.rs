@@ -7,7 +7,7 @@ use crate::dataplane::limits::{CALL_ID_MAX, START_LINE_MAX, VIA_ROWS_MAX};
 use crate::dataplane::scan::{Scan, Span, rows};
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
-use crate::dataplane::sip::name_addr::{self, NameAddr};
+use crate::dataplane::sip::name_addr::NameAddr;
 use crate::dataplane::sip::start_line::{Method, StartLine, StartLineError};
 use crate::dataplane::sip::uri::{self, Uri};
 use crate::dataplane::sip::via::{self, Via};
@@ -30,7 +30,7 @@ impl Refusal {
 }
 
 /// A request that may be forwarded. Spans are offsets into the message, without white space round them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Request {
     /// Its method.
     pub method: Method,
@@ -48,58 +48,72 @@ pub struct Request {
     pub call_id: Span,
     /// The sequence number of CSeq.
     pub cseq: u32,
-    /// The digits of Max-Forwards and their value, if there is such a header.
-    pub max_forwards: Option<(Span, u8)>,
+    /// The digits of Max-Forwards, if there is such a header.
+    pub max_forwards: Span,
+    /// How many hops are left; means nothing without the header.
+    pub hops_left: u8,
     /// Where the message ends: behind the body that Content-Length announces, or at the end of the datagram.
     pub end: u32,
 }
 
 const BAD_START_LINE: Refusal = Refusal::new(400, "Bad Request-Line");
 
-/// Reads a request. `line` is what its start line was read as.
+/// Reads a request into `request`, which is left half-written when it is refused. `line` is what its start line was read
+/// as.
 #[inline(always)]
 pub fn request(
     message: &[u8],
     scan: &Scan,
     line: Result<StartLine, StartLineError>,
     policy: &Policy,
-) -> Result<Request, Refusal> {
+    request: &mut Request,
+) -> Result<(), Refusal> {
     if let Some((fault, _)) = scan.faults.first() {
         return Err(Refusal::new(400, fault.describe()));
     }
-    let (method, name, uri, version) = match line {
-        Ok(StartLine::Request { method, name, uri, version }) => (method, name, uri, version),
+    let (name, uri) = match line {
+        Ok(StartLine::Request { method, name, uri, version }) => {
+            request.method = method;
+            request.version = version;
+            (name, uri)
+        }
         Err(StartLineError::RequestVersion) => return Err(Refusal::new(505, "Version Not Supported")),
         _ => return Err(BAD_START_LINE),
     };
-    if scan.start_line.of(message).len() > START_LINE_MAX {
+    if scan.start_line.len() > START_LINE_MAX {
         return Err(Refusal::new(414, "Request-URI Too Long"));
     }
     single_headers_stand_once(scan)?;
-
-    let via = first_via(message, scan).ok_or(Refusal::new(400, "Bad Via"))?;
+    let value = |kind| scan.value(kind).unwrap_or_default();
+    if !request.via.read(message, value(HeaderKind::Via)) {
+        return Err(Refusal::new(400, "Bad Via"));
+    }
     if scan.count(HeaderKind::Via) > VIA_ROWS_MAX {
         return Err(Refusal::new(483, "Too Many Hops"));
     }
-    let from = address(message, scan, HeaderKind::From).ok_or(Refusal::new(400, "Bad From"))?;
-    let to = address(message, scan, HeaderKind::To).ok_or(Refusal::new(400, "Bad To"))?;
-    let call_id = call_id(message, scan).ok_or(Refusal::new(400, "Bad Call-ID"))?;
-    let cseq = cseq(message, scan, method, name.of(message))?;
-    let end = end(message, scan)?;
-    let uri = uri::parse(message, uri).filter(|uri| !uri.has_headers).ok_or(Refusal::new(400, "Bad Request-URI"))?;
+    if !request.from.read(message, value(HeaderKind::From)) || request.from.comma != 0 {
+        return Err(Refusal::new(400, "Bad From"));
+    }
+    if !request.to.read(message, value(HeaderKind::To)) || request.to.comma != 0 {
+        return Err(Refusal::new(400, "Bad To"));
+    }
+    request.call_id = call_id(message, scan).ok_or(Refusal::new(400, "Bad Call-ID"))?;
+    request.cseq = cseq(message, scan, request.method, name.of(message))?;
+    request.end = end(message, scan)?;
+    request.uri = uri::parse(message, uri).filter(|uri| !uri.has_headers).ok_or(Refusal::new(400, "Bad Request-URI"))?;
 
     // The order of 16.3: syntax is done; scheme, Max-Forwards, Proxy-Require.
-    if !policy.schemes.contains(&uri.scheme) {
+    if !policy.schemes.contains(&request.uri.scheme) {
         return Err(Refusal::new(416, "Unsupported URI Scheme"));
     }
-    let max_forwards = max_forwards(message, scan)?;
-    if scan.count(HeaderKind::ProxyRequire) != 0 && !matches!(method, Method::Ack | Method::Cancel) {
+    (request.max_forwards, request.hops_left) = max_forwards(message, scan)?;
+    if scan.count(HeaderKind::ProxyRequire) != 0 && !matches!(request.method, Method::Ack | Method::Cancel) {
         // 8.2.2.3, 16.3 item 5. It must not stand in CANCEL and ACK, and is ignored there.
         if unsupported_tags(message, scan, policy).next().is_some() {
             return Err(Refusal::new(420, "Bad Extension"));
         }
     }
-    Ok(Request { method, version, uri, via, from, to, call_id, cseq, max_forwards, end })
+    Ok(())
 }
 
 /// RFC 4475 3.3.8: a header that may stand once and stands twice is refused; two servers could read different ones.
@@ -128,10 +142,6 @@ pub fn single_headers_stand_once(scan: &Scan) -> Result<(), Refusal> {
 #[inline(always)]
 pub fn first_via(message: &[u8], scan: &Scan) -> Option<Via> {
     via::parse(message, scan.value(HeaderKind::Via)?)
-}
-
-fn address(message: &[u8], scan: &Scan, kind: HeaderKind) -> Option<NameAddr> {
-    name_addr::parse(message, scan.value(kind)?).filter(|value| value.comma == 0)
 }
 
 /// The Call-ID: no white space and no control octets inside, since the key must be read the same by all.
@@ -171,14 +181,14 @@ pub fn end(message: &[u8], scan: &Scan) -> Result<u32, Refusal> {
 
 /// `Max-Forwards = 1*DIGIT`, 0 to 255 (RFC 3261 20.22). Zero: 483 (16.3 item 3).
 #[inline(always)]
-fn max_forwards(message: &[u8], scan: &Scan) -> Result<Option<(Span, u8)>, Refusal> {
-    let Some(value) = scan.value(HeaderKind::MaxForwards) else { return Ok(None) };
+fn max_forwards(message: &[u8], scan: &Scan) -> Result<(Span, u8), Refusal> {
+    let Some(value) = scan.value(HeaderKind::MaxForwards) else { return Ok((Span::ABSENT, 0)) };
     let digits = trim(message, value);
     let number = grammar::number(digits.of(message)).and_then(|number| u8::try_from(number).ok());
     match number {
         None => Err(Refusal::new(400, "Bad Max-Forwards")),
         Some(0) => Err(Refusal::new(483, "Too Many Hops")),
-        Some(left) => Ok(Some((digits, left))),
+        Some(left) => Ok((digits, left)),
     }
 }
 
@@ -195,7 +205,8 @@ pub fn unsupported_tags<'a>(message: &'a [u8], scan: &'a Scan, policy: &'a Polic
 #[inline(always)]
 pub fn trim(message: &[u8], span: Span) -> Span {
     let text = span.of(message);
-    let lead = text.iter().take_while(|&&octet| grammar::is_lws(octet)).count();
+    let trimmed = grammar::trim(text);
+    let lead = trimmed.as_ptr() as usize - text.as_ptr() as usize;
     let start = span.start as usize + lead;
-    Span::new(start, start + grammar::trim(text).len())
+    Span::new(start, start + trimmed.len())
 }

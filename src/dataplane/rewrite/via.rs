@@ -5,7 +5,6 @@ use crate::dataplane::keys::Keys;
 use crate::dataplane::route::SentBy;
 use crate::dataplane::scan::{Span, find_blank_or};
 use crate::dataplane::sip::start_line::Method;
-use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::uri;
 use crate::dataplane::sip::via::Via;
 use crate::dataplane::text::Text;
@@ -59,9 +58,9 @@ pub fn write(out: &mut Text<'_>, keys: &Keys, message: &[u8], request: &Request,
     let rebuild = request.via.unique_branch(message).filter(|_| may_lose_via).map(|branch| {
         (request.via.sent_by.of(message), branch)
     });
-    token::write_via_token(out, keys, flow, ours.transaction, rebuild.filter(|&(sent_by, branch)| {
-        grammar::TOKEN.has_all(branch) && find_blank_or(sent_by, []).is_none()
-    }));
+    // Blanks inside sent-by are legal and have no place in a token.
+    let rebuild = rebuild.filter(|&(sent_by, _)| find_blank_or(sent_by, []).is_none());
+    token::write_via_token(out, keys, flow, ours.transaction, rebuild);
     out.put(b"\r\n");
 }
 
@@ -98,16 +97,19 @@ impl Ours<'_> {
 /// The edits go to the first value of the row, never to the row's end.
 #[inline(always)]
 pub fn add_received(edits: &mut Edits, message: &[u8], via: &Via, source: SocketAddr) {
-    let sent_by = uri::address(via.host.of(message));
-    let is_source = sent_by == Some(source.ip().to_canonical());
-    let asked = via.rport.is_present();
-    if is_source && !asked && !via.received.is_present() {
-        return;
-    }
     let mut room = [0; 64];
     let mut text = Text::new(&mut room);
-    if !is_source || asked {
-        text.put(b";received=").put_address(source.ip());
+    text.put(b";received=").put_address(source.ip());
+    let host = via.host.of(message);
+    // As text first, which is how all but IPv6 hosts are told; then by value, for those with brackets.
+    let is_source = text.written_since(10) == host
+        || (host.first() == Some(&b'[') && uri::address(host) == Some(source.ip().to_canonical()));
+    let asked = via.rport.is_present();
+    if is_source && !asked {
+        if !via.received.is_present() {
+            return;
+        }
+        text = Text::new(&mut room);
     }
     if asked {
         text.put(b";rport=").put_number(u32::from(source.port()));

@@ -1,12 +1,12 @@
 //! Which octets of a request make it sticky, and their hash.
 
 use crate::dataplane::keys::Keys;
-use crate::dataplane::scan::{Scan, Span};
+use crate::dataplane::scan::{Scan, Span, find};
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::name_addr::NameAddr;
 use crate::dataplane::sip::start_line::Method;
-use crate::dataplane::sip::uri::{self, Uri};
+use crate::dataplane::sip::uri::{self, Scheme, Uri};
 use crate::dataplane::tables::Affinity;
 use crate::dataplane::text::Text;
 use crate::dataplane::validate::Request;
@@ -57,13 +57,16 @@ fn of(message: &[u8], value: &NameAddr) -> Option<Uri> {
 
 /// The user part of a URI; of a `tel:` URI and of any other, everything behind the scheme.
 fn user<'a>(message: &'a [u8], uri: &Uri) -> &'a [u8] {
-    match uri.user {
-        Some(user) => user.of(message),
-        None if uri.is_sip() => &[],
-        None => {
+    match uri.scheme {
+        Scheme::Sip | Scheme::Sips => {
+            let userinfo = uri.userinfo.of(message);
+            // `userinfo = ( user / telephone-subscriber ) [ ":" password ] "@"`
+            &userinfo[..find(userinfo, [b':']).unwrap_or(userinfo.len())]
+        }
+        _ => {
             let text = uri.whole.of(message);
-            let behind = memchr::memchr(b':', text).map_or(0, |colon| colon + 1);
-            let end = memchr::memchr(b';', text).unwrap_or(text.len());
+            let behind = find(text, [b':']).map_or(0, |colon| colon + 1);
+            let end = find(text, [b';']).unwrap_or(text.len());
             text.get(behind..end).unwrap_or_default()
         }
     }
@@ -111,7 +114,7 @@ pub fn other_call(message: &[u8], scan: &Scan, method: Method) -> Option<Span> {
         (a, b) => a.or(b)?,
     };
     let text = value.of(message);
-    let end = memchr::memchr(b';', text).unwrap_or(text.len());
+    let end = find(text, [b';']).unwrap_or(text.len());
     let call_id = crate::dataplane::validate::trim(
         message,
         Span::new(value.start as usize, value.start as usize + end),

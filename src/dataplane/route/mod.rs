@@ -278,15 +278,15 @@ fn strip_maddr(input: &Input<'_>, edits: &mut Edits) {
     }
     let Some(maddr) = uri.param(input.message, b"maddr") else { return };
     let host = maddr.value.unwrap_or_default().of(input.message);
-    if !input.tables.is_own(host, uri.port_or_default()) {
+    if !input.tables.is_own(host, uri.port) {
         return;
     }
     edits.cut(maddr.whole);
     if let Some(transport) = uri.param(input.message, b"transport") {
         edits.cut(transport.whole);
     }
-    if uri.port.is_some_and(|port| port != 5060) {
-        edits.cut(crate::dataplane::scan::Span { start: uri.host.end, end: uri.params.start });
+    if uri.port_text.is_present() && uri.port != 5060 {
+        edits.cut(uri.port_text);
     }
 }
 
@@ -367,7 +367,7 @@ fn replace_uri(input: &Input<'_>, edits: &mut Edits, uri: Option<crate::dataplan
 }
 
 fn is_own(input: &Input<'_>, uri: &Uri) -> bool {
-    uri.is_sip() && input.tables.is_own(uri.host.of(input.message), uri.port_or_default())
+    uri.is_sip() && input.tables.is_own(uri.host.of(input.message), uri.port)
 }
 
 /// The address `uri` names, if a request from that side may go there: a backend, and from inside any address.
@@ -376,7 +376,7 @@ fn target_of(input: &Input<'_>, uri: &Uri, inside: bool) -> Option<SocketAddr> {
     if !uri.is_sip() || !uri.host.of(input.message).first().is_some_and(|&octet| octet == b'[' || octet.is_ascii_digit()) {
         return None;
     }
-    let address = SocketAddr::new(uri.address(input.message)?, uri.port_or_default());
+    let address = SocketAddr::new(uri.address(input.message)?, uri.port);
     (inside || input.tables.by_address.contains_key(&address)).then_some(address)
 }
 

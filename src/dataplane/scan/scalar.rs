@@ -86,11 +86,16 @@ pub(super) fn read_name(line: &[u8]) -> Header {
     if name_len == 0 || line.get(colon) != Some(&b':') {
         return Header::Malformed;
     }
-    let name = line[..name_len].to_ascii_lowercase();
-    let spelled = |text: &[u8]| NAMES.iter().find(|(known, _)| known.as_bytes() == text).map(|&(_, kind)| kind);
-    if let Some(kind) = spelled(&name) {
+    let name = &line[..name_len];
+    let known = |same: fn(u8, u8) -> bool| {
+        let found = NAMES.iter().find(|(text, _)| {
+            text.len() == name.len() && text.bytes().zip(name).all(|(ours, &theirs)| same(ours, theirs.to_ascii_lowercase()))
+        });
+        found.map(|&(_, kind)| kind)
+    };
+    if let Some(kind) = known(|ours, theirs| ours == theirs) {
         return Header::Row(Some(kind), colon + 1);
     }
-    let hyphens: Vec<u8> = name.iter().map(|&octet| if octet == b'_' { b'-' } else { octet }).collect();
-    if spelled(&hyphens).is_some() { Header::LookAlike(colon + 1) } else { Header::Row(None, colon + 1) }
+    let looks_like_ours = known(|ours, theirs| ours == theirs || (ours == b'-' && theirs == b'_')).is_some();
+    if looks_like_ours { Header::LookAlike(colon + 1) } else { Header::Row(None, colon + 1) }
 }

@@ -15,19 +15,12 @@ pub const DIGIT: Class = Class(1 << 1);
 /// `token = 1*(alphanum / "-" / "." / "!" / "%" / "*" / "_" / "+" / "`" / "'" / "~" )`
 pub const TOKEN: Class = Class(1 << 2);
 
-/// Octets of a URI parameter, and the `=` in it: those of a URI but `;` and `?`. Quotes do not belong there; in Route
-/// values they are found, and do no harm.
-pub const URI_PARAM: Class = Class(1 << 3);
-
 /// What an `addr-spec` holds that stands without angle brackets: its parameters are the header's (RFC 3261 20.10, RFC
 /// 8217), and a comma ends the value.
-pub const BARE_URI: Class = Class(1 << 4);
-
-/// `hostname` and `IPv4address`, and the `_` that real host names contain.
-pub const HOST: Class = Class(1 << 5);
+pub const BARE_URI: Class = Class(1 << 3);
 
 /// Octets of a display name that is no quoted string: `token`, and what is above 0x7f, which phones write there.
-pub const DISPLAY_NAME: Class = Class(1 << 6);
+pub const DISPLAY_NAME: Class = Class(1 << 4);
 
 static TABLE: [u8; 256] = {
     let mut table = [0u8; 256];
@@ -42,9 +35,7 @@ static TABLE: [u8; 256] = {
             (ALPHANUM, alphanum),
             (DIGIT, o.is_ascii_digit()),
             (TOKEN, token),
-            (URI_PARAM, (uri || among(b"\"\\", o)) && !among(b";?", o)),
             (BARE_URI, uri && !among(b";,?", o)),
-            (HOST, alphanum || among(b"-._", o)),
             (DISPLAY_NAME, token || high),
         ];
         let mut i = 0;
@@ -100,14 +91,6 @@ pub fn is_call_id(octets: &[u8]) -> bool {
     !octets.is_empty() && find_blank_or(octets, []).is_none()
 }
 
-/// Whether `octets` may stand in a Request-URI: no blank, no control character, nothing that brackets or quotes a URI.
-///
-/// `reserved / unreserved / escaped` leaves out more, such as `^`; a telephone's mistake, and no danger.
-#[inline(always)]
-pub fn is_uri(octets: &[u8]) -> bool {
-    find_blank_or(octets, [b'<', b'>', b'"', b'\\']).is_none()
-}
-
 /// `SP / HTAB`: what may stand round separators, and what a folded line begins with (RFC 3261 7.3.1).
 #[inline(always)]
 pub const fn is_blank(octet: u8) -> bool {
@@ -123,20 +106,9 @@ pub const fn is_lws(octet: u8) -> bool {
 /// `text` without linear white space at either end.
 #[inline]
 pub fn trim(text: &[u8]) -> &[u8] {
-    let mut text = text;
-    while let [first, rest @ ..] = text {
-        if !is_lws(*first) {
-            break;
-        }
-        text = rest;
-    }
-    while let [rest @ .., last] = text {
-        if !is_lws(*last) {
-            break;
-        }
-        text = rest;
-    }
-    text
+    let lead = text.iter().position(|&octet| !is_lws(octet)).unwrap_or(text.len());
+    let tail = text.iter().rposition(|&octet| !is_lws(octet)).map_or(lead, |last| last + 1);
+    &text[lead..tail]
 }
 
 /// `1*DIGIT` that fits `u64`; anything else is `None`: no sign, no blank, no overflow.

@@ -21,41 +21,55 @@ pub struct NameAddr {
 /// Reads the first value of `span`. `None` if it does not follow the grammar.
 #[inline(always)]
 pub fn parse(message: &[u8], span: Span) -> Option<NameAddr> {
-    everyday(span.of(message), span.start as usize).or_else(|| by_grammar(message, span))
+    let mut value = NameAddr::default();
+    value.read(message, span).then_some(value)
 }
 
-/// Reads a value as practically all are written: one space in front, a quoted display name or none, angle brackets, and a
-/// tag as the only parameter, if any. `None` says only that it is not such a value.
-#[inline(always)]
-fn everyday(text: &[u8], at: usize) -> Option<NameAddr> {
-    let mut rest = text.strip_prefix(b" ")?;
-    if let Some(quoted) = rest.strip_prefix(b"\"") {
-        let end = find(quoted, [b'"', b'\\'])?;
-        rest = quoted[end..].strip_prefix(b"\" ")?;
+impl NameAddr {
+    /// [`parse`] in place: a struct that is returned is copied, and a copy of what was just written has to wait for it.
+    #[inline(always)]
+    pub fn read(&mut self, message: &[u8], span: Span) -> bool {
+        self.everyday(span.of(message), span.start as usize).is_some() || self.by_grammar(message, span)
     }
-    let uri = rest.strip_prefix(b"<")?;
-    let uri_len = find(uri, [b'>'])?;
-    let behind = &uri[uri_len + 1..];
-    let offset = |part: &[u8]| at + (text.len() - part.len());
-    let mut value = NameAddr {
-        whole: Span::new(at + 1, at + text.len()),
-        uri: Span::new(offset(uri), offset(uri) + uri_len),
-        tag: Span::ABSENT,
-        comma: 0,
-    };
-    if let Some(tag) = behind.strip_prefix(b";tag=") {
-        if tag.is_empty() || find_blank_or(tag, [b';', b',', b'"', b'<', b'>']).is_some() {
+
+    /// Reads a value as practically all are written: one space in front, a quoted display name or none, angle brackets,
+    /// and a tag as the only parameter, if any. `None` says only that it is not such a value.
+    #[inline(always)]
+    fn everyday(&mut self, text: &[u8], at: usize) -> Option<()> {
+        let mut rest = text.strip_prefix(b" ")?;
+        if let Some(quoted) = rest.strip_prefix(b"\"") {
+            let end = find(quoted, [b'"', b'\\'])?;
+            rest = quoted[end..].strip_prefix(b"\" ")?;
+        }
+        let uri = rest.strip_prefix(b"<")?;
+        let uri_len = find(uri, [b'>'])?;
+        let behind = &uri[uri_len + 1..];
+        let offset = |part: &[u8]| at + (text.len() - part.len());
+        *self = NameAddr {
+            whole: Span::new(at + 1, at + text.len()),
+            uri: Span::new(offset(uri), offset(uri) + uri_len),
+            tag: Span::ABSENT,
+            comma: 0,
+        };
+        if let Some(tag) = behind.strip_prefix(b";tag=") {
+            if tag.is_empty() || find_blank_or(tag, [b';', b',', b'"', b'<', b'>']).is_some() {
+                return None;
+            }
+            self.tag = Span::new(offset(tag), at + text.len());
+        } else if !behind.is_empty() {
             return None;
         }
-        value.tag = Span::new(offset(tag), at + text.len());
-    } else if !behind.is_empty() {
-        return None;
+        (uri_len != 0).then_some(())
     }
-    (uri_len != 0).then_some(value)
+
+    /// Reads any value that the grammar allows.
+    #[cold]
+    fn by_grammar(&mut self, message: &[u8], span: Span) -> bool {
+        by_grammar(message, span).map(|value| *self = value).is_some()
+    }
 }
 
 /// Reads any value that the grammar allows.
-#[cold]
 fn by_grammar(message: &[u8], span: Span) -> Option<NameAddr> {
     let mut cursor = Cursor::new(message, span);
     cursor.skip_lws();
@@ -155,7 +169,8 @@ mod tests {
                 for third in pieces {
                     for fourth in pieces {
                         let text = format!(" {first}{second}{third}{fourth}");
-                        if let Some(value) = everyday(text.as_bytes(), 0) {
+                        let mut value = NameAddr::default();
+                        if value.everyday(text.as_bytes(), 0).is_some() {
                             assert_eq!(Some(value), by_grammar(text.as_bytes(), Span::new(0, text.len())), "{text}");
                             everyday_count += 1;
                         }

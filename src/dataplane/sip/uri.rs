@@ -2,35 +2,38 @@
 
 use super::cursor::{self, Cursor};
 use super::grammar;
-use crate::dataplane::scan::{Span, find};
+use crate::dataplane::scan::{Span, find, find_blank_or};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Schemes we can tell apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each is the scheme of its name")]
 pub enum Scheme {
     Sip,
     Sips,
     Tel,
     Urn,
+    #[default]
     Other,
 }
 
-/// A URI. All but the scheme is empty for schemes other than `sip` and `sips`.
+/// A URI. What is not there, and for schemes other than `sip` and `sips` everything but `whole`, is [`Span::ABSENT`].
 ///
 /// `SIP-URI = "sip:" [ userinfo ] hostport uri-parameters [ headers ]`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Uri {
     /// The scheme.
     pub scheme: Scheme,
     /// Everything from the scheme to the end.
     pub whole: Span,
-    /// User part without password and `@`.
-    pub user: Option<Span>,
+    /// `userinfo` without the `@`.
+    pub userinfo: Span,
     /// Host, with the brackets of an IPv6 reference.
     pub host: Span,
-    /// Port, if written.
-    pub port: Option<u16>,
+    /// Port, or the default one of the scheme (19.1.2).
+    pub port: u16,
+    /// The port as written, with its colon.
+    pub port_text: Span,
     /// From the first semicolon behind the host to the headers or the end.
     pub params: Span,
     /// Whether there is a parameter `lr`: a loose router (RFC 3261 19.1.1).
@@ -42,57 +45,61 @@ pub struct Uri {
 }
 
 /// Reads the URI that fills `span`. `None` if it is `sip:` or `sips:` and does not follow the grammar, or has no scheme.
+///
+/// What the grammar keeps out is refused as far as it could end, quote or bracket something: blanks, control characters,
+/// `<`, `>`, `"` and `\`. Other octets that do not belong in a URI are a telephone's mistake, and no danger.
 #[inline(always)]
 pub fn parse(message: &[u8], span: Span) -> Option<Uri> {
-    let mut cursor = Cursor::new(message, span);
-    let scheme = if cursor.take_text(b"sip:") {
-        Scheme::Sip
-    } else if cursor.take_text(b"sips:") {
-        Scheme::Sips
-    } else {
-        return other_scheme(message, span);
+    let text = span.of(message);
+    let (scheme, rest) = match text {
+        [b's' | b'S', b'i' | b'I', b'p' | b'P', b':', rest @ ..] => (Scheme::Sip, rest),
+        [b's' | b'S', b'i' | b'I', b'p' | b'P', b's' | b'S', b':', rest @ ..] => (Scheme::Sips, rest),
+        _ => return other_scheme(message, span),
     };
-    let mut user = None;
+    let offset = |part: &[u8]| span.end as usize - part.len();
+    let (mut userinfo, mut host) = (Span::ABSENT, rest);
     // An `@` can stand in a user part or behind it, nowhere else: what is before it is the user, semicolons included.
-    if let Some(userinfo) = cursor.take_through(b'@') {
-        let octets = userinfo.of(message);
-        let start = userinfo.start as usize;
-        let len = find(octets, [b':']).unwrap_or(octets.len());
-        if len == 0 || !grammar::is_uri(octets) {
-            return None;
+    match find_blank_or(rest, [b'@', b'<', b'>', b'"', b'\\']) {
+        Some(len) if rest[len] == b'@' && len > 0 => {
+            userinfo = Span::new(offset(rest), offset(rest) + len);
+            host = &rest[len + 1..];
         }
-        user = Some(Span::new(start, start + len));
+        // Behind the host quotes are let pass: they do not belong into parameters, but Routes hold them.
+        Some(len) if rest[len] != b'"' => return None,
+        _ => {}
     }
-    let host = if cursor.peek() == Some(b'[') {
-        let start = cursor.at();
-        cursor.take_through(b']')?;
-        Span::new(start, cursor.at())
-    } else {
-        cursor.take_while(grammar::HOST)
+    let host_len = match host {
+        [b'[', ..] => find(host, [b']'])? + 1,
+        _ => find_blank_or(host, [b':', b';', b'?', b'@', b'[', b'"', b'<', b'>']).unwrap_or(host.len()),
     };
-    if host.start == host.end {
-        return None;
+    let mut behind = &host[host_len..];
+    let mut uri = Uri {
+        scheme,
+        whole: span,
+        userinfo,
+        host: Span::new(offset(host), offset(host) + host_len),
+        port: if scheme == Scheme::Sips { 5061 } else { 5060 },
+        ..Uri::default()
+    };
+    if let [b':', digits @ ..] = behind {
+        let len = grammar::DIGIT.prefix(digits);
+        uri.port = u16::try_from(grammar::number(&digits[..len])?).ok()?;
+        uri.port_text = Span::new(offset(behind), offset(digits) + len);
+        behind = &digits[len..];
     }
-    let mut port = None;
-    if cursor.take(b':') {
-        port = Some(u16::try_from(grammar::number(cursor.take_while(grammar::DIGIT).of(message))?).ok()?);
-    }
-    let params_start = cursor.at();
-    let (mut is_loose, mut has_maddr) = (false, false);
-    while cursor.take(b';') {
-        let param = cursor.rest();
-        let len = grammar::URI_PARAM.prefix(param);
+    uri.params = Span::new(offset(behind), offset(behind));
+    while let [b';', param @ ..] = behind {
+        let len = find_blank_or(param, [b';', b'?', b'@', b'<', b'>']).unwrap_or(param.len());
         match &param[..len] {
-            [b'l' | b'L', b'r' | b'R'] | [b'l' | b'L', b'r' | b'R', b'=', ..] => is_loose = true,
-            [name @ .., _] if len > 5 && name[..5].eq_ignore_ascii_case(b"maddr") => has_maddr = true,
+            [b'l' | b'L', b'r' | b'R'] | [b'l' | b'L', b'r' | b'R', b'=', ..] => uri.is_loose = true,
+            [b'm' | b'M', name @ ..] if name.len() > 4 && name[..4].eq_ignore_ascii_case(b"addr") => uri.has_maddr = true,
             _ => {}
         }
-        cursor.skip(len);
+        behind = &param[len..];
     }
-    let params = Span::new(params_start, cursor.at());
-    let has_headers = cursor.take(b'?');
-    let uri = Uri { scheme, whole: span, user, host, port, params, is_loose, has_maddr, has_headers };
-    (has_headers || cursor.is_done()).then_some(uri)
+    uri.params.end = offset(behind) as u32;
+    uri.has_headers = behind.first() == Some(&b'?');
+    (host_len > 0 && (behind.is_empty() || uri.has_headers)).then_some(uri)
 }
 
 #[cold]
@@ -101,7 +108,7 @@ fn other_scheme(message: &[u8], span: Span) -> Option<Uri> {
     let colon = find(text, [b':'])?;
     let name = &text[..colon];
     // scheme = ALPHA *( ALPHA / DIGIT / "+" / "-" / "." )
-    let starts_well = name.first().is_some_and(u8::is_ascii_alphabetic) && grammar::is_uri(text);
+    let starts_well = name.first().is_some_and(u8::is_ascii_alphabetic) && find_blank_or(text, [b'<', b'>', b'"', b'\\']).is_none();
     if !starts_well || !name.iter().all(|&octet| octet.is_ascii_alphanumeric() || b"+-.".contains(&octet)) {
         return None;
     }
@@ -112,18 +119,7 @@ fn other_scheme(message: &[u8], span: Span) -> Option<Uri> {
     } else {
         Scheme::Other
     };
-    let none = Span::new(span.end as usize, span.end as usize);
-    Some(Uri {
-        scheme,
-        whole: span,
-        user: None,
-        host: none,
-        port: None,
-        params: none,
-        is_loose: false,
-        has_maddr: false,
-        has_headers: false,
-    })
+    Some(Uri { scheme, whole: span, ..Uri::default() })
 }
 
 impl Uri {
@@ -142,12 +138,6 @@ impl Uri {
     #[inline(always)]
     pub const fn is_sip(&self) -> bool {
         matches!(self.scheme, Scheme::Sip | Scheme::Sips)
-    }
-
-    /// The port, or the default one of the scheme (RFC 3261 19.1.2).
-    #[inline(always)]
-    pub fn port_or_default(&self) -> u16 {
-        self.port.unwrap_or(if self.scheme == Scheme::Sips { 5061 } else { 5060 })
     }
 
     /// The host as an address, if it is one and not a name.
@@ -204,13 +194,19 @@ mod tests {
     }
 
     #[test]
+    fn default_ports_are_those_of_the_schemes() {
+        assert_eq!(read("sip:a").unwrap().port, 5060);
+        assert_eq!(read("sips:a").unwrap().port, 5061);
+    }
+
+    #[test]
     fn sip_uris_come_apart_into_user_host_port_and_parameters() {
         let text = "sip:user;par=u%40example.net@Example.NET:5070;transport=udp;lr?Subject=x";
         let uri = read(text).unwrap();
         let of = |span: Span| String::from_utf8_lossy(span.of(text.as_bytes())).into_owned();
-        assert_eq!(of(uri.user.unwrap()), "user;par=u%40example.net");
+        assert_eq!(of(uri.userinfo), "user;par=u%40example.net");
         assert_eq!(of(uri.host), "Example.NET");
-        assert_eq!(uri.port, Some(5070));
+        assert_eq!((uri.port, of(uri.port_text)), (5070, ":5070".to_owned()));
         assert_eq!(of(uri.params), ";transport=udp;lr");
         assert!(uri.has_headers);
         assert!(uri.is_loose && !uri.has_maddr);
@@ -223,7 +219,7 @@ mod tests {
     #[test]
     fn ipv6_needs_its_brackets() {
         let uri = read("sip:[2001:db8::10]:5070;lr").unwrap();
-        assert_eq!(uri.port, Some(5070));
+        assert_eq!(uri.port, 5070);
         assert_eq!(uri.address(b"sip:[2001:db8::10]:5070;lr"), Some("2001:db8::10".parse().unwrap()));
         assert!(read("sip:2001:db8::10").is_none());
         assert!(read("sip:[2001:db8::10").is_none());
@@ -231,7 +227,7 @@ mod tests {
 
     #[test]
     fn malformed_uris_are_refused() {
-        for text in ["sip:", "sip:@host", "sip:a@", "sip:a@b:port", "sip:a@b:99999", "sip:a@b@c", "bob", ":x", "1a:x"] {
+        for text in ["sip:", "sip:a b@c", "sip:a@b c", "sip:<a@b>", "sip:a;b c", "sip:a@b;c=d@e", "sip:@host", "sip:a@", "sip:a@b:port", "sip:a@b:99999", "sip:a@b@c", "bob", ":x", "1a:x"] {
             assert!(read(text).is_none(), "{text}");
         }
     }

@@ -2,7 +2,7 @@
 
 use super::cursor::{Cursor, Param, next_param};
 use super::grammar;
-use crate::dataplane::scan::{Span, find, find_blank_or};
+use crate::dataplane::scan::{Span, find, marks_unless};
 
 /// The name of the parameter in which our own Via carries its token, lower-case.
 pub const TOKEN_PARAM: &[u8] = b"vh";
@@ -43,65 +43,11 @@ const DEFAULT_PORT: u16 = 5060;
 /// may stand once and stands twice does not.
 #[inline(always)]
 pub fn parse(message: &[u8], span: Span) -> Option<Via> {
-    everyday(span.of(message), span.start as usize).or_else(|| by_grammar(message, span))
-}
-
-/// Reads a value as practically all are written: one space in front, `SIP/2.0/UDP`, no other white space, no quotes, no
-/// second value, known parameters in lower case. `None` says only that it is not such a value.
-#[inline(always)]
-fn everyday(text: &[u8], at: usize) -> Option<Via> {
-    let rest = text.strip_prefix(b" SIP/2.0/UDP ")?;
-    let base = at + (text.len() - rest.len());
-    let first = find_blank_or(rest, [b';', b':', b',', b'"', b'[', b'<', b'>'])?;
-    let mut port = DEFAULT_PORT;
-    let mut here = first;
-    if rest[here] == b':' {
-        let digits = &rest[here + 1..];
-        let len = grammar::DIGIT.prefix(digits);
-        port = u16::try_from(grammar::number(&digits[..len])?).ok()?;
-        here += 1 + len;
-    }
-    let mut via = Via {
-        whole: Span::new(at + 1, at + text.len()),
-        sent_by: Span::new(base, base + here),
-        host: Span::new(base, base + first),
-        port,
-        ..Via::default()
-    };
-    if first == 0 {
-        return None;
-    }
-    while here < rest.len() {
-        if rest[here] != b';' {
-            return None;
-        }
-        let param = &rest[here + 1..];
-        let len = find_blank_or(param, [b';', b',', b'"', b'<', b'>']).unwrap_or(param.len());
-        let value = |name: usize| Span::new(base + here + 1 + name, base + here + 1 + len);
-        let whole = Span::new(base + here, base + here + 1 + len);
-        let place = match &param[..len] {
-            [b'b', b'r', b'a', b'n', b'c', b'h', b'=', _, ..] => (&mut via.branch, value(7)),
-            b"rport" | [b'r', b'p', b'o', b'r', b't', b'=', ..] => (&mut via.rport, whole),
-            [b'r', b'e', b'c', b'e', b'i', b'v', b'e', b'd', b'=', ..] => (&mut via.received, whole),
-            [b'v', b'h', b'=', _, ..] => (&mut via.token, value(3)),
-            // Another parameter, unless it is one of these written otherwise.
-            [b'b' | b'B' | b'r' | b'R' | b'v' | b'V' | b'=', ..] | [] => return None,
-            _ => {
-                here += 1 + len;
-                continue;
-            }
-        };
-        if place.0.is_present() {
-            return None;
-        }
-        *place.0 = place.1;
-        here += 1 + len;
-    }
-    Some(via)
+    let mut via = Via::default();
+    via.read(message, span).then_some(via)
 }
 
 /// Reads any value that the grammar allows.
-#[cold]
 fn by_grammar(message: &[u8], span: Span) -> Option<Via> {
     let mut cursor = Cursor::new(message, span);
     cursor.skip_lws();
@@ -154,6 +100,60 @@ fn take_host(cursor: &mut Cursor<'_>) -> Option<Span> {
 }
 
 impl Via {
+    /// [`parse`] in place: a struct that is returned is copied, and a copy of what was just written has to wait for it.
+    #[inline(always)]
+    pub fn read(&mut self, message: &[u8], span: Span) -> bool {
+        self.everyday(span.of(message), span.start as usize).is_some() || self.by_grammar(message, span)
+    }
+
+    /// Reads a value as practically all are written: one space in front, `SIP/2.0/UDP`, no other white space, no quotes,
+    /// no second value, known parameters in lower case. `None` says only that it is not such a value.
+    #[inline(always)]
+    fn everyday(&mut self, text: &[u8], at: usize) -> Option<()> {
+        let rest = text.strip_prefix(b" SIP/2.0/UDP ")?;
+        let base = at + (text.len() - rest.len());
+        let mut semicolons = marks_unless(rest, b';', [b',', b'"', b'[', b'<', b'>'])?;
+        let mut end = (semicolons.trailing_zeros() as usize).min(rest.len());
+        let sent_by = &rest[..end];
+        let (mut host_len, mut port) = (end, DEFAULT_PORT);
+        if let Some(colon) = find(sent_by, [b':']) {
+            host_len = colon;
+            port = u16::try_from(grammar::number(&sent_by[colon + 1..])?).ok()?;
+        }
+        *self = Via {
+            whole: Span::new(at + 1, at + text.len()),
+            sent_by: Span::new(base, base + end),
+            host: Span::new(base, base + host_len),
+            port,
+            ..Via::default()
+        };
+        while end < rest.len() {
+            let start = end;
+            semicolons &= semicolons.wrapping_sub(1);
+            end = (semicolons.trailing_zeros() as usize).min(rest.len());
+            let (place, name) = match &rest[start + 1..end] {
+                [b'b', b'r', b'a', b'n', b'c', b'h', b'=', _, ..] => (&mut self.branch, 8),
+                b"rport" | [b'r', b'p', b'o', b'r', b't', b'=', ..] => (&mut self.rport, 0),
+                [b'r', b'e', b'c', b'e', b'i', b'v', b'e', b'd', b'=', ..] => (&mut self.received, 0),
+                [b'v', b'h', b'=', _, ..] => (&mut self.token, 4),
+                // Another parameter, unless it is one of these written otherwise.
+                [b'b' | b'B' | b'r' | b'R' | b'v' | b'V' | b'=', ..] | [] => return None,
+                _ => continue,
+            };
+            if place.is_present() {
+                return None;
+            }
+            *place = Span::new(base + start + name, base + end);
+        }
+        (host_len > 0).then_some(())
+    }
+
+    /// Reads any value that the grammar allows.
+    #[cold]
+    fn by_grammar(&mut self, message: &[u8], span: Span) -> bool {
+        by_grammar(message, span).map(|via| *self = via).is_some()
+    }
+
     /// Keeps a parameter we know; `None` if it stands there a second time, or needs a value and has none.
     fn keep(&mut self, message: &[u8], param: Param) -> Option<()> {
         let (place, span) = match param.name.len() {
@@ -223,6 +223,7 @@ mod tests {
 
     /// The short way says nothing that the long way does not say.
     #[test]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     fn everyday_values_are_read_as_the_grammar_reads_them() {
         let pieces = [
             "", ";", ";;", "=", ",", ":", "\"", "[", "]", "<", "/", " ", "\t", "\r\n ", "a", "host", "192.0.2.1", "5060", "99999",
@@ -231,13 +232,14 @@ mod tests {
             "[2001:db8::1]", ";r", ";v",
         ];
         let mut everyday_count = 0;
-        let starts = [" SIP/2.0/UDP host", " SIP/2.0/UDP host:5060", " SIP/2.0/UDP ", " SIP/2.0/TCP host", "SIP/2.0/UDP h", ""];
+        let starts = [" SIP/2.0/UDP a.host.with.a.name", " SIP/2.0/UDP a.host.with.a.name:5060", " SIP/2.0/UDP ", " SIP/2.0/TCP host", "SIP/2.0/UDP h", ""];
         for start in starts {
             for first in pieces {
                 for second in pieces {
                     for third in pieces {
                         let text = format!("{start}{first}{second}{third}");
-                        if let Some(via) = everyday(text.as_bytes(), 0) {
+                        let mut via = Via::default();
+                        if via.everyday(text.as_bytes(), 0).is_some() {
                             assert_eq!(Some(via), by_grammar(text.as_bytes(), Span::new(0, text.len())), "{text}");
                             everyday_count += 1;
                         }

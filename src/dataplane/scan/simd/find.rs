@@ -20,6 +20,26 @@ pub fn find_blank_or<const N: usize>(text: &[u8], stops: [u8; N]) -> Option<usiz
     )
 }
 
+/// A bit for each octet of `text` that is `stop`, if `text` has 16 to 128 octets and none of them is one of `odd`, a blank,
+/// or a control character.
+#[inline(always)]
+pub fn marks_unless<const N: usize>(text: &[u8], stop: u8, odd: [u8; N]) -> Option<u128> {
+    if text.len() > 128 || !BLOCKS {
+        return None;
+    }
+    let last: &[u8; 16] = text.last_chunk()?;
+    let (mut marks, mut strange, mut at) = (0u128, 0, 0);
+    while let Some(octets) = text.get(at..).and_then(|rest| rest.first_chunk()) {
+        marks |= u128::from(Mask::any(octets, [stop])) << at;
+        strange |= Mask::any(octets, odd) | Mask::blank(octets);
+        at += 16;
+    }
+    // The rest as part of the last sixteen octets, some of which were seen before.
+    marks |= u128::from(Mask::any(last, [stop])) << (text.len() - 16);
+    strange |= Mask::any(last, odd) | Mask::blank(last);
+    (strange == 0).then_some(marks)
+}
+
 /// `block` makes a bit per octet of sixteen, `one` says the same of a single one.
 #[inline(always)]
 fn search(text: &[u8], block: impl Fn(&[u8; 16]) -> u32, one: impl Fn(u8) -> bool) -> Option<usize> {
@@ -160,6 +180,22 @@ mod tests {
                 }
             }
             assert_eq!(find(&vec![b'x'; len], [b';']), None);
+        }
+    }
+
+    #[test]
+    fn marks_are_where_the_octet_is_and_nothing_strange_is_overlooked() {
+        for len in 0..140 {
+            for place in 0..len {
+                let mut text = vec![b'x'; len];
+                text[place] = b';';
+                let expected = (BLOCKS && (16..=128).contains(&len)).then(|| 1u128 << place);
+                assert_eq!(marks_unless(&text, b';', [b',']), expected);
+                for strange in [b',', b' ', b'\r', 0x7f] {
+                    text[place] = strange;
+                    assert_eq!(marks_unless(&text, b';', [b',']), None);
+                }
+            }
         }
     }
 }
