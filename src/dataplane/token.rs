@@ -5,8 +5,8 @@
 //! ```text
 //! Via: SIP/2.0/UDP 10.0.0.5:40001;branch=z9hG4bK<digest>;vh=<head>[~<sent-by>~<branch>]
 //!
-//! digest   13 letters of base32: 64 bits over the client's branch, sent-by, Call-ID and CSeq number
-//! head     base32 of:   1 octet    key id (low four bits), flags: 16 = IPv6, 32 = local address present
+//! digest   16 letters of hexadecimal: 64 bits over the client's branch, sent-by, Call-ID and CSeq number
+//! head     hexadecimal: 1 octet    key id (low four bits), flags: 16 = IPv6, 32 = local address present
 //!                       1 octet    the listener the request came to; 255: the egress socket
 //!                       4 or 16    address the response goes to
 //!                       2          port it goes to
@@ -29,7 +29,7 @@
 //!
 //! # In the To tag of our own answers
 //!
-//! `vh` and 13 letters of base32: a MAC over Call-ID, CSeq number and From tag. The same for the same request every time
+//! `vh` and 16 letters: a MAC over Call-ID, CSeq number and From tag. The same for the same request every time
 //! (RFC 3261 8.2.7), and recognised in the ACK that follows, which no backend has a use for.
 //!
 //! Letters are lower-case and any case is understood, since tokens compare without regard to case (RFC 3261 7.3.1).
@@ -128,7 +128,7 @@ pub fn write_via_token(out: &mut Text<'_>, keys: &Keys, flow: &Flow, digest: u64
     let mut head = Head::new(flow, keys.current());
     let mac = mac(keys, keys.current(), &head, digest).unwrap_or_default();
     head.push(&mac.to_be_bytes());
-    base32::encode(out, head.as_slice());
+    hex::encode(out, head.as_slice());
     let fits = |(sent_by, branch): &(&[u8], &[u8])| {
         sent_by.len() <= REBUILD_SENT_BY_MAX && branch.len() <= REBUILD_BRANCH_MAX
     };
@@ -162,7 +162,7 @@ pub fn read_via_token(value: &[u8]) -> Option<ViaToken<'_>> {
         return None;
     }
     let mut head = Head { octets: [0; HEAD_MAX], len: 0 };
-    let len = base32::decode(head_text, &mut head.octets)?;
+    let len = hex::decode(head_text, &mut head.octets)?;
     let (&[flags, listener], rest) = head.octets[..len].split_first_chunk()?;
     let (to, rest) = read_address(rest, flags)?;
     let (&port, rest) = rest.split_first_chunk()?;
@@ -239,16 +239,14 @@ pub const fn from_token_octet(octet: u8) -> u8 {
 #[inline(always)]
 pub fn write_branch(out: &mut Text<'_>, digest: u64) {
     out.put(via::COOKIE);
-    base32::encode(out, &digest.to_be_bytes());
+    hex::encode_number(out, digest);
 }
 
 /// The digest in a branch of ours; `None` if it cannot be one of ours.
 #[inline(always)]
 pub fn read_branch(branch: &[u8]) -> Option<u64> {
     let (cookie, letters) = branch.split_at_checked(via::COOKIE.len())?;
-    let mut octets = [0; 8];
-    let is_ours = cookie.eq_ignore_ascii_case(via::COOKIE) && base32::decode(letters, &mut octets) == Some(8);
-    is_ours.then(|| u64::from_be_bytes(octets))
+    hex::decode_number(letters).filter(|_| cookie.eq_ignore_ascii_case(via::COOKIE))
 }
 
 /// What begins a To tag of ours.
@@ -258,7 +256,7 @@ const TAG_PREFIX: &[u8] = b"vh";
 pub fn write_to_tag(out: &mut Text<'_>, keys: &Keys, call_id: &[u8], cseq: u32, from_tag: &[u8]) {
     out.put(TAG_PREFIX);
     let tag = tag_mac(keys, keys.current(), call_id, cseq, from_tag).unwrap_or_default();
-    base32::encode(out, &tag.to_be_bytes());
+    hex::encode_number(out, tag);
 }
 
 /// Whether `tag` is the To tag that an answer of our own to this request has.
@@ -268,11 +266,7 @@ pub fn is_own_to_tag(tag: &[u8], keys: &Keys, call_id: &[u8], cseq: u32, from_ta
     if !prefix.eq_ignore_ascii_case(TAG_PREFIX) {
         return false;
     }
-    let mut octets = [0u8; 8];
-    if base32::decode(text, &mut octets) != Some(8) {
-        return false;
-    }
-    let mac = u64::from_be_bytes(octets);
+    let Some(mac) = hex::decode_number(text) else { return false };
     (0..crate::dataplane::keys::KEY_IDS as u8).any(|id| tag_mac(keys, id, call_id, cseq, from_tag) == Some(mac))
 }
 
@@ -282,76 +276,104 @@ fn tag_mac(keys: &Keys, id: u8, call_id: &[u8], cseq: u32, from_tag: &[u8]) -> O
     Some(mac.finish())
 }
 
-/// Base32 with the letters of RFC 4648 in lower case and no padding.
-pub mod base32 {
+/// Hexadecimal, eight octets at a time. A quarter longer than base32 and several times faster: both are arithmetic on
+/// words here, but eight octets make two words of letters, and five make one that nothing divides into evenly.
+pub mod hex {
     use crate::dataplane::text::Text;
 
-    const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    const EACH: u64 = 0x0101_0101_0101_0101;
 
-    /// Letter to value; 255 for what is no letter.
-    static VALUES: [u8; 256] = {
-        let mut values = [255u8; 256];
-        let mut i = 0;
-        while i < 32 {
-            values[LETTERS[i] as usize] = i as u8;
-            values[LETTERS[i].to_ascii_uppercase() as usize] = i as u8;
-            i += 1;
-        }
-        values
-    };
-
-    /// Writes `octets`, at most 45 of them, as `ceil(len * 8 / 5)` letters.
+    /// Writes `octets`, at most 64 of them, as twice as many letters.
     #[inline(always)]
     pub fn encode(out: &mut Text<'_>, octets: &[u8]) {
-        let mut text = [0; 72];
+        let mut text = [0; 128];
         let (whole, rest) = octets.as_chunks();
-        let mut last = [0; 5];
-        last[..rest.len()].copy_from_slice(rest);
-        for (place, &group) in text.as_chunks_mut().0.iter_mut().zip(whole.iter().chain([&last])) {
+        for (place, &group) in text.as_chunks_mut::<16>().0.iter_mut().zip(whole) {
             *place = letters(group);
         }
-        out.put(&text[..(octets.len() * 8).div_ceil(5)]);
+        if !rest.is_empty() {
+            let mut last = [0; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            if let Some(place) = text[whole.len() * 16..].first_chunk_mut() {
+                *place = letters(last);
+            }
+        }
+        out.put(text.get(..octets.len() * 2).unwrap_or_default());
     }
 
-    /// Forty bits to eight letters, all at once: each step halves the groups of bits until there are five to an octet.
+    /// Writes the eight octets of `number`, the highest first.
     #[inline(always)]
-    fn letters([a, b, c, d, e]: [u8; 5]) -> [u8; 8] {
-        const EACH: u64 = 0x0101_0101_0101_0101;
-        let bits = u64::from_be_bytes([0, 0, 0, a, b, c, d, e]);
-        let bits = (bits & 0xff_fff0_0000) << 12 | bits & 0xf_ffff;
-        let bits = (bits & 0x000f_fc00_000f_fc00) << 6 | bits & 0x0000_03ff_0000_03ff;
-        let values = (bits & 0x03e0_03e0_03e0_03e0) << 3 | bits & 0x001f_001f_001f_001f;
-        // 26 and more are digits: the letters' codes less what lies between `a` + 26 and `2`. Adding 102 sets an octet's
-        // high bit for those.
-        let is_digit = (values + 102 * EACH) >> 7 & EACH;
-        let gap = u64::from(b'a' + 26 - b'2');
-        (values + u64::from(b'a') * EACH - is_digit * gap).to_be_bytes()
+    pub fn encode_number(out: &mut Text<'_>, number: u64) {
+        out.put(&letters(number.to_be_bytes()));
     }
 
-    /// Reads letters of either case into `octets` and returns how many octets they are. `None` for anything that
-    /// [`encode`] would not write: other characters, too many of them, or bits set where the last letter has none.
+    #[inline(always)]
+    fn letters(octets: [u8; 8]) -> [u8; 16] {
+        let word = u64::from_be_bytes(octets);
+        let (high, low) = (half((word >> 32) as u32), half(word as u32));
+        let mut text = [0; 16];
+        text[..8].copy_from_slice(&high.to_be_bytes());
+        text[8..].copy_from_slice(&low.to_be_bytes());
+        text
+    }
+
+    /// Four octets to eight letters: each step halves the groups of bits until there are four to an octet.
+    #[inline(always)]
+    const fn half(octets: u32) -> u64 {
+        let bits = octets as u64;
+        let bits = (bits << 16 | bits) & 0x0000_ffff_0000_ffff;
+        let bits = (bits << 8 | bits) & 0x00ff_00ff_00ff_00ff;
+        let digits = (bits << 4 | bits) & 0x0f0f_0f0f_0f0f_0f0f;
+        // Ten and more are letters: adding six carries into the next bit for those.
+        let is_letter = (digits + 6 * EACH) >> 4 & EACH;
+        digits + EACH * b'0' as u64 + is_letter * (b'a' - b'0' - 10) as u64
+    }
+
+    /// Reads letters of either case into `octets` and returns how many octets they are. `None` for anything else, and for
+    /// more than there is room for.
     #[inline(always)]
     pub fn decode(text: &[u8], octets: &mut [u8]) -> Option<usize> {
-        let len = text.len() * 5 / 8;
-        if len > octets.len() || (len * 8).div_ceil(5) != text.len() {
+        let len = text.len() / 2;
+        if text.len() % 2 != 0 || len > octets.len() {
             return None;
         }
         let mut strange = 0;
-        for (letters, place) in text.chunks(8).zip(octets.chunks_mut(5)) {
-            let mut word = 0u64;
-            for i in 0..8 {
-                let value = letters.get(i).map_or(0, |&letter| VALUES[letter as usize]);
-                strange |= value & 0xe0;
-                word = word << 5 | u64::from(value & 31);
-            }
-            let bytes = word.to_be_bytes();
-            let whole = letters.len() * 5 / 8;
-            if letters.len() < 8 {
-                strange |= bytes[3 + whole..].iter().fold(0, |any, &byte| any | byte);
-            }
-            place[..whole].copy_from_slice(&bytes[3..3 + whole]);
+        let (whole, rest) = text.as_chunks();
+        let mut last = *b"00000000";
+        last[..rest.len()].copy_from_slice(rest);
+        for (place, &group) in octets[..len].chunks_mut(4).zip(whole.iter().chain([&last])) {
+            let (four, odd) = digits(group);
+            strange |= odd;
+            place.copy_from_slice(&four.to_be_bytes()[..place.len()]);
         }
         (strange == 0).then_some(len)
+    }
+
+    /// Reads sixteen letters as a number.
+    #[inline(always)]
+    pub fn decode_number(text: &[u8]) -> Option<u64> {
+        let (&high, rest) = text.split_first_chunk()?;
+        let ((high, odd), (low, odd_too)) = (digits(high), digits(rest.try_into().ok()?));
+        (odd | odd_too == 0).then_some(u64::from(high) << 32 | u64::from(low))
+    }
+
+    /// Eight letters to four octets, and a word that is not zero if one of them is no hexadecimal digit.
+    #[inline(always)]
+    const fn digits(letters: [u8; 8]) -> (u32, u64) {
+        let word = u64::from_be_bytes(letters);
+        let high = word & 0x80 * EACH;
+        let word = word & !(0x80 * EACH);
+        // A bit per octet, in its place 7, for what is in a range: adding carries into it from the range's first octet
+        // on, and, for the octet behind its last, out of it again.
+        let digit = (word + (0x80 - b'0' as u64) * EACH) & !(word + (0x7f - b'9' as u64) * EACH) & 0x80 * EACH;
+        let lower = word | 0x20 * EACH;
+        let letter = (lower + (0x80 - b'a' as u64) * EACH) & !(lower + (0x7f - b'f' as u64) * EACH) & 0x80 * EACH;
+        let strange = high | (digit | letter) ^ 0x80 * EACH;
+        // `0` to `9` are their low four bits; of letters these count from one, so nine more.
+        let bits = (word & 0x0f * EACH) + (letter >> 7) * 9;
+        let bits = (bits | bits >> 4) & 0x00ff_00ff_00ff_00ff;
+        let bits = (bits | bits >> 8) & 0x0000_ffff_0000_ffff;
+        ((bits | bits >> 16) as u32, strange)
     }
 }
 
@@ -422,9 +444,9 @@ mod tests {
     #[test]
     fn a_branch_carries_its_digest() {
         let branch = written(|out| write_branch(out, 0x0123_4567_89ab_cdef));
-        assert_eq!(branch.len(), 20);
+        assert_eq!(branch.len(), 23);
         assert_eq!(read_branch(&branch), Some(0x0123_4567_89ab_cdef));
-        for other in ["", "z9hG4bK", "z9hG4bK-524287-1---2bd1", "z9hG4bKaaaaaaaaaaaaaa", "aaaaaaaaaaaaa"] {
+        for other in ["", "z9hG4bK", "z9hG4bK-524287-1---2bd1", "z9hG4bK0123456789abcdeg", "0123456789abcdef"] {
             assert_eq!(read_branch(other.as_bytes()), None, "{other}");
         }
     }
@@ -437,34 +459,42 @@ mod tests {
     }
 
     #[test]
-    fn a_v4_token_is_26_letters_long() {
+    fn a_v4_token_is_32_letters_long() {
         let value = written(|out| write_via_token(out, &keys(0), &flows()[0], 42, None));
-        assert_eq!(value.len(), 26);
+        assert_eq!(value.len(), 32);
     }
 
     #[test]
-    fn base32_reads_back_what_it_writes_and_nothing_else() {
-        for len in 0..40 {
+    fn hexadecimal_reads_back_what_it_writes_and_nothing_else() {
+        for len in 0..50 {
             let octets: Vec<u8> = (0..len).map(|i| (i * 37 + 11) as u8).collect();
-            let text = written(|out| base32::encode(out, &octets));
+            let text = written(|out| hex::encode(out, &octets));
+            let expected: String = octets.iter().map(|octet| format!("{octet:02x}")).collect();
+            assert_eq!(text, expected.as_bytes());
             let mut back = [0; 64];
-            assert_eq!(base32::decode(&text, &mut back), Some(len));
+            assert_eq!(hex::decode(&text, &mut back), Some(len));
             assert_eq!(&back[..len], octets);
         }
-        // RFC 4648 section 10, without padding.
-        for (plain, coded) in [("f", "my"), ("fo", "mzxq"), ("foo", "mzxw6"), ("foob", "mzxw6yq"), ("fooba", "mzxw6ytb")] {
-            assert_eq!(written(|out| base32::encode(out, plain.as_bytes())), coded.as_bytes());
-        }
         let mut room = [0; 8];
-        for bad in ["m", "mz1q", "mzxr", "mzxw6y", "mz=q", "aaaaaaaaaaaaaaaaaaaaaaaaa"] {
-            assert_eq!(base32::decode(bad.as_bytes(), &mut room), None, "{bad}");
+        for octet in 0..=255u8 {
+            for place in 0..8 {
+                let mut text = *b"00000000";
+                text[place] = octet;
+                assert_eq!(hex::decode(&text, &mut room).is_some(), octet.is_ascii_hexdigit(), "{octet:#x} at {place}");
+                if octet.is_ascii_hexdigit() {
+                    let text = core::str::from_utf8(&text).unwrap();
+                    assert_eq!(u32::from_str_radix(text, 16).unwrap().to_be_bytes(), room[..4]);
+                }
+            }
         }
+        assert_eq!(hex::decode(b"0", &mut room), None);
+        assert_eq!(hex::decode(b"000000000000000000", &mut room), None);
     }
 
     #[test]
     fn our_to_tag_is_recognised_in_its_ack_only() {
         let tag = written(|out| write_to_tag(out, &keys(3), b"call@h", 7, b"a1"));
-        assert_eq!(tag.len(), 15);
+        assert_eq!(tag.len(), 18);
         assert!(is_own_to_tag(&tag, &keys(3), b"call@h", 7, b"a1"));
         assert!(!is_own_to_tag(&tag, &keys(3), b"call@h", 8, b"a1"));
         assert!(!is_own_to_tag(&tag, &keys(3), b"other@h", 7, b"a1"));
@@ -480,8 +510,8 @@ mod tests {
     fn golden_tokens_do_not_change() {
         let rebuild = Some((&b"198.51.100.7:5060"[..], &b"z9hG4bK-1"[..]));
         let token = written(|out| write_via_token(out, &keys(3), &flows()[0], 42, rebuild));
-        assert_eq!(token, b"amammm3ea4j4iy4guhqt3c3sza~198.51.100.7!5060~z9hG4bK-1");
+        assert_eq!(token, b"0300c633640713c46386a1e13d8b72c8~198.51.100.7!5060~z9hG4bK-1");
         let tag = written(|out| write_to_tag(out, &keys(3), b"call@h", 7, b"a1"));
-        assert_eq!(tag, b"vh4dkvindtecwuc");
+        assert_eq!(tag, b"vhe0d554347320ad41");
     }
 }

@@ -9,7 +9,7 @@ use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::name_addr::NameAddr;
 use crate::dataplane::sip::start_line::{Method, StartLine, StartLineError};
-use crate::dataplane::sip::uri::{self, Uri};
+use crate::dataplane::sip::uri::Uri;
 use crate::dataplane::sip::via::{self, Via};
 use crate::dataplane::tables::Policy;
 
@@ -100,7 +100,9 @@ pub fn request(
     request.call_id = call_id(message, scan).ok_or(Refusal::new(400, "Bad Call-ID"))?;
     request.cseq = cseq(message, scan, request.method, name.of(message))?;
     request.end = end(message, scan)?;
-    request.uri = uri::parse(message, uri).filter(|uri| !uri.has_headers).ok_or(Refusal::new(400, "Bad Request-URI"))?;
+    if request.uri.read(message, uri).is_none() || request.uri.has_headers {
+        return Err(Refusal::new(400, "Bad Request-URI"));
+    }
 
     // The order of 16.3: syntax is done; scheme, Max-Forwards, Proxy-Require.
     if !policy.schemes.contains(&request.uri.scheme) {
@@ -148,8 +150,7 @@ pub fn first_via(message: &[u8], scan: &Scan) -> Option<Via> {
 #[inline(always)]
 fn call_id(message: &[u8], scan: &Scan) -> Option<Span> {
     let call_id = trim(message, scan.value(HeaderKind::CallId)?);
-    let octets = call_id.of(message);
-    (octets.len() <= CALL_ID_MAX && grammar::is_call_id(octets)).then_some(call_id)
+    (call_id.len() <= CALL_ID_MAX && grammar::is_call_id(message, call_id)).then_some(call_id)
 }
 
 /// `CSeq = 1*DIGIT LWS Method`; the number fits 32 bits (RFC 4475 3.1.2.4), the method is the start line's.

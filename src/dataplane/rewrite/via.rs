@@ -18,7 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 pub fn transaction(keys: &Keys, message: &[u8], request: &Request) -> u64 {
     let via = &request.via;
     let call_id = request.call_id.of(message);
-    match via.unique_branch(message) {
+    match via.is_unique.then(|| via.branch.of(message)) {
         //= RFC 3261 section 16.11
         //# When a stateless proxy receives a request that contains a top Via
         //# header field whose branch parameter begins with the magic cookie, the
@@ -55,11 +55,11 @@ pub fn write(out: &mut Text<'_>, keys: &Keys, message: &[u8], request: &Request,
     out.put(b";vh=");
     // Only an INVITE is answered with 100, so only an INVITE's Via may have to be rebuilt.
     let may_lose_via = request.method == Method::Invite;
-    let rebuild = request.via.unique_branch(message).filter(|_| may_lose_via).map(|branch| {
-        (request.via.sent_by.of(message), branch)
-    });
+    let Via { sent_by, branch, is_unique, .. } = request.via;
     // Blanks inside sent-by are legal and have no place in a token.
-    let rebuild = rebuild.filter(|&(sent_by, _)| find_blank_or(sent_by, []).is_none());
+    let has_blanks = |span: Span| find_blank_or(message, span.start as usize, span.end as usize, []) != span.end as usize;
+    let rebuild = may_lose_via && is_unique && !has_blanks(sent_by);
+    let rebuild = rebuild.then(|| (sent_by.of(message), branch.of(message)));
     token::write_via_token(out, keys, flow, ours.transaction, rebuild);
     out.put(b"\r\n");
 }

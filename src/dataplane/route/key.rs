@@ -9,7 +9,7 @@ use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::{self, Scheme, Uri};
 use crate::dataplane::tables::Affinity;
 use crate::dataplane::text::Text;
-use crate::dataplane::validate::Request;
+use crate::dataplane::validate::{self, Request};
 use std::net::IpAddr;
 
 /// Octets of the longest key that is put together from parts. A longer one is its first part alone.
@@ -61,12 +61,12 @@ fn user<'a>(message: &'a [u8], uri: &Uri) -> &'a [u8] {
         Scheme::Sip | Scheme::Sips => {
             let userinfo = uri.userinfo.of(message);
             // `userinfo = ( user / telephone-subscriber ) [ ":" password ] "@"`
-            &userinfo[..find(userinfo, [b':']).unwrap_or(userinfo.len())]
+            &userinfo[..find(userinfo, 0, userinfo.len(), [b':'])]
         }
         _ => {
             let text = uri.whole.of(message);
-            let behind = find(text, [b':']).map_or(0, |colon| colon + 1);
-            let end = find(text, [b';']).unwrap_or(text.len());
+            let behind = find(text, 0, text.len(), [b':']) + 1;
+            let end = find(text, 0, text.len(), [b';']);
             text.get(behind..end).unwrap_or_default()
         }
     }
@@ -113,11 +113,7 @@ pub fn other_call(message: &[u8], scan: &Scan, method: Method) -> Option<Span> {
         (Some(a), Some(b)) if a != b => return None,
         (a, b) => a.or(b)?,
     };
-    let text = value.of(message);
-    let end = find(text, [b';']).unwrap_or(text.len());
-    let call_id = crate::dataplane::validate::trim(
-        message,
-        Span::new(value.start as usize, value.start as usize + end),
-    );
-    grammar::is_call_id(call_id.of(message)).then_some(call_id)
+    let end = find(message, value.start as usize, value.end as usize, [b';']);
+    let call_id = validate::trim(message, Span { end: end as u32, ..value });
+    grammar::is_call_id(message, call_id).then_some(call_id)
 }

@@ -42,7 +42,7 @@ mod simd;
 
 pub use index::{Fault, Faults, Row, Scan, Span};
 pub use rows::rows;
-pub use simd::{Scanner, find, find_blank_or, marks_unless};
+pub use simd::{Scanner, find, find_blank_or};
 
 /// Calls the scalar twin and every arm this CPU can run on `message` and panics if two of them disagree.
 ///

@@ -3,13 +3,13 @@
 use super::grammar::{self, Class};
 use crate::dataplane::scan::{Span, find, find_blank_or};
 
-/// Reads forward through a part of a message. Offsets are offsets into the message, so that what is found can be edited
-/// in place.
+/// Reads forward through `message[at..end]`. Offsets are offsets into the message, so that what is found can be edited in
+/// place.
 #[derive(Clone)]
 pub struct Cursor<'a> {
-    /// What was not read yet.
-    rest: &'a [u8],
-    /// Offset of the end of `rest`. `rest.len() <= end`
+    message: &'a [u8],
+    /// `at <= end <= message.len()`
+    at: usize,
     end: usize,
 }
 
@@ -17,91 +17,76 @@ impl<'a> Cursor<'a> {
     /// Stands at the start of `span`.
     #[inline(always)]
     pub fn new(message: &'a [u8], span: Span) -> Cursor<'a> {
-        Cursor { rest: span.of(message), end: span.end as usize }
+        let end = (span.end as usize).min(message.len());
+        Cursor { message, at: (span.start as usize).min(end), end }
     }
 
     /// Offset of the octet to be read next.
     #[inline(always)]
     pub fn at(&self) -> usize {
-        self.end - self.rest.len()
+        self.at
     }
 
     /// Whether everything was read.
     #[inline(always)]
     pub fn is_done(&self) -> bool {
-        self.rest.is_empty()
+        self.at == self.end
     }
 
     /// The octet to be read next.
     #[inline(always)]
     pub fn peek(&self) -> Option<u8> {
-        self.rest.first().copied()
+        if self.at < self.end { self.message.get(self.at).copied() } else { None }
     }
 
     /// Everything not read yet.
     #[inline(always)]
     pub fn rest(&self) -> &'a [u8] {
-        self.rest
-    }
-
-    /// Reads `count` octets, or what there is.
-    #[inline(always)]
-    pub fn skip(&mut self, count: usize) {
-        self.rest = self.rest.get(count..).unwrap_or_default();
+        self.message.get(self.at..self.end).unwrap_or_default()
     }
 
     /// Reads `octet`, if it comes next.
     #[inline(always)]
     pub fn take(&mut self, octet: u8) -> bool {
-        match self.rest {
-            [first, rest @ ..] if *first == octet => {
-                self.rest = rest;
-                true
-            }
-            _ => false,
-        }
+        let is_next = self.peek() == Some(octet);
+        self.at += is_next as usize;
+        is_next
+    }
+
+    /// Reads `text`, exactly as it is, if it comes next.
+    #[inline(always)]
+    pub fn take_text<const N: usize>(&mut self, text: &[u8; N]) -> bool {
+        let is_next = self.rest().first_chunk() == Some(text);
+        self.at += if is_next { N } else { 0 };
+        is_next
     }
 
     /// Reads octets of `class`; the span may be empty.
     #[inline(always)]
     pub fn take_while(&mut self, class: Class) -> Span {
-        let start = self.at();
-        let count = class.prefix(self.rest);
-        self.skip(count);
-        Span::new(start, start + count)
-    }
-
-    /// Reads `text`, of any case, if it comes next. `text` is lower-case.
-    #[inline(always)]
-    pub fn take_text<const N: usize>(&mut self, text: &[u8; N]) -> bool {
-        let found = self.rest.first_chunk::<N>().is_some_and(|next| next.eq_ignore_ascii_case(text));
-        if found {
-            self.rest = &self.rest[N..];
-        }
-        found
+        let start = self.at;
+        self.at += class.prefix(self.rest());
+        Span::new(start, self.at)
     }
 
     /// Reads linear white space: blanks and folds.
     #[inline(always)]
     pub fn skip_lws(&mut self) {
-        while let [first, rest @ ..] = self.rest {
-            if !grammar::is_lws(*first) {
-                break;
-            }
-            self.rest = rest;
+        while self.peek().is_some_and(grammar::is_lws) {
+            self.at += 1;
         }
     }
 
     /// Reads `*LWS octet *LWS`, if that comes next. Without the octet nothing is read.
     #[inline(always)]
     pub fn take_separator(&mut self, octet: u8) -> bool {
-        let before = self.rest;
+        let before = self.at;
         self.skip_lws();
         if self.take(octet) {
             self.skip_lws();
             return true;
         }
-        self.rest = before;
+        self.at = before;
         false
     }
 
@@ -110,38 +95,43 @@ impl<'a> Cursor<'a> {
     /// `quoted-string = SWS DQUOTE *(qdtext / quoted-pair ) DQUOTE`; a quoted pair escapes any one octet.
     #[inline(always)]
     pub fn take_quoted(&mut self) -> Option<Span> {
-        let start = self.at();
+        let start = self.at;
         if !self.take(b'"') {
             return None;
         }
         loop {
-            let stop = find(self.rest, [b'"', b'\\'])?;
-            let is_end = self.rest[stop] == b'"';
+            let stop = find(self.message, self.at, self.end, [b'"', b'\\']);
+            let is_end = *self.message.get(stop).filter(|_| stop < self.end)? == b'"';
             // A quoted pair takes the octet behind the backslash with it, and must have one.
-            let step = if is_end { 1 } else { 2 };
-            self.rest = self.rest.get(stop + step..)?;
+            self.at = stop + if is_end { 1 } else { 2 };
             if is_end {
-                return Some(Span::new(start, self.at()));
+                return Some(Span::new(start, self.at));
+            }
+            if self.at > self.end {
+                self.at = self.end;
+                return None;
             }
         }
     }
 
-    /// Reads up to the next of `stops`, a blank, or the end; the span may be empty.
+    /// Reads up to the next of `stops`, a blank, a control character, or the end; the span may be empty.
     #[inline(always)]
     pub fn take_until<const N: usize>(&mut self, stops: [u8; N]) -> Span {
-        let start = self.at();
-        let count = find_blank_or(self.rest, stops).unwrap_or(self.rest.len());
-        self.rest = &self.rest[count..];
-        Span::new(start, start + count)
+        let start = self.at;
+        self.at = find_blank_or(self.message, start, self.end, stops);
+        Span::new(start, self.at)
     }
 
     /// Reads up to the next `octet` and reads that; `None` if there is none. The span is what is before it.
     #[inline(always)]
     pub fn take_through(&mut self, octet: u8) -> Option<Span> {
-        let start = self.at();
-        let count = find(self.rest, [octet])?;
-        self.rest = &self.rest[count + 1..];
-        Some(Span::new(start, start + count))
+        let start = self.at;
+        let stop = find(self.message, start, self.end, [octet]);
+        if stop == self.end {
+            return None;
+        }
+        self.at = stop + 1;
+        Some(Span::new(start, stop))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Classes of octets, each with the ABNF of RFC 3261 section 25.1 it stands for.
 
-use crate::dataplane::scan::find_blank_or;
+use crate::dataplane::scan::{Span, find_blank_or};
 
 /// A set of octets: one bit of [`TABLE`], so that all sets share one table of 256 octets, and a test is one load.
 #[derive(Clone, Copy)]
@@ -81,14 +81,15 @@ impl Class {
     }
 }
 
-/// Whether `octets` may be a Call-ID: some octets, none of them a blank or a control character.
+/// Whether `span` may be a Call-ID: some octets, none of them a blank or a control character.
 ///
 /// `callid = word [ "@" word ]`, and `word` has most visible characters. Those it leaves out, such as `;` and `=`, are let
 /// through, and so are octets above 0x7f: phones write them, nothing ends or splits the value at them, and refusing them
 /// would refuse calls that work today.
 #[inline(always)]
-pub fn is_call_id(octets: &[u8]) -> bool {
-    !octets.is_empty() && find_blank_or(octets, []).is_none()
+pub fn is_call_id(message: &[u8], span: Span) -> bool {
+    let (start, end) = (span.start as usize, span.end as usize);
+    start < end && find_blank_or(message, start, end, []) == end
 }
 
 /// `SP / HTAB`: what may stand round separators, and what a folded line begins with (RFC 3261 7.3.1).
@@ -106,6 +107,14 @@ pub const fn is_lws(octet: u8) -> bool {
 /// `text` without linear white space at either end.
 #[inline]
 pub fn trim(text: &[u8]) -> &[u8] {
+    // One space and a word, which is what practically all values are.
+    if let [b' ', word @ ..] = text
+        && let ([first, ..], [.., last]) = (word, word)
+        && !is_lws(*first)
+        && !is_lws(*last)
+    {
+        return word;
+    }
     let lead = text.iter().position(|&octet| !is_lws(octet)).unwrap_or(text.len());
     let tail = text.iter().rposition(|&octet| !is_lws(octet)).map_or(lead, |last| last + 1);
     &text[lead..tail]

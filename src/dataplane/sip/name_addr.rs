@@ -2,7 +2,7 @@
 
 use super::cursor::{Cursor, next_param};
 use super::grammar;
-use crate::dataplane::scan::{Span, find, find_blank_or};
+use crate::dataplane::scan::Span;
 
 /// One value: `( name-addr / addr-spec ) *( SEMI generic-param )`. What is not there is [`Span::ABSENT`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,37 +29,40 @@ impl NameAddr {
     /// [`parse`] in place: a struct that is returned is copied, and a copy of what was just written has to wait for it.
     #[inline(always)]
     pub fn read(&mut self, message: &[u8], span: Span) -> bool {
-        self.everyday(span.of(message), span.start as usize).is_some() || self.by_grammar(message, span)
+        self.everyday(message, span).is_some() || self.by_grammar(message, span)
     }
 
     /// Reads a value as practically all are written: one space in front, a quoted display name or none, angle brackets,
     /// and a tag as the only parameter, if any. `None` says only that it is not such a value.
     #[inline(always)]
-    fn everyday(&mut self, text: &[u8], at: usize) -> Option<()> {
-        let mut rest = text.strip_prefix(b" ")?;
-        if let Some(quoted) = rest.strip_prefix(b"\"") {
-            let end = find(quoted, [b'"', b'\\'])?;
-            rest = quoted[end..].strip_prefix(b"\" ")?;
+    fn everyday(&mut self, message: &[u8], span: Span) -> Option<()> {
+        let mut cursor = Cursor::new(message, span);
+        if !cursor.take(b' ') {
+            return None;
         }
-        let uri = rest.strip_prefix(b"<")?;
-        let uri_len = find(uri, [b'>'])?;
-        let behind = &uri[uri_len + 1..];
-        let offset = |part: &[u8]| at + (text.len() - part.len());
+        if cursor.peek() == Some(b'"') {
+            cursor.take_quoted()?;
+            if !cursor.take(b' ') {
+                return None;
+            }
+        }
+        if !cursor.take(b'<') {
+            return None;
+        }
+        let uri = cursor.take_through(b'>')?;
         *self = NameAddr {
-            whole: Span::new(at + 1, at + text.len()),
-            uri: Span::new(offset(uri), offset(uri) + uri_len),
+            whole: Span { start: span.start + 1, end: span.end },
+            uri,
             tag: Span::ABSENT,
             comma: 0,
         };
-        if let Some(tag) = behind.strip_prefix(b";tag=") {
-            if tag.is_empty() || find_blank_or(tag, [b';', b',', b'"', b'<', b'>']).is_some() {
+        if cursor.take_text(b";tag=") {
+            self.tag = cursor.take_until([b';', b',', b'"', b'<', b'>']);
+            if self.tag.is_empty() {
                 return None;
             }
-            self.tag = Span::new(offset(tag), at + text.len());
-        } else if !behind.is_empty() {
-            return None;
         }
-        (uri_len != 0).then_some(())
+        (cursor.is_done() && !uri.is_empty()).then_some(())
     }
 
     /// Reads any value that the grammar allows.
@@ -170,7 +173,7 @@ mod tests {
                     for fourth in pieces {
                         let text = format!(" {first}{second}{third}{fourth}");
                         let mut value = NameAddr::default();
-                        if value.everyday(text.as_bytes(), 0).is_some() {
+                        if value.everyday(text.as_bytes(), Span::new(0, text.len())).is_some() {
                             assert_eq!(Some(value), by_grammar(text.as_bytes(), Span::new(0, text.len())), "{text}");
                             everyday_count += 1;
                         }

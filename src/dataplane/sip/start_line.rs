@@ -174,7 +174,10 @@ fn request_line(line: &[u8], at: usize) -> Result<StartLine, StartLineError> {
         Some((before, b" SIP/2.0")) => before.len(),
         _ => odd_version(line)?,
     };
-    let name_end = find(&line[..uri_end], [b' ']).ok_or(StartLineError::Request)?;
+    let name_end = find(line, 0, uri_end, [b' ']);
+    if name_end == uri_end {
+        return Err(StartLineError::Request);
+    }
     let name = &line[..name_end];
     if name.is_empty() || !grammar::TOKEN.has_all(name) {
         return Err(StartLineError::Request);

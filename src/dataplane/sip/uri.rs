@@ -2,7 +2,7 @@
 
 use super::cursor::{self, Cursor};
 use super::grammar;
-use crate::dataplane::scan::{Span, find, find_blank_or};
+use crate::dataplane::scan::{Span, find_blank_or};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Schemes we can tell apart.
@@ -45,81 +45,95 @@ pub struct Uri {
 }
 
 /// Reads the URI that fills `span`. `None` if it is `sip:` or `sips:` and does not follow the grammar, or has no scheme.
-///
-/// What the grammar keeps out is refused as far as it could end, quote or bracket something: blanks, control characters,
-/// `<`, `>`, `"` and `\`. Other octets that do not belong in a URI are a telephone's mistake, and no danger.
 #[inline(always)]
 pub fn parse(message: &[u8], span: Span) -> Option<Uri> {
-    let text = span.of(message);
-    let (scheme, rest) = match text {
-        [b's' | b'S', b'i' | b'I', b'p' | b'P', b':', rest @ ..] => (Scheme::Sip, rest),
-        [b's' | b'S', b'i' | b'I', b'p' | b'P', b's' | b'S', b':', rest @ ..] => (Scheme::Sips, rest),
-        _ => return other_scheme(message, span),
-    };
-    let offset = |part: &[u8]| span.end as usize - part.len();
-    let (mut userinfo, mut host) = (Span::ABSENT, rest);
-    // An `@` can stand in a user part or behind it, nowhere else: what is before it is the user, semicolons included.
-    match find_blank_or(rest, [b'@', b'<', b'>', b'"', b'\\']) {
-        Some(len) if rest[len] == b'@' && len > 0 => {
-            userinfo = Span::new(offset(rest), offset(rest) + len);
-            host = &rest[len + 1..];
-        }
-        // Behind the host quotes are let pass: they do not belong into parameters, but Routes hold them.
-        Some(len) if rest[len] != b'"' => return None,
-        _ => {}
-    }
-    let host_len = match host {
-        [b'[', ..] => find(host, [b']'])? + 1,
-        _ => find_blank_or(host, [b':', b';', b'?', b'@', b'[', b'"', b'<', b'>']).unwrap_or(host.len()),
-    };
-    let mut behind = &host[host_len..];
-    let mut uri = Uri {
-        scheme,
-        whole: span,
-        userinfo,
-        host: Span::new(offset(host), offset(host) + host_len),
-        port: if scheme == Scheme::Sips { 5061 } else { 5060 },
-        ..Uri::default()
-    };
-    if let [b':', digits @ ..] = behind {
-        let len = grammar::DIGIT.prefix(digits);
-        uri.port = u16::try_from(grammar::number(&digits[..len])?).ok()?;
-        uri.port_text = Span::new(offset(behind), offset(digits) + len);
-        behind = &digits[len..];
-    }
-    uri.params = Span::new(offset(behind), offset(behind));
-    while let [b';', param @ ..] = behind {
-        let len = find_blank_or(param, [b';', b'?', b'@', b'<', b'>']).unwrap_or(param.len());
-        match &param[..len] {
-            [b'l' | b'L', b'r' | b'R'] | [b'l' | b'L', b'r' | b'R', b'=', ..] => uri.is_loose = true,
-            [b'm' | b'M', name @ ..] if name.len() > 4 && name[..4].eq_ignore_ascii_case(b"addr") => uri.has_maddr = true,
-            _ => {}
-        }
-        behind = &param[len..];
-    }
-    uri.params.end = offset(behind) as u32;
-    uri.has_headers = behind.first() == Some(&b'?');
-    (host_len > 0 && (behind.is_empty() || uri.has_headers)).then_some(uri)
+    let mut uri = Uri::default();
+    uri.read(message, span).map(|()| uri)
 }
 
+impl Uri {
+    /// [`parse`] in place: a struct that is returned is copied, and a copy of what was just written has to wait for it.
+    ///
+    /// What the grammar keeps out is refused as far as it could end, quote or bracket something: blanks, control
+    /// characters, `<` and `>`, quotes and `\` in the user part. Other octets that do not belong in a URI are a
+    /// telephone's mistake, and no danger; quotes behind the host are found in Routes.
+    #[inline(always)]
+    pub fn read(&mut self, message: &[u8], span: Span) -> Option<()> {
+        let mut cursor = Cursor::new(message, span);
+        *self = Uri { scheme: Scheme::Sip, port: 5060, whole: span, ..Uri::default() };
+        if !cursor.take_text(b"sip:") {
+            *self = scheme(message, span)?;
+            if !self.is_sip() {
+                return Some(());
+            }
+            cursor = Cursor::new(message, Span { start: self.host.start, ..span });
+        }
+        // An `@` can stand in a user part or behind it, nowhere else: what is before it is the user, semicolons included.
+        let first = cursor.take_until([b'@', b'<', b'>', b'"', b'\\']);
+        if cursor.take(b'@') {
+            self.userinfo = first;
+            if first.is_empty() {
+                return None;
+            }
+        } else {
+            cursor = Cursor::new(message, Span { start: first.start, ..span });
+        }
+        self.host = match cursor.peek() {
+            Some(b'[') => {
+                let start = cursor.at();
+                cursor.take_through(b']')?;
+                Span::new(start, cursor.at())
+            }
+            _ => cursor.take_until([b':', b';', b'?', b'@', b'[', b'"', b'<', b'>']),
+        };
+        let colon = cursor.at() as u32;
+        if cursor.take(b':') {
+            let digits = cursor.take_while(grammar::DIGIT);
+            self.port = u16::try_from(grammar::number(digits.of(message))?).ok()?;
+            self.port_text = Span { start: colon, end: digits.end };
+        }
+        self.params = Span::new(cursor.at(), cursor.at());
+        while cursor.take(b';') {
+            let param = cursor.take_until([b';', b'?', b'@', b'<', b'>']);
+            match param.of(message) {
+                [b'l' | b'L', b'r' | b'R'] | [b'l' | b'L', b'r' | b'R', b'=', ..] => self.is_loose = true,
+                [b'm' | b'M', b'a' | b'A', b'd' | b'D', b'd' | b'D', b'r' | b'R', ..] => self.has_maddr = true,
+                _ => {}
+            }
+            self.params.end = param.end;
+        }
+        self.has_headers = cursor.take(b'?');
+        (!self.host.is_empty() && (cursor.is_done() || self.has_headers)).then_some(())
+    }
+}
+
+/// The URI of a scheme that is not `sip:` in lower case. Of `sip` and `sips` the rest is still to be read: `host` begins
+/// where it begins.
 #[cold]
-fn other_scheme(message: &[u8], span: Span) -> Option<Uri> {
+fn scheme(message: &[u8], span: Span) -> Option<Uri> {
     let text = span.of(message);
-    let colon = find(text, [b':'])?;
+    let colon = text.iter().position(|&octet| octet == b':')?;
     let name = &text[..colon];
     // scheme = ALPHA *( ALPHA / DIGIT / "+" / "-" / "." )
-    let starts_well = name.first().is_some_and(u8::is_ascii_alphabetic) && find_blank_or(text, [b'<', b'>', b'"', b'\\']).is_none();
+    let starts_well = name.first().is_some_and(u8::is_ascii_alphabetic);
     if !starts_well || !name.iter().all(|&octet| octet.is_ascii_alphanumeric() || b"+-.".contains(&octet)) {
         return None;
     }
-    let scheme = if name.eq_ignore_ascii_case(b"tel") {
-        Scheme::Tel
-    } else if name.eq_ignore_ascii_case(b"urn") {
-        Scheme::Urn
-    } else {
-        Scheme::Other
+    let (scheme, port) = match name {
+        _ if name.eq_ignore_ascii_case(b"sip") => (Scheme::Sip, 5060),
+        _ if name.eq_ignore_ascii_case(b"sips") => (Scheme::Sips, 5061),
+        _ if name.eq_ignore_ascii_case(b"tel") => (Scheme::Tel, 0),
+        _ if name.eq_ignore_ascii_case(b"urn") => (Scheme::Urn, 0),
+        _ => (Scheme::Other, 0),
     };
-    Some(Uri { scheme, whole: span, ..Uri::default() })
+    let mut uri = Uri { scheme, port, whole: span, ..Uri::default() };
+    if uri.is_sip() {
+        uri.host.start = span.start + colon as u32 + 1;
+        return Some(uri);
+    }
+    let end = span.end as usize;
+    let clean = find_blank_or(message, span.start as usize, end, [b'<', b'>', b'"', b'\\']) == end;
+    clean.then_some(uri)
 }
 
 impl Uri {

@@ -1,60 +1,52 @@
 //! Looking for the few octets that end something, sixteen at a time.
 //!
-//! The values that the parsers of `sip/` read are 10 to 60 octets long: too short for a search that is called through a
+//! The values that the parsers of `sip/` read are 5 to 60 octets long: too short for a search that is called through a
 //! pointer and sets itself up, too long to test octet by octet. SSE2 and NEON are part of their targets' baselines, so
-//! these are inlined into the parsers; other targets take the plain way, which is also the tail of short texts.
+//! these are inlined into the parsers; other targets take the plain way, and so do the last 15 octets of a message.
+//!
+//! A search looks at octets behind the value it searches, never behind the message, and forgets what it saw there.
 
-/// The offset of the first octet of `text` that is one of `stops`.
+/// The offset of the first octet of `message[start..end]` that is one of `stops`; `end` if none is.
 #[inline(always)]
-pub fn find<const N: usize>(text: &[u8], stops: [u8; N]) -> Option<usize> {
-    search(text, |octets| Mask::any(octets, stops), |octet| stops.contains(&octet))
+pub fn find<const N: usize>(message: &[u8], start: usize, end: usize, stops: [u8; N]) -> usize {
+    search(message, start, end, |octets| Mask::any(octets, stops), |octet| stops.contains(&octet))
 }
 
-/// The offset of the first octet of `text` that is one of `stops`, or a blank, or a control character.
+/// The offset of the first octet of `message[start..end]` that is one of `stops`, or a blank, or a control character;
+/// `end` if none is.
 #[inline(always)]
-pub fn find_blank_or<const N: usize>(text: &[u8], stops: [u8; N]) -> Option<usize> {
+pub fn find_blank_or<const N: usize>(message: &[u8], start: usize, end: usize, stops: [u8; N]) -> usize {
     search(
-        text,
+        message,
+        start,
+        end,
         |octets| Mask::any(octets, stops) | Mask::blank(octets),
         |octet| octet <= b' ' || octet == 0x7f || stops.contains(&octet),
     )
 }
 
-/// A bit for each octet of `text` that is `stop`, if `text` has 16 to 128 octets and none of them is one of `odd`, a blank,
-/// or a control character.
-#[inline(always)]
-pub fn marks_unless<const N: usize>(text: &[u8], stop: u8, odd: [u8; N]) -> Option<u128> {
-    if text.len() > 128 || !BLOCKS {
-        return None;
-    }
-    let last: &[u8; 16] = text.last_chunk()?;
-    let (mut marks, mut strange, mut at) = (0u128, 0, 0);
-    while let Some(octets) = text.get(at..).and_then(|rest| rest.first_chunk()) {
-        marks |= u128::from(Mask::any(octets, [stop])) << at;
-        strange |= Mask::any(octets, odd) | Mask::blank(octets);
-        at += 16;
-    }
-    // The rest as part of the last sixteen octets, some of which were seen before.
-    marks |= u128::from(Mask::any(last, [stop])) << (text.len() - 16);
-    strange |= Mask::any(last, odd) | Mask::blank(last);
-    (strange == 0).then_some(marks)
-}
-
 /// `block` makes a bit per octet of sixteen, `one` says the same of a single one.
 #[inline(always)]
-fn search(text: &[u8], block: impl Fn(&[u8; 16]) -> u32, one: impl Fn(u8) -> bool) -> Option<usize> {
+fn search(
+    message: &[u8],
+    start: usize,
+    end: usize,
+    block: impl Fn(&[u8; 16]) -> u32,
+    one: impl Fn(u8) -> bool,
+) -> usize {
+    let mut at = start;
     if BLOCKS {
-        let mut at = 0;
-        while let Some(octets) = text.get(at..).and_then(|rest| rest.first_chunk()) {
+        while at < end {
+            let Some(octets) = message.get(at..).and_then(|rest| rest.first_chunk()) else { break };
             let found = block(octets);
             if found != 0 {
-                return Some(at + found.trailing_zeros() as usize);
+                return (at + found.trailing_zeros() as usize).min(end);
             }
             at += 16;
         }
-        return text.get(at..)?.iter().position(|&octet| one(octet)).map(|distance| at + distance);
     }
-    text.iter().position(|&octet| one(octet))
+    let rest = message.get(at.min(end)..end).unwrap_or_default();
+    rest.iter().position(|&octet| one(octet)).map_or(end, |distance| at + distance)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -166,34 +158,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_octet_is_found_at_every_place_of_texts_of_every_length() {
-        for len in 0..50 {
+    fn every_octet_is_found_at_every_place_of_values_of_every_length() {
+        let stops = [b';', b'=', 0x80];
+        for len in 0..40 {
             for place in 0..len {
                 for octet in 0..=255u8 {
-                    let mut text = vec![b'x'; len];
-                    text[place] = octet;
-                    let stops = [b';', b'=', 0x80];
-                    let naive = text.iter().position(|octet| stops.contains(octet));
-                    assert_eq!(find(&text, stops), naive);
-                    let naive = text.iter().position(|&octet| octet <= b' ' || octet == 0x7f || stops.contains(&octet));
-                    assert_eq!(find_blank_or(&text, stops), naive);
-                }
-            }
-            assert_eq!(find(&vec![b'x'; len], [b';']), None);
-        }
-    }
-
-    #[test]
-    fn marks_are_where_the_octet_is_and_nothing_strange_is_overlooked() {
-        for len in 0..140 {
-            for place in 0..len {
-                let mut text = vec![b'x'; len];
-                text[place] = b';';
-                let expected = (BLOCKS && (16..=128).contains(&len)).then(|| 1u128 << place);
-                assert_eq!(marks_unless(&text, b';', [b',']), expected);
-                for strange in [b',', b' ', b'\r', 0x7f] {
-                    text[place] = strange;
-                    assert_eq!(marks_unless(&text, b';', [b',']), None);
+                    let mut message = vec![b'x'; len];
+                    message[place] = octet;
+                    for (start, end) in [(0, len), (1, len), (len / 2, len), (0, len / 2), (3, 3), (0, len.saturating_sub(1))] {
+                        let (start, end) = (start.min(end).min(len), end.min(len));
+                        let naive = |is: &dyn Fn(u8) -> bool| {
+                            message[start..end].iter().position(|&octet| is(octet)).map_or(end, |at| start + at)
+                        };
+                        let stop = |octet: u8| stops.contains(&octet);
+                        assert_eq!(find(&message, start, end, stops), naive(&stop));
+                        let blank = |octet: u8| octet <= b' ' || octet == 0x7f || stop(octet);
+                        assert_eq!(find_blank_or(&message, start, end, stops), naive(&blank));
+                    }
                 }
             }
         }

@@ -19,7 +19,7 @@ mod neon;
 #[cfg(target_arch = "x86_64")]
 mod sse2;
 
-pub use find::{find, find_blank_or, marks_unless};
+pub use find::{find, find_blank_or};
 
 /// What an instruction set has to offer.
 ///
