@@ -18,7 +18,7 @@ use crate::dataplane::rewrite::reply::{self, NoReply, Reply};
 use crate::dataplane::rewrite::via::{self, Ours};
 use crate::dataplane::room::Room;
 use crate::dataplane::route::{self, Arrival, Decision, Input, Router};
-use crate::dataplane::scan::{Scan, Scanner, Span, rows};
+use crate::dataplane::scan::{Scan, Scanner, Span, second_row};
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::{self, Method, StartLine, StartLineError};
 use crate::dataplane::sip::via::Via;
@@ -163,7 +163,7 @@ impl Dispatcher {
         let asks_us = request.method == Method::Options
             && uri.is_sip()
             && !uri.userinfo.is_present()
-            && self.scan.count(HeaderKind::Route) == 0
+            && !self.scan.has(HeaderKind::Route)
             && tables.is_own(uri.host.of(message), uri.port);
         if !asks_us {
             return Ok(None);
@@ -381,8 +381,7 @@ enum NextVia {
 fn next_via(message: &[u8], scan: &Scan, ours: &Via) -> NextVia {
     let Some(row) = scan.row(HeaderKind::Via) else { return NextVia::None };
     let value = match ours.comma {
-        0 if scan.count(HeaderKind::Via) > 1 => rows(message, scan, HeaderKind::Via).nth(1).map(|row| row.span()),
-        0 => None,
+        0 => second_row(message, scan, HeaderKind::Via).map(|row| row.span()),
         comma => Some(Span { start: comma + 1, end: row.end }),
     };
     let Some(value) = value else { return NextVia::None };

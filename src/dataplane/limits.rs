@@ -20,7 +20,7 @@ pub const START_LINE_MAX: usize = 8192;
 
 /// Via rows of one message. Max-Forwards starts at 70 (RFC 3261 8.1.1.6), so a longer list is a loop or an attack; the
 /// limit leaves room for elements that do not count down. Beyond: 483.
-pub const VIA_ROWS_MAX: u16 = 128;
+pub const VIA_ROWS_MAX: usize = 128;
 
 /// Octets of the longest branch of a client that we carry in our own Via to be able to rebuild the client's (see
 /// `token.rs`). Longer branches are legal; then a 100 that lost the client's Via is dropped and not repaired.

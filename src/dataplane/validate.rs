@@ -88,7 +88,7 @@ pub fn request(
     if !request.via.read(message, value(HeaderKind::Via)) {
         return Err(Refusal::new(400, "Bad Via"));
     }
-    if scan.count(HeaderKind::Via) > VIA_ROWS_MAX {
+    if scan.is_repeated(HeaderKind::Via) && rows(message, scan, HeaderKind::Via).nth(VIA_ROWS_MAX).is_some() {
         return Err(Refusal::new(483, "Too Many Hops"));
     }
     if !request.from.read(message, value(HeaderKind::From)) || request.from.comma != 0 {
@@ -109,7 +109,7 @@ pub fn request(
         return Err(Refusal::new(416, "Unsupported URI Scheme"));
     }
     (request.max_forwards, request.hops_left) = max_forwards(message, scan)?;
-    if scan.count(HeaderKind::ProxyRequire) != 0 && !matches!(request.method, Method::Ack | Method::Cancel) {
+    if scan.has(HeaderKind::ProxyRequire) && !matches!(request.method, Method::Ack | Method::Cancel) {
         // 8.2.2.3, 16.3 item 5. It must not stand in CANCEL and ACK, and is ignored there.
         if unsupported_tags(message, scan, policy).next().is_some() {
             return Err(Refusal::new(420, "Bad Extension"));
@@ -121,23 +121,21 @@ pub fn request(
 /// RFC 4475 3.3.8: a header that may stand once and stands twice is refused; two servers could read different ones.
 #[inline(always)]
 pub fn single_headers_stand_once(scan: &Scan) -> Result<(), Refusal> {
-    const SINGLE: [(HeaderKind, Refusal); 9] = [
-        (HeaderKind::CallId, Refusal::new(400, "More Than One Call-ID")),
-        (HeaderKind::ContentLength, Refusal::new(400, "More Than One Content-Length")),
-        (HeaderKind::CSeq, Refusal::new(400, "More Than One CSeq")),
-        (HeaderKind::From, Refusal::new(400, "More Than One From")),
-        (HeaderKind::Join, Refusal::new(400, "More Than One Join")),
-        (HeaderKind::MaxForwards, Refusal::new(400, "More Than One Max-Forwards")),
-        (HeaderKind::Replaces, Refusal::new(400, "More Than One Replaces")),
-        (HeaderKind::TargetDialog, Refusal::new(400, "More Than One Target-Dialog")),
-        (HeaderKind::To, Refusal::new(400, "More Than One To")),
-    ];
-    for (kind, refusal) in SINGLE {
-        if scan.count(kind) > 1 {
-            return Err(refusal);
-        }
-    }
-    Ok(())
+    scan.ambiguous().map_or(Ok(()), |kind| Err(more_than_one(kind)))
+}
+
+#[cold]
+fn more_than_one(kind: HeaderKind) -> Refusal {
+    let reason = match kind {
+        HeaderKind::CSeq => "More Than One CSeq",
+        HeaderKind::CallId => "More Than One Call-ID",
+        HeaderKind::ContentLength => "More Than One Content-Length",
+        HeaderKind::From => "More Than One From",
+        HeaderKind::MaxForwards => "More Than One Max-Forwards",
+        HeaderKind::To => "More Than One To",
+        _ => "More Than One Of A Header That Stands Once",
+    };
+    Refusal::new(400, reason)
 }
 
 /// The topmost Via value, if it can be read.

@@ -154,7 +154,7 @@ impl Router {
         self.forget_suspects_of_other_tables(input.tables);
         let inside = input.tables.is_inside(input.arrival.from) || side_of(input) == Side::Inside;
         let mut popped = false;
-        if input.scan.count(HeaderKind::Route) != 0 {
+        if input.scan.has(HeaderKind::Route) {
             let by_route = by_route(input, edits, inside)?;
             if let Some(decision) = by_route.decision {
                 return Ok(decision);

@@ -1,6 +1,6 @@
 //! What a scan leaves behind: offsets into the message, and what was odd about it.
 
-use crate::dataplane::sip::header::{HeaderKind, KINDS, OTHER};
+use crate::dataplane::sip::header::{HeaderKind, KINDS, NAMES, OTHER};
 
 /// A range of octets of one message. `start <= end <= message length`.
 ///
@@ -137,7 +137,7 @@ impl Faults {
     }
 }
 
-/// The result of a scan. Rows are the *first* of their kind; [`Scan::count`] tells whether there are more.
+/// The result of a scan. Rows are the *first* of their kind; [`Scan::is_repeated`] tells whether there are more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scan {
     /// The start line without its line end. Empty if the message is nothing but line ends.
@@ -148,10 +148,12 @@ pub struct Scan {
     pub body: u32,
     /// What is wrong with the header section.
     pub faults: Faults,
+    /// A bit for each kind that there is a row of.
+    seen: u16,
+    /// A bit for each kind that there is more than one row of.
+    repeated: u16,
     /// One row per kind, and a last one that takes what is not kept.
     rows: [Row; KINDS + 1],
-    /// How many rows of each kind there are.
-    counts: [u16; KINDS + 1],
 }
 
 /// Index of the row that takes what nobody asks for. Writing it costs less than the branch around it.
@@ -164,8 +166,9 @@ impl Default for Scan {
             headers: 0,
             body: 0,
             faults: Faults::default(),
+            seen: 0,
+            repeated: 0,
             rows: [Row::default(); KINDS + 1],
-            counts: [0; KINDS + 1],
         }
     }
 }
@@ -174,7 +177,7 @@ impl Scan {
     /// The first row of `kind`.
     #[inline(always)]
     pub fn row(&self, kind: HeaderKind) -> Option<Row> {
-        (self.counts[kind as usize] != 0).then_some(self.rows[kind as usize])
+        self.has(kind).then_some(self.rows[kind as usize])
     }
 
     /// The value of the first row of `kind`, with the blanks around it.
@@ -183,29 +186,56 @@ impl Scan {
         self.row(kind).map(Row::span)
     }
 
-    /// How many rows of `kind` there are.
+    /// Whether there is a row of `kind`.
     #[inline(always)]
-    pub const fn count(&self, kind: HeaderKind) -> u16 {
-        self.counts[kind as usize]
+    pub const fn has(&self, kind: HeaderKind) -> bool {
+        self.seen >> kind as u16 & 1 != 0
     }
 
-    /// Forgets everything but the rows' offsets, which [`Scan::count`] hides.
+    /// Whether there is more than one row of `kind`.
+    #[inline(always)]
+    pub const fn is_repeated(&self, kind: HeaderKind) -> bool {
+        self.repeated >> kind as u16 & 1 != 0
+    }
+
+    /// A kind of which RFC 3261 7.3.1 allows one row only and of which there are more, if there is one.
+    #[inline(always)]
+    pub fn ambiguous(&self) -> Option<HeaderKind> {
+        const SINGLE: u16 = {
+            let mut bits = 0;
+            let mut i = 0;
+            while i < NAMES.len() {
+                bits |= (NAMES[i].1.is_single() as u16) << NAMES[i].1 as u16;
+                i += 1;
+            }
+            bits
+        };
+        if self.repeated & SINGLE == 0 {
+            return None;
+        }
+        NAMES.iter().map(|&(_, kind)| kind).find(|&kind| kind.is_single() && self.is_repeated(kind))
+    }
+
+    /// Forgets everything but the rows' offsets, which the bits hide.
     #[inline(always)]
     pub(super) fn clear(&mut self) {
         self.start_line = Span::default();
         self.headers = 0;
         self.body = 0;
         self.faults = Faults::default();
-        self.counts = [0; KINDS + 1];
+        self.seen = 0;
+        self.repeated = 0;
     }
 
-    /// Counts a row of the kind with index `kind` and keeps it if it is the first; returns where it went.
+    /// Notes a row of the kind with index `kind` and keeps it if it is the first; returns where it went.
     #[inline(always)]
     pub(super) fn put(&mut self, kind: usize, row: Row) -> usize {
-        let count = &mut self.counts[kind];
-        let place = if *count == 0 { kind } else { DISCARD };
-        *count = count.saturating_add(1);
-        self.rows[place] = row;
+        debug_assert!(kind <= OTHER);
+        let bit = 1u16 << (kind & 15);
+        let place = if self.seen & bit == 0 { kind } else { DISCARD };
+        self.repeated |= self.seen & bit;
+        self.seen |= bit;
+        self.rows[place.min(DISCARD)] = row;
         place
     }
 
@@ -220,7 +250,7 @@ impl Scan {
             && self.headers == other.headers
             && self.body == other.body
             && self.faults == other.faults
-            && self.counts[..KINDS] == other.counts[..KINDS]
-            && (0..KINDS).all(|kind| self.counts[kind] == 0 || self.rows[kind] == other.rows[kind])
+            && (self.seen, self.repeated) == (other.seen, other.repeated)
+            && (0..KINDS).all(|kind| self.seen >> kind & 1 == 0 || self.rows[kind] == other.rows[kind])
     }
 }

@@ -222,15 +222,14 @@ unsafe fn read_name<A: Arm>(message: &[u8], start: usize) -> Option<(usize, u32)
     };
     // SAFETY: the caller vouches for the CPU.
     let len = unsafe { A::name_len(window) };
-    let colon = start + len;
-    if len == 0 || message.get(colon) != Some(&b':') {
+    if len.wrapping_sub(1) >= WINDOW - 1 || window[len] != b':' {
         return None;
     }
     let candidate = header::candidate(window[0], len);
     // SAFETY: as above.
     let equal = unsafe { A::equal_folded(window, &candidate.name) };
     let kind = if equal & candidate.mask == candidate.mask { candidate.kind as usize } else { header::OTHER };
-    Some((kind, colon as u32))
+    Some((kind, (start + len) as u32))
 }
 
 /// The octets from `at` on, zero-padded.
