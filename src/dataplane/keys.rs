@@ -52,7 +52,7 @@ impl Keys {
     pub fn backend(&self, name: &str) -> u64 {
         let mut fields = Fields::new(self.route);
         fields.add(b"backend").add(name.as_bytes());
-        fields.finish()
+        fields.finish(0)
     }
 
     /// A hasher for the stable part of a branch. It does not depend on a key that is ever rotated (RFC 3261 16.11: a
@@ -87,7 +87,8 @@ impl core::fmt::Debug for Keys {
     }
 }
 
-/// A hash over a list of fields. Each is followed by its length, so that no two lists run into the same octets.
+/// A hash over a list of fields. Each is followed by an octet of zero, so that no two lists run into the same octets. A field
+/// from a message that holds a zero itself can only be mistaken for another field of the same message.
 ///
 /// The fields are laid side by side and hashed in one go: a third of the instructions of hashing them one by one. What
 /// does not fit is hashed one by one, with the same result.
@@ -131,37 +132,37 @@ impl<H: OneGo> Fields<H> {
     /// Adds a field.
     #[inline(always)]
     pub fn add(&mut self, field: &[u8]) -> &mut Self {
-        let end = self.len + field.len();
-        let length = (field.len() as u32).to_le_bytes();
-        match self.pending.get_mut(self.len..end + 4) {
+        match self.pending.get_mut(self.len..self.len + field.len() + 1) {
             Some(place) => {
                 place[..field.len()].copy_from_slice(field);
-                place[field.len()..].copy_from_slice(&length);
-                self.len = end + 4;
+                place[field.len()] = 0;
+                self.len += field.len() + 1;
             }
-            None => self.write_through(field, &length),
+            None => self.write_through(field),
         }
         self
     }
 
     #[cold]
-    fn write_through(&mut self, field: &[u8], length: &[u8]) {
+    fn write_through(&mut self, field: &[u8]) {
         self.is_long = true;
-        self.hasher.write(&self.pending[..self.len]);
+        self.hasher.write(self.pending.get(..self.len).unwrap_or_default());
         self.len = 0;
         self.hasher.write(field);
-        self.hasher.write(length);
+        self.hasher.write(&[0]);
     }
 
-    /// The hash of the fields added.
+    /// The hash of the fields added, and of `number`.
     #[inline(always)]
-    pub fn finish(mut self) -> u64 {
-        let pending = self.pending.get(..self.len).unwrap_or_default();
-        if self.is_long {
-            self.hasher.write(pending);
-            return self.hasher.finish();
+    pub fn finish(mut self, number: u32) -> u64 {
+        let number = number.to_be_bytes();
+        if !self.is_long && let Some(place) = self.pending.get_mut(self.len..self.len + 4) {
+            place.copy_from_slice(&number);
+            return self.hasher.hash_all(self.pending.get(..self.len + 4).unwrap_or_default());
         }
-        self.hasher.hash_all(pending)
+        self.hasher.write(self.pending.get(..self.len).unwrap_or_default());
+        self.hasher.write(&number);
+        self.hasher.finish()
     }
 }
 
@@ -181,8 +182,9 @@ mod tests {
         let keys = keys();
         assert_eq!(keys.route(b""), 0xabac_0158_050f_c4dc);
         assert_eq!(keys.route(b"a84b4c76e66710@pc33.atlanta.com"), 0xebec_6efc_0650_7c95);
-        assert_eq!(hash(keys.branch(), &[b"z9hG4bK776asdhds", b"1"]), 0x3d88_ccb5_2775_f0fd);
-        assert_eq!(hash(keys.mac(3).unwrap(), &[b"x"]), 0xa6e5_e4a5_a0d8_184a);
+        assert_eq!(keys.backend("10.0.0.11:5060"), 0x3c40_d43d_7212_4265);
+        assert_eq!(hash(keys.branch(), &[b"z9hG4bK776asdhds", b"1"]), 0xcd7a_187f_d64c_050d);
+        assert_eq!(hash(keys.mac(3).unwrap(), &[b"x"]), 0xcef6_29a2_73bf_a152);
         assert!(keys.mac(4).is_none());
     }
 
@@ -193,17 +195,19 @@ mod tests {
         assert_ne!(two(b"ab", b"c"), two(b"a", b"bc"));
         assert_ne!(two(b"abc", b""), two(b"", b"abc"));
     }
+
     /// However the fields are cut, and however many of them fit side by side, the hash is that of all octets in a row.
     #[test]
     fn long_lists_hash_as_short_ones_do() {
         let keys = keys();
-        for len in [0, 1, 187, 188, 189, 192, 193, 1000] {
+        for len in [0, 1, 140, 143, 144, 145, 146, 148, 149, 150, 160, 1000] {
             let long = vec![7u8; len];
             let mut row = Vec::new();
             for field in [&b"first"[..], &long, b"last"] {
                 row.extend_from_slice(field);
-                row.extend_from_slice(&(field.len() as u32).to_le_bytes());
+                row.push(0);
             }
+            row.extend_from_slice(&7u32.to_be_bytes());
             let expected = SipHasher13::new_with_key(&core::array::from_fn(|i| 16 + i as u8)).hash(&row);
             assert_eq!(hash(keys.branch(), &[b"first", &long, b"last"]), expected, "{len}");
         }
@@ -213,6 +217,6 @@ mod tests {
         for field in list {
             fields.add(field);
         }
-        fields.finish()
+        fields.finish(7)
     }
 }

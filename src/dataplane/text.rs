@@ -33,6 +33,17 @@ pub fn copy_short(to: &mut [u8], from: &[u8]) {
     }
 }
 
+/// `00` to `99`.
+static PAIRS: [[u8; 2]; 100] = {
+    let mut pairs = [[0; 2]; 100];
+    let mut i = 0;
+    while i < 100 {
+        pairs[i] = [b'0' + i as u8 / 10, b'0' + i as u8 % 10];
+        i += 1;
+    }
+    pairs
+};
+
 /// `.` and the decimal digits of every octet, and how many digits there are.
 static DECIMAL: [([u8; 4], u8); 256] = {
     let mut table = [([b'.', 0, 0, 0], 0); 256];
@@ -112,13 +123,15 @@ impl<'a> Text<'a> {
     pub fn put_number(&mut self, mut number: u32) -> &mut Self {
         let mut digits = [0u8; 10];
         let mut at = digits.len();
-        loop {
+        while number > 9 {
+            at -= 2;
+            digits[at..at + 2].copy_from_slice(&PAIRS[(number % 100) as usize]);
+            number /= 100;
+        }
+        // A last pair below ten, or a last digit; of the number zero that is all there is.
+        if number > 0 || at == digits.len() {
             at -= 1;
-            digits[at] = b'0' + (number % 10) as u8;
-            number /= 10;
-            if number == 0 {
-                break;
-            }
+            digits[at] = b'0' + number as u8;
         }
         self.put(&digits[at..])
     }
@@ -183,6 +196,12 @@ mod tests {
         let mut room = [0; 128];
         let mut text = Text::new(&mut room);
         text.put_number(0).put(b" ").put_number(5060).put(b" ").put_number(u32::MAX).put(b" ");
+        for number in [7, 10, 99, 100, 101, 999, 1000, 12345, 65535, 100_000, 1_000_000_000] {
+            let mut room = [0; 16];
+            let mut text = Text::new(&mut room);
+            text.put_number(number);
+            assert_eq!(text.finish().unwrap(), number.to_string().as_bytes());
+        }
         for address in ["192.0.2.1", "10.99.100.255", "2001:db8::1", "::ffff:192.0.2.1"] {
             text.put_address(address.parse().unwrap()).put(b" ");
         }

@@ -272,8 +272,8 @@ pub fn is_own_to_tag(tag: &[u8], keys: &Keys, call_id: &[u8], cseq: u32, from_ta
 
 fn tag_mac(keys: &Keys, id: u8, call_id: &[u8], cseq: u32, from_tag: &[u8]) -> Option<u64> {
     let mut mac = keys.mac(id)?;
-    mac.add(b"tag").add(call_id).add(&cseq.to_be_bytes()).add(from_tag);
-    Some(mac.finish())
+    mac.add(b"tag").add(call_id).add(from_tag);
+    Some(mac.finish(cseq))
 }
 
 /// Hexadecimal, eight octets at a time. A quarter longer than base32 and several times faster: both are arithmetic on
@@ -512,6 +512,6 @@ mod tests {
         let token = written(|out| write_via_token(out, &keys(3), &flows()[0], 42, rebuild));
         assert_eq!(token, b"0300c633640713c46386a1e13d8b72c8~198.51.100.7!5060~z9hG4bK-1");
         let tag = written(|out| write_to_tag(out, &keys(3), b"call@h", 7, b"a1"));
-        assert_eq!(tag, b"vhe0d554347320ad41");
+        assert_eq!(tag, b"vh20139a59b135f35c");
     }
 }

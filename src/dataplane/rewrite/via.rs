@@ -29,8 +29,8 @@ pub fn transaction(keys: &Keys, message: &[u8], request: &Request) -> u64 {
         None => {
             let mut digest = keys.branch();
             digest.add(via.whole.of(message)).add(request.from.tag.of(message)).add(request.uri.whole.of(message));
-            digest.add(call_id).add(&request.cseq.to_be_bytes());
-            digest.finish()
+            digest.add(call_id);
+            digest.finish(request.cseq)
         }
     }
 }
@@ -41,8 +41,8 @@ pub fn transaction(keys: &Keys, message: &[u8], request: &Request) -> u64 {
 #[inline(always)]
 pub fn digest(keys: &Keys, branch: &[u8], sent_by: &[u8], call_id: &[u8], cseq: u32) -> u64 {
     let mut digest = keys.branch();
-    digest.add(branch).add(sent_by).add(call_id).add(&cseq.to_be_bytes());
-    digest.finish()
+    digest.add(branch).add(sent_by).add(call_id);
+    digest.finish(cseq)
 }
 
 /// Writes our Via row (RFC 3261 16.6 item 8).

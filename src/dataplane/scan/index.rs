@@ -148,12 +148,18 @@ pub struct Scan {
     pub body: u32,
     /// What is wrong with the header section.
     pub faults: Faults,
+    kinds: Kinds,
+    /// One row per kind, and [`DISCARD`]. Sixteen, so that four bits index it without a check.
+    rows: [Row; 16],
+}
+
+/// Which kinds of rows there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Kinds {
     /// A bit for each kind that there is a row of.
     seen: u16,
     /// A bit for each kind that there is more than one row of.
     repeated: u16,
-    /// One row per kind, and a last one that takes what is not kept.
-    rows: [Row; KINDS + 1],
 }
 
 /// Index of the row that takes what nobody asks for. Writing it costs less than the branch around it.
@@ -166,9 +172,8 @@ impl Default for Scan {
             headers: 0,
             body: 0,
             faults: Faults::default(),
-            seen: 0,
-            repeated: 0,
-            rows: [Row::default(); KINDS + 1],
+            kinds: Kinds::default(),
+            rows: [Row::default(); 16],
         }
     }
 }
@@ -189,13 +194,13 @@ impl Scan {
     /// Whether there is a row of `kind`.
     #[inline(always)]
     pub const fn has(&self, kind: HeaderKind) -> bool {
-        self.seen >> kind as u16 & 1 != 0
+        self.kinds.seen >> kind as u16 & 1 != 0
     }
 
     /// Whether there is more than one row of `kind`.
     #[inline(always)]
     pub const fn is_repeated(&self, kind: HeaderKind) -> bool {
-        self.repeated >> kind as u16 & 1 != 0
+        self.kinds.repeated >> kind as u16 & 1 != 0
     }
 
     /// A kind of which RFC 3261 7.3.1 allows one row only and of which there are more, if there is one.
@@ -210,7 +215,7 @@ impl Scan {
             }
             bits
         };
-        if self.repeated & SINGLE == 0 {
+        if self.kinds.repeated & SINGLE == 0 {
             return None;
         }
         NAMES.iter().map(|&(_, kind)| kind).find(|&kind| kind.is_single() && self.is_repeated(kind))
@@ -223,25 +228,30 @@ impl Scan {
         self.headers = 0;
         self.body = 0;
         self.faults = Faults::default();
-        self.seen = 0;
-        self.repeated = 0;
+        self.kinds = Kinds::default();
     }
 
-    /// Notes a row of the kind with index `kind` and keeps it if it is the first; returns where it went.
+    /// Notes a row of the kind with index `kind` and keeps it if it is the first; returns where it went. `kinds` is what was
+    /// noted before, and goes to [`Scan::note`] in the end: a local variable, so that it stays in a register.
     #[inline(always)]
-    pub(super) fn put(&mut self, kind: usize, row: Row) -> usize {
-        debug_assert!(kind <= OTHER);
+    pub(super) fn put(&mut self, kinds: &mut Kinds, kind: usize, row: Row) -> usize {
         let bit = 1u16 << (kind & 15);
-        let place = if self.seen & bit == 0 { kind } else { DISCARD };
-        self.repeated |= self.seen & bit;
-        self.seen |= bit;
-        self.rows[place.min(DISCARD)] = row;
+        let place = if kinds.seen & bit == 0 { kind } else { DISCARD } & 15;
+        kinds.repeated |= kinds.seen & bit;
+        kinds.seen |= bit;
+        self.rows[place] = row;
         place
+    }
+
+    /// Which kinds there are.
+    #[inline(always)]
+    pub(super) fn note(&mut self, kinds: Kinds) {
+        self.kinds = kinds;
     }
 
     /// Lets the row put last, to `place`, end at `end` instead: a folded line belongs to it.
     pub(super) fn extend(&mut self, place: usize, end: usize) {
-        self.rows[place].end = end as u32;
+        self.rows[place & 15].end = end as u32;
     }
 
     /// Two scans of one message say the same. Offsets of rows that do not exist are left out.
@@ -250,7 +260,7 @@ impl Scan {
             && self.headers == other.headers
             && self.body == other.body
             && self.faults == other.faults
-            && (self.seen, self.repeated) == (other.seen, other.repeated)
-            && (0..KINDS).all(|kind| self.seen >> kind & 1 == 0 || self.rows[kind] == other.rows[kind])
+            && self.kinds == other.kinds
+            && (0..KINDS).all(|kind| self.kinds.seen >> kind & 1 == 0 || self.rows[kind] == other.rows[kind])
     }
 }

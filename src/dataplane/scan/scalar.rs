@@ -1,7 +1,7 @@
 //! The slow twin: the algorithm of the module's page, one octet at a time, with nothing shared with the fast arms but
 //! the result type and the list of names.
 
-use super::index::{DISCARD, Fault, Row, Scan, Span};
+use super::index::{DISCARD, Fault, Kinds, Row, Scan, Span};
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::{self, HeaderKind, NAMES};
 
@@ -15,6 +15,7 @@ pub fn scan(message: &[u8], scan: &mut Scan) {
     let mut start_line_seen = false;
     let mut header_seen = false;
     let mut open = DISCARD;
+    let mut kinds = Kinds::default();
     let mut line = at;
     scan.start_line = Span::new(at, message.len());
     scan.headers = message.len() as u32;
@@ -61,7 +62,8 @@ pub fn scan(message: &[u8], scan: &mut Scan) {
                 }
             };
             let row = Row { start: line as u32, value: value as u32, end: end as u32 };
-            open = scan.put(kind.map_or(header::OTHER, |kind| kind as usize), row);
+            open = scan.put(&mut kinds, kind.map_or(header::OTHER, |kind| kind as usize), row);
+            scan.note(kinds);
         }
         line = at;
     }

@@ -3,7 +3,7 @@
 //! The plain algorithm and the list of departures from it are on the parent module's page.
 #![allow(unsafe_code)]
 
-use super::index::{Row, Scan, Span};
+use super::index::{Kinds, Row, Scan, Span};
 use super::scalar;
 use core::mem::MaybeUninit;
 use crate::dataplane::sip::grammar;
@@ -126,15 +126,17 @@ unsafe fn scan_regular<A: Arm>(message: &[u8], scan: &mut Scan) -> Option<()> {
     scan.body = empty_line + 1;
     let mut start = first + 1;
     let mut place = None;
+    let mut kinds = Kinds::default();
     for &lf in lines {
         // SAFETY: as above.
         match unsafe { read_name::<A>(message, start as usize) } {
-            Some((kind, colon)) => place = Some(scan.put(kind, Row { start, value: colon + 1, end: lf - 1 })),
+            Some((kind, colon)) => place = Some(scan.put(&mut kinds, kind, Row { start, value: colon + 1, end: lf - 1 })),
             None if grammar::is_blank(message[start as usize]) => scan.extend(place?, lf as usize - 1),
             None => return None,
         }
         start = lf + 1;
     }
+    scan.note(kinds);
     Some(())
 }
 
