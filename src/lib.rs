@@ -1,2 +1,3 @@
+//! viahop.
 #![deny(unsafe_code)]
 pub mod dataplane;

@@ -1,0 +1,1 @@
+//! A SIP load generator and verifier.
