@@ -1,3 +1,7 @@
 //! viahop.
 #![deny(unsafe_code)]
 pub mod dataplane;
+#[cfg(feature = "runtime")]
+pub mod link;
+#[cfg(feature = "runtime")]
+pub mod sys;

@@ -1,0 +1,28 @@
+//! The kernel, one feature per file, as functions that cannot be misused. Imports `libc` and `std`, and nothing of ours.
+//!
+//! | file | feature | needs | without it |
+//! |---|---|---|---|
+//! | `address` | `sockaddr` and back | | |
+//! | `mmsg` | `recvmmsg`, `sendmmsg` with control messages | Linux 3.0 | |
+//! | `poll` | one descriptor that is readable when any of many is | epoll | |
+//! | `socket` | opening and tuning UDP sockets | `SO_REUSEPORT`, Linux 3.9 | |
+//! | `errors` | ICMP errors and whom they are about | `IP_RECVERR` | backends are found dead by probes alone |
+//! | `preflight` | what the runtime needs before it starts | io_uring, Linux 5.8; memlock | a refusal that says what to do |
+//!
+//! Rules of the folder: every `unsafe` block says which check pays for it; a C struct never leaves its file; an error is
+//! an `io::Error` with its number in it.
+#![allow(unsafe_code)]
+
+mod address;
+pub mod errors;
+pub mod mmsg;
+pub mod poll;
+pub mod preflight;
+pub mod socket;
+
+use std::io;
+
+/// The result of a call that says -1 and sets `errno`.
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}

@@ -1,0 +1,152 @@
+//! One descriptor that is readable when any of many is, and a bell that makes it so.
+
+use super::check;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+/// Descriptors waited for at once: a shard has a few listeners, two egress sockets and a bell.
+const READY_MAX: usize = 32;
+
+/// A set of descriptors to wait for.
+#[derive(Debug)]
+pub struct Poller {
+    epoll: OwnedFd,
+}
+
+/// Which descriptors are ready, by the numbers they were added under.
+#[derive(Debug, Default)]
+pub struct Ready {
+    numbers: [u32; READY_MAX],
+    count: usize,
+}
+
+impl Ready {
+    /// The numbers.
+    pub fn numbers(&self) -> &[u32] {
+        &self.numbers[..self.count]
+    }
+}
+
+impl Poller {
+    /// An empty set.
+    pub fn new() -> io::Result<Poller> {
+        // SAFETY: no pointers; the descriptor is checked and owned by nobody else.
+        let epoll = unsafe { OwnedFd::from_raw_fd(check(libc::epoll_create1(libc::EPOLL_CLOEXEC))?) };
+        Ok(Poller { epoll })
+    }
+
+    /// Adds `fd` under `number`: ready when it is readable or has an error to tell.
+    pub fn add(&self, fd: RawFd, number: u32) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, fd, number, libc::EPOLLIN)
+    }
+
+    /// Whether `fd`, added under `number`, is to be ready when it is writable too.
+    pub fn set_writable(&self, fd: RawFd, number: u32, writable: bool) -> io::Result<()> {
+        let events = if writable { libc::EPOLLIN | libc::EPOLLOUT } else { libc::EPOLLIN };
+        self.control(libc::EPOLL_CTL_MOD, fd, number, events)
+    }
+
+    fn control(&self, operation: libc::c_int, fd: RawFd, number: u32, events: libc::c_int) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: events as u32, u64: number.into() };
+        // SAFETY: the kernel reads the event, which lives until the call returns.
+        check(unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), operation, fd, &mut event) }).map(drop)
+    }
+
+    /// Waits until a descriptor is ready, at most for `timeout`, and writes down which are.
+    pub fn wait(&self, timeout: Duration, ready: &mut Ready) -> io::Result<()> {
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; READY_MAX];
+        let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: the kernel writes at most `READY_MAX` events to an array of as many.
+        let count = unsafe {
+            libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), READY_MAX as libc::c_int, timeout_ms)
+        };
+        ready.count = match check(count) {
+            Ok(count) => count as usize,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error),
+        };
+        for (place, event) in ready.numbers.iter_mut().zip(&events[..ready.count]) {
+            *place = event.u64 as u32;
+        }
+        Ok(())
+    }
+}
+
+impl AsRawFd for Poller {
+    fn as_raw_fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+}
+
+/// A bell that one thread rings and another waits for.
+#[derive(Debug)]
+pub struct Bell {
+    eventfd: OwnedFd,
+}
+
+impl Bell {
+    /// A bell that was not rung.
+    pub fn new() -> io::Result<Bell> {
+        // SAFETY: no pointers; the descriptor is checked and owned by nobody else.
+        let eventfd =
+            unsafe { OwnedFd::from_raw_fd(check(libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))?) };
+        Ok(Bell { eventfd })
+    }
+
+    /// Makes the bell's descriptor readable. A bell that is ringing already goes on ringing.
+    pub fn ring(&self) {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: the kernel reads eight octets of eight. It fails only if the counter is full, and then it is readable.
+        unsafe { libc::write(self.eventfd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+    }
+
+    /// Silences the bell.
+    pub fn silence(&self) {
+        let mut count = [0u8; 8];
+        // SAFETY: the kernel writes eight octets of eight. It fails only if the bell is silent.
+        unsafe { libc::read(self.eventfd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+    }
+}
+
+impl AsRawFd for Bell {
+    fn as_raw_fd(&self) -> RawFd {
+        self.eventfd.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bell_wakes_the_poller_until_it_is_silenced() {
+        let (poller, bell) = (Poller::new().unwrap(), Bell::new().unwrap());
+        let mut ready = Ready::default();
+        poller.add(bell.as_raw_fd(), 7).unwrap();
+        poller.wait(Duration::ZERO, &mut ready).unwrap();
+        assert!(ready.numbers().is_empty());
+        bell.ring();
+        bell.ring();
+        for _ in 0..2 {
+            poller.wait(Duration::from_secs(10), &mut ready).unwrap();
+            assert_eq!(ready.numbers(), [7]);
+        }
+        bell.silence();
+        poller.wait(Duration::ZERO, &mut ready).unwrap();
+        assert!(ready.numbers().is_empty());
+    }
+
+    #[test]
+    fn a_socket_is_ready_for_writing_only_while_asked_for() {
+        let poller = Poller::new().unwrap();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut ready = Ready::default();
+        poller.add(socket.as_raw_fd(), 3).unwrap();
+        for (writable, expected) in [(true, &[3][..]), (false, &[])] {
+            poller.set_writable(socket.as_raw_fd(), 3, writable).unwrap();
+            poller.wait(Duration::ZERO, &mut ready).unwrap();
+            assert_eq!(ready.numbers(), expected);
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What the runtime needs from the kernel, asked before it is started.
+//!
+//! glommio panics, or ends the process, where io_uring is refused or too little memory may be locked. Both happen in the
+//! most ordinary places, such as a container with default settings, and deserve a sentence with a remedy.
+
+use super::check;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+/// Octets of memory that a shard must be able to lock for its rings.
+pub const MEMLOCK_PER_SHARD: u64 = 512 * 1024;
+
+/// Whether the kernel lets this process use io_uring.
+pub fn io_uring() -> io::Result<()> {
+    /// Octets of `struct io_uring_params`, all zero for a ring without options.
+    const PARAMS: usize = 120;
+    let mut params = [0u64; PARAMS / 8];
+    // SAFETY: the kernel reads and writes `PARAMS` octets of an array of as many; a descriptor it returns is owned by
+    // nobody else.
+    unsafe {
+        let result = libc::syscall(libc::SYS_io_uring_setup, 2, params.as_mut_ptr());
+        drop(OwnedFd::from_raw_fd(check(result as libc::c_int)?));
+    }
+    Ok(())
+}
+
+/// How much memory this process may lock, in octets. `None` if there is no limit.
+pub fn memlock() -> io::Result<Option<u64>> {
+    limit(libc::RLIMIT_MEMLOCK)
+}
+
+/// How many descriptors this process may have open. `None` if there is no limit.
+pub fn open_files() -> io::Result<Option<u64>> {
+    limit(libc::RLIMIT_NOFILE)
+}
+
+/// The soft limit, after it was raised to the hard one, which every process may do.
+fn limit(resource: libc::__rlimit_resource_t) -> io::Result<Option<u64>> {
+    let mut limit = MaybeUninit::<libc::rlimit>::uninit();
+    // SAFETY: the kernel fills the struct if the call succeeds, and only then is it read.
+    let mut limit = unsafe {
+        check(libc::getrlimit(resource, limit.as_mut_ptr()))?;
+        limit.assume_init()
+    };
+    if limit.rlim_cur < limit.rlim_max {
+        let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+        // SAFETY: the kernel reads the struct.
+        if unsafe { libc::setrlimit(resource, &raised) } == 0 {
+            limit = raised;
+        }
+    }
+    Ok((limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur))
+}
+
+/// Whether the process runs as root.
+pub fn is_root() -> bool {
+    // SAFETY: the call has no arguments and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_read_and_never_zero_here() {
+        assert!(memlock().unwrap().is_none_or(|octets| octets > 0));
+        assert!(open_files().unwrap().is_none_or(|count| count > 10));
+    }
+
+    #[test]
+    fn io_uring_answers_one_way_or_the_other() {
+        if let Err(error) = io_uring() {
+            assert!(matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS | libc::ENOMEM)), "{error}");
+        }
+    }
+}
