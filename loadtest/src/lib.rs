@@ -1,1 +1,8 @@
 //! A SIP load generator and verifier.
+
+pub mod cli;
+pub mod clock;
+pub mod endpoint;
+pub mod failure;
+pub mod relay;
+pub mod sys;

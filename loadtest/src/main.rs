@@ -1,2 +1,7 @@
 //! The command line of the load generator.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    viahop_load::cli::main()
+}
