@@ -4,4 +4,6 @@ pub mod dataplane;
 #[cfg(feature = "runtime")]
 pub mod link;
 #[cfg(feature = "runtime")]
+pub mod shard;
+#[cfg(feature = "runtime")]
 pub mod sys;

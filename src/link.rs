@@ -1,8 +1,8 @@
 //! The seam between the planes: all that shards and control share.
 //!
-//! Down go the tables, immutable and swapped whole; up come counters, each written by one shard, and a few signals about
-//! backends. A stop flag goes down beside the tables. There is nothing else, and nobody waits for anybody: a shard looks at
-//! the tables once per batch, and a signal that finds the channel full is dropped, since another will follow.
+//! Down go the tables, immutable and swapped whole, and a stop flag beside them; up come counters, each written by one
+//! shard, and a few signals about backends. There is nothing else, and nobody waits for anybody: a shard looks at the
+//! tables once per batch, and a signal that finds the channel full is dropped, since another will follow.
 
 use crate::dataplane::counters::ShardCounters;
 use crate::dataplane::tables::Tables;
@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 use tokio::sync::mpsc;
 
 /// Signals that wait for the control plane at most. A backend that refuses sends one per batch at worst.
@@ -27,23 +28,41 @@ pub enum Signal {
     },
 }
 
+/// Wakes a shard that waits.
+pub type Ring = Box<dyn Fn() + Send + Sync>;
+
 /// What all shards read.
-#[derive(Debug)]
 pub struct Shared {
     /// The tables in force.
     pub tables: Arc<ArcSwap<Tables>>,
+    started: Instant,
     stop: AtomicBool,
+    rings: Vec<Ring>,
 }
 
 impl Shared {
-    /// Asks all shards to finish what they are at and end. They notice at the end of their turn, or when woken.
+    /// Asks all shards to finish what they are at and end.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
+        for ring in &self.rings {
+            ring();
+        }
     }
 
     /// Whether shards are to end.
     pub fn is_stopping(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Milliseconds since the link was made: the one clock of all shards.
+    pub fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("is_stopping", &self.is_stopping()).finish_non_exhaustive()
     }
 }
 
@@ -71,16 +90,17 @@ pub struct ShardEnd {
 impl ShardEnd {
     /// Tells the control plane, unless it has too much to read already.
     pub fn signal(&self, signal: Signal) {
-        drop(self.signals.try_send(signal));
+        self.signals.try_send(signal).ok();
     }
 }
 
-/// Links a control plane to `shards` shards with `listeners` listeners, `tables` in force.
-pub fn link(shards: usize, listeners: usize, tables: Tables) -> (ControlEnd, Vec<ShardEnd>) {
+/// Links a control plane to as many shards as there are `rings`, which have `listeners` listeners each, with `tables` in
+/// force.
+pub fn link(rings: Vec<Ring>, listeners: usize, tables: Tables) -> (ControlEnd, Vec<ShardEnd>) {
+    let counters: Vec<_> = rings.iter().map(|_| Arc::new(ShardCounters::new(listeners))).collect();
     let tables = Arc::new(ArcSwap::from_pointee(tables));
-    let shared = Arc::new(Shared { tables, stop: AtomicBool::new(false) });
+    let shared = Arc::new(Shared { tables, started: Instant::now(), stop: AtomicBool::new(false), rings });
     let (sender, signals) = mpsc::channel(SIGNALS_MAX);
-    let counters: Vec<_> = (0..shards).map(|_| Arc::new(ShardCounters::new(listeners))).collect();
     let ends = counters
         .iter()
         .map(|counters| ShardEnd { shared: shared.clone(), counters: counters.clone(), signals: sender.clone() })

@@ -49,7 +49,10 @@ fn our_via(path: &mut Path, branch: &str, client: &str) -> (String, String) {
     let sent = path.receive(request.as_bytes(), client);
     let via = sent.rows("via").remove(0);
     let param = |name: &str| {
-        via.split(';').find_map(|param| param.strip_prefix(&format!("{name}="))).unwrap_or_else(|| panic!("{via}")).to_owned()
+        via.split(';')
+            .find_map(|param| param.strip_prefix(&format!("{name}=")))
+            .unwrap_or_else(|| panic!("{via}"))
+            .to_owned()
     };
     (param("branch"), param("vh"))
 }
@@ -75,7 +78,8 @@ fn fill(path: &mut Path, file: &str, message: Vec<u8>) -> Vec<u8> {
         text = text.replace("@LBTAG@", to.split("tag=").nth(1).unwrap());
     }
     // Record-Route tokens come later; until then a client copies no Route of ours.
-    let lines = text.split("\r\n").filter(|line| !(line.starts_with("Route: @RR") || line.starts_with("Record-Route: @RR@")));
+    let lines =
+        text.split("\r\n").filter(|line| !(line.starts_with("Route: @RR") || line.starts_with("Record-Route: @RR@")));
     lines.collect::<Vec<_>>().join("\r\n").into_bytes()
 }
 
@@ -112,7 +116,13 @@ fn own_corpus_gets_the_verdicts_of_its_manifest() {
         let outcome = path.receive(&message, source);
         checked += 1;
         if !agrees(&outcome, &case.expect) {
-            wrong.push(format!("{}: expected {}, got {:?}\n{}", case.file, case.expect, outcome.verdict, outcome.text()));
+            wrong.push(format!(
+                "{}: expected {}, got {:?}\n{}",
+                case.file,
+                case.expect,
+                outcome.verdict,
+                outcome.text()
+            ));
         }
     }
     assert!(wrong.is_empty(), "{} of {checked}:\n{}", wrong.len(), wrong.join("\n"));
@@ -136,7 +146,8 @@ fn torture(name: &str) {
     let mut wrong = Vec::new();
     let mut checked = 0;
     for row in expected.lines().skip(1).map(|line| line.split('\t').collect::<Vec<_>>()) {
-        let file = ["dat", "sip"].iter().map(|end| folder.join(format!("{}.{end}", row[0]))).find(|path| path.is_file());
+        let file =
+            ["dat", "sip"].iter().map(|end| folder.join(format!("{}.{end}", row[0]))).find(|path| path.is_file());
         let message = std::fs::read(file.unwrap_or_else(|| panic!("no file for {}", row[0]))).unwrap();
         let mut path = Path::new(tables());
         let outcome = path.receive(&message, CLIENT);
@@ -148,7 +159,14 @@ fn torture(name: &str) {
             Verdict::Reply { .. } => false,
         };
         if !fits(row[2]) && !fits(row[3]) {
-            wrong.push(format!("{}: expected {} or {}, got {:?}\n{}", row[0], row[2], row[3], outcome.verdict, outcome.text()));
+            wrong.push(format!(
+                "{}: expected {} or {}, got {:?}\n{}",
+                row[0],
+                row[2],
+                row[3],
+                outcome.verdict,
+                outcome.text()
+            ));
         }
     }
     assert!(wrong.is_empty(), "{} of {checked}:\n{}", wrong.len(), wrong.join("\n"));

@@ -31,6 +31,50 @@ impl Counter {
     }
 }
 
+/// How often values fell below each of a few bounds.
+#[derive(Debug)]
+pub struct Histogram<const N: usize> {
+    bounds: &'static [u64; N],
+    /// One for each bound, and one for what is above all of them.
+    buckets: [Counter; N],
+    above: Counter,
+    sum: Counter,
+}
+
+impl<const N: usize> Histogram<N> {
+    /// A histogram with nothing in it. `bounds` ascend and are inclusive.
+    pub fn new(bounds: &'static [u64; N]) -> Histogram<N> {
+        let buckets = core::array::from_fn(|_| Counter::default());
+        Histogram { bounds, buckets, above: Counter::default(), sum: Counter::default() }
+    }
+
+    /// Adds `value`, `count` times over. Only the owning shard may call this.
+    #[inline(always)]
+    pub fn add(&self, value: u64, count: u64) {
+        let place = self.bounds.iter().position(|&bound| value <= bound);
+        place.map_or(&self.above, |place| &self.buckets[place]).add(count);
+        self.sum.add(value.wrapping_mul(count));
+    }
+
+    /// The bounds with how many values fell below each and above the one before; `None` stands for no bound.
+    pub fn buckets(&self) -> impl Iterator<Item = (Option<u64>, u64)> {
+        let bounded = self.bounds.iter().zip(&self.buckets).map(|(&bound, count)| (Some(bound), count.get()));
+        bounded.chain([(None, self.above.get())])
+    }
+
+    /// The sum of all values.
+    pub fn sum(&self) -> u64 {
+        self.sum.get()
+    }
+}
+
+/// Bounds of [`ShardCounters::handling_ns`], in nanoseconds.
+static HANDLING_NS: [u64; 10] =
+    [5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 5_000_000, 20_000_000];
+
+/// Bounds of [`ShardCounters::batches`], in messages: a batch has at most 32.
+static BATCH: [u64; 5] = [1, 2, 4, 8, 16];
+
 /// What a message is, as far as counting goes: a request's method, or a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -38,8 +82,8 @@ pub enum Kind {
     NoMessage,
     /// A request.
     Request(Method),
-    /// A response.
-    Response,
+    /// A response, with its status code.
+    Response(u16),
 }
 
 /// How many kinds there are.
@@ -51,14 +95,14 @@ impl Kind {
     pub const fn index(self) -> usize {
         match self {
             Kind::Request(method) => method as usize,
-            Kind::Response => Method::ALL.len(),
+            Kind::Response(_) => Method::ALL.len(),
             Kind::NoMessage => Method::ALL.len() + 1,
         }
     }
 
     /// All kinds, in the order of their indexes.
     pub fn all() -> impl Iterator<Item = Kind> {
-        Method::ALL.into_iter().map(Kind::Request).chain([Kind::Response, Kind::NoMessage])
+        Method::ALL.into_iter().map(Kind::Request).chain([Kind::Response(0), Kind::NoMessage])
     }
 
     /// The label `kind` of the metrics.
@@ -66,7 +110,7 @@ impl Kind {
         match self {
             Kind::NoMessage => "none",
             Kind::Request(_) => "request",
-            Kind::Response => "response",
+            Kind::Response(_) => "response",
         }
     }
 
@@ -74,12 +118,13 @@ impl Kind {
     pub const fn method_label(self) -> &'static str {
         match self {
             Kind::Request(method) => method.name(),
-            Kind::Response | Kind::NoMessage => "",
+            Kind::Response(_) | Kind::NoMessage => "",
         }
     }
 }
 
-/// The counters of one shard. `received = forwarded + replied + sum of dropped`, whenever the shard is between batches.
+/// The counters of one shard. `received = forwarded + replied + sum of dropped + waiting` whenever the shard is between
+/// batches, and `waiting` is zero as long as the kernel takes what is sent.
 #[derive(Debug)]
 pub struct ShardCounters {
     /// By listener, then by kind. The last listener is the egress socket.
@@ -90,8 +135,15 @@ pub struct ShardCounters {
     pub replied: [Counter; Answer::LABELS.len()],
     /// Messages discarded, by reason.
     pub dropped: [Counter; DropReason::ALL.len()],
-    /// Batches received.
-    pub batches: Counter,
+    /// Messages that the kernel did not take at once and that wait to be sent: received, and not counted elsewhere yet.
+    pub waiting: Counter,
+    /// Messages received with one system call.
+    pub batches: Histogram<5>,
+    /// From when the kernel handed a message over until it had taken what became of it, in nanoseconds. The messages of
+    /// a batch share the time of their batch.
+    pub handling_ns: Histogram<10>,
+    /// Time spent on anything but waiting, in nanoseconds.
+    pub busy_ns: Counter,
     /// Requests whose top Route was ours and that named no backend behind it.
     pub routed_by_key: Counter,
     /// 100s that had lost the client's Via and got it back (see `token.rs`).
@@ -112,7 +164,10 @@ impl ShardCounters {
             forwarded: Counter::default(),
             replied: Default::default(),
             dropped: core::array::from_fn(|_| Counter::default()),
-            batches: Counter::default(),
+            waiting: Counter::default(),
+            batches: Histogram::new(&BATCH),
+            handling_ns: Histogram::new(&HANDLING_NS),
+            busy_ns: Counter::default(),
             routed_by_key: Counter::default(),
             vias_rebuilt: Counter::default(),
             memory_evicted: Counter::default(),
@@ -183,6 +238,17 @@ impl BackendCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_histogram_counts_each_value_once_at_the_first_bound_it_fits() {
+        let histogram = Histogram::new(&BATCH);
+        for value in [1, 2, 3, 4, 16, 17, 32] {
+            histogram.add(value, 2);
+        }
+        let counts: Vec<_> = histogram.buckets().collect();
+        assert_eq!(counts, [(Some(1), 2), (Some(2), 2), (Some(4), 4), (Some(8), 0), (Some(16), 2), (None, 4)]);
+        assert_eq!(histogram.sum(), 150);
+    }
 
     #[test]
     fn kinds_are_numbered_in_order() {

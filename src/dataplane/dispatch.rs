@@ -83,7 +83,13 @@ impl Dispatcher {
     }
 
     /// Decides what happens to the datagram in `room`, and leaves there what is to be sent.
-    pub fn on_datagram(&mut self, tables: &Tables, now_ms: u64, arrival: Arrival, room: &mut Room<'_>) -> (Kind, Verdict) {
+    pub fn on_datagram(
+        &mut self,
+        tables: &Tables,
+        now_ms: u64,
+        arrival: Arrival,
+        room: &mut Room<'_>,
+    ) -> (Kind, Verdict) {
         self.decision = None;
         if !route::is_somebody(arrival.from) {
             return (Kind::NoMessage, Verdict::Drop(DropReason::BadSource));
@@ -93,11 +99,11 @@ impl Dispatcher {
         }
         self.scanner.scan(room.input, &mut self.scan);
         match start_line::parse(room.input, self.scan.start_line) {
-            Ok(StartLine::Response(code)) => (Kind::Response, self.on_response(tables, code, arrival, room)),
+            Ok(StartLine::Response(code)) => (Kind::Response(code), self.on_response(tables, code, arrival, room)),
             Ok(line @ StartLine::Request { method, .. }) => {
                 (Kind::Request(method), self.on_request(tables, now_ms, Ok(line), arrival, room))
             }
-            Err(StartLineError::Response) => (Kind::Response, Verdict::Drop(DropReason::MalformedResponse)),
+            Err(StartLineError::Response) => (Kind::Response(0), Verdict::Drop(DropReason::MalformedResponse)),
             Err(StartLineError::NotSip) => (Kind::NoMessage, Verdict::Drop(DropReason::NotSip)),
             Err(error) => (Kind::Request(Method::Other), self.on_request(tables, now_ms, Err(error), arrival, room)),
         }
@@ -236,7 +242,8 @@ impl Dispatcher {
         let Some((row, next)) = scan.row(HeaderKind::Via).map(|row| (row, next_via(message, scan, &via))) else {
             return Verdict::Drop(DropReason::MalformedResponse);
         };
-        let listener_known = |flow: &token::Flow| flow.listener.is_none_or(|index| (index as usize) < tables.listeners.len());
+        let listener_known =
+            |flow: &token::Flow| flow.listener.is_none_or(|index| (index as usize) < tables.listeners.len());
         let digest = token::read_branch(via.branch.of(message));
         let flow = digest.and_then(|digest| token.verify(&tables.keys, digest)).filter(listener_known);
         let Some((flow, digest)) = flow.zip(digest) else { return Verdict::Drop(DropReason::ResponseForged) };

@@ -156,7 +156,9 @@ impl<H: OneGo> Fields<H> {
     #[inline(always)]
     pub fn finish(mut self, number: u32) -> u64 {
         let number = number.to_be_bytes();
-        if !self.is_long && let Some(place) = self.pending.get_mut(self.len..self.len + 4) {
+        if !self.is_long
+            && let Some(place) = self.pending.get_mut(self.len..self.len + 4)
+        {
             place.copy_from_slice(&number);
             return self.hasher.hash_all(self.pending.get(..self.len + 4).unwrap_or_default());
         }

@@ -147,7 +147,14 @@ mod tests {
         wrong_length[3] = 4;
         let mut no_cookie = request(b"");
         no_cookie[4] = 0;
-        for bad in [&b""[..], b"\0\x01", &wrong_length, &no_cookie, &request(b"\x00\x06\x00\x00"), &request(b"\x80\x22\x00\x08\0\0\0\0")] {
+        for bad in [
+            &b""[..],
+            b"\0\x01",
+            &wrong_length,
+            &no_cookie,
+            &request(b"\x00\x06\x00\x00"),
+            &request(b"\x80\x22\x00\x08\0\0\0\0"),
+        ] {
             assert!(answered(bad, "192.0.2.1:1").is_none(), "{bad:?}");
         }
     }

@@ -49,7 +49,13 @@ static DECIMAL: [([u8; 4], u8); 256] = {
     let mut table = [([b'.', 0, 0, 0], 0); 256];
     let mut octet = 0;
     while octet < 256 {
-        let digits = if octet > 99 { 3 } else if octet > 9 { 2 } else { 1 };
+        let digits = if octet > 99 {
+            3
+        } else if octet > 9 {
+            2
+        } else {
+            1
+        };
         let mut rest = octet;
         let mut place = digits;
         while place > 0 {

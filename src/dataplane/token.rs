@@ -129,9 +129,8 @@ pub fn write_via_token(out: &mut Text<'_>, keys: &Keys, flow: &Flow, digest: u64
     let mac = mac(keys, keys.current(), &head, digest).unwrap_or_default();
     head.push(&mac.to_be_bytes());
     hex::encode(out, head.as_slice());
-    let fits = |(sent_by, branch): &(&[u8], &[u8])| {
-        sent_by.len() <= REBUILD_SENT_BY_MAX && branch.len() <= REBUILD_BRANCH_MAX
-    };
+    let fits =
+        |(sent_by, branch): &(&[u8], &[u8])| sent_by.len() <= REBUILD_SENT_BY_MAX && branch.len() <= REBUILD_BRANCH_MAX;
     if let Some((sent_by, branch)) = rebuild.filter(fits) {
         out.put(b"~").put_mapped(sent_by, to_token_octet).put(b"~").put(branch);
     }
@@ -158,7 +157,8 @@ pub fn read_via_token(value: &[u8]) -> Option<ViaToken<'_>> {
             (&value[..at], Some(rebuild))
         }
     };
-    if rebuild.is_some_and(|parts| parts.sent_by.len() > REBUILD_SENT_BY_MAX || parts.branch.len() > REBUILD_BRANCH_MAX) {
+    if rebuild.is_some_and(|parts| parts.sent_by.len() > REBUILD_SENT_BY_MAX || parts.branch.len() > REBUILD_BRANCH_MAX)
+    {
         return None;
     }
     let mut head = Head { octets: [0; HEAD_MAX], len: 0 };
@@ -453,7 +453,16 @@ mod tests {
 
     #[test]
     fn what_is_no_token_is_not_read() {
-        for text in ["", "a", "aaaaaaaa", "1", "~", "~~", "aa~b", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"] {
+        for text in [
+            "",
+            "a",
+            "aaaaaaaa",
+            "1",
+            "~",
+            "~~",
+            "aa~b",
+            "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        ] {
             assert!(read_via_token(text.as_bytes()).is_none(), "{text}");
         }
     }

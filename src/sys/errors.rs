@@ -68,7 +68,13 @@ mod tests {
 
     #[test]
     fn a_refused_datagram_names_its_destination_and_the_socket_goes_on_working() {
-        let options = Options { shared_port: false, receive_buffer: 1 << 18, send_buffer: 1 << 18, errors: true };
+        let options = Options {
+            shared_port: false,
+            receive_buffer: 1 << 18,
+            send_buffer: 1 << 18,
+            errors: true,
+            tell_local: false,
+        };
         let socket = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), &options).unwrap();
         let gone = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), &options).unwrap().address();
         let outgoing = [Outgoing { to: gone, parts: [b"x", b""], from: None }];

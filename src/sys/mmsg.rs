@@ -13,6 +13,13 @@ use std::os::fd::RawFd;
 /// Octets of control messages per datagram: room for one `in6_pktinfo` with its header.
 const CONTROL: usize = 64;
 
+/// Octets between slots. Without them the first lines of all slots would share one set of the cache, since a slot is as
+/// good as 64 KiB: 17 lines spread 32 slots of messages over it, and stay clear of powers of two.
+const STAGGER: usize = 17 * 64;
+
+/// No value that [`ReceiveBatch::receive`] sets: all headers are to be reset.
+const CONTROL_UNKNOWN: usize = usize::MAX;
+
 /// Control messages, aligned as the kernel lays them out.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
@@ -21,12 +28,15 @@ struct Control([u8; CONTROL]);
 /// Room for a number of datagrams of any size.
 pub struct ReceiveBatch {
     slot_len: usize,
+    /// Octets from the start of a slot to the start of the next.
+    stride: usize,
     /// Slots that the last receive filled, whose headers say so and have to be reset for the next.
     filled: usize,
     /// Octets of control room that the headers were last set to.
     controllen: usize,
     slots: Slots,
     names: Box<[RawAddress]>,
+    #[expect(dead_code, reason = "reached through `headers`")]
     controls: Box<[Control]>,
     /// Points into `slots`.
     parts: Box<[libc::iovec]>,
@@ -77,11 +87,12 @@ impl ReceiveBatch {
     /// Room for `count` datagrams of up to `slot_len` octets. The memory is taken from the system when a datagram first
     /// touches it.
     pub fn new(count: usize, slot_len: usize) -> ReceiveBatch {
-        let slots = Slots::new(count * slot_len);
+        let stride = slot_len.next_multiple_of(64) + STAGGER;
+        let slots = Slots::new(count * stride);
         let mut names = vec![RawAddress::default(); count].into_boxed_slice();
         let mut controls = vec![Control([0; CONTROL]); count].into_boxed_slice();
         let mut parts: Box<[libc::iovec]> = (0..count)
-            .map(|index| libc::iovec { iov_base: slots.at(index * slot_len).cast(), iov_len: slot_len })
+            .map(|index| libc::iovec { iov_base: slots.at(index * stride).cast(), iov_len: slot_len })
             .collect();
         let headers = parts
             .iter_mut()
@@ -96,7 +107,7 @@ impl ReceiveBatch {
                 header
             })
             .collect();
-        ReceiveBatch { slot_len, filled: count, controllen: 0, slots, names, controls, parts, headers }
+        ReceiveBatch { slot_len, stride, filled: count, controllen: 0, slots, names, controls, parts, headers }
     }
 
     /// Receives what is there, up to the number of slots, and returns how many datagrams it is. Zero if none is there.
@@ -141,19 +152,44 @@ impl ReceiveBatch {
     /// The datagram in slot `index`, which the last [`ReceiveBatch::receive`] filled.
     #[inline(always)]
     pub fn datagram(&mut self, index: usize) -> Received<'_> {
-        assert!(index < self.headers.len());
+        let len = self.len(index);
         let header = &self.headers[index];
-        let len = (header.msg_len as usize).min(self.slot_len);
         let flags = header.msg_hdr.msg_flags;
         let has_control = header.msg_hdr.msg_controllen > 0;
         Received {
-            // SAFETY: slot `index` begins inside the allocation and `len` does not reach beyond it; the kernel writes to
-            // it in `receive` only, which needs `self` as this borrow does.
-            octets: unsafe { std::slice::from_raw_parts_mut(self.slots.at(index * self.slot_len), len) },
+            // SAFETY: `len` says how many octets of slot `index` may be read and written; the kernel writes to the slot
+            // in `receive` only, which needs `self` as this borrow does.
+            octets: unsafe { std::slice::from_raw_parts_mut(self.slots.at(index * self.stride), len) },
             from: self.names[index].address(),
             local: if has_control { local_address(&header.msg_hdr) } else { None },
             truncated: flags & libc::MSG_TRUNC != 0,
         }
+    }
+
+    /// What is in slot `index`.
+    #[inline(always)]
+    pub fn octets(&self, index: usize) -> &[u8] {
+        // SAFETY: as above, and the borrow is shared, so nobody writes.
+        unsafe { std::slice::from_raw_parts(self.slots.at(index * self.stride), self.len(index)) }
+    }
+
+    /// Octets in slot `index`: never more than a slot has.
+    #[inline(always)]
+    fn len(&self, index: usize) -> usize {
+        (self.headers[index].msg_len as usize).min(self.slot_len)
+    }
+
+    /// Puts a datagram into slot `index` as the kernel would, cut to what there is room for: the way in for tests and
+    /// replays. A `local` address is not kept.
+    pub fn put(&mut self, index: usize, octets: &[u8], from: SocketAddr) {
+        let kept = &octets[..octets.len().min(self.slot_len)];
+        let header = &mut self.headers[index];
+        header.msg_len = kept.len() as u32;
+        header.msg_hdr.msg_controllen = 0;
+        header.msg_hdr.msg_flags = if kept.len() < octets.len() { libc::MSG_TRUNC } else { 0 };
+        self.controllen = CONTROL_UNKNOWN;
+        self.names[index].set(from);
+        self.datagram(index).octets.copy_from_slice(kept);
     }
 }
 
@@ -249,6 +285,11 @@ impl SendBatch {
     }
 }
 
+/// Whether a send failed because the kernel's buffers are full: it may work later.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS))
+}
+
 /// Writes the control message that makes the kernel send from `source`.
 fn set_source(header: &mut libc::msghdr, control: &mut Control, source: IpAddr) {
     debug_assert_eq!(header.msg_control, control.0.as_mut_ptr().cast());
@@ -261,7 +302,8 @@ fn set_source(header: &mut libc::msghdr, control: &mut Control, source: IpAddr) 
         match source {
             IpAddr::V4(source) => {
                 let spec_dst = libc::in_addr { s_addr: u32::from_ne_bytes(source.octets()) };
-                let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: spec_dst, ipi_addr: libc::in_addr { s_addr: 0 } };
+                let info =
+                    libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: spec_dst, ipi_addr: libc::in_addr { s_addr: 0 } };
                 (*message).cmsg_level = libc::IPPROTO_IP;
                 (*message).cmsg_type = libc::IP_PKTINFO;
                 (*message).cmsg_len = libc::CMSG_LEN(size_of::<libc::in_pktinfo>() as _) as _;
@@ -298,7 +340,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     const OPTIONS: Options =
-        Options { shared_port: false, receive_buffer: 1 << 20, send_buffer: 1 << 20, errors: false };
+        Options { shared_port: false, receive_buffer: 1 << 20, send_buffer: 1 << 20, errors: false, tell_local: true };
 
     fn bind(address: &str) -> UdpSocket {
         UdpSocket::bind(address.parse().unwrap(), &OPTIONS).unwrap()

@@ -89,8 +89,7 @@ impl Bell {
     /// A bell that was not rung.
     pub fn new() -> io::Result<Bell> {
         // SAFETY: no pointers; the descriptor is checked and owned by nobody else.
-        let eventfd =
-            unsafe { OwnedFd::from_raw_fd(check(libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))?) };
+        let eventfd = unsafe { OwnedFd::from_raw_fd(check(libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))?) };
         Ok(Bell { eventfd })
     }
 

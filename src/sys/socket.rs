@@ -19,6 +19,9 @@ pub struct Options {
     pub send_buffer: usize,
     /// Whether to ask for ICMP errors, which then tell what destination they are about.
     pub errors: bool,
+    /// Whether datagrams are to come with the local address they were sent to. Heeded where it can differ: for a socket
+    /// bound to a wildcard address.
+    pub tell_local: bool,
 }
 
 /// A bound UDP socket.
@@ -30,7 +33,7 @@ pub struct UdpSocket {
 }
 
 impl UdpSocket {
-    /// Opens a socket and binds it to `address`. Bound to a wildcard address, it tells the local address of each datagram.
+    /// Opens a socket and binds it to `address`.
     pub fn bind(address: SocketAddr, options: &Options) -> io::Result<UdpSocket> {
         let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
@@ -42,7 +45,7 @@ impl UdpSocket {
         }
         set_buffer(raw, libc::SO_RCVBUF, libc::SO_RCVBUFFORCE, options.receive_buffer)?;
         set_buffer(raw, libc::SO_SNDBUF, libc::SO_SNDBUFFORCE, options.send_buffer)?;
-        let tells_local = address.ip().is_unspecified();
+        let tells_local = options.tell_local && address.ip().is_unspecified();
         if address.is_ipv6() {
             // IPv4 has listeners of its own; a socket for both would show its clients as mapped addresses.
             set(raw, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
@@ -133,7 +136,7 @@ mod tests {
     use super::*;
 
     const OPTIONS: Options =
-        Options { shared_port: true, receive_buffer: 1 << 18, send_buffer: 1 << 18, errors: true };
+        Options { shared_port: true, receive_buffer: 1 << 18, send_buffer: 1 << 18, errors: true, tell_local: true };
 
     #[test]
     fn sockets_share_a_port_only_when_all_of_them_say_so() {

@@ -113,9 +113,13 @@ mod tests {
     fn changes_are_applied_in_the_order_of_their_places() {
         let message = b"0123456789";
         let mut edits = Edits::default();
-        edits.replace(Span::new(7, 7), |text| { text.put(b"seven"); });
+        edits.replace(Span::new(7, 7), |text| {
+            text.put(b"seven");
+        });
         edits.cut(Span::new(2, 4));
-        edits.replace(Span::new(5, 6), |text| { text.put(b"F"); });
+        edits.replace(Span::new(5, 6), |text| {
+            text.put(b"F");
+        });
         let mut room = [0; 32];
         let mut out = Text::new(&mut room);
         let tail = edits.apply(message, 1, &mut out);

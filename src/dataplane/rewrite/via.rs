@@ -57,7 +57,8 @@ pub fn write(out: &mut Text<'_>, keys: &Keys, message: &[u8], request: &Request,
     let may_lose_via = request.method == Method::Invite;
     let Via { sent_by, branch, is_unique, .. } = request.via;
     // Blanks inside sent-by are legal and have no place in a token.
-    let has_blanks = |span: Span| find_blank_or(message, span.start as usize, span.end as usize, []) != span.end as usize;
+    let has_blanks =
+        |span: Span| find_blank_or(message, span.start as usize, span.end as usize, []) != span.end as usize;
     let rebuild = may_lose_via && is_unique && !has_blanks(sent_by);
     let rebuild = rebuild.then(|| (sent_by.of(message), branch.of(message)));
     token::write_via_token(out, keys, flow, ours.transaction, rebuild);
@@ -151,12 +152,28 @@ mod tests {
             ("SIP/2.0/UDP 192.0.2.1:5060;branch=z", "192.0.2.1:5060", "SIP/2.0/UDP 192.0.2.1:5060;branch=z"),
             ("SIP/2.0/UDP 192.0.2.1;branch=z", "192.0.2.9:5060", "SIP/2.0/UDP 192.0.2.1;branch=z;received=192.0.2.9"),
             ("SIP/2.0/UDP host;branch=z", "192.0.2.1:5060", "SIP/2.0/UDP host;branch=z;received=192.0.2.1"),
-            ("SIP/2.0/UDP 192.0.2.1;rport;branch=z", "192.0.2.1:99", "SIP/2.0/UDP 192.0.2.1;received=192.0.2.1;rport=99;branch=z"),
-            ("SIP/2.0/UDP a;received=6.6.6.6;rport=1;branch=z", "192.0.2.1:99", "SIP/2.0/UDP a;received=192.0.2.1;rport=99;branch=z"),
+            (
+                "SIP/2.0/UDP 192.0.2.1;rport;branch=z",
+                "192.0.2.1:99",
+                "SIP/2.0/UDP 192.0.2.1;received=192.0.2.1;rport=99;branch=z",
+            ),
+            (
+                "SIP/2.0/UDP a;received=6.6.6.6;rport=1;branch=z",
+                "192.0.2.1:99",
+                "SIP/2.0/UDP a;received=192.0.2.1;rport=99;branch=z",
+            ),
             ("SIP/2.0/UDP 192.0.2.1;received=6.6.6.6;branch=z", "192.0.2.1:99", "SIP/2.0/UDP 192.0.2.1;branch=z"),
-            ("SIP/2.0/UDP a ; branch=z , SIP/2.0/TCP b", "192.0.2.1:99", "SIP/2.0/UDP a ; branch=z;received=192.0.2.1 , SIP/2.0/TCP b"),
+            (
+                "SIP/2.0/UDP a ; branch=z , SIP/2.0/TCP b",
+                "192.0.2.1:99",
+                "SIP/2.0/UDP a ; branch=z;received=192.0.2.1 , SIP/2.0/TCP b",
+            ),
             ("SIP/2.0/UDP [2001:db8::1];branch=z", "[2001:db8::1]:5060", "SIP/2.0/UDP [2001:db8::1];branch=z"),
-            ("SIP/2.0/UDP [2001:db8::1];branch=z", "[2001:db8::2]:5060", "SIP/2.0/UDP [2001:db8::1];branch=z;received=2001:db8::2"),
+            (
+                "SIP/2.0/UDP [2001:db8::1];branch=z",
+                "[2001:db8::2]:5060",
+                "SIP/2.0/UDP [2001:db8::1];branch=z;received=2001:db8::2",
+            ),
             ("SIP/2.0/UDP [::ffff:192.0.2.2];branch=z", "192.0.2.2:5060", "SIP/2.0/UDP [::ffff:192.0.2.2];branch=z"),
         ] {
             assert_eq!(received(value, source), expected);

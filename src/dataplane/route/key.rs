@@ -17,14 +17,7 @@ const KEY_MAX: usize = 512;
 
 /// The hash of the request's key under `affinity`. `key` is called with the key itself.
 #[inline(always)]
-pub fn hash(
-    keys: &Keys,
-    affinity: Affinity,
-    message: &[u8],
-    scan: &Scan,
-    request: &Request,
-    source: IpAddr,
-) -> u64 {
+pub fn hash(keys: &Keys, affinity: Affinity, message: &[u8], scan: &Scan, request: &Request, source: IpAddr) -> u64 {
     with_key(affinity, message, scan, request, source, |key| keys.route(key))
 }
 
@@ -40,7 +33,9 @@ pub fn with_key<T>(
 ) -> T {
     match affinity {
         Affinity::CallId => then(other_call(message, scan, request.method).unwrap_or(request.call_id).of(message)),
-        Affinity::Aor if request.method == Method::Register => with_user_at_host(message, of(message, &request.to), then),
+        Affinity::Aor if request.method == Method::Register => {
+            with_user_at_host(message, of(message, &request.to), then)
+        }
         Affinity::Aor => with_user_at_host(message, Some(request.uri), then),
         Affinity::From => with_user_at_host(message, of(message, &request.from), then),
         Affinity::To => with_user_at_host(message, of(message, &request.to), then),

@@ -219,16 +219,18 @@ impl Router {
     fn round_robin(&mut self, input: &Input<'_>, pool: &Pool) -> Option<(u16, How)> {
         let digest = key_hash(input, pool);
         if let Some(id) = self.memory.recall(digest, input.now_ms) {
-            let known = pool.up.iter().find(|&&index| {
-                input.tables.backends.get(index as usize).is_some_and(|backend| backend.id == id)
-            });
+            let known = pool
+                .up
+                .iter()
+                .find(|&&index| input.tables.backends.get(index as usize).is_some_and(|backend| backend.id == id));
             if let Some(&index) = known.filter(|index| !self.suspects.contains(index)) {
                 return Some((index, How::Memory));
             }
         }
         let count = pool.up.len();
         let start = self.turn as usize;
-        let next = (0..count).map(|step| (start + step) % count).find(|&place| !self.suspects.contains(&pool.up[place]));
+        let next =
+            (0..count).map(|step| (start + step) % count).find(|&place| !self.suspects.contains(&pool.up[place]));
         let place = next.or((count > 0).then_some(start % count.max(1)))?;
         self.turn = (place as u32 + 1) % count as u32;
         let index = pool.up[place];
@@ -252,9 +254,10 @@ fn side_of(input: &Input<'_>) -> Side {
 fn matches(rule: &Rule, input: &Input<'_>) -> bool {
     let host = input.request.uri.host.of(input.message);
     let method_ok = rule.methods.as_ref().is_none_or(|methods| methods.contains(&input.request.method));
-    let listener_ok = rule.listeners.as_ref().is_none_or(|listeners| {
-        input.arrival.listener.is_some_and(|listener| listeners.contains(&listener))
-    });
+    let listener_ok = rule
+        .listeners
+        .as_ref()
+        .is_none_or(|listeners| input.arrival.listener.is_some_and(|listener| listeners.contains(&listener)));
     let domain_ok = rule.domains.as_ref().is_none_or(|domains| domains.iter().any(|domain| is_below(host, domain)));
     method_ok && listener_ok && domain_ok
 }
@@ -373,7 +376,9 @@ fn is_own(input: &Input<'_>, uri: &Uri) -> bool {
 /// The address `uri` names, if a request from that side may go there: a backend, and from inside any address.
 #[inline(always)]
 fn target_of(input: &Input<'_>, uri: &Uri, inside: bool) -> Option<SocketAddr> {
-    if !uri.is_sip() || !uri.host.of(input.message).first().is_some_and(|&octet| octet == b'[' || octet.is_ascii_digit()) {
+    if !uri.is_sip()
+        || !uri.host.of(input.message).first().is_some_and(|&octet| octet == b'[' || octet.is_ascii_digit())
+    {
         return None;
     }
     let address = SocketAddr::new(uri.address(input.message)?, uri.port);
@@ -449,7 +454,11 @@ pub enum SentBy<'a> {
 /// The flow on which the response to this request goes back (RFC 3261 18.2.2, RFC 3581 4).
 #[inline(always)]
 pub fn response_flow(request: &Request, arrival: &Arrival) -> token::Flow {
-    token::Flow { listener: arrival.listener, to: response_address(Some(&request.via), arrival.from), local: arrival.local }
+    token::Flow {
+        listener: arrival.listener,
+        to: response_address(Some(&request.via), arrival.from),
+        local: arrival.local,
+    }
 }
 
 /// Where the response to a request from `source` goes: with `rport` to its source port, else to the port of sent-by.

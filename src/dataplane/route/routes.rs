@@ -135,8 +135,14 @@ mod tests {
             None
         };
         assert_eq!(edited("Route: <sip:a;lr>\r\nX: 1\r\n", take_one), "X: 1\r\n");
-        assert_eq!(edited("Route: <sip:a;lr> , \"b,\" <sip:b>;p\r\nX: 1\r\n", take_one), "Route: \"b,\" <sip:b>;p\r\nX: 1\r\n");
-        assert_eq!(edited("X: 1\r\nRoute: <sip:a>\r\nY: 2\r\nROUTE:<sip:b>\r\n", take_one), "X: 1\r\nY: 2\r\nROUTE:<sip:b>\r\n");
+        assert_eq!(
+            edited("Route: <sip:a;lr> , \"b,\" <sip:b>;p\r\nX: 1\r\n", take_one),
+            "Route: \"b,\" <sip:b>;p\r\nX: 1\r\n"
+        );
+        assert_eq!(
+            edited("X: 1\r\nRoute: <sip:a>\r\nY: 2\r\nROUTE:<sip:b>\r\n", take_one),
+            "X: 1\r\nY: 2\r\nROUTE:<sip:b>\r\n"
+        );
         let take_two = |routes: &mut Routes| {
             routes.take_first();
             routes.take_first();
@@ -149,7 +155,19 @@ mod tests {
     #[test]
     fn a_strict_hop_gets_the_request_uri_at_the_end_of_the_list() {
         let uri = Some(Span::new(4, 9));
-        assert_eq!(edited("Route: <sip:a>, <sip:b>\r\n", |routes| { routes.take_first(); uri }), "Route: <sip:b>, <sip:x>\r\n");
-        assert_eq!(edited("Route: <sip:a>\r\n", |routes| { routes.take_first(); uri }), "Route: <sip:x>\r\n");
+        assert_eq!(
+            edited("Route: <sip:a>, <sip:b>\r\n", |routes| {
+                routes.take_first();
+                uri
+            }),
+            "Route: <sip:b>, <sip:x>\r\n"
+        );
+        assert_eq!(
+            edited("Route: <sip:a>\r\n", |routes| {
+                routes.take_first();
+                uri
+            }),
+            "Route: <sip:x>\r\n"
+        );
     }
 }

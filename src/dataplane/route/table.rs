@@ -286,7 +286,8 @@ mod tests {
     #[test]
     fn golden_slots_do_not_change() {
         let table = SlotTable::build(&contenders(&[1, 2, 7, 7]));
-        let owners: String = table.slots().iter().step_by(1021).map(|slot| char::from(b'0' + slot.owner as u8)).collect();
+        let owners: String =
+            table.slots().iter().step_by(1021).map(|slot| char::from(b'0' + slot.owner as u8)).collect();
         assert_eq!(owners, "13221311012233320323320222333033332322323232122332232221211302223");
     }
 }

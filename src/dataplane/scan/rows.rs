@@ -40,7 +40,8 @@ pub fn second_row(message: &[u8], scan: &Scan, kind: HeaderKind) -> Option<Row> 
     // The next line, if it begins as the first row does.
     let same_name = message.get(start..start + name.len()) == message.get(name.clone());
     let end = find(message, start, (scan.body as usize).min(message.len()), [b'\r']);
-    let is_one_line = message.get(end..end + 2) == Some(b"\r\n") && !message.get(end + 2).is_some_and(|&octet| grammar::is_blank(octet));
+    let is_one_line = message.get(end..end + 2) == Some(b"\r\n")
+        && !message.get(end + 2).is_some_and(|&octet| grammar::is_blank(octet));
     if same_name && is_one_line {
         return Some(Row { start: start as u32, value: (start + name.len()) as u32, end: end as u32 });
     }
@@ -93,8 +94,7 @@ mod tests {
         let message = b"OPTIONS sip:a SIP/2.0\r\nVia: 1\r\nX: Via: no\r\n v: no\r\nv : 2,\r\n\t3\r\nCall-ID: x\nVIA:4\r\n\r\nVia: 5\r\n";
         let mut scan = Scan::default();
         scalar::scan(message, &mut scan);
-        let values: Vec<_> =
-            rows(message, &scan, HeaderKind::Via).map(|row| row.span().of(message).to_vec()).collect();
+        let values: Vec<_> = rows(message, &scan, HeaderKind::Via).map(|row| row.span().of(message).to_vec()).collect();
         assert_eq!(values, [b" 1".to_vec(), b" 2,\r\n\t3".to_vec(), b"4".to_vec()]);
         assert_eq!(rows(message, &scan, HeaderKind::Route).count(), 0);
     }

@@ -91,7 +91,8 @@ pub(super) fn read_name(line: &[u8]) -> Header {
     let name = &line[..name_len];
     let known = |same: fn(u8, u8) -> bool| {
         let found = NAMES.iter().find(|(text, _)| {
-            text.len() == name.len() && text.bytes().zip(name).all(|(ours, &theirs)| same(ours, theirs.to_ascii_lowercase()))
+            text.len() == name.len()
+                && text.bytes().zip(name).all(|(ours, &theirs)| same(ours, theirs.to_ascii_lowercase()))
         });
         found.map(|&(_, kind)| kind)
     };

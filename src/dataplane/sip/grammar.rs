@@ -152,7 +152,8 @@ mod tests {
     fn numbers_do_not_wrap_and_take_digits_only() {
         assert_eq!(number(b"0068"), Some(68));
         assert_eq!(number(b"18446744073709551615"), Some(u64::MAX));
-        for bad in [&b""[..], b"18446744073709551616", b"18446744073709551617", b"-1", b"+0", b"0x10", b"1 2", b"many"] {
+        for bad in [&b""[..], b"18446744073709551616", b"18446744073709551617", b"-1", b"+0", b"0x10", b"1 2", b"many"]
+        {
             assert_eq!(number(bad), None, "{bad:?}");
         }
     }

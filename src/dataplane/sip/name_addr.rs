@@ -50,12 +50,7 @@ impl NameAddr {
             return None;
         }
         let uri = cursor.take_through(b'>')?;
-        *self = NameAddr {
-            whole: Span { start: span.start + 1, end: span.end },
-            uri,
-            tag: Span::ABSENT,
-            comma: 0,
-        };
+        *self = NameAddr { whole: Span { start: span.start + 1, end: span.end }, uri, tag: Span::ABSENT, comma: 0 };
         if cursor.take_text(b";tag=") {
             self.tag = cursor.take_until([b';', b',', b'"', b'<', b'>']);
             if self.tag.is_empty() {
@@ -145,7 +140,11 @@ mod tests {
             ("Alice  B. <sip:alice@example.net> ; x ; TAG = a1 ", "sip:alice@example.net", Some("a1")),
             ("<sip:bob@example.net;tag=notatag>", "sip:bob@example.net;tag=notatag", None),
             (r#""x;tag=q" <sip:bob@example.net>"#, "sip:bob@example.net", None),
-            (r#""LB, main \"<sip:fake;lr>\"" <sip:192.0.2.100;LR;x="a,b">;hp=1"#, r#"sip:192.0.2.100;LR;x="a,b""#, None),
+            (
+                r#""LB, main \"<sip:fake;lr>\"" <sip:192.0.2.100;LR;x="a,b">;hp=1"#,
+                r#"sip:192.0.2.100;LR;x="a,b""#,
+                None,
+            ),
             ("sip:a@b;tag=1", "sip:a@b", Some("1")),
             ("tel:+49;tag=2", "tel:+49", Some("2")),
             ("caller<sip:caller@example.com>;tag=323", "sip:caller@example.com", Some("323")),
@@ -163,8 +162,28 @@ mod tests {
     #[test]
     fn everyday_values_are_read_as_the_grammar_reads_them() {
         let pieces = [
-            "", " ", "\"", "\\", "<", ">", ";", ";tag=1", ";tag=", ";tag", ";TAG=2", ";x=1", ";x=\"<\"", ",", "sip:a@b", "Bob", "\r\n ",
-            "\"Bob\" ", "<sip:a@b>", "<>", "\t", "\"a\\\"b\"",
+            "",
+            " ",
+            "\"",
+            "\\",
+            "<",
+            ">",
+            ";",
+            ";tag=1",
+            ";tag=",
+            ";tag",
+            ";TAG=2",
+            ";x=1",
+            ";x=\"<\"",
+            ",",
+            "sip:a@b",
+            "Bob",
+            "\r\n ",
+            "\"Bob\" ",
+            "<sip:a@b>",
+            "<>",
+            "\t",
+            "\"a\\\"b\"",
         ];
         let mut everyday_count = 0;
         for first in pieces {
@@ -195,7 +214,15 @@ mod tests {
 
     #[test]
     fn what_the_grammar_does_not_allow_is_refused() {
-        for text in ["", "\"Mr. J. User <sip:j@example.com>", "<sip:a@b", "<>", "a <sip:x> b", "<sip:x>;;tag=1", "<sip:x>;tag=\"1"] {
+        for text in [
+            "",
+            "\"Mr. J. User <sip:j@example.com>",
+            "<sip:a@b",
+            "<>",
+            "a <sip:x> b",
+            "<sip:x>;;tag=1",
+            "<sip:x>;tag=\"1",
+        ] {
             assert!(read(text).is_none(), "{text}");
         }
     }

@@ -241,7 +241,22 @@ mod tests {
 
     #[test]
     fn malformed_uris_are_refused() {
-        for text in ["sip:", "sip:a b@c", "sip:a@b c", "sip:<a@b>", "sip:a;b c", "sip:a@b;c=d@e", "sip:@host", "sip:a@", "sip:a@b:port", "sip:a@b:99999", "sip:a@b@c", "bob", ":x", "1a:x"] {
+        for text in [
+            "sip:",
+            "sip:a b@c",
+            "sip:a@b c",
+            "sip:<a@b>",
+            "sip:a;b c",
+            "sip:a@b;c=d@e",
+            "sip:@host",
+            "sip:a@",
+            "sip:a@b:port",
+            "sip:a@b:99999",
+            "sip:a@b@c",
+            "bob",
+            ":x",
+            "1a:x",
+        ] {
             assert!(read(text).is_none(), "{text}");
         }
     }
@@ -265,8 +280,18 @@ mod tests {
         assert_eq!(address(b"[2001:db8::1]"), address(b"2001:db8::1"));
         assert_eq!(address(b"[::ffff:192.0.2.1]"), address(b"192.0.2.1"));
         for name in [
-            &b"example.net"[..], b"192.0.2", b"192.0.2.", b"192.0.2.1.", b"192.0.2.256", b"192.0.2.01", b"192.0.2.1000",
-            b"1..2.3", b"[192.0.2.1]", b"", b"\xff", b"[::1",
+            &b"example.net"[..],
+            b"192.0.2",
+            b"192.0.2.",
+            b"192.0.2.1.",
+            b"192.0.2.256",
+            b"192.0.2.01",
+            b"192.0.2.1000",
+            b"1..2.3",
+            b"[192.0.2.1]",
+            b"",
+            b"\xff",
+            b"[::1",
         ] {
             assert_eq!(address(name), None);
         }

@@ -230,13 +230,51 @@ mod tests {
     #[test]
     fn everyday_values_are_read_as_the_grammar_reads_them() {
         let pieces = [
-            "", ";", ";;", "=", ",", ":", "\"", "[", "]", "<", "/", " ", "\t", "\r\n ", "a", "host", "192.0.2.1", "5060", "99999",
-            ";branch=z9hG4bK-1", ";branch=", ";branch", ";BRANCH=x", ";rport", ";rport=", ";rport=1", ";rportx", ";Rport",
-            ";received=192.0.2.1", ";received", ";vh=abc", ";vh=", ";VH=a", ";i=1", ";x=\"a;b\"", ";alias", ";b", ";maddr=a",
-            "[2001:db8::1]", ";r", ";v",
+            "",
+            ";",
+            ";;",
+            "=",
+            ",",
+            ":",
+            "\"",
+            "[",
+            "]",
+            "<",
+            "/",
+            " ",
+            "\t",
+            "\r\n ",
+            "a",
+            "host",
+            "192.0.2.1",
+            "5060",
+            "99999",
+            ";branch=z9hG4bK-1",
+            ";branch=",
+            ";branch",
+            ";BRANCH=x",
+            ";rport",
+            ";rport=",
+            ";rport=1",
+            ";rportx",
+            ";Rport",
+            ";received=192.0.2.1",
+            ";received",
+            ";vh=abc",
+            ";vh=",
+            ";VH=a",
+            ";i=1",
+            ";x=\"a;b\"",
+            ";alias",
+            ";b",
+            ";maddr=a",
+            "[2001:db8::1]",
+            ";r",
+            ";v",
         ];
         let mut everyday_count = 0;
-        let starts = [" SIP/2.0/UDP host", " SIP/2.0/UDP host:5060", " SIP/2.0/UDP ", " SIP/2.0/TCP host", "SIP/2.0/UDP h", ""];
+        let starts =
+            [" SIP/2.0/UDP host", " SIP/2.0/UDP host:5060", " SIP/2.0/UDP ", " SIP/2.0/TCP host", "SIP/2.0/UDP h", ""];
         for start in starts {
             for first in pieces {
                 for second in pieces {

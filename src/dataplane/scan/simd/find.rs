@@ -165,7 +165,9 @@ mod tests {
                 for octet in 0..=255u8 {
                     let mut message = vec![b'x'; len];
                     message[place] = octet;
-                    for (start, end) in [(0, len), (1, len), (len / 2, len), (0, len / 2), (3, 3), (0, len.saturating_sub(1))] {
+                    for (start, end) in
+                        [(0, len), (1, len), (len / 2, len), (0, len / 2), (3, 3), (0, len.saturating_sub(1))]
+                    {
                         let (start, end) = (start.min(end).min(len), end.min(len));
                         let naive = |is: &dyn Fn(u8) -> bool| {
                             message[start..end].iter().position(|&octet| is(octet)).map_or(end, |at| start + at)

@@ -5,9 +5,9 @@
 
 use super::index::{Kinds, Row, Scan, Span};
 use super::scalar;
-use core::mem::MaybeUninit;
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header;
+use core::mem::MaybeUninit;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -70,7 +70,8 @@ impl Scanner {
             Some(Scanner { name: "scalar", run: scalar::scan }),
         ];
         #[cfg(target_arch = "aarch64")]
-        let arms = [Some(Scanner { name: "neon", run: neon::scan }), Some(Scanner { name: "scalar", run: scalar::scan })];
+        let arms =
+            [Some(Scanner { name: "neon", run: neon::scan }), Some(Scanner { name: "scalar", run: scalar::scan })];
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let arms = [Some(Scanner { name: "scalar", run: scalar::scan })];
         arms.into_iter().flatten()
@@ -130,7 +131,9 @@ unsafe fn scan_regular<A: Arm>(message: &[u8], scan: &mut Scan) -> Option<()> {
     for &lf in lines {
         // SAFETY: as above.
         match unsafe { read_name::<A>(message, start as usize) } {
-            Some((kind, colon)) => place = Some(scan.put(&mut kinds, kind, Row { start, value: colon + 1, end: lf - 1 })),
+            Some((kind, colon)) => {
+                place = Some(scan.put(&mut kinds, kind, Row { start, value: colon + 1, end: lf - 1 }))
+            }
             None if grammar::is_blank(message[start as usize]) => scan.extend(place?, lf as usize - 1),
             None => return None,
         }
@@ -321,7 +324,8 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn an_everyday_message_is_regular() {
-        let message = b"INVITE sip:bob@example.net SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bK-1;rport\r\n\
+        let message =
+            b"INVITE sip:bob@example.net SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bK-1;rport\r\n\
             From: \"A_B\" <sip:a@example.net>\r\n ;tag=1\r\nTo: <sip:b@example.net>\r\nCall-ID: 1@192.0.2.1\r\n\
             CSeq: 1 INVITE\r\nX-Empty:\r\nl: 3\r\n\r\na\n_";
         let mut scan = Scan::default();

@@ -29,9 +29,8 @@ impl Arm for Sse2 {
     #[inline(always)]
     unsafe fn name_len(window: &[u8; WINDOW]) -> usize {
         // SAFETY: both unaligned loads stay inside the 32 octets of `window`.
-        let (low, high) = unsafe {
-            (_mm_loadu_si128(window.as_ptr().cast()), _mm_loadu_si128(window.as_ptr().add(16).cast()))
-        };
+        let (low, high) =
+            unsafe { (_mm_loadu_si128(window.as_ptr().cast()), _mm_loadu_si128(window.as_ptr().add(16).cast())) };
         (name_octets(high) << 16 | name_octets(low)).trailing_ones() as usize
     }
 

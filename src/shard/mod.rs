@@ -1,0 +1,143 @@
+//! A shard: one core's thread, executor, sockets and memory. It acts; what to do is decided in `dataplane`.
+//!
+//! ```text
+//! open ──► Unstarted ──► start ──► Running ──► join
+//!  │ sockets, a bell      │ thread, pinned; executor; the loop of `run`, which waits as `wait` says
+//!  └ all shards, before any of them starts: an address in use is an error of the start and not of a thread
+//! ```
+//!
+//! Nothing is shared between shards but what is immutable (`link`). A backend index in a message's tally is resolved in
+//! the tables in force when it is sent; a message that waits for the kernel while tables change may be counted for
+//! another backend, which is a counter's error and nobody's harm.
+
+pub mod io;
+pub mod outbox;
+pub mod run;
+pub mod socket;
+mod wait;
+
+use crate::dataplane::scan::Scanner;
+use crate::link::{Ring, ShardEnd};
+use crate::sys::poll::{Bell, Ready};
+use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
+use io::Kernel;
+use run::Shard;
+use socket::{OpenError, Plan, Sockets};
+use std::io as std_io;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use wait::Waiter;
+
+/// A shard whose sockets are open.
+#[derive(Debug)]
+pub struct Unstarted {
+    number: usize,
+    core: usize,
+    sockets: Sockets,
+    bell: Arc<Bell>,
+}
+
+/// A shard at work.
+#[derive(Debug)]
+pub struct Running {
+    thread: thread::JoinHandle<()>,
+}
+
+/// Opens the sockets of a shard that is to run on `core`.
+pub fn open(number: usize, core: usize, plan: &Plan) -> Result<Unstarted, OpenError> {
+    let sockets = Sockets::open(plan)?;
+    let no_bell = |error| OpenError { address: plan.listeners[0], error };
+    Ok(Unstarted { number, core, sockets, bell: Arc::new(Bell::new().map_err(no_bell)?) })
+}
+
+impl Unstarted {
+    /// What wakes the shard.
+    pub fn ring(&self) -> Ring {
+        let bell = self.bell.clone();
+        Box::new(move || bell.ring())
+    }
+
+    /// The sockets.
+    pub fn sockets(&self) -> &Sockets {
+        &self.sockets
+    }
+
+    /// Starts the shard's thread.
+    ///
+    /// # Errors
+    /// The executor cannot be had: io_uring is refused, too little memory may be locked, the core is not ours.
+    pub fn start(self, link: ShardEnd) -> std_io::Result<Running> {
+        let (started, outcome) = mpsc::sync_channel(1);
+        let thread = thread::Builder::new().name(format!("viahop-{}", self.number)).spawn(move || {
+            // glommio's own memory is for storage, which there is none of here: the least it takes.
+            let builder = LocalExecutorBuilder::new(Placement::Fixed(self.core))
+                .name("viahop")
+                .io_memory(0)
+                .blocking_thread_pool_placement(PoolPlacement::Unbound(1));
+            match builder.make() {
+                Ok(executor) => executor.run(self.work(link, started)),
+                Err(error) => drop(started.send(Err(std_io::Error::from(error)))),
+            }
+        })?;
+        match outcome.recv() {
+            Ok(Ok(())) => Ok(Running { thread }),
+            Ok(Err(error)) => Err(error),
+            Err(mpsc::RecvError) => Err(std_io::Error::other("the shard's thread ended before it had begun")),
+        }
+    }
+
+    async fn work(self, link: ShardEnd, started: mpsc::SyncSender<std_io::Result<()>>) {
+        let (listeners, egress) = (self.sockets.listeners(), self.sockets.egress_ports());
+        let kernel = Kernel::new(self.sockets, crate::dataplane::limits::BATCH);
+        let waiter = match Waiter::new(&kernel, &self.bell) {
+            Ok(waiter) => waiter,
+            Err(error) => return drop(started.send(Err(error))),
+        };
+        drop(started.send(Ok(())));
+        let mut shard = Shard::new(self.number, kernel, listeners, egress, Scanner::best(), link);
+        let mut ready = Ready::default();
+        let mut writable_wanted = vec![false; shard.sockets()];
+        let bell = waiter.bell();
+        while !shard.is_stopping() {
+            if waiter.block(&mut ready).is_err() {
+                break;
+            }
+            if ready.numbers().is_empty() {
+                shard.ask_for_drops();
+                if waiter.park().await.is_err() {
+                    break;
+                }
+                continue;
+            }
+            if ready.numbers().contains(&bell) {
+                self.bell.silence();
+            }
+            shard.turn(waiter.sockets(&ready));
+            for (socket, wanted) in writable_wanted.iter_mut().enumerate() {
+                let waits = shard.is_waiting(socket);
+                if waits != *wanted && waiter.want_writable(shard.io(), socket, waits).is_ok() {
+                    *wanted = waits;
+                }
+            }
+            glommio::yield_if_needed().await;
+        }
+        // What had come in before the end is dealt with; closing the sockets would lose it.
+        for _ in 0..LAST_TURNS {
+            if waiter.look(&mut ready).is_err() || waiter.sockets(&ready).next().is_none() {
+                break;
+            }
+            shard.turn(waiter.sockets(&ready));
+        }
+        shard.finish();
+    }
+}
+
+/// Turns that a shard takes at most when it is to end: 32,000 messages, more than its receive buffers hold by default.
+const LAST_TURNS: usize = 1000;
+
+impl Running {
+    /// Waits until the shard has ended. Returns whether it ended well.
+    pub fn join(self) -> bool {
+        self.thread.join().is_ok()
+    }
+}

@@ -1,0 +1,235 @@
+//! What is to be sent: collected per socket while a batch is worked through, and sent with as few system calls as there
+//! are sockets in it.
+//!
+//! The kernel may refuse:
+//!
+//! | it says | what that means | what becomes of the message |
+//! |---|---|---|
+//! | fewer than asked for | the next one has a problem: asking again tells which | |
+//! | `EAGAIN`, `ENOBUFS` | its buffers are full | waits here, up to [`SEND_BACKLOG_MAX`] octets a socket |
+//! | `ECONNREFUSED` and the like, with a report on the error queue | an *earlier* datagram was lost | sent again at once |
+//! | anything, without a report | this one cannot be sent | dropped: `send_failed` |
+//!
+//! A message is counted when its fate is known, and then once.
+
+use super::io::Io;
+use crate::dataplane::limits::{BATCH, SEND_BACKLOG_MAX};
+use crate::dataplane::verdict::{Answer, DropReason};
+use crate::sys::errors::Unreachable;
+use crate::sys::mmsg::{Outgoing, ReceiveBatch, is_full};
+use bytes::{BufMut, Bytes, BytesMut};
+use smallvec::SmallVec;
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+
+/// A message on its way out. Its octets lie in the batch it came in and in the room for heads.
+#[derive(Clone, Debug)]
+pub struct Leaving {
+    /// Where to.
+    pub to: SocketAddr,
+    /// From which local address, on a wildcard socket.
+    pub local: Option<IpAddr>,
+    /// What was written anew, in the room for heads.
+    pub head: Range<usize>,
+    /// Which slot of the batch it came in.
+    pub slot: usize,
+    /// What is sent of that slot.
+    pub tail: Range<usize>,
+    /// How it is counted.
+    pub tally: Tally,
+}
+
+/// How a message is counted once it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tally {
+    /// An answer of our own.
+    Reply(Answer),
+    /// A request, to the backend of this index unless it goes elsewhere.
+    Request(Option<u16>),
+    /// A response of this status code, from the backend of this index unless it came from elsewhere.
+    Response(Option<u16>, u16),
+}
+
+/// Told what becomes of messages.
+pub trait Fates {
+    /// The kernel took it.
+    fn sent(&mut self, tally: Tally);
+    /// It is lost.
+    fn lost(&mut self, reason: DropReason);
+    /// A destination cannot be reached.
+    fn unreachable(&mut self, report: Unreachable);
+    /// So many more messages wait (or fewer, if negative).
+    fn waiting(&mut self, change: i64);
+}
+
+/// A message that waits for the kernel, in octets of its own.
+#[derive(Debug)]
+struct Held {
+    to: SocketAddr,
+    local: Option<IpAddr>,
+    octets: Bytes,
+    tally: Tally,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    leaving: Vec<Leaving>,
+    held: VecDeque<Held>,
+    /// The sum of their lengths. At most [`SEND_BACKLOG_MAX`].
+    held_octets: usize,
+}
+
+/// Messages to be sent, by socket.
+#[derive(Debug)]
+pub struct Outbox {
+    lanes: Vec<Lane>,
+}
+
+/// How often one message is tried because the errors that came back were about others.
+const TRIES_MAX: u32 = 4;
+
+impl Outbox {
+    /// For so many sockets.
+    pub fn new(sockets: usize) -> Outbox {
+        let lane = || Lane { leaving: Vec::with_capacity(BATCH), ..Lane::default() };
+        Outbox { lanes: (0..sockets).map(|_| lane()).collect() }
+    }
+
+    /// How many sockets there are.
+    pub fn sockets(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// Adds a message for `socket`.
+    #[inline]
+    pub fn add(&mut self, socket: usize, leaving: Leaving) {
+        self.lanes[socket].leaving.push(leaving);
+    }
+
+    /// Whether messages wait for `socket` to take more.
+    pub fn is_waiting(&self, socket: usize) -> bool {
+        !self.lanes[socket].held.is_empty()
+    }
+
+    /// Sends everything added since the last time, whose octets lie in `heads` and `inbox`.
+    pub fn flush(&mut self, io: &mut impl Io, inbox: &ReceiveBatch, heads: &[u8], fates: &mut impl Fates) {
+        for (socket, lane) in self.lanes.iter_mut().enumerate() {
+            if lane.leaving.is_empty() {
+                continue;
+            }
+            let outgoing: SmallVec<[Outgoing<'_>; BATCH]> = lane
+                .leaving
+                .iter()
+                .map(|one| Outgoing {
+                    to: one.to,
+                    parts: [&heads[one.head.clone()], &inbox.octets(one.slot)[one.tail.clone()]],
+                    from: one.local,
+                })
+                .collect();
+            // What waits goes first, and what comes meanwhile queues up behind it.
+            let taken = match lane.held.is_empty() {
+                true => send(io, socket, &outgoing, |index| lane.leaving[index].tally, fates),
+                false => 0,
+            };
+            for (one, outgoing) in lane.leaving[taken..].iter().zip(&outgoing[taken..]) {
+                let octets = outgoing.parts[0].len() + outgoing.parts[1].len();
+                if lane.held_octets + octets > SEND_BACKLOG_MAX {
+                    fates.lost(DropReason::SendBacklogFull);
+                    continue;
+                }
+                let mut copy = BytesMut::with_capacity(octets);
+                copy.put_slice(outgoing.parts[0]);
+                copy.put_slice(outgoing.parts[1]);
+                lane.held_octets += octets;
+                lane.held.push_back(Held { to: one.to, local: one.local, octets: copy.freeze(), tally: one.tally });
+                fates.waiting(1);
+            }
+            lane.leaving.clear();
+        }
+    }
+
+    /// Sends what waits for `socket`, as far as the kernel takes it.
+    #[cold]
+    pub fn resume(&mut self, io: &mut impl Io, socket: usize, fates: &mut impl Fates) {
+        let lane = &mut self.lanes[socket];
+        while !lane.held.is_empty() {
+            let outgoing: SmallVec<[Outgoing<'_>; BATCH]> = lane
+                .held
+                .iter()
+                .take(BATCH)
+                .map(|one| Outgoing { to: one.to, parts: [&one.octets, b""], from: one.local })
+                .collect();
+            let asked = outgoing.len();
+            let taken = send(io, socket, &outgoing, |index| lane.held[index].tally, fates);
+            for held in lane.held.drain(..taken) {
+                lane.held_octets -= held.octets.len();
+                fates.waiting(-1);
+            }
+            if taken < asked {
+                return;
+            }
+        }
+        debug_assert_eq!(lane.held_octets, 0);
+    }
+
+    /// Gives up on all that waits.
+    pub fn abandon(&mut self, fates: &mut impl Fates) {
+        for lane in &mut self.lanes {
+            for _ in lane.held.drain(..) {
+                fates.waiting(-1);
+                fates.lost(DropReason::SendBacklogFull);
+            }
+            lane.held_octets = 0;
+        }
+    }
+}
+
+/// Sends `outgoing` and returns how many of them are dealt with: all, unless the kernel's buffers are full.
+#[inline]
+fn send(
+    io: &mut impl Io,
+    socket: usize,
+    outgoing: &[Outgoing<'_>],
+    tally: impl Fn(usize) -> Tally,
+    fates: &mut impl Fates,
+) -> usize {
+    let (mut at, mut tries) = (0, 0);
+    while at < outgoing.len() {
+        match io.send(socket, &outgoing[at..]) {
+            Ok(count) => {
+                (at..at + count).for_each(|index| fates.sent(tally(index)));
+                (at, tries) = (at + count, 0);
+                if count == 0 {
+                    return at;
+                }
+            }
+            Err(error) if is_full(&error) => return at,
+            Err(error) => {
+                tries += 1;
+                let about_others = take_reports(io, socket, fates) || error.kind() == io::ErrorKind::Interrupted;
+                if about_others && tries < TRIES_MAX {
+                    continue;
+                }
+                fates.lost(DropReason::SendFailed);
+                if let Some(code) = error.raw_os_error() {
+                    fates.unreachable(Unreachable { to: outgoing[at].to, code });
+                }
+                (at, tries) = (at + 1, 0);
+            }
+        }
+    }
+    at
+}
+
+/// Passes on all reports about datagrams sent earlier. Returns whether there were any.
+#[cold]
+pub fn take_reports(io: &mut impl Io, socket: usize, fates: &mut impl Fates) -> bool {
+    let mut any = false;
+    while let Some(report) = io.next_error(socket) {
+        any = true;
+        fates.unreachable(report);
+    }
+    any
+}

@@ -1,0 +1,307 @@
+//! The loop of a shard.
+//!
+//! ```text
+//! wait ─► for each socket that is ready:
+//!           receive a batch ─► each datagram: dispatch ─► send what came of it, one system call per socket
+//! ```
+//!
+//! A batch is finished before the next is looked at, so nothing queues here but what the kernel does not take. A panic
+//! costs the message it happened at.
+
+use super::io::Io;
+use super::outbox::{Fates, Leaving, Outbox, Tally, take_reports};
+use crate::dataplane::counters::Kind;
+use crate::dataplane::dispatch::{Dispatcher, EgressPorts};
+use crate::dataplane::limits::{BATCH, DATAGRAM_MAX, HEAD_MAX};
+use crate::dataplane::room::Room;
+use crate::dataplane::route::Arrival;
+use crate::dataplane::scan::Scanner;
+use crate::dataplane::tables::Tables;
+use crate::dataplane::verdict::{DropReason, Sender, Verdict};
+use crate::link::{ShardEnd, Signal};
+use crate::sys::errors::Unreachable;
+use crate::sys::mmsg::ReceiveBatch;
+use smallvec::SmallVec;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+/// Octets of the room for heads. One message may need [`HEAD_MAX`], nearly all need a few hundred; when less than
+/// [`HEAD_MAX`] is left, what is there is sent first.
+const HEADS: usize = 4 * HEAD_MAX;
+
+/// How often drops of the sockets are asked for, in milliseconds.
+const DROPS_EVERY_MS: u64 = 1000;
+
+/// One core's part of viahop, but for waiting.
+pub struct Shard<I> {
+    number: usize,
+    io: I,
+    listeners: usize,
+    egress: EgressPorts,
+    dispatcher: Dispatcher,
+    inbox: ReceiveBatch,
+    heads: Box<[u8]>,
+    /// Octets of `heads` in use: `heads_used + HEAD_MAX <= HEADS` whenever a message is taken up.
+    heads_used: usize,
+    outbox: Outbox,
+    tables: arc_swap::Cache<std::sync::Arc<arc_swap::ArcSwap<Tables>>, std::sync::Arc<Tables>>,
+    link: ShardEnd,
+    drops_asked_ms: u64,
+}
+
+impl<I: Io> Shard<I> {
+    /// Shard number `number`, with the first `listeners` sockets of `io` as listeners and those behind them as `egress`
+    /// says.
+    pub fn new(
+        number: usize,
+        io: I,
+        listeners: usize,
+        egress: EgressPorts,
+        scanner: Scanner,
+        link: ShardEnd,
+    ) -> Shard<I> {
+        let sockets = listeners + usize::from(egress.v4.is_some()) + usize::from(egress.v6.is_some());
+        Shard {
+            number,
+            io,
+            listeners,
+            egress,
+            dispatcher: Dispatcher::new(scanner, egress),
+            inbox: ReceiveBatch::new(BATCH, DATAGRAM_MAX),
+            heads: vec![0; HEADS].into_boxed_slice(),
+            heads_used: 0,
+            outbox: Outbox::new(sockets),
+            tables: arc_swap::Cache::new(link.shared.tables.clone()),
+            link,
+            drops_asked_ms: 0,
+        }
+    }
+
+    /// The sockets.
+    pub fn io(&self) -> &I {
+        &self.io
+    }
+
+    /// The sockets, for whoever plays the network in a test.
+    pub fn io_mut(&mut self) -> &mut I {
+        &mut self.io
+    }
+
+    /// How many sockets there are.
+    pub fn sockets(&self) -> usize {
+        self.outbox.sockets()
+    }
+
+    /// Whether the shard is to end.
+    pub fn is_stopping(&self) -> bool {
+        self.link.shared.is_stopping()
+    }
+
+    /// Whether messages wait for `socket` to take more.
+    pub fn is_waiting(&self, socket: usize) -> bool {
+        self.outbox.is_waiting(socket)
+    }
+
+    /// Works through what is there on the sockets that are ready.
+    pub fn turn(&mut self, ready: impl Iterator<Item = usize>) {
+        let start = Instant::now();
+        let now_ms = self.link.shared.now_ms();
+        self.link.counters.last_turn_ms.set(now_ms);
+        let mut received = start;
+        for socket in ready {
+            if self.outbox.is_waiting(socket) {
+                let Shard { io, outbox, .. } = self;
+                let mut ledger = Ledger::new(self.number, self.tables.load(), &self.link);
+                outbox.resume(io, socket, &mut ledger);
+                ledger.close(&mut self.dispatcher);
+            }
+            let count = self.receive(socket, now_ms);
+            let sent = Instant::now();
+            if count > 0 {
+                self.link.counters.batches.add(count as u64, 1);
+                self.link.counters.handling_ns.add((sent - received).as_nanos() as u64, count as u64);
+            }
+            received = sent;
+        }
+        self.link.counters.busy_ns.add((received - start).as_nanos() as u64);
+        if now_ms.saturating_sub(self.drops_asked_ms) >= DROPS_EVERY_MS {
+            self.drops_asked_ms = now_ms;
+            self.ask_for_drops();
+        }
+    }
+
+    /// Receives a batch, and sends what comes of it. Returns how many datagrams it was.
+    fn receive(&mut self, socket: usize, now_ms: u64) -> usize {
+        // An error is what became of a datagram sent earlier; so may nothing be, on a socket that was ready.
+        let count = self.io.receive(socket, &mut self.inbox).unwrap_or(0);
+        for slot in 0..count {
+            self.take(socket, slot, now_ms);
+        }
+        self.flush(count == 0, socket);
+        count
+    }
+
+    /// Decides about the datagram in `slot`, and puts what is to be sent into the outbox.
+    #[inline]
+    fn take(&mut self, socket: usize, slot: usize, now_ms: u64) {
+        if self.heads_used + HEAD_MAX > HEADS {
+            self.flush(false, socket);
+        }
+        let tables = self.tables.load();
+        let counters = &self.link.counters;
+        let listener = (socket < self.listeners).then_some(socket as u8);
+        let datagram = self.inbox.datagram(slot);
+        let mut room = Room::new(datagram.octets, &mut self.heads[self.heads_used..self.heads_used + HEAD_MAX]);
+        let (kind, verdict, local) = match datagram.from {
+            _ if datagram.truncated => (Kind::NoMessage, Verdict::Drop(DropReason::Truncated), None),
+            None => (Kind::NoMessage, Verdict::Drop(DropReason::BadSource), None),
+            Some(from) => {
+                let local = datagram.local;
+                let arrival = Arrival { from, listener, local };
+                let dispatcher = &mut self.dispatcher;
+                let (kind, verdict) = contained(|| dispatcher.on_datagram(tables, now_ms, arrival, &mut room));
+                (kind, verdict, local)
+            }
+        };
+        counters.received(listener, kind).add(1);
+        let (to, way_out, local, tally) = match verdict {
+            Verdict::Drop(reason) => return counters.dropped[reason as usize].add(1),
+            Verdict::Reply { to, answer } => (to, Some(socket), local, Tally::Reply(answer)),
+            Verdict::Forward { to, from, backend } => {
+                let (way_out, local) = match from {
+                    Sender::Egress => (egress_number(self.listeners, self.egress, to), None),
+                    Sender::Listener { index, local } => (Some(index as usize), local),
+                };
+                let tally = match kind {
+                    Kind::Response(code) => Tally::Response(backend, code),
+                    _ => Tally::Request(backend),
+                };
+                (to, way_out, local, tally)
+            }
+        };
+        let Some(way_out) = way_out.filter(|&number| number < self.outbox.sockets()) else {
+            return counters.dropped[DropReason::NoEgress as usize].add(1);
+        };
+        let head = self.heads_used..self.heads_used + room.head_len;
+        let tail = room.tail.clone();
+        self.heads_used = head.end.next_multiple_of(64);
+        self.outbox.add(way_out, Leaving { to, local, head, slot, tail, tally });
+    }
+
+    /// Sends what is in the outbox. With `reports`, asks `socket` for what the network said about earlier datagrams.
+    fn flush(&mut self, reports: bool, socket: usize) {
+        let Shard { io, outbox, inbox, heads, .. } = self;
+        let mut ledger = Ledger::new(self.number, self.tables.load(), &self.link);
+        outbox.flush(io, inbox, heads, &mut ledger);
+        if reports {
+            take_reports(io, socket, &mut ledger);
+        }
+        ledger.close(&mut self.dispatcher);
+        self.heads_used = 0;
+    }
+
+    /// Brings the counters of dropped datagrams up to date.
+    pub fn ask_for_drops(&mut self) {
+        let counters = &self.link.counters;
+        let mut egress = 0;
+        for socket in 0..self.outbox.sockets() {
+            let drops = self.io.drops(socket);
+            if socket < self.listeners {
+                counters.socket_drops[socket].set(drops);
+            } else {
+                egress += drops;
+            }
+        }
+        counters.socket_drops[self.listeners].set(egress);
+        counters.memory_evicted.set(self.dispatcher.router().evicted);
+        counters.vias_rebuilt.set(self.dispatcher.vias_rebuilt);
+    }
+
+    /// Sends what waits, if it can be sent at once, and counts the rest as lost.
+    pub fn finish(&mut self) {
+        let Shard { io, outbox, .. } = self;
+        let mut ledger = Ledger::new(self.number, self.tables.load(), &self.link);
+        for socket in 0..outbox.sockets() {
+            outbox.resume(io, socket, &mut ledger);
+        }
+        outbox.abandon(&mut ledger);
+        self.ask_for_drops();
+    }
+}
+
+/// The number of the egress socket that reaches `to`: they stand behind the listeners, IPv4 first.
+fn egress_number(listeners: usize, egress: EgressPorts, to: SocketAddr) -> Option<usize> {
+    match to {
+        SocketAddr::V4(_) => egress.v4.map(|_| listeners),
+        SocketAddr::V6(_) => egress.v6.map(|_| listeners + usize::from(egress.v4.is_some())),
+    }
+}
+
+/// What `dispatch` says, or that it panicked: a bug of ours, which costs this message and no other.
+#[inline(always)]
+fn contained(dispatch: impl FnOnce() -> (Kind, Verdict)) -> (Kind, Verdict) {
+    // What a panic may leave half done is cleared at the start of every message, or is right in itself: an entry of the
+    // call memory, a counter.
+    catch_unwind(AssertUnwindSafe(dispatch)).unwrap_or((Kind::NoMessage, Verdict::Drop(DropReason::Panic)))
+}
+
+/// Enters the fates of messages into the counters.
+struct Ledger<'a> {
+    number: usize,
+    tables: &'a Tables,
+    link: &'a ShardEnd,
+    unreachable: SmallVec<[Unreachable; 4]>,
+}
+
+impl<'a> Ledger<'a> {
+    fn new(number: usize, tables: &'a Tables, link: &'a ShardEnd) -> Ledger<'a> {
+        Ledger { number, tables, link, unreachable: SmallVec::new() }
+    }
+
+    /// Makes the router pass over backends that cannot be reached, and tells the control plane of them.
+    #[inline]
+    fn close(self, dispatcher: &mut Dispatcher) {
+        for Unreachable { to, code } in self.unreachable {
+            if let Some(index) = dispatcher.router().suspect(self.tables, to) {
+                let backend = &self.tables.backends[index as usize];
+                if let Some(counters) = backend.counters.shard(self.number) {
+                    counters.errors.add(1);
+                }
+                self.link.signal(Signal::Unreachable { to, code });
+            }
+        }
+    }
+}
+
+impl Fates for Ledger<'_> {
+    #[inline(always)]
+    fn sent(&mut self, tally: Tally) {
+        let counters = &self.link.counters;
+        let (backend, code) = match tally {
+            Tally::Reply(answer) => return counters.replied[answer.index()].add(1),
+            Tally::Request(backend) => (backend, None),
+            Tally::Response(backend, code) => (backend, Some(code)),
+        };
+        counters.forwarded.add(1);
+        let backend = backend.and_then(|index| self.tables.backends.get(index as usize));
+        let Some(of_backend) = backend.and_then(|backend| backend.counters.shard(self.number)) else { return };
+        match code {
+            None => of_backend.requests.add(1),
+            Some(code) => of_backend.responses[(code / 100).clamp(1, 6) as usize - 1].add(1),
+        }
+    }
+
+    fn lost(&mut self, reason: DropReason) {
+        self.link.counters.dropped[reason as usize].add(1);
+    }
+
+    fn unreachable(&mut self, report: Unreachable) {
+        self.unreachable.push(report);
+    }
+
+    fn waiting(&mut self, change: i64) {
+        let waiting = &self.link.counters.waiting;
+        waiting.set(waiting.get().wrapping_add_signed(change));
+    }
+}

@@ -1,0 +1,324 @@
+//! A shard whose kernel misbehaves: every message is accounted for, whatever a send or a receive comes back with.
+
+mod support;
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use support::{BACKENDS, CLIENT, address, tables};
+use viahop::dataplane::counters::ShardCounters;
+use viahop::dataplane::dispatch::EgressPorts;
+use viahop::dataplane::limits::SEND_BACKLOG_MAX;
+use viahop::dataplane::scan::Scanner;
+use viahop::dataplane::verdict::DropReason;
+use viahop::link::{ControlEnd, Signal, link};
+use viahop::shard::io::Io;
+use viahop::shard::run::Shard;
+use viahop::sys::errors::Unreachable;
+use viahop::sys::mmsg::{Outgoing, ReceiveBatch};
+
+const LISTENER: usize = 0;
+const EGRESS: usize = 1;
+const EAGAIN: i32 = 11;
+const EPERM: i32 = 1;
+const ECONNREFUSED: i32 = 111;
+
+/// A network made of queues, and a script of what goes wrong with sending.
+#[derive(Default)]
+struct Network {
+    arriving: [VecDeque<(Vec<u8>, SocketAddr)>; 2],
+    /// What the next sends do; without an entry, all is taken.
+    script: VecDeque<Send>,
+    sent: Vec<(usize, SocketAddr, Vec<u8>)>,
+    reports: VecDeque<Unreachable>,
+    drops: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Send {
+    Take(usize),
+    Fail(i32),
+}
+
+impl Io for Network {
+    fn receive(&mut self, socket: usize, into: &mut ReceiveBatch) -> io::Result<usize> {
+        let count = self.arriving[socket].len().min(into.capacity());
+        for (slot, (octets, from)) in self.arriving[socket].drain(..count).enumerate() {
+            into.put(slot, &octets, from);
+        }
+        Ok(count)
+    }
+
+    fn send(&mut self, socket: usize, datagrams: &[Outgoing<'_>]) -> io::Result<usize> {
+        let count = match self.script.pop_front() {
+            Some(Send::Fail(code)) => return Err(io::Error::from_raw_os_error(code)),
+            Some(Send::Take(count)) => count.clamp(1, datagrams.len()),
+            None => datagrams.len(),
+        };
+        self.sent.extend(datagrams[..count].iter().map(|one| (socket, one.to, one.parts.concat())));
+        Ok(count)
+    }
+
+    fn next_error(&mut self, _socket: usize) -> Option<Unreachable> {
+        self.reports.pop_front()
+    }
+
+    fn drops(&mut self, _socket: usize) -> u64 {
+        self.drops
+    }
+}
+
+struct Bench {
+    shard: Shard<Network>,
+    control: ControlEnd,
+    calls: u32,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let (control, mut ends) = link(vec![Box::new(|| ())], 1, tables());
+        let egress = EgressPorts { v4: Some(40001), v6: None };
+        let shard = Shard::new(0, Network::default(), 1, egress, Scanner::best(), ends.remove(0));
+        Bench { shard, control, calls: 0 }
+    }
+
+    fn counters(&self) -> Arc<ShardCounters> {
+        self.control.counters[0].clone()
+    }
+
+    /// A request of a call of its own.
+    fn request(&mut self) -> Vec<u8> {
+        self.calls += 1;
+        request_of_call(self.calls)
+    }
+
+    fn arrive(&mut self, octets: Vec<u8>) {
+        self.shard.io_mut().arriving[LISTENER].push_back((octets, address(CLIENT)));
+    }
+
+    fn turn(&mut self) {
+        self.shard.turn([LISTENER, EGRESS].into_iter());
+    }
+
+    fn dropped(&self, reason: DropReason) -> u64 {
+        self.counters().dropped[reason as usize].get()
+    }
+
+    fn assert_balanced(&self) {
+        let counters = self.counters();
+        let out = counters.forwarded.get() + counters.replied_total() + counters.dropped_total();
+        assert_eq!(counters.received_total(), out + counters.waiting.get());
+    }
+
+    fn sent_calls(&mut self) -> Vec<u32> {
+        let sent = std::mem::take(&mut self.shard.io_mut().sent);
+        sent.iter()
+            .map(|(_, _, octets)| {
+                let text = String::from_utf8_lossy(octets);
+                let call = text.split("Call-ID: call-").nth(1).unwrap();
+                call.split('\r').next().unwrap().parse().unwrap()
+            })
+            .collect()
+    }
+}
+
+fn request_of_call(call: u32) -> Vec<u8> {
+    format!(
+        "INVITE sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/UDP {CLIENT};branch=z9hG4bK{call};rport\r\n\
+         Max-Forwards: 70\r\nFrom: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>\r\n\
+         Call-ID: call-{call}\r\nCSeq: 1 INVITE\r\nContent-Length: 0\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+#[test]
+fn messages_leave_in_order_however_few_the_kernel_takes_at_a_time() {
+    let mut bench = Bench::new();
+    for _ in 0..70 {
+        let request = bench.request();
+        bench.arrive(request);
+    }
+    bench.shard.io_mut().script = (0..40).map(|i| Send::Take(1 + i % 3)).collect();
+    for _ in 0..3 {
+        bench.turn();
+    }
+    assert_eq!(bench.sent_calls(), (1..=70).collect::<Vec<_>>());
+    assert_eq!(bench.counters().forwarded.get(), 70);
+    bench.assert_balanced();
+}
+
+#[test]
+fn what_finds_the_send_buffer_full_waits_and_later_messages_queue_up_behind_it() {
+    let mut bench = Bench::new();
+    bench.shard.io_mut().script = [Send::Take(2), Send::Fail(EAGAIN)].into();
+    for _ in 0..5 {
+        let request = bench.request();
+        bench.arrive(request);
+    }
+    bench.shard.turn([LISTENER].into_iter());
+    assert_eq!(bench.sent_calls(), [1, 2]);
+    assert_eq!(bench.counters().waiting.get(), 3);
+    assert!(bench.shard.is_waiting(EGRESS));
+    bench.assert_balanced();
+
+    let request = bench.request();
+    bench.arrive(request);
+    bench.shard.turn([LISTENER].into_iter());
+    assert_eq!(bench.sent_calls(), []);
+    bench.shard.turn([EGRESS].into_iter());
+    assert_eq!(bench.sent_calls(), [3, 4, 5, 6]);
+    assert_eq!(bench.counters().waiting.get(), 0);
+    assert!(!bench.shard.is_waiting(EGRESS));
+    bench.assert_balanced();
+}
+
+#[test]
+fn the_backlog_is_bounded_and_what_does_not_fit_is_counted() {
+    let mut bench = Bench::new();
+    bench.shard.io_mut().script = [Send::Fail(EAGAIN)].into();
+    let large = |call: u32| {
+        let mut request = request_of_call(call);
+        let at = request.len() - "Content-Length: 0\r\n\r\n".len();
+        request.truncate(at);
+        request.extend_from_slice(format!("Content-Length: 50000\r\n\r\n{}", "x".repeat(50_000)).as_bytes());
+        request
+    };
+    for call in 0..32 {
+        bench.arrive(large(call));
+    }
+    bench.shard.turn([LISTENER].into_iter());
+    let waiting = bench.counters().waiting.get();
+    let held = waiting as usize;
+    assert!(held * 50_000 <= SEND_BACKLOG_MAX && (held + 1) * 51_000 > SEND_BACKLOG_MAX, "{held}");
+    assert_eq!(bench.dropped(DropReason::SendBacklogFull), 32 - waiting);
+    bench.assert_balanced();
+    bench.shard.io_mut().script = [Send::Take(3), Send::Fail(EAGAIN)].into();
+    bench.shard.finish();
+    assert_eq!(bench.counters().waiting.get(), 0);
+    assert_eq!(bench.counters().forwarded.get(), 3);
+    bench.assert_balanced();
+}
+
+#[test]
+fn a_refusal_is_about_an_earlier_message_and_this_one_is_sent_again() {
+    let mut bench = Bench::new();
+    let request = bench.request();
+    bench.arrive(request);
+    let gone = Unreachable { to: address(BACKENDS[0]), code: ECONNREFUSED };
+    bench.shard.io_mut().reports.push_back(gone);
+    bench.shard.io_mut().script = [Send::Fail(ECONNREFUSED)].into();
+    bench.turn();
+    assert_eq!(bench.sent_calls(), [1]);
+    assert_eq!(bench.control.signals.try_recv(), Ok(Signal::Unreachable { to: gone.to, code: gone.code }));
+    bench.assert_balanced();
+}
+
+#[test]
+fn a_backend_that_refused_is_passed_over_from_the_next_message_on() {
+    let mut bench = Bench::new();
+    for call in 0..32 {
+        bench.arrive(request_of_call(call));
+    }
+    bench.turn();
+    let first: Vec<_> = bench.shard.io_mut().sent.drain(..).map(|(_, to, _)| to).collect();
+    let gone = first[0];
+    bench.shard.io_mut().reports.push_back(Unreachable { to: gone, code: ECONNREFUSED });
+    bench.turn();
+    for call in 0..32 {
+        bench.arrive(request_of_call(call));
+    }
+    bench.turn();
+    let second: Vec<_> = bench.shard.io_mut().sent.drain(..).map(|(_, to, _)| to).collect();
+    assert!(!second.contains(&gone));
+    for (before, after) in first.iter().zip(&second) {
+        assert!(before == after || *before == gone, "the calls of other backends stay where they are");
+    }
+    bench.assert_balanced();
+}
+
+#[test]
+fn a_message_that_cannot_be_sent_is_counted_and_the_others_go() {
+    let mut bench = Bench::new();
+    for _ in 0..4 {
+        let request = bench.request();
+        bench.arrive(request);
+    }
+    bench.shard.io_mut().script = [Send::Take(1), Send::Fail(EPERM)].into();
+    bench.turn();
+    assert_eq!(bench.sent_calls(), [1, 3, 4]);
+    assert_eq!(bench.dropped(DropReason::SendFailed), 1);
+    bench.assert_balanced();
+}
+
+#[test]
+fn datagrams_the_kernel_cut_are_counted_and_not_read() {
+    let mut bench = Bench::new();
+    let mut request = bench.request();
+    request.resize(70_000, b'x');
+    bench.arrive(request);
+    bench.turn();
+    assert_eq!(bench.dropped(DropReason::Truncated), 1);
+    bench.assert_balanced();
+}
+
+#[test]
+fn drops_of_the_sockets_are_seen() {
+    let mut bench = Bench::new();
+    bench.shard.io_mut().drops = 7;
+    bench.shard.ask_for_drops();
+    let counters = bench.counters();
+    assert_eq!([counters.socket_drops[0].get(), counters.socket_drops[1].get()], [7, 7]);
+}
+
+/// 2,000 rounds of traffic through a kernel that fails in every way it can, in an order that the seed decides.
+#[test]
+fn accounts_balance_under_any_mix_of_faults() {
+    for seed in 1..=20u64 {
+        let mut bench = Bench::new();
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut next = move |below: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % below
+        };
+        for _ in 0..100 {
+            for _ in 0..next(50) {
+                let octets = match next(4) {
+                    0 => b"\r\n\r\n".to_vec(),
+                    1 => b"OPTIONS sip:192.0.2.100 SIP/2.0\r\nnonsense\r\n\r\n".to_vec(),
+                    _ => bench.request(),
+                };
+                bench.arrive(octets);
+            }
+            for _ in 0..next(6) {
+                let step = match next(6) {
+                    0 => Send::Fail(EAGAIN),
+                    1 => Send::Fail(ECONNREFUSED),
+                    2 => Send::Fail(EPERM),
+                    _ => Send::Take(next(32) as usize),
+                };
+                bench.shard.io_mut().script.push_back(step);
+            }
+            if next(3) == 0 {
+                let to = address(BACKENDS[next(3) as usize]);
+                bench.shard.io_mut().reports.push_back(Unreachable { to, code: ECONNREFUSED });
+            }
+            bench.turn();
+            bench.assert_balanced();
+        }
+        while bench.shard.io_mut().arriving.iter().any(|queue| !queue.is_empty()) {
+            bench.turn();
+        }
+        bench.shard.finish();
+        bench.assert_balanced();
+        let counters = bench.counters();
+        assert_eq!(counters.waiting.get(), 0, "seed {seed}");
+        assert_eq!(
+            counters.forwarded.get() + counters.replied_total(),
+            bench.shard.io_mut().sent.len() as u64,
+            "seed {seed}: what is counted as sent was sent"
+        );
+    }
+}
