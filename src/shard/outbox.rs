@@ -161,13 +161,14 @@ impl Outbox {
                 .take(BATCH)
                 .map(|one| Outgoing { to: one.to, parts: [&one.octets, b""], from: one.local })
                 .collect();
-            let asked = outgoing.len();
             let taken = send(io, socket, &outgoing, |index| lane.held[index].tally, fates);
+            let all_taken = taken == outgoing.len();
+            drop(outgoing);
             for held in lane.held.drain(..taken) {
                 lane.held_octets -= held.octets.len();
                 fates.waiting(-1);
             }
-            if taken < asked {
+            if !all_taken {
                 return;
             }
         }
