@@ -1,5 +1,7 @@
 //! viahop.
 #![deny(unsafe_code)]
+#[cfg(feature = "runtime")]
+pub mod control;
 pub mod dataplane;
 #[cfg(feature = "runtime")]
 pub mod link;

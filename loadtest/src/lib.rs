@@ -5,4 +5,5 @@ pub mod clock;
 pub mod endpoint;
 pub mod failure;
 pub mod relay;
+pub mod sip;
 pub mod sys;

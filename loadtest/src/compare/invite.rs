@@ -1,0 +1,165 @@
+//! The request of the driver: an INVITE of 900 octets with SDP, prebuilt, in which only digits change.
+
+use crate::rng::{mix, unmix};
+use crate::sip::message::{Message, Name};
+use crate::sip::text::{from_hex, hex};
+use std::net::SocketAddr;
+
+/// Octets of the INVITE: the size of one from a usual desk phone with five codecs.
+pub const INVITE_OCTETS: usize = 900;
+
+/// What stands in the template where a number is to go.
+const HOLE: &str = "################";
+
+/// A template with three holes of 16 hexadecimal digits each.
+#[derive(Clone, Debug)]
+pub struct Invite {
+    text: Box<[u8]>,
+    branch_at: usize,
+    tag_at: usize,
+    call_id_at: usize,
+    /// Our Via as it is sent, up to the hole and from the hole to `;rport`.
+    via: (Box<[u8]>, Box<[u8]>),
+    /// Differs from run to run, so that an answer of an earlier one is recognised.
+    key: u64,
+}
+
+impl Invite {
+    /// The INVITE of a client at `client` to an element at `target`.
+    pub fn new(client: SocketAddr, target: SocketAddr, key: u64) -> Invite {
+        let sdp = |padding: usize| {
+            format!(
+                "v=0\r\no=alice 2890844526 2890844526 IN IP4 {ip}\r\ns={dashes}\r\nc=IN IP4 {ip}\r\nt=0 0\r\n\
+                 m=audio 49170 RTP/AVP 8 0 9 18 101\r\na=rtpmap:8 PCMA/8000\r\na=rtpmap:0 PCMU/8000\r\n\
+                 a=rtpmap:9 G722/8000\r\na=rtpmap:18 G729/8000\r\na=rtpmap:101 telephone-event/8000\r\n\
+                 a=fmtp:101 0-15\r\na=sendrecv\r\n",
+                ip = client.ip(),
+                dashes = "-".repeat(padding + 1),
+            )
+        };
+        let head = |length: usize| {
+            format!(
+                "INVITE sip:+493012345678@{target} SIP/2.0\r\nVia: SIP/2.0/UDP {client};branch=z9hG4bK{HOLE};rport\r\n\
+                 Max-Forwards: 70\r\nFrom: \"Alice\" <sip:+498912345678@{target}>;tag={HOLE}\r\n\
+                 To: <sip:+493012345678@{target}>\r\nCall-ID: {HOLE}@{ip}\r\nCSeq: 1 INVITE\r\n\
+                 Contact: <sip:+498912345678@{client}>\r\nAllow: INVITE,ACK,BYE,CANCEL,OPTIONS,UPDATE\r\n\
+                 User-Agent: viahop-load\r\nContent-Type: application/sdp\r\nContent-Length: {length}\r\n\r\n",
+                ip = client.ip(),
+            )
+        };
+        // Content-Length has three digits with and without the padding.
+        let padding = INVITE_OCTETS.saturating_sub(head(300).len() + sdp(0).len());
+        let body = sdp(padding);
+        let text = head(body.len()) + &body;
+        let mut holes = text.match_indices(HOLE).map(|(at, _)| at);
+        let mut hole = || holes.next().expect("the template above has three holes");
+        let (branch_at, tag_at, call_id_at) = (hole(), hole(), hole());
+        let via = format!("SIP/2.0/UDP {client};branch=z9hG4bK");
+        Invite {
+            text: text.into_bytes().into(),
+            branch_at,
+            tag_at,
+            call_id_at,
+            via: (via.into_bytes().into(), b";rport".as_slice().into()),
+            key,
+        }
+    }
+
+    /// Writes INVITE number `number` to the front of `room` and says how long it is.
+    #[inline]
+    pub fn write(&self, number: u32, room: &mut [u8]) -> usize {
+        let room = &mut room[..self.text.len()];
+        room.copy_from_slice(&self.text);
+        let id = self.id(number);
+        let mut put = |at: usize, digits: u64| room[at..at + 16].copy_from_slice(&hex(digits));
+        put(self.branch_at, mix(id));
+        put(self.tag_at, mix(!id));
+        put(self.call_id_at, id);
+        room.len()
+    }
+
+    /// Which of our INVITEs this message belongs to, by its Call-ID.
+    #[inline]
+    pub fn number_of(&self, message: &Message<'_>) -> Option<u32> {
+        let id = from_hex(message.value(Name::CallId)?)?;
+        let plain = unmix(id) ^ self.key;
+        u32::try_from(plain).ok()
+    }
+
+    /// Whether the Vias of a response are what they have to be: our own, unchanged, and nothing else.
+    pub fn is_via_stack_ours(&self, response: &Message<'_>, number: u32) -> bool {
+        let mut vias = response.values(Name::Via);
+        let (Some(via), None) = (vias.next(), vias.next()) else { return false };
+        let Some(rest) = via.strip_prefix(&*self.via.0) else { return false };
+        let Some(rest) = rest.strip_prefix(&hex(mix(self.id(number)))) else { return false };
+        // What a hop on the way may fill in: `;rport=PORT;received=ADDRESS`.
+        rest.starts_with(&self.via.1) && !rest.contains(&b',')
+    }
+
+    fn id(&self, number: u32) -> u64 {
+        mix(u64::from(number) ^ self.key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sip::message::{Method, Rows, Start};
+
+    fn invite() -> Invite {
+        Invite::new("127.0.0.1:40000".parse().unwrap(), "127.0.0.1:5060".parse().unwrap(), 99 << 32)
+    }
+
+    #[test]
+    fn it_has_900_octets_and_is_an_invite() {
+        let mut room = [0; 2000];
+        let len = invite().write(7, &mut room);
+        assert_eq!(len, INVITE_OCTETS);
+        let mut rows = Rows::default();
+        let message = Message::read(&room[..len], &mut rows).unwrap();
+        assert!(matches!(message.start, Start::Request(Method::Invite, _)));
+        assert!(message.body.ends_with(b"a=sendrecv\r\n"));
+        assert_eq!(invite().number_of(&message), Some(7));
+    }
+
+    #[test]
+    fn ipv6_and_short_ports_have_900_octets_too() {
+        for (client, target) in [("[::1]:9", "[::1]:8"), ("127.0.0.1:1", "127.0.0.1:2"), ("192.168.100.100:50000", "192.168.100.101:50000")] {
+            let invite = Invite::new(client.parse().unwrap(), target.parse().unwrap(), 0);
+            assert_eq!(invite.write(0, &mut [0; 2000]), INVITE_OCTETS, "{client}");
+        }
+    }
+
+    #[test]
+    fn one_differs_from_the_next_and_from_another_run() {
+        let (mut one, mut other) = ([0; 900], [0; 900]);
+        invite().write(1, &mut one);
+        invite().write(2, &mut other);
+        assert_ne!(one, other);
+        let mut rows = Rows::default();
+        let message = Message::read(&one, &mut rows).unwrap();
+        let another_run = Invite { key: 98 << 32, ..invite() };
+        assert_eq!(another_run.number_of(&message), None);
+    }
+
+    #[test]
+    fn only_our_own_via_is_ours() {
+        let invite = invite();
+        let mut room = [0; 900];
+        invite.write(3, &mut room);
+        let own = String::from_utf8(room.to_vec()).unwrap();
+        let own = own.lines().nth(1).unwrap();
+        let check = |vias: &str| {
+            let text = format!("SIP/2.0 200 OK\r\n{vias}\r\n\r\n");
+            let mut rows = Rows::default();
+            invite.is_via_stack_ours(&Message::read(text.as_bytes(), &mut rows).unwrap(), 3)
+        };
+        assert!(check(own));
+        assert!(check(&format!("{own}=40000;received=127.0.0.1")));
+        assert!(!check(&format!("{own}\r\n{own}")));
+        assert!(!check(&own.replace("127.0.0.1", "127.0.0.2")));
+        assert!(!check(&own.replace(";rport", "")));
+        assert!(!check(&format!("{own}, SIP/2.0/UDP h")));
+        assert!(!check("To: nobody"));
+    }
+}

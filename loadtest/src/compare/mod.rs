@@ -1,0 +1,20 @@
+//! Measures elements against each other: started one after the other, in interleaved rounds, on the same core, under the
+//! same load. Absolute figures of a shared machine drift by the minute; ratios within a round do not.
+//!
+//! ```text
+//!   core A: the driver                       core B: the element
+//!   client socket ── INVITE, 900 octets ──►  ┌──────────┐
+//!        ▲                                   │ viahop,  │ ──► sink socket
+//!        └────────────── 200 ◄────────────── │ relay, … │ ◄── 200, all rows copied
+//!                                            └──────────┘
+//! ```
+//!
+//! [`driver`] is the load and what it sees, [`element`] starts and stops what is measured, [`rounds`] puts them together
+//! and [`table`] prints. The driver is not the generator of calls: it has one kind of transaction and no timers, so that
+//! it can outrun any element from one core.
+
+pub mod driver;
+pub mod element;
+pub mod invite;
+pub mod rounds;
+pub mod table;

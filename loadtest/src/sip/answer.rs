@@ -1,0 +1,169 @@
+//! The part of an answer that is copied from its request (RFC 3261 8.2.6).
+
+use super::message::{Message, Name};
+use super::text::Text;
+use super::value::{param, split_first, tag};
+use crate::sys::address::Address;
+use std::io::Write;
+
+/// Writes the rows an answer takes from its request: Via, Record-Route, From, To, Call-ID and CSeq, each as it came but
+/// for what RFC 3261 18.2.1 and RFC 3581 4 add to the top Via, and for the tag of the To. Without a tag (a 100), the To
+/// stays as it is. Record-Route is copied by whoever opens a dialog.
+///
+/// `false`: the request lacks one of the rows every request has, so nobody could answer it.
+pub fn echo(request: &Message<'_>, source: Address, to_tag: &[u8], record_route: bool, out: &mut Text<'_>) -> bool {
+    let mut first = true;
+    for via in request.values(Name::Via) {
+        out.put(b"Via: ");
+        if first {
+            put_top_via(via, source, out);
+            first = false;
+        } else {
+            out.put(via);
+        }
+        out.put(b"\r\n");
+    }
+    if record_route {
+        for route in request.values(Name::RecordRoute) {
+            put_row(b"Record-Route: ", route, out);
+        }
+    }
+    let (Some(from), Some(to)) = (request.value(Name::From), request.value(Name::To)) else { return false };
+    let (Some(call_id), Some(cseq)) = (request.value(Name::CallId), request.value(Name::CSeq)) else { return false };
+    put_row(b"From: ", from, out);
+    out.put(b"To: ");
+    out.put(to);
+    if !to_tag.is_empty() && tag(to).is_none() {
+        out.put(b";tag=");
+        out.put(to_tag);
+    }
+    out.put(b"\r\n");
+    put_row(b"Call-ID: ", call_id, out);
+    put_row(b"CSeq: ", cseq, out);
+    !first
+}
+
+fn put_row(name: &[u8], value: &[u8], out: &mut Text<'_>) {
+    out.put(name);
+    out.put(value);
+    out.put(b"\r\n");
+}
+
+fn put_top_via(values: &[u8], source: Address, out: &mut Text<'_>) {
+    let (via, rest) = split_first(values);
+    match param(via, b"rport") {
+        //= RFC 3581 section 4
+        //# When a server compliant to this specification (which can be a proxy or UAS) receives a request, it examines
+        //# the topmost Via header field value.  If this Via header field value contains an "rport" parameter with no
+        //# value, it MUST set the value of the parameter to the source port of the request.
+        Some(b"") => {
+            // The parameter ends the value or is followed by `;`, so it is found by its own text.
+            let at = find_rport(via);
+            out.put(&via[..at]);
+            out.put(b"rport=");
+            out.put_number(u64::from(source.port()));
+            out.put(&via[at + b"rport".len()..]);
+            put_received(source, out);
+        }
+        Some(_) => out.put(via),
+        //= RFC 3261 section 18.2.1
+        //# If the host portion of the "sent-by" parameter contains a domain name, or if it contains an IP address that
+        //# differs from the packet source address, the server MUST add a "received" parameter to that Via header field
+        //# value.
+        None => {
+            out.put(via);
+            let named = super::value::sent_by(via).and_then(|(host, port)| super::value::address(host, port));
+            if named.is_none_or(|named| named.ip() != source.to_std().ip()) && param(via, b"received").is_none() {
+                put_received(source, out);
+            }
+        }
+    }
+    if let Some(rest) = rest {
+        out.put(b", ");
+        out.put(rest);
+    }
+}
+
+fn put_received(source: Address, out: &mut Text<'_>) {
+    let mut room = [0u8; 64];
+    let mut left = &mut room[..];
+    let _ = write!(left, ";received={}", source.to_std().ip());
+    let unused = left.len();
+    out.put(&room[..64 - unused]);
+}
+
+/// Where the parameter `rport` of this Via begins. The caller has seen that it is there.
+fn find_rport(via: &[u8]) -> usize {
+    let is_param = |at: usize| {
+        via[at..].get(..5).is_some_and(|name| name.eq_ignore_ascii_case(b"rport"))
+            && via[..at].trim_ascii_end().ends_with(b";")
+            && via[at + 5..].trim_ascii_start().first().is_none_or(|after| matches!(after, b';' | b'='))
+    };
+    (0..via.len().saturating_sub(4)).find(|&at| is_param(at)).unwrap_or(via.len().saturating_sub(5))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sip::message::Rows;
+
+    fn echoed(request: &str, source: &str, to_tag: &str) -> Option<String> {
+        let mut rows = Rows::default();
+        let message = Message::read(request.as_bytes(), &mut rows).unwrap();
+        let mut room = [0; 1024];
+        let mut out = Text::new(&mut room);
+        let source: std::net::SocketAddr = source.parse().unwrap();
+        let whole = echo(&message, Address::from(source), to_tag.as_bytes(), true, &mut out);
+        whole.then(|| String::from_utf8(out.octets().to_vec()).unwrap())
+    }
+
+    const REST: &str = "From: <sip:a@b>;tag=1\r\nTo: <sip:c@d>\r\nCall-ID: x\r\nCSeq: 1 INVITE\r\n\r\n";
+
+    #[test]
+    fn an_answer_carries_all_that_identifies_its_request() {
+        let request = format!(
+            "INVITE sip:c@d SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.1;branch=1\r\nRecord-Route: <sip:p;lr>\r\nVia: SIP/2.0/UDP b;branch=2\r\n{REST}"
+        );
+        assert_eq!(
+            echoed(&request, "192.0.2.1:5060", "t").unwrap(),
+            "Via: SIP/2.0/UDP 192.0.2.1;branch=1\r\nVia: SIP/2.0/UDP b;branch=2\r\nRecord-Route: <sip:p;lr>\r\n\
+             From: <sip:a@b>;tag=1\r\nTo: <sip:c@d>;tag=t\r\nCall-ID: x\r\nCSeq: 1 INVITE\r\n"
+        );
+    }
+
+    #[test]
+    fn the_top_via_learns_where_its_request_came_from() {
+        for (via, said) in [
+            ("SIP/2.0/UDP h;rport;branch=1", "SIP/2.0/UDP h;rport=7;branch=1;received=192.0.2.9"),
+            (
+                "SIP/2.0/UDP 192.0.2.9;branch=rport;rport",
+                "SIP/2.0/UDP 192.0.2.9;branch=rport;rport=7;received=192.0.2.9",
+            ),
+            ("SIP/2.0/UDP h;branch=1", "SIP/2.0/UDP h;branch=1;received=192.0.2.9"),
+            ("SIP/2.0/UDP 192.0.2.9:5060;branch=1", "SIP/2.0/UDP 192.0.2.9:5060;branch=1"),
+            (
+                "SIP/2.0/UDP h;rport;branch=1, SIP/2.0/UDP g",
+                "SIP/2.0/UDP h;rport=7;branch=1;received=192.0.2.9, SIP/2.0/UDP g",
+            ),
+        ] {
+            let answer = echoed(&format!("INVITE sip:c@d SIP/2.0\r\nVia: {via}\r\n{REST}"), "192.0.2.9:7", "").unwrap();
+            assert_eq!(answer.lines().next().unwrap(), format!("Via: {said}"));
+            assert!(answer.contains("To: <sip:c@d>\r\n"), "no tag was wanted");
+        }
+    }
+
+    #[test]
+    fn a_request_without_what_an_answer_needs_has_none() {
+        assert!(echoed(&format!("INVITE sip:c@d SIP/2.0\r\n{REST}"), "192.0.2.9:7", "").is_none());
+        assert!(echoed("INVITE sip:c@d SIP/2.0\r\nVia: SIP/2.0/UDP h\r\n\r\n", "192.0.2.9:7", "").is_none());
+    }
+
+    #[test]
+    fn a_tag_that_is_there_stays() {
+        let request = format!(
+            "BYE sip:c@d SIP/2.0\r\nVia: SIP/2.0/UDP h;rport\r\n{}",
+            REST.replace("<sip:c@d>", "<sip:c@d>;tag=old")
+        );
+        assert!(echoed(&request, "192.0.2.9:7", "new").unwrap().contains("To: <sip:c@d>;tag=old\r\n"));
+    }
+}

@@ -1,0 +1,267 @@
+//! Addresses as they are written in configurations: `udp:192.0.2.1:5060`, `sip:host:5060`, `host:port`, `10.0.0.0/8`.
+//!
+//! An error says which octets of the text are wrong and what to write there; the data plane's parser only says "no".
+
+use crate::dataplane::tables::Network;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+
+/// What is wrong with an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressError {
+    /// Which octets of the text.
+    pub at: Range<usize>,
+    /// What.
+    pub title: String,
+    /// What to write there, beside the place.
+    pub label: String,
+}
+
+fn error<T>(at: Range<usize>, title: impl Into<String>, label: impl Into<String>) -> Result<T, AddressError> {
+    Err(AddressError { at, title: title.into(), label: label.into() })
+}
+
+/// The port of SIP over UDP (RFC 3261 19.1.2).
+const SIP_PORT: u16 = 5060;
+
+/// A host, by name or address, and a port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostPort {
+    /// A name in lower case, or an address without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl HostPort {
+    /// The address, if the host is one.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.host.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, self.port))
+    }
+}
+
+impl std::fmt::Display for HostPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') {
+            return write!(f, "[{}]:{}", self.host, self.port);
+        }
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// `HOST`, `HOST:PORT`, `[IPv6]` or `[IPv6]:PORT`; without a port, 5060.
+pub fn host_port(text: &str) -> Result<HostPort, AddressError> {
+    host_port_at(text, 0)
+}
+
+fn host_port_at(text: &str, start: usize) -> Result<HostPort, AddressError> {
+    let all = start..start + text.len();
+    if text.is_empty() {
+        return error(all, "the host is missing", "write a name or an address here");
+    }
+    let (host, port_at) = if let Some(inner) = text.strip_prefix('[') {
+        let Some(end) = inner.find(']') else {
+            return error(all, format!("`{text}` has no closing bracket"), "an IPv6 address stands in `[` and `]`");
+        };
+        (&inner[..end], end + 2)
+    } else if text.matches(':').count() > 1 {
+        return error(
+            all,
+            format!("`{text}` is not a host and a port"),
+            format!("an IPv6 address is written `[{text}]`"),
+        );
+    } else {
+        let end = text.find(':').unwrap_or(text.len());
+        (&text[..end], end)
+    };
+    let host_span = start + usize::from(text.starts_with('['))..start + usize::from(text.starts_with('[')) + host.len();
+    let host = host_name(host, host_span, text.starts_with('['))?;
+    let rest = &text[port_at..];
+    if rest.is_empty() {
+        return Ok(HostPort { host, port: SIP_PORT });
+    }
+    let Some(port) = rest.strip_prefix(':') else {
+        return error(
+            start + port_at..all.end,
+            format!("`{rest}` does not belong behind the host"),
+            "a `:` and a port may",
+        );
+    };
+    let port = port_number(port, start + port_at + 1..all.end)?;
+    Ok(HostPort { host, port })
+}
+
+fn host_name(host: &str, at: Range<usize>, bracketed: bool) -> Result<String, AddressError> {
+    if bracketed {
+        return match host.parse::<std::net::Ipv6Addr>() {
+            Ok(address) => Ok(address.to_string()),
+            Err(_) => error(at, format!("`{host}` is not an IPv6 address"), "only IPv6 addresses stand in brackets"),
+        };
+    }
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(address.to_string());
+    }
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.bytes().all(|octet| octet.is_ascii_alphanumeric() || matches!(octet, b'-' | b'_'))
+    };
+    let name = host.strip_suffix('.').unwrap_or(host);
+    // A last label of digits alone would be an address (RFC 3696 2), and one with an error in it.
+    let looks_like_address =
+        name.rsplit('.').next().is_some_and(|last| last.bytes().all(|octet| octet.is_ascii_digit()));
+    if looks_like_address {
+        return error(
+            at,
+            format!("`{host}` is not an IPv4 address"),
+            "four numbers from 0 to 255, with dots between them",
+        );
+    }
+    if name.len() > 253 || !name.split('.').all(is_label) {
+        return error(at, format!("`{host}` is not a host name"), "letters, digits, `-` and `.`");
+    }
+    Ok(name.to_ascii_lowercase())
+}
+
+fn port_number(port: &str, at: Range<usize>) -> Result<u16, AddressError> {
+    match port.parse::<u16>() {
+        Ok(0) => error(at, "port 0 is no port", "a number from 1 to 65535"),
+        Ok(number) if port.bytes().all(|octet| octet.is_ascii_digit()) => Ok(number),
+        _ if port.is_empty() => {
+            error(at.start - 1..at.end, "the port is missing", "a number from 1 to 65535 behind the `:`")
+        }
+        _ if port.bytes().all(|octet| octet.is_ascii_digit()) => {
+            error(at, format!("port {port} is too large"), "a number from 1 to 65535")
+        }
+        _ if port.contains(['O', 'o']) && port.replace(['O', 'o'], "0").parse::<u16>().is_ok() => {
+            let place = at.start + port.find(['O', 'o']).unwrap_or(0);
+            let title = format!("port `{port}` is not a number");
+            error(
+                place..place + 1,
+                title,
+                format!("the letter {}, not the digit 0", &port[place - at.start..=place - at.start]),
+            )
+        }
+        _ => error(at, format!("port `{port}` is not a number"), "a number from 1 to 65535"),
+    }
+}
+
+/// `udp:ADDRESS:PORT`. The address is one of this machine, or a wildcard: `0.0.0.0`, `[::]`.
+pub fn listen(text: &str) -> Result<SocketAddr, AddressError> {
+    let Some((transport, rest)) = text.split_once(':') else {
+        return error(0..text.len(), format!("`{text}` is not an address to listen on"), "write `udp:ADDRESS:PORT`");
+    };
+    match transport {
+        "udp" => {}
+        "tcp" | "tls" | "ws" | "wss" => {
+            let label = "this version listens on `udp:` only";
+            return error(0..transport.len(), format!("transport `{transport}` is not available"), label);
+        }
+        _ => {
+            return error(0..text.len(), format!("`{text}` does not say its transport"), format!("write `udp:{text}`"));
+        }
+    }
+    let parsed = host_port_at(rest, 4)?;
+    match parsed.address() {
+        Some(address) => Ok(address),
+        None => {
+            let end = 4 + parsed.host.len();
+            let label = "an address of this machine, or `0.0.0.0` for all of them";
+            error(4..end, format!("`{}` is a name", parsed.host), label)
+        }
+    }
+}
+
+/// A backend's URI: `sip:HOST`, `sip:HOST:PORT`, with `;transport=udp` if one likes.
+pub fn backend_uri(text: &str) -> Result<HostPort, AddressError> {
+    let scheme = text.split(':').next().unwrap_or_default();
+    let Some(rest) = text.strip_prefix("sip:") else {
+        return match scheme {
+            "sips" => error(0..4, "`sips:` needs TLS, which this version does not speak to backends", "write `sip:`"),
+            _ => error(0..text.len(), format!("`{text}` is not a SIP URI"), format!("write `sip:{text}`")),
+        };
+    };
+    let (authority, params) = rest.split_once(';').map_or((rest, ""), |(authority, params)| (authority, params));
+    if let Some(at) = authority.find('@') {
+        return error(4..4 + at + 1, "a backend is a server, without a user", "leave this out");
+    }
+    if let Some(at) = authority.find('?') {
+        return error(4 + at..4 + authority.len(), "a backend has no headers", "leave this out");
+    }
+    let target = host_port_at(authority, 4)?;
+    let mut start = 4 + authority.len() + 1;
+    for param in params.split(';').filter(|param| !param.is_empty()) {
+        match param.split_once('=') {
+            Some(("transport", "udp")) => {}
+            Some(("transport", other)) => {
+                let label = "this version sends to backends over UDP only";
+                return error(start..start + param.len(), format!("transport `{other}` is not available"), label);
+            }
+            _ => {
+                let label = "only `transport=udp` can stand here";
+                return error(start..start + param.len(), format!("unknown URI parameter `{param}`"), label);
+            }
+        }
+        start += param.len() + 1;
+    }
+    Ok(target)
+}
+
+/// `ADDRESS/BITS`, or an address alone.
+pub fn network(text: &str) -> Result<Network, AddressError> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(Network { address, prefix: if address.is_ipv4() { 32 } else { 128 } });
+    }
+    match text.parse::<ipnet::IpNet>() {
+        Ok(network) => Ok(Network { address: network.addr(), prefix: network.prefix_len() }),
+        Err(_) => {
+            error(0..text.len(), format!("`{text}` is not a network"), "write it like `10.0.0.0/8` or `2001:db8::/32`")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(host: &str, port: u16) -> HostPort {
+        HostPort { host: host.into(), port }
+    }
+
+    #[test]
+    fn addresses_are_read_as_written() {
+        assert_eq!(host_port("Example.NET."), Ok(host("example.net", 5060)));
+        assert_eq!(host_port("10.0.0.1:5070"), Ok(host("10.0.0.1", 5070)));
+        assert_eq!(host_port("[2001:DB8::1]:5061"), Ok(host("2001:db8::1", 5061)));
+        assert_eq!(host("2001:db8::1", 5061).to_string(), "[2001:db8::1]:5061");
+        assert_eq!(listen("udp:0.0.0.0:5060"), Ok("0.0.0.0:5060".parse().unwrap()));
+        assert_eq!(listen("udp:[::]"), Ok("[::]:5060".parse().unwrap()));
+        assert_eq!(backend_uri("sip:a.example.net;transport=udp"), Ok(host("a.example.net", 5060)));
+        assert_eq!(network("10.1.2.3/8").unwrap().prefix, 8);
+        assert_eq!(network("::1").unwrap().prefix, 128);
+    }
+
+    #[test]
+    fn errors_point_at_the_octets_that_are_wrong() {
+        let rows = [
+            (backend_uri("sip:10.0.0.12:506O").unwrap_err(), 17..18, "the letter O, not the digit 0"),
+            (backend_uri("sip:10.0.0.12:70000").unwrap_err(), 14..19, "a number from 1 to 65535"),
+            (backend_uri("sip:10.0.0.12:").unwrap_err(), 13..14, "a number from 1 to 65535 behind the `:`"),
+            (backend_uri("sip:10.0.0.256").unwrap_err(), 4..14, "four numbers from 0 to 255, with dots between them"),
+            (backend_uri("10.0.0.1").unwrap_err(), 0..8, "write `sip:10.0.0.1`"),
+            (backend_uri("sip:bob@10.0.0.1").unwrap_err(), 4..8, "leave this out"),
+            (backend_uri("sip:2001:db8::1").unwrap_err(), 4..15, "an IPv6 address is written `[2001:db8::1]`"),
+            (backend_uri("sip:a;transport=tcp").unwrap_err(), 6..19, "this version sends to backends over UDP only"),
+            (listen("0.0.0.0:5060").unwrap_err(), 0..12, "write `udp:0.0.0.0:5060`"),
+            (listen("tls:0.0.0.0:5061").unwrap_err(), 0..3, "this version listens on `udp:` only"),
+            (
+                listen("udp:sip.example.net").unwrap_err(),
+                4..19,
+                "an address of this machine, or `0.0.0.0` for all of them",
+            ),
+        ];
+        for (error, at, label) in rows {
+            assert_eq!((error.at, &error.label[..]), (at, label), "{}", error.title);
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! A configuration as it is written: the shape of the TOML file, with the place of each value. What it means is in the
+//! parent module.
+//!
+//! Every key here stands in `viahop init`, with its default and what it is for; a test sees to that.
+
+use serde::Deserialize;
+use toml::Spanned;
+
+/// A value and where it stands.
+pub type Value<T> = Option<Spanned<T>>;
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// `[balancer]`
+    #[serde(default)]
+    pub balancer: Balancer,
+    /// `[[listen]]`
+    #[serde(default)]
+    pub listen: Vec<Listen>,
+    /// `[[pool]]`
+    #[serde(default)]
+    pub pool: Vec<Pool>,
+    /// `[[route]]`
+    #[serde(default)]
+    pub route: Vec<Route>,
+    /// `[policy]`
+    #[serde(default)]
+    pub policy: Policy,
+    /// `[admin]`
+    #[serde(default)]
+    pub admin: Admin,
+    /// `[log]`
+    #[serde(default)]
+    pub log: Log,
+}
+
+/// What concerns the process as a whole.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Balancer {
+    /// Cores to run on.
+    pub cores: Value<Vec<Spanned<i64>>>,
+    /// Or how many of those there are.
+    pub shards: Value<i64>,
+    /// The fleet's secret.
+    pub secret: Value<String>,
+    /// Or the file it stands in.
+    pub secret_file: Value<String>,
+    /// Addresses to send to backends from.
+    pub egress: Value<Vec<Spanned<String>>>,
+    /// Octets of each socket's receive buffer.
+    pub receive_buffer: Value<i64>,
+    /// Octets of each socket's send buffer.
+    pub send_buffer: Value<i64>,
+    /// How long to go on serving after SIGTERM.
+    pub drain: Value<String>,
+}
+
+/// An address to receive on.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listen {
+    /// `udp:ADDRESS:PORT`
+    pub address: Spanned<String>,
+    /// What rules and metrics call it.
+    pub name: Value<String>,
+    /// What the world calls it.
+    pub advertise: Value<String>,
+    /// `outside` or `inside`.
+    pub side: Value<String>,
+}
+
+/// A set of backends.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pool {
+    /// What rules and metrics call it.
+    pub name: Value<String>,
+    /// What makes a call sticky.
+    pub affinity: Value<String>,
+    /// How a backend is found.
+    pub strategy: Value<String>,
+    /// How backends are watched.
+    #[serde(default)]
+    pub health: Health,
+    /// The backends.
+    #[serde(default)]
+    pub backend: Vec<Backend>,
+}
+
+/// A server.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backend {
+    /// `sip:HOST:PORT`
+    pub uri: Spanned<String>,
+    /// What metrics call it, and what its identity is made of.
+    pub name: Value<String>,
+    /// Share of new keys.
+    pub weight: Value<i64>,
+    /// Order, for `strategy = "priority"`.
+    pub priority: Value<i64>,
+}
+
+/// How the backends of a pool are watched.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    /// Whether they are.
+    pub probe: Value<bool>,
+    /// From one OPTIONS to the next.
+    pub interval: Value<String>,
+    /// How long an answer may take.
+    pub timeout: Value<String>,
+    /// Failures until it is down.
+    pub fall: Value<i64>,
+    /// Successes until it is up.
+    pub rise: Value<i64>,
+    /// Codes that mean success.
+    pub ok: Value<Vec<Spanned<String>>>,
+}
+
+/// Which pool takes what.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// What explanations call it.
+    pub name: Value<String>,
+    /// Methods it is for.
+    pub methods: Value<Vec<Spanned<String>>>,
+    /// Hosts of the Request-URI it is for.
+    pub domains: Value<Vec<Spanned<String>>>,
+    /// Names of listeners it is for.
+    pub listen: Value<Vec<Spanned<String>>>,
+    /// Name of the pool.
+    pub pool: Spanned<String>,
+}
+
+/// The operator's choices.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// Networks inside.
+    pub inside: Value<Vec<Spanned<String>>>,
+    /// Further names that mean us.
+    pub aliases: Value<Vec<Spanned<String>>>,
+    /// `ignore` or `refuse`.
+    pub foreign_route: Value<String>,
+    /// Schemes of Request-URIs.
+    pub schemes: Value<Vec<Spanned<String>>>,
+    /// Option tags passed on.
+    pub proxy_require: Value<Vec<Spanned<String>>>,
+}
+
+/// The HTTP endpoint.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Admin {
+    /// `ADDRESS:PORT`, or `off`.
+    pub listen: Value<String>,
+    /// Whether that may be an address that others reach.
+    pub allow_remote: Value<bool>,
+}
+
+/// What is written to standard error.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// `text`, `json` or `auto`.
+    pub format: Value<String>,
+    /// `error`, `warn`, `info` or `debug`.
+    pub level: Value<String>,
+}

@@ -1,0 +1,248 @@
+//! A configuration as it is meant. One that is wrong cannot be had: reading gives a [`Config`] or a [`Report`] that says
+//! what is wrong, where, and what to write instead.
+//!
+//! ```text
+//! TOML ─► file::File ─► Config          everything that can be said without looking at the machine or the network
+//! flags ──────┘
+//! ```
+//!
+//! Names are looked up in `resolve`; sockets are tried in `check`.
+
+pub mod address;
+pub mod file;
+pub mod problem;
+
+mod read;
+
+use crate::dataplane::sip::start_line::Method;
+use crate::dataplane::sip::uri::Scheme;
+use crate::dataplane::tables::{Affinity, ForeignRoute, Network, Side, Strategy};
+use address::HostPort;
+use problem::{Problem, Report, Source};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Everything viahop can be told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where shards run.
+    pub cores: Cores,
+    /// Addresses to receive on; at least one.
+    pub listeners: Vec<Listen>,
+    /// Pools; at least one, each with at least one backend.
+    pub pools: Vec<Pool>,
+    /// Rules, in order.
+    pub routes: Vec<Route>,
+    /// The operator's choices.
+    pub policy: Policy,
+    /// Where HTTP is served; `None`: nowhere.
+    pub admin: Option<SocketAddr>,
+    /// Where the secret is.
+    pub secret: Secret,
+    /// The address to send to IPv4 backends from, if not the kernel's choice.
+    pub egress_v4: Option<Ipv4Addr>,
+    /// Likewise for IPv6.
+    pub egress_v6: Option<Ipv6Addr>,
+    /// Octets of each socket's receive buffer.
+    pub receive_buffer: usize,
+    /// Octets of each socket's send buffer.
+    pub send_buffer: usize,
+    /// How long to go on serving after SIGTERM, at most.
+    pub drain: Duration,
+    /// What is written to standard error.
+    pub log: Log,
+}
+
+/// Where shards run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Cores {
+    /// One on each core this process may use.
+    All,
+    /// So many, on the first of those cores.
+    Count(usize),
+    /// One on each of these.
+    List(Vec<usize>),
+}
+
+/// An address to receive on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listen {
+    /// What rules and metrics call it.
+    pub name: String,
+    /// What it is bound to.
+    pub address: SocketAddr,
+    /// What the world calls it.
+    pub advertise: Option<HostPort>,
+    /// Who is on the other side.
+    pub side: Side,
+    /// Where it stands in the source.
+    pub at: Range<usize>,
+}
+
+/// A set of backends.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pool {
+    /// What rules and metrics call it.
+    pub name: String,
+    /// What makes a call sticky.
+    pub affinity: Affinity,
+    /// How a backend is found.
+    pub strategy: Strategy,
+    /// How backends are watched, if they are.
+    pub health: Option<Health>,
+    /// The backends.
+    pub backends: Vec<Backend>,
+}
+
+/// A server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Backend {
+    /// What metrics call it, and what its identity is made of.
+    pub name: String,
+    /// Where it is.
+    pub target: HostPort,
+    /// Share of new keys.
+    pub weight: u32,
+    /// Order, for [`Strategy::Priority`].
+    pub priority: u32,
+    /// Where it stands in the source.
+    pub at: Range<usize>,
+}
+
+/// How the backends of a pool are watched.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Health {
+    /// From one OPTIONS to the next.
+    pub interval: Duration,
+    /// How long an answer may take; at most `interval`.
+    pub timeout: Duration,
+    /// Failures in a row until it is down.
+    pub fall: u32,
+    /// Successes in a row until it is up.
+    pub rise: u32,
+    /// Codes that mean success: ranges, ends included.
+    pub ok: Vec<(u16, u16)>,
+}
+
+impl Health {
+    /// Whether a final response of this code means that the backend is alive.
+    pub fn is_ok(&self, code: u16) -> bool {
+        self.ok.iter().any(|&(first, last)| (first..=last).contains(&code))
+    }
+}
+
+/// Which pool takes what.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// What explanations call it.
+    pub name: String,
+    /// Methods it is for, if not all.
+    pub methods: Option<Vec<Method>>,
+    /// Hosts it is for, if not all.
+    pub domains: Option<Vec<String>>,
+    /// Indexes of listeners it is for, if not all.
+    pub listeners: Option<Vec<u8>>,
+    /// Index of the pool.
+    pub pool: u16,
+}
+
+/// The operator's choices.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// Networks whose hosts count as inside.
+    pub inside: Vec<Network>,
+    /// Further names that mean us, with a port if only that one does.
+    pub aliases: Vec<HostPort>,
+    /// What to do about next hops that clients ask for.
+    pub foreign_route: ForeignRoute,
+    /// Schemes of Request-URIs that are passed on.
+    pub schemes: Vec<Scheme>,
+    /// Option tags of Proxy-Require that are passed on, in lower case.
+    pub proxy_require: Vec<String>,
+}
+
+/// Where the fleet's secret is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Secret {
+    /// In a file of ours, which is written if there is none yet.
+    Own,
+    /// In the configuration.
+    Given(String),
+    /// In a file of the operator's.
+    File(PathBuf),
+}
+
+/// What is written to standard error.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    /// How.
+    pub format: LogFormat,
+    /// How much.
+    pub level: tracing::Level,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text: coloured on a terminal.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A configuration, with what is not quite right about it, and its source for errors found later.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What is meant.
+    pub config: Config,
+    /// Warnings.
+    pub warnings: Vec<Problem>,
+    /// What it was read from.
+    pub source: Source,
+}
+
+/// Reads the file at `path`.
+///
+/// # Errors
+/// The file cannot be read, or what it says cannot be done.
+pub fn load(path: &Path) -> Result<Loaded, Report> {
+    let name = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(Source { name, text }),
+        Err(error) => {
+            let problem = Problem::error(0..0, format!("cannot read {name}: {error}"), "");
+            let help = "`viahop init > viahop.toml` writes one to start from";
+            let problems = vec![Problem { at: None, help: Some(help.into()), ..problem }];
+            Err(Report { source: Source { name, text: String::new() }, problems })
+        }
+    }
+}
+
+/// Reads a configuration in TOML.
+///
+/// # Errors
+/// What it says cannot be done.
+pub fn parse(source: Source) -> Result<Loaded, Report> {
+    match toml::from_str::<file::File>(&source.text) {
+        Ok(file) => read(&file, source),
+        Err(error) => {
+            let problem = read::toml_problem(&error, &source.text);
+            Err(Report { source, problems: vec![problem] })
+        }
+    }
+}
+
+/// Finds out what `file` means, which was read from `source`.
+///
+/// # Errors
+/// What it says cannot be done.
+pub fn read(file: &file::File, source: Source) -> Result<Loaded, Report> {
+    let (config, problems) = read::read(file, &source.text);
+    let report = Report { source, problems };
+    match config {
+        Some(config) if !report.is_error() => Ok(Loaded { config, warnings: report.problems, source: report.source }),
+        _ => Err(report),
+    }
+}
