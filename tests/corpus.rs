@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::path::{Path as FilePath, PathBuf};
+use support::corpus::{foreign, own};
 use support::{BACKENDS, CLIENT, Outcome, Path, tables};
 use viahop::dataplane::verdict::{Answer, Verdict};
 
@@ -15,10 +15,6 @@ const LATER: [(&str, &str); 3] = [
     ("f22-path-tampered.sip", "Path flow tokens"),
     ("f23-path-flow-gone.sip", "Path flow tokens of connections"),
 ];
-
-fn own() -> PathBuf {
-    FilePath::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/own")
-}
 
 struct Case {
     file: String,
@@ -129,19 +125,8 @@ fn own_corpus_gets_the_verdicts_of_its_manifest() {
     assert!(checked > 130, "{checked}");
 }
 
-fn foreign_corpus(name: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("VIAHOP_CORPUS").map(PathBuf::from);
-    let root = root.unwrap_or_else(|| FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus"));
-    let folder = root.join(name);
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    println!("skipped: no corpus at {} (set VIAHOP_CORPUS)", folder.display());
-    None
-}
-
 fn torture(name: &str) {
-    let Some(folder) = foreign_corpus(name) else { return };
+    let Some(folder) = foreign(name) else { return };
     let expected = std::fs::read_to_string(folder.join("EXPECTED.tsv")).unwrap();
     let mut wrong = Vec::new();
     let mut checked = 0;

@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod corpus;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use viahop::dataplane::counters::{BackendCounters, Kind};

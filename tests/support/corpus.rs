@@ -1,0 +1,35 @@
+//! The messages that tests are fed with: this project's own, and those of RFC 4475 and RFC 5118 where they are at hand.
+
+use std::path::{Path, PathBuf};
+
+/// The folder of this project's own messages.
+pub fn own() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/own")
+}
+
+/// The folder called `name` of the corpus of other people's messages: below what `VIAHOP_CORPUS` names, or below
+/// `../shared/corpus`. Says so where there is none.
+pub fn foreign(name: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("VIAHOP_CORPUS").map(PathBuf::from);
+    let root = root.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus"));
+    let folder = root.join(name);
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    println!("skipped: no corpus at {} (set VIAHOP_CORPUS)", folder.display());
+    None
+}
+
+/// All messages there are, with the names of their files, in the order of these.
+pub fn messages() -> Vec<(String, Vec<u8>)> {
+    let folders = [Some(own()), foreign("rfc4475"), foreign("rfc5118")];
+    let files = folders.into_iter().flatten().flat_map(|folder| std::fs::read_dir(folder).unwrap());
+    let paths = files.map(|file| file.unwrap().path());
+    let mut messages: Vec<_> = paths
+        .filter(|path| path.extension().is_some_and(|end| ["sip", "bin", "dat"].iter().any(|known| end == *known)))
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&path).unwrap()))
+        .collect();
+    messages.sort();
+    assert!(messages.len() >= 178, "{}", messages.len());
+    messages
+}
