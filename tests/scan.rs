@@ -107,7 +107,7 @@ fn places(message: &[u8]) -> Vec<usize> {
     scalar::scan(message, &mut scan);
     let body = scan.body as usize;
     // The step has no factor in common with a block's 64 octets.
-    let some = (0..message.len()).step_by(message.len() / 64 | 1);
+    let some = (0..message.len()).step_by((message.len() / 64) | 1);
     let mut places: Vec<_> = some.chain(body.saturating_sub(80)..(body + 80).min(message.len())).collect();
     places.sort_unstable();
     places.dedup();

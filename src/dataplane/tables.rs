@@ -295,7 +295,7 @@ impl Tables {
 
     /// Whether `address` is one of ours.
     pub fn is_own_address(&self, address: SocketAddr) -> bool {
-        self.own.iter().any(|own| *own == OwnName::Address(address))
+        self.own.contains(&OwnName::Address(address))
     }
 
     /// Whether a message that came from `source` comes from inside.

@@ -282,6 +282,8 @@ pub mod hex {
     use crate::dataplane::text::Text;
 
     const EACH: u64 = 0x0101_0101_0101_0101;
+    /// The highest bit of each octet.
+    const TOPS: u64 = 0x80 * EACH;
 
     /// Writes `octets`, at most 64 of them, as twice as many letters.
     #[inline(always)]
@@ -334,7 +336,7 @@ pub mod hex {
     #[inline(always)]
     pub fn decode(text: &[u8], octets: &mut [u8]) -> Option<usize> {
         let len = text.len() / 2;
-        if text.len() % 2 != 0 || len > octets.len() {
+        if !text.len().is_multiple_of(2) || len > octets.len() {
             return None;
         }
         let mut strange = 0;
@@ -361,16 +363,16 @@ pub mod hex {
     #[inline(always)]
     const fn digits(letters: [u8; 8]) -> (u32, u64) {
         let word = u64::from_be_bytes(letters);
-        let high = word & 0x80 * EACH;
-        let word = word & !(0x80 * EACH);
+        let high = word & TOPS;
+        let word = word & !TOPS;
         // A bit per octet, in its place 7, for what is in a range: adding carries into it from the range's first octet
         // on, and, for the octet behind its last, out of it again.
-        let digit = (word + (0x80 - b'0' as u64) * EACH) & !(word + (0x7f - b'9' as u64) * EACH) & 0x80 * EACH;
-        let lower = word | 0x20 * EACH;
-        let letter = (lower + (0x80 - b'a' as u64) * EACH) & !(lower + (0x7f - b'f' as u64) * EACH) & 0x80 * EACH;
-        let strange = high | (digit | letter) ^ 0x80 * EACH;
+        let digit = (word + (0x80 - b'0' as u64) * EACH) & !(word + (0x7f - b'9' as u64) * EACH) & TOPS;
+        let lower = word | (0x20 * EACH);
+        let letter = (lower + (0x80 - b'a' as u64) * EACH) & !(lower + (0x7f - b'f' as u64) * EACH) & TOPS;
+        let strange = high | ((digit | letter) ^ TOPS);
         // `0` to `9` are their low four bits; of letters these count from one, so nine more.
-        let bits = (word & 0x0f * EACH) + (letter >> 7) * 9;
+        let bits = (word & (0x0f * EACH)) + (letter >> 7) * 9;
         let bits = (bits | bits >> 4) & 0x00ff_00ff_00ff_00ff;
         let bits = (bits | bits >> 8) & 0x0000_ffff_0000_ffff;
         ((bits | bits >> 16) as u32, strange)

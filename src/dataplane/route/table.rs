@@ -155,7 +155,7 @@ fn minus_log2(u: u64) -> u64 {
     let index = (fraction >> (63 - LOG_BITS)) as usize;
     let within = (fraction >> (63 - LOG_BITS - 32)) & u64::from(u32::MAX);
     let (low, high) = (LOG2[index], LOG2[index + 1]);
-    let log2_fraction = low + ((high - low) * within >> 32);
+    let log2_fraction = low + (((high - low) * within) >> 32);
     // -log2(u / 2^64) = 64 - (63 - leading) - log2(1 + fraction)
     ((leading + 1) << 32) - log2_fraction
 }

@@ -138,7 +138,7 @@ impl Faults {
 }
 
 /// The result of a scan. Rows are the *first* of their kind; [`Scan::is_repeated`] tells whether there are more.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scan {
     /// The start line without its line end. Empty if the message is nothing but line ends.
     pub start_line: Span,
@@ -164,19 +164,6 @@ pub(super) struct Kinds {
 
 /// Index of the row that takes what nobody asks for. Writing it costs less than the branch around it.
 pub(super) const DISCARD: usize = OTHER;
-
-impl Default for Scan {
-    fn default() -> Scan {
-        Scan {
-            start_line: Span::default(),
-            headers: 0,
-            body: 0,
-            faults: Faults::default(),
-            kinds: Kinds::default(),
-            rows: [Row::default(); 16],
-        }
-    }
-}
 
 impl Scan {
     /// The first row of `kind`.

@@ -154,11 +154,15 @@ impl Param {
     }
 }
 
+/// Behind a semicolon stands something that is no parameter.
+#[derive(Clone, Copy, Debug)]
+pub struct NotAParam;
+
 /// Reads the next `*( SEMI generic-param )`. `Ok(None)` if no semicolon comes next; `Err` if none can be read there.
 ///
 /// A value without quotes ends where it must, at a semicolon, a comma or white space, and holds whatever phones write.
 #[inline(always)]
-pub fn next_param(cursor: &mut Cursor<'_>) -> Result<Option<Param>, ()> {
+pub fn next_param(cursor: &mut Cursor<'_>) -> Result<Option<Param>, NotAParam> {
     let start = cursor.at();
     if !cursor.take(b';') && !cursor.take_separator(b';') {
         return Ok(None);
@@ -166,13 +170,13 @@ pub fn next_param(cursor: &mut Cursor<'_>) -> Result<Option<Param>, ()> {
     cursor.skip_lws();
     let name = cursor.take_until([b'=', b';', b',', b'"', b'<', b'>']);
     if name.start == name.end {
-        return Err(());
+        return Err(NotAParam);
     }
     let mut end = cursor.at();
     let value = if cursor.take(b'=') || cursor.take_separator(b'=') {
         cursor.skip_lws();
         let value = match cursor.peek() {
-            Some(b'"') => cursor.take_quoted().ok_or(())?,
+            Some(b'"') => cursor.take_quoted().ok_or(NotAParam)?,
             _ => cursor.take_until([b';', b',', b'"', b'<', b'>']),
         };
         end = cursor.at();

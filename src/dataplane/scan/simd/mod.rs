@@ -189,8 +189,9 @@ unsafe fn find_lines<'a, A: Arm>(message: &[u8], room: &'a mut [MaybeUninit<u32>
             return None;
         }
         count = add_lines(room, count, lf & header, base)?;
-        // SAFETY: `add_lines` wrote the first `count` elements.
-        return Some(unsafe { room[..count].assume_init_ref() });
+        let lines: &[MaybeUninit<u32>] = &room[..count];
+        // SAFETY: `add_lines` wrote the first `count` elements, and a `MaybeUninit<u32>` is laid out as a `u32`.
+        return Some(unsafe { core::slice::from_raw_parts(lines.as_ptr().cast(), lines.len()) });
     }
 }
 
