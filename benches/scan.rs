@@ -4,7 +4,8 @@
 
 mod support;
 
-use criterion::{Criterion, Throughput, black_box, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use std::hint::black_box;
 use viahop::dataplane::scan::{Scan, Scanner, scalar};
 use viahop::dataplane::sip::header::HeaderKind;
 

@@ -131,6 +131,8 @@ pub struct ShardCounters {
     received: Box<[[Counter; KINDS]]>,
     /// Messages passed on.
     pub forwarded: Counter,
+    /// Of these, the ones that neither went to a backend nor came from one as a response: what backends sent out.
+    pub forwarded_elsewhere: Counter,
     /// Answers of our own, by [`Answer::index`].
     pub replied: [Counter; Answer::LABELS.len()],
     /// Messages discarded, by reason.
@@ -162,6 +164,7 @@ impl ShardCounters {
         ShardCounters {
             received: (0..=listeners).map(|_| Default::default()).collect(),
             forwarded: Counter::default(),
+            forwarded_elsewhere: Counter::default(),
             replied: Default::default(),
             dropped: core::array::from_fn(|_| Counter::default()),
             waiting: Counter::default(),

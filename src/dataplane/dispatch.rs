@@ -175,7 +175,7 @@ impl Dispatcher {
             return Ok(None);
         }
         let (code, reason) = if tables.draining { (503, "Draining") } else { (200, "OK") };
-        Ok(Some(self.reply(tables, &Reply { code, reason, extra: None }, arrival, room)))
+        Ok(Some(self.reply(tables, &Reply { code, reason, lists_unsupported: None }, arrival, room)))
     }
 
     /// Puts our Via on top and makes the other changes a proxy makes (RFC 3261 16.6).
@@ -295,16 +295,10 @@ impl Dispatcher {
             // RFC 3261 17.1.1.3: there is no response to ACK, whatever is wrong with it.
             return Verdict::Drop(DropReason::AckRefused);
         }
-        let mut extra = Vec::new();
-        if refusal.code == 420 {
-            //= RFC 3261 section 16.3
-            // The answer lists exactly the tags that were not understood (item 5, 8.2.2.3).
-            let unsupported = validate::unsupported_tags(room.input, &self.scan, &tables.policy);
-            extra.extend_from_slice(b"Unsupported: ");
-            extra.extend_from_slice(&unsupported.collect::<Vec<_>>().join(&b", "[..]));
-        }
-        let extra = (!extra.is_empty()).then_some(&extra[..]);
-        self.reply(tables, &Reply { code: refusal.code, reason: refusal.reason, extra }, arrival, room)
+        let Refusal { code, reason } = refusal;
+        // RFC 3261 16.3 item 5: the answer lists exactly the tags that were not understood.
+        let lists_unsupported = (code == 420).then_some(&tables.policy);
+        self.reply(tables, &Reply { code, reason, lists_unsupported }, arrival, room)
     }
 
     #[cold]

@@ -13,8 +13,10 @@ use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::name_addr;
 use crate::dataplane::sip::via::Via;
+use crate::dataplane::tables::Policy;
 use crate::dataplane::text::Text;
 use crate::dataplane::token;
+use crate::dataplane::validate;
 use std::net::SocketAddr;
 
 /// What is answered.
@@ -24,8 +26,8 @@ pub struct Reply<'a> {
     pub code: u16,
     /// The reason phrase.
     pub reason: &'a str,
-    /// A header of its own, without line end: `Unsupported: foo`.
-    pub extra: Option<&'a [u8]>,
+    /// Asks for `Unsupported`: the tags of Proxy-Require that this policy does not let through (8.2.2.3).
+    pub lists_unsupported: Option<&'a Policy>,
 }
 
 /// Why there is no answer.
@@ -151,8 +153,13 @@ fn write_with(
             out.put(name).put(value).put(b"\r\n");
         }
     }
-    if let Some(extra) = reply.extra {
-        out.put(extra).put(b"\r\n");
+    if let Some(policy) = reply.lists_unsupported {
+        let mut before: &[u8] = b"Unsupported: ";
+        for tag in validate::unsupported_tags(message, scan, policy) {
+            out.put(before).put(tag);
+            before = b", ";
+        }
+        out.put(b"\r\n");
     }
     out.put(names.content_length).put(b"\r\n");
     Ok(())
