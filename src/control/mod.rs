@@ -1,2 +1,21 @@
-//! control
+//! Everything that may be slow: what is decided here is decided per second, not per message.
+//!
+//! ```text
+//!  viahop.toml ─► config ─► resolve ─┐                       ┌─► tables ─► link ─► shards
+//!                        secret ─────┤                       │
+//!  OPTIONS ◄─► health ───────────────┼─► run (one loop) ─────┼─► view ─► admin: /metrics /ready /status.json
+//!  signals of shards, of the system ─┘      owns Cluster     └─► log
+//! ```
+//!
+//! One thread, one tokio runtime, one loop that owns all state ([`run`]). Shards read what it publishes and never wait
+//! for it; if it stopped, calls would go on with the tables in force.
+
+pub mod admin;
+pub mod cluster;
 pub mod config;
+pub mod health;
+pub mod metrics;
+pub mod resolve;
+pub mod run;
+pub mod secret;
+pub mod view;

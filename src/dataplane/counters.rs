@@ -146,8 +146,6 @@ pub struct ShardCounters {
     pub handling_ns: Histogram<10>,
     /// Time spent on anything but waiting, in nanoseconds.
     pub busy_ns: Counter,
-    /// Requests whose top Route was ours and that named no backend behind it.
-    pub routed_by_key: Counter,
     /// 100s that had lost the client's Via and got it back (see `token.rs`).
     pub vias_rebuilt: Counter,
     /// Calls the call memory had to forget before their time.
@@ -171,7 +169,6 @@ impl ShardCounters {
             batches: Histogram::new(&BATCH),
             handling_ns: Histogram::new(&HANDLING_NS),
             busy_ns: Counter::default(),
-            routed_by_key: Counter::default(),
             vias_rebuilt: Counter::default(),
             memory_evicted: Counter::default(),
             socket_drops: (0..=listeners).map(|_| Counter::default()).collect(),

@@ -285,7 +285,9 @@ impl Fates for Ledger<'_> {
         };
         counters.forwarded.add(1);
         let backend = backend.and_then(|index| self.tables.backends.get(index as usize));
-        let Some(of_backend) = backend.and_then(|backend| backend.counters.shard(self.number)) else { return };
+        let Some(of_backend) = backend.and_then(|backend| backend.counters.shard(self.number)) else {
+            return counters.forwarded_elsewhere.add(1);
+        };
         match code {
             None => of_backend.requests.add(1),
             Some(code) => of_backend.responses[(code / 100).clamp(1, 6) as usize - 1].add(1),

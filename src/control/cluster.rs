@@ -1,0 +1,276 @@
+//! The cluster as the control plane knows it: pools, backends, their state; and the tables that follow from it.
+//!
+//! ```text
+//! configuration, resolved ──┐
+//! probes ─► detectors ──────┼─► Cluster ─► Tables
+//! the cluster before ───────┘   what is known of a backend outlives a reload
+//! ```
+
+use super::config::{Health, Policy};
+use super::health::detector::{Detector, Outcome};
+use super::resolve::{Place, Resolved};
+use crate::dataplane::counters::BackendCounters;
+use crate::dataplane::keys::Keys;
+use crate::dataplane::tables::{self, BackendParts, Listener, Network, OwnName, PoolParts, Rule, Settings, Tables};
+use sha2::{Digest, Sha256};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// All pools, and what is decided by.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The pools.
+    pub pools: Vec<Pool>,
+    listeners: Vec<Listener>,
+    rules: Vec<Rule>,
+    inside: Vec<Network>,
+    own: Vec<OwnName>,
+    policy: tables::Policy,
+    /// 16 hex digits by which nodes of a fleet can tell whether they route alike.
+    pub hash: String,
+}
+
+/// A pool.
+#[derive(Debug)]
+pub struct Pool {
+    /// Its name.
+    pub name: Box<str>,
+    /// How its backends are watched, if they are.
+    pub health: Option<Health>,
+    /// The backends.
+    pub backends: Vec<Backend>,
+    affinity: tables::Affinity,
+    strategy: tables::Strategy,
+}
+
+/// A backend.
+#[derive(Debug)]
+pub struct Backend {
+    /// Its name.
+    pub name: Box<str>,
+    /// Where it is.
+    pub place: Place,
+    /// Share of new keys.
+    pub weight: u32,
+    /// Order, for [`tables::Strategy::Priority`].
+    pub priority: u32,
+    /// Its state.
+    pub detector: Detector,
+    /// What came of the last probe, and how long that took.
+    pub last_probe: Option<(Outcome, Duration)>,
+    /// When its state last changed, in seconds since 1970.
+    pub changed_at: u64,
+    /// What was sent to it and came back.
+    pub counters: Arc<BackendCounters>,
+}
+
+impl Cluster {
+    /// The cluster that `resolved` describes, served by `shards` shards. What `before` knew of a backend of the same pool,
+    /// name and address is taken over. `now` is in seconds since 1970, `fingerprint` that of the secret.
+    pub fn new(resolved: Resolved, before: Option<&Cluster>, shards: usize, now: u64, fingerprint: &str) -> Cluster {
+        let hash = hash(&resolved, fingerprint);
+        let Resolved { config, backends: places, own } = resolved;
+        let known = |pool: &str, name: &str, place: Place| {
+            let pool = before?.pools.iter().find(|old| *old.name == *pool)?;
+            pool.backends.iter().find(|old| *old.name == *name && old.place.address == place.address)
+        };
+        let pools = config.pools.into_iter().zip(places).map(|(pool, places)| {
+            let thresholds = pool.health.as_ref().map_or((1, 1), |health| (health.fall, health.rise));
+            let backends = pool.backends.into_iter().zip(places).map(|(backend, place)| {
+                let old = known(&pool.name, &backend.name, place);
+                // Without probes nobody would ever bring a backend back up.
+                let detector = match old.filter(|_| pool.health.is_some()) {
+                    Some(old) => old.detector.with_thresholds(thresholds.0, thresholds.1),
+                    None => Detector::new(thresholds.0, thresholds.1),
+                };
+                Backend {
+                    name: backend.name.into(),
+                    place,
+                    weight: backend.weight,
+                    priority: backend.priority,
+                    detector,
+                    last_probe: old.and_then(|old| old.last_probe),
+                    changed_at: old.map_or(now, |old| old.changed_at),
+                    counters: old.map_or_else(|| Arc::new(BackendCounters::new(shards)), |old| old.counters.clone()),
+                }
+            });
+            Pool {
+                backends: backends.collect(),
+                name: pool.name.into(),
+                health: pool.health,
+                affinity: pool.affinity,
+                strategy: pool.strategy,
+            }
+        });
+        let Policy { inside, foreign_route, schemes, proxy_require, .. } = config.policy;
+        let listeners = config.listeners.into_iter().map(|listener| Listener {
+            name: listener.name.into(),
+            address: listener.address,
+            side: listener.side,
+            advertised: match listener.advertise {
+                Some(name) => Some(name.to_string().into()),
+                None => (!listener.address.ip().is_unspecified()).then(|| listener.address.to_string().into()),
+            },
+        });
+        let rules = config.routes.into_iter().map(|route| Rule {
+            name: route.name.into(),
+            methods: route.methods,
+            domains: route.domains.map(|domains| domains.into_iter().map(Into::into).collect()),
+            listeners: route.listeners,
+            pool: route.pool,
+        });
+        let proxy_require = proxy_require.into_iter().map(Into::into).collect();
+        Cluster {
+            pools: pools.collect(),
+            listeners: listeners.collect(),
+            rules: rules.collect(),
+            inside,
+            own,
+            policy: tables::Policy { foreign_route, schemes, proxy_require },
+            hash,
+        }
+    }
+
+    /// The tables that follow. Takes a few milliseconds when a slot table has to be worked out.
+    pub fn tables(&self, generation: u64, keys: &Keys, draining: bool, previous: Option<&Tables>) -> Tables {
+        let settings = Settings {
+            listeners: self.listeners.clone(),
+            rules: self.rules.clone(),
+            inside: self.inside.clone(),
+            own: self.own.clone(),
+            keys: keys.clone(),
+            policy: self.policy.clone(),
+            draining,
+        };
+        let parts = self.pools.iter().map(|pool| PoolParts {
+            name: pool.name.clone(),
+            affinity: pool.affinity,
+            strategy: pool.strategy,
+            backends: pool.backends.iter().map(Backend::parts).collect(),
+        });
+        Tables::new(generation, settings, parts.collect(), previous)
+    }
+
+    /// Every backend, with the number of its pool and its number in it.
+    pub fn backends(&self) -> impl Iterator<Item = ((usize, usize), &Backend)> {
+        self.pools.iter().enumerate().flat_map(|(pool, one)| {
+            one.backends.iter().enumerate().map(move |(place, backend)| ((pool, place), backend))
+        })
+    }
+
+    /// Whether every pool has a backend that takes new keys.
+    pub fn is_ready(&self) -> bool {
+        self.pools.iter().all(|pool| pool.backends.iter().any(|backend| backend.detector.is_up()))
+    }
+}
+
+impl Backend {
+    fn parts(&self) -> BackendParts {
+        let via_host = match self.place.local {
+            IpAddr::V4(local) => local.to_string(),
+            IpAddr::V6(local) => format!("[{local}]"),
+        };
+        BackendParts {
+            name: self.name.clone(),
+            address: self.place.address,
+            weight: self.weight,
+            priority: self.priority,
+            is_up: self.detector.is_up(),
+            via_host: via_host.into(),
+            counters: self.counters.clone(),
+        }
+    }
+}
+
+/// How many slots of each pool change hands between two tables, for a number of the metrics and a line of the log.
+/// Backends are compared by name: their indexes mean nothing across tables.
+pub fn moved_slots(before: &Tables, after: &Tables) -> Vec<(Box<str>, usize)> {
+    let name = |tables: &Tables, index: u16| tables.backends.get(index as usize).map(|backend| backend.name.clone());
+    let mut moved = Vec::new();
+    for pool in &after.pools {
+        let Some(old) = before.pools.iter().find(|old| old.name == pool.name) else { continue };
+        let same = |a: u16, b: u16| name(before, a) == name(after, b);
+        let count = if Arc::ptr_eq(&old.table, &pool.table) && before.backends.len() == after.backends.len() {
+            0
+        } else {
+            old.table.moved(&pool.table, same).0
+        };
+        moved.push((pool.name.clone(), count));
+    }
+    moved
+}
+
+/// A digest of all that decides where a message goes: what nodes of a fleet must have in common. Addresses of listeners
+/// may differ between nodes and are left out.
+fn hash(resolved: &Resolved, fingerprint: &str) -> String {
+    let mut text = format!("{fingerprint}\n{:?}\n", resolved.config.routes);
+    for (pool, places) in resolved.config.pools.iter().zip(&resolved.backends) {
+        text.push_str(&format!("{} {:?} {:?}\n", pool.name, pool.affinity, pool.strategy));
+        let rows = pool.backends.iter().zip(places);
+        let mut rows: Vec<String> = rows
+            .map(|(one, place)| format!("{} {} {} {}\n", one.name, place.address, one.weight, one.priority))
+            .collect();
+        // The order of backends means nothing.
+        rows.sort();
+        text.extend(rows);
+    }
+    let digest = Sha256::digest(text);
+    digest.iter().take(8).map(|octet| format!("{octet:02x}")).collect()
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::super::config::{parse, problem::Source};
+    use super::*;
+
+    /// The cluster that a configuration describes.
+    pub fn cluster(text: &str, before: Option<&Cluster>) -> Cluster {
+        let loaded = parse(Source { name: "viahop.toml".into(), text: text.into() }).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (resolved, _) = runtime.block_on(super::super::resolve::resolve(loaded)).unwrap();
+        Cluster::new(resolved, before, 1, 1000, "f")
+    }
+
+    /// A configuration with one pool of backends on these ports.
+    pub fn text(ports: &[u16]) -> String {
+        let backends: Vec<String> = ports.iter().map(|port| format!("{{ uri = \"sip:127.0.0.1:{port}\" }}")).collect();
+        format!(
+            "[[listen]]\naddress = \"udp:127.0.0.1:5070\"\n[[pool]]\nname = \"proxies\"\nbackend = [{}]\n",
+            backends.join(", ")
+        )
+    }
+
+    pub fn keys() -> Keys {
+        Keys::new(&[1; 16], &[2; 16], &[3; 16], 0)
+    }
+
+    #[test]
+    fn a_reload_keeps_what_is_known_of_a_backend() {
+        let mut before = cluster(&text(&[1, 2]), None);
+        before.pools[0].backends[1].detector.on_outcome(Outcome::Refused);
+        let after = cluster(&text(&[3, 2]), Some(&before));
+        let up: Vec<bool> = after.pools[0].backends.iter().map(|backend| backend.detector.is_up()).collect();
+        assert_eq!(up, [true, false]);
+        assert!(Arc::ptr_eq(&before.pools[0].backends[1].counters, &after.pools[0].backends[1].counters));
+        assert!(after.is_ready());
+    }
+
+    #[test]
+    fn moved_slots_are_those_of_the_backend_that_left() {
+        let mut cluster = cluster(&text(&[1, 2, 3, 4]), None);
+        let before = cluster.tables(1, &keys(), false, None);
+        cluster.pools[0].backends[2].detector.on_outcome(Outcome::Refused);
+        let after = cluster.tables(2, &keys(), false, Some(&before));
+        let own = before.pools[0].table.slots().iter().filter(|slot| slot.owner == 2).count();
+        assert_eq!(moved_slots(&before, &after), [("proxies".into(), own)]);
+        assert_eq!(moved_slots(&after, &after), [("proxies".into(), 0)]);
+    }
+
+    #[test]
+    fn nodes_agree_on_the_hash_whatever_the_order_and_the_listener() {
+        let other_listener = text(&[2, 1]).replace("5070", "5071");
+        assert_eq!(cluster(&text(&[1, 2]), None).hash, cluster(&other_listener, None).hash);
+        assert_ne!(cluster(&text(&[1, 2]), None).hash, cluster(&text(&[1, 3]), None).hash);
+    }
+}

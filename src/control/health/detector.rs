@@ -1,0 +1,136 @@
+//! Up or down: what a row of probe outcomes means. Pure: no clock, no network.
+//!
+//! ```text
+//!            first outcome a failure, or `fall` failures in a row, or refused once
+//!   ┌────┐ ───────────────────────────────────────────────────────────────────────► ┌──────┐
+//!   │ up │                                                                          │ down │
+//!   └────┘ ◄─────────────────────────────────────────────────────────────────────── └──────┘
+//!                                  `rise` successes in a row
+//! ```
+//!
+//! A backend starts up, so that a restart of ours never empties a healthy pool; but unproven, so that the first probe
+//! that fails takes it down. A refusal (ICMP: nobody listens there) is an answer of the backend's own kernel and needs
+//! no second opinion; silence may be a lost datagram and does.
+
+use std::fmt;
+
+/// What came of one probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A final response whose code means that it is alive.
+    Alive(u16),
+    /// A final response whose code does not.
+    Unwell(u16),
+    /// ICMP, or the local kernel, said that nobody is there.
+    Refused,
+    /// No final response in time. Never mistaken for a response of some class.
+    Timeout,
+}
+
+impl Outcome {
+    /// The word for it in logs and on the status page.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Outcome::Alive(_) => "options_ok",
+            Outcome::Unwell(_) => "options_error",
+            Outcome::Refused => "refused",
+            Outcome::Timeout => "options_timeout",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Alive(code) | Outcome::Unwell(code) => write!(f, "{} ({code})", self.word()),
+            Outcome::Refused | Outcome::Timeout => f.write_str(self.word()),
+        }
+    }
+}
+
+/// The state of one backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Detector {
+    fall: u32,
+    rise: u32,
+    is_up: bool,
+    is_proven: bool,
+    /// Outcomes in a row that speak against the state. Below `fall` when up, below `rise` when down.
+    against: u32,
+}
+
+impl Detector {
+    /// A backend that nobody has asked yet.
+    pub fn new(fall: u32, rise: u32) -> Detector {
+        Detector { fall, rise, is_up: true, is_proven: false, against: 0 }
+    }
+
+    /// The same state under other thresholds: after a reload.
+    #[must_use]
+    pub fn with_thresholds(&self, fall: u32, rise: u32) -> Detector {
+        Detector { fall, rise, against: 0, ..self.clone() }
+    }
+
+    /// Whether it takes new keys.
+    pub fn is_up(&self) -> bool {
+        self.is_up
+    }
+
+    /// Takes note of an outcome. Returns whether the state changed.
+    pub fn on_outcome(&mut self, outcome: Outcome) -> bool {
+        let speaks_for_up = matches!(outcome, Outcome::Alive(_));
+        if speaks_for_up == self.is_up {
+            self.against = 0;
+            self.is_proven |= speaks_for_up;
+            return false;
+        }
+        self.against += 1;
+        let enough = match self.is_up {
+            true if outcome == Outcome::Refused || !self.is_proven => 1,
+            true => self.fall,
+            false => self.rise,
+        };
+        if self.against < enough {
+            return false;
+        }
+        (self.is_up, self.against, self.is_proven) = (!self.is_up, 0, true);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Outcome::*;
+    use super::*;
+
+    /// Runs `outcomes` and tells the state after each: `+` up, `-` down.
+    fn states(outcomes: &[Outcome]) -> String {
+        let mut detector = Detector::new(3, 2);
+        outcomes
+            .iter()
+            .map(|&outcome| {
+                let before = detector.is_up();
+                assert_eq!(detector.on_outcome(outcome), detector.is_up() != before);
+                if detector.is_up() { '+' } else { '-' }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_proven_backend_falls_after_three_failures_in_a_row_and_rises_after_two_successes() {
+        assert_eq!(states(&[Alive(200), Timeout, Timeout, Timeout, Alive(200), Alive(200)]), "+++--+");
+        assert_eq!(states(&[Alive(200), Timeout, Unwell(503), Alive(200), Timeout, Timeout]), "++++++");
+        assert_eq!(states(&[Timeout, Alive(200), Timeout, Alive(200), Alive(404)]), "----+");
+    }
+
+    #[test]
+    fn an_unproven_backend_falls_at_its_first_failure() {
+        assert_eq!(states(&[Timeout]), "-");
+        assert_eq!(states(&[Unwell(503)]), "-");
+    }
+
+    #[test]
+    fn a_refusal_needs_no_second_opinion() {
+        assert_eq!(states(&[Alive(200), Refused, Alive(200), Alive(200), Refused]), "+--+-");
+    }
+}

@@ -1,0 +1,237 @@
+//! Asks a backend whether it is alive: OPTIONS from a socket of its own (RFC 3261 11), again and again.
+//!
+//! ```text
+//! wait: interval, or less if a shard saw a refusal ─► OPTIONS ─► a final response, ICMP, or nothing in time ─► outcome
+//! ```
+//!
+//! A probe is not retransmitted: `fall` counts what is lost. The socket is connected, so ICMP errors come back to it and
+//! nobody else can answer in the backend's name.
+
+use super::detector::Outcome;
+use crate::control::config::Health;
+use crate::control::resolve::Place;
+use crate::dataplane::scan::{Scan, Scanner};
+use crate::dataplane::sip::grammar;
+use crate::dataplane::sip::header::HeaderKind;
+use crate::dataplane::sip::start_line::{self, StartLine};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::UdpSocket;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::timeout_at;
+
+/// Octets of the longest answer that is looked at. An answer to OPTIONS carries a list of headers, no body worth reading.
+const ANSWER_MAX: usize = 8192;
+
+/// Probes asked for by shards come at most this often: a backend that refuses everything would be asked at line rate.
+const HURRY_GAP: Duration = Duration::from_millis(50);
+
+/// What a probe reports.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    /// The number of the watch.
+    pub watch: u64,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// A backend under watch; dropping it ends the watch.
+#[derive(Debug)]
+pub struct Watch {
+    task: AbortHandle,
+    hurry: Arc<Notify>,
+}
+
+impl Watch {
+    /// Begins to watch the backend at `place`, and tells `reports` under the number `watch`. `offset` delays the first
+    /// probe, so that probes of many backends do not leave at once.
+    ///
+    /// Must be called within a tokio runtime.
+    pub fn start(watch: u64, place: Place, health: Health, offset: Duration, reports: mpsc::Sender<Report>) -> Watch {
+        let hurry = Arc::new(Notify::new());
+        let task = tokio::spawn(run(watch, place, health, offset, hurry.clone(), reports));
+        Watch { task: task.abort_handle(), hurry }
+    }
+
+    /// Asks for a probe at once.
+    pub fn hurry(&self) {
+        self.hurry.notify_one();
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn run(
+    watch: u64,
+    place: Place,
+    health: Health,
+    offset: Duration,
+    hurry: Arc<Notify>,
+    reports: mpsc::Sender<Report>,
+) {
+    let mut asker = Asker::default();
+    let mut next = tokio::time::Instant::now() + offset;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(next) => {}
+            () = hurry.notified() => tokio::time::sleep(HURRY_GAP).await,
+        }
+        let started = Instant::now();
+        next = tokio::time::Instant::now() + health.interval;
+        let outcome = asker.ask(place, &health).await;
+        if reports.send(Report { watch, outcome, took: started.elapsed() }).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Sends OPTIONS and reads answers.
+#[derive(Default)]
+struct Asker {
+    /// Kept from probe to probe: backends that remember transactions see one peer.
+    socket: Option<UdpSocket>,
+    cseq: u32,
+}
+
+impl Asker {
+    async fn ask(&mut self, place: Place, health: &Health) -> Outcome {
+        let until = tokio::time::Instant::now() + health.timeout;
+        match timeout_at(until, self.exchange(place)).await {
+            Ok(Ok(code)) if health.is_ok(code) => Outcome::Alive(code),
+            Ok(Ok(code)) => Outcome::Unwell(code),
+            Ok(Err(_)) => {
+                // The local address may be gone, or the route: the next probe starts from scratch.
+                self.socket = None;
+                Outcome::Refused
+            }
+            Err(_) => Outcome::Timeout,
+        }
+    }
+
+    /// One OPTIONS and the code of its final response.
+    async fn exchange(&mut self, place: Place) -> io::Result<u16> {
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => {
+                let socket = UdpSocket::bind(SocketAddr::new(place.local, 0)).await?;
+                socket.connect(place.address).await?;
+                socket
+            }
+        };
+        self.cseq = self.cseq.wrapping_add(1) & 0x7fff_ffff;
+        let call_id = format!("{:016x}", random()?);
+        let request = options(place.address, socket.local_addr()?, &call_id, self.cseq);
+        let socket = self.socket.insert(socket);
+        socket.send(request.as_bytes()).await?;
+        let mut room = vec![0; ANSWER_MAX];
+        loop {
+            let len = socket.recv(&mut room).await?;
+            match final_code(&room[..len], call_id.as_bytes(), self.cseq) {
+                Some(code) => return Ok(code),
+                None => continue,
+            }
+        }
+    }
+}
+
+fn random() -> io::Result<u64> {
+    getrandom::u64().map_err(|error| io::Error::other(error.to_string()))
+}
+
+/// An OPTIONS request as RFC 3261 11.1 describes it.
+fn options(to: SocketAddr, local: SocketAddr, call_id: &str, cseq: u32) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    format!(
+        "OPTIONS sip:{to} SIP/2.0\r\n\
+         Via: SIP/2.0/UDP {local};branch=z9hG4bK{call_id};rport\r\n\
+         Max-Forwards: 70\r\n\
+         From: <sip:viahop@{local}>;tag={call_id}\r\n\
+         To: <sip:{to}>\r\n\
+         Call-ID: {call_id}\r\n\
+         CSeq: {cseq} OPTIONS\r\n\
+         Accept: application/sdp\r\n\
+         User-Agent: viahop/{version}\r\n\
+         Content-Length: 0\r\n\r\n"
+    )
+}
+
+/// The code of `answer`, if it is a final response to the OPTIONS of this Call-ID and CSeq number.
+fn final_code(answer: &[u8], call_id: &[u8], cseq: u32) -> Option<u16> {
+    let mut scan = Scan::default();
+    Scanner::best().scan(answer, &mut scan);
+    let Ok(StartLine::Response(code)) = start_line::parse(answer, scan.start_line) else { return None };
+    let of_this_call = grammar::trim(scan.value(HeaderKind::CallId)?.of(answer)) == call_id;
+    let number = grammar::trim(scan.value(HeaderKind::CSeq)?.of(answer));
+    let number = grammar::number(&number[..grammar::DIGIT.prefix(number)]);
+    (of_this_call && number == Some(cseq.into()) && code >= 200).then_some(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What of `request` an answer repeats (RFC 3261 8.2.6.2), under `line`.
+    fn answer(request: &str, line: &str) -> String {
+        let is_repeated =
+            |row: &&str| ["Via:", "From:", "To:", "Call-ID:", "CSeq:"].iter().any(|name| row.starts_with(name));
+        let rows: Vec<&str> = request.split("\r\n").filter(is_repeated).collect();
+        format!("SIP/2.0 {line}\r\n{}\r\n\r\n", rows.join("\r\n"))
+    }
+
+    fn health() -> Health {
+        let timeout = Duration::from_millis(200);
+        Health { interval: timeout, timeout, fall: 3, rise: 2, ok: vec![(200, 299)] }
+    }
+
+    async fn outcome(lines: &[&str]) -> Outcome {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        let place = Place { address, local: [127, 0, 0, 1].into() };
+        let lines: Vec<String> = lines.iter().map(|&line| line.to_owned()).collect();
+        tokio::spawn(async move {
+            let mut room = vec![0; ANSWER_MAX];
+            let (len, from) = server.recv_from(&mut room).await.unwrap();
+            let request = String::from_utf8(room[..len].to_vec()).unwrap();
+            for line in lines {
+                server.send_to(answer(&request, &line).as_bytes(), from).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        });
+        Asker::default().ask(place, &health()).await
+    }
+
+    #[tokio::test]
+    async fn the_final_response_decides() {
+        assert_eq!(outcome(&["200 OK"]).await, Outcome::Alive(200));
+        assert_eq!(outcome(&["100 Trying", "503 Busy"]).await, Outcome::Unwell(503));
+        assert_eq!(outcome(&["100 Trying"]).await, Outcome::Timeout);
+        assert_eq!(outcome(&[]).await, Outcome::Timeout);
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_refuses() {
+        let address = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let place = Place { address, local: [127, 0, 0, 1].into() };
+        assert_eq!(Asker::default().ask(place, &health()).await, Outcome::Refused);
+    }
+
+    #[test]
+    fn answers_to_something_else_do_not_count() {
+        let [to, local] = ["10.0.0.1:5060", "10.0.0.9:4000"].map(|address| address.parse().unwrap());
+        let request = options(to, local, "abc", 7);
+        assert_eq!(final_code(answer(&request, "200 OK").as_bytes(), b"abc", 7), Some(200));
+        assert_eq!(final_code(answer(&request, "200 OK").as_bytes(), b"abd", 7), None);
+        assert_eq!(final_code(answer(&request, "200 OK").as_bytes(), b"abc", 8), None);
+        assert_eq!(final_code(request.as_bytes(), b"abc", 7), None);
+        assert_eq!(final_code(b"", b"abc", 7), None);
+    }
+}

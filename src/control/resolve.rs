@@ -1,0 +1,225 @@
+//! What a configuration means on this machine: addresses of names, our address towards each backend, and every name
+//! that means us. Everything here asks the network or the kernel; what is merely written was read in `config`.
+
+use super::config::address::HostPort;
+use super::config::problem::{Problem, Report, Severity};
+use super::config::{Config, Loaded};
+use crate::dataplane::tables::OwnName;
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+use tokio::net::lookup_host;
+use tokio::time::timeout;
+
+/// How long one name may take. Resolvers give up after 5 to 30 s; a start that hangs longer looks broken.
+const LOOKUP: Duration = Duration::from_secs(5);
+
+/// A configuration with the answers.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// What is meant.
+    pub config: Config,
+    /// Of each backend of each pool: where it is, and from where we send to it.
+    pub backends: Vec<Vec<Place>>,
+    /// Every name and address that means us.
+    pub own: Vec<OwnName>,
+}
+
+/// Where a backend is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Our address towards it.
+    pub local: IpAddr,
+}
+
+/// Asks for everything `loaded` names.
+///
+/// # Errors
+/// A name has no address, no way leads to a backend, or two backends of a pool are the same.
+pub async fn resolve(loaded: Loaded) -> Result<(Resolved, Report), Report> {
+    let Loaded { config, warnings: mut problems, source } = loaded;
+    let mut backends = Vec::new();
+    for pool in &config.pools {
+        let mut places: Vec<Place> = Vec::new();
+        let mut seen: HashMap<SocketAddr, &str> = HashMap::new();
+        for backend in &pool.backends {
+            let at = backend.at.clone();
+            match place(&backend.target, &config).await {
+                Ok((place, others)) => {
+                    if let Some(first) = seen.insert(place.address, &backend.name) {
+                        let title = format!("backends `{first}` and `{}` are both {}", backend.name, place.address);
+                        problems.push(Problem::error(at, title, "leave one of them out, or add up their weights"));
+                    } else if others > 0 {
+                        let title = format!("`{}` has {} addresses", backend.target.host, others + 1);
+                        let label = format!("{} is used; a backend is one server", place.address.ip());
+                        problems.push(Problem::warning(at, title, label).help("write a backend for each address"));
+                    }
+                    places.push(place);
+                }
+                Err(Missing { title, label, help }) => {
+                    problems.push(Problem::environment(title).at(at, label).help(help));
+                }
+            }
+        }
+        backends.push(places);
+    }
+    let own = own_names(&config).unwrap_or_else(|error| {
+        let problem = Problem::environment(format!("cannot list this machine's addresses: {error}"));
+        let help = "OPTIONS and Routes to a wildcard listener's addresses are recognised by `aliases` only";
+        problems.push(Problem { severity: Severity::Warning, ..problem.help(help) });
+        named(&config)
+    });
+    let report = Report { source, problems };
+    if report.is_error() {
+        return Err(report);
+    }
+    Ok((Resolved { config, backends, own }, report))
+}
+
+/// Why a backend has no place.
+struct Missing {
+    title: String,
+    label: String,
+    help: String,
+}
+
+/// Where `target` is, and how many other addresses it has.
+async fn place(target: &HostPort, config: &Config) -> Result<(Place, usize), Missing> {
+    let addresses: Vec<SocketAddr> = match target.address() {
+        Some(address) => vec![address],
+        None => look_up(target).await.map_err(|error| Missing {
+            title: format!("`{}` has no address", target.host),
+            label: error.to_string(),
+            help: format!("check the name with `getent hosts {}`, or write an address", target.host),
+        })?,
+    };
+    let mut refused = None;
+    for &address in &addresses {
+        match local_towards(address, config) {
+            Ok(local) => return Ok((Place { address, local }, addresses.len() - 1)),
+            Err(error) => refused = refused.or(Some((address, error))),
+        }
+    }
+    Err(match refused {
+        Some((address, error)) => Missing {
+            title: format!("no way leads to {address}"),
+            label: error.to_string(),
+            help: format!("`ip route get {}` says the same; is the network up?", address.ip()),
+        },
+        None => Missing {
+            title: format!("`{}` has no address", target.host),
+            label: "the name exists, without one".into(),
+            help: "write an address".into(),
+        },
+    })
+}
+
+async fn look_up(target: &HostPort) -> io::Result<Vec<SocketAddr>> {
+    let addresses = timeout(LOOKUP, lookup_host((target.host.as_str(), target.port)))
+        .await
+        .map_err(|_| io::Error::other(format!("no answer within {} s", LOOKUP.as_secs())))??;
+    let mut addresses: Vec<SocketAddr> = addresses.collect();
+    addresses.dedup();
+    Ok(addresses)
+}
+
+/// The address that datagrams to `address` leave from: the operator's choice, or the kernel's. Nothing is sent.
+fn local_towards(address: SocketAddr, config: &Config) -> io::Result<IpAddr> {
+    let from: IpAddr = match address.ip() {
+        IpAddr::V4(_) => config.egress_v4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
+        IpAddr::V6(_) => config.egress_v6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
+    };
+    let socket = UdpSocket::bind((from, 0))?;
+    socket.connect(address)?;
+    Ok(socket.local_addr()?.ip())
+}
+
+/// Names and addresses that are written.
+fn named(config: &Config) -> Vec<OwnName> {
+    let own = |name: &HostPort| match name.address() {
+        Some(address) => OwnName::Address(address),
+        None => OwnName::Name(name.host.as_str().into(), name.port),
+    };
+    let advertised = config.listeners.iter().filter_map(|listener| listener.advertise.as_ref());
+    let bound = config.listeners.iter().filter(|listener| !listener.address.ip().is_unspecified());
+    let mut names: Vec<OwnName> = advertised.chain(&config.policy.aliases).map(own).collect();
+    names.extend(bound.map(|listener| OwnName::Address(listener.address)));
+    names
+}
+
+/// The same, with the addresses of this machine at the port of each wildcard listener.
+fn own_names(config: &Config) -> io::Result<Vec<OwnName>> {
+    let mut names = named(config);
+    let wildcards: Vec<SocketAddr> = config
+        .listeners
+        .iter()
+        .map(|listener| listener.address)
+        .filter(|address| address.ip().is_unspecified())
+        .collect();
+    if !wildcards.is_empty() {
+        for interface in if_addrs::get_if_addrs()? {
+            let ip = interface.ip();
+            let same_family = wildcards.iter().filter(|wildcard| wildcard.is_ipv4() == ip.is_ipv4());
+            names.extend(same_family.map(|wildcard| OwnName::Address(SocketAddr::new(ip, wildcard.port()))));
+        }
+    }
+    let mut distinct: Vec<OwnName> = Vec::new();
+    for name in names {
+        if !distinct.contains(&name) {
+            distinct.push(name);
+        }
+    }
+    Ok(distinct)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::config::{parse, problem::Source};
+    use super::*;
+
+    fn resolved(text: &str) -> Result<(Resolved, Report), Report> {
+        let loaded = parse(Source { name: "viahop.toml".into(), text: text.into() }).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(resolve(loaded))
+    }
+
+    #[test]
+    fn backends_get_addresses_and_we_get_names() {
+        let text = "[[listen]]\naddress = \"udp:0.0.0.0:5070\"\nadvertise = \"sip.example.net\"\n\
+                    [[pool]]\nbackend = [{ uri = \"sip:127.0.0.1:5080\" }]\n[policy]\naliases = [\"pbx:5061\"]\n";
+        let (resolved, report) = resolved(text).unwrap();
+        assert!(report.problems.is_empty());
+        let loopback: IpAddr = [127, 0, 0, 1].into();
+        let place = Place { address: SocketAddr::new(loopback, 5080), local: loopback };
+        assert_eq!(resolved.backends, [[place]]);
+        for own in [
+            OwnName::Address(SocketAddr::new(loopback, 5070)),
+            OwnName::Name("sip.example.net".into(), 5060),
+            OwnName::Name("pbx".into(), 5061),
+        ] {
+            assert!(resolved.own.contains(&own), "{own:?} is not among {:?}", resolved.own);
+        }
+    }
+
+    #[test]
+    fn a_name_without_address_is_shown_where_it_stands() {
+        let text =
+            "[[listen]]\naddress = \"udp:127.0.0.1:5070\"\n[[pool]]\nbackend = [{ uri = \"sip:backend.invalid\" }]\n";
+        let report = resolved(text).unwrap_err();
+        let shown = report.render(false);
+        assert!(shown.contains("viahop.toml:4:20"), "{shown}");
+        assert!(shown.contains("`backend.invalid` has no address") && shown.contains("getent hosts"), "{shown}");
+        assert_eq!(report.exit_code(), 4);
+    }
+
+    #[test]
+    fn one_server_by_two_names_is_refused() {
+        let text = "[[listen]]\naddress = \"udp:127.0.0.1:5070\"\n\
+                    [[pool]]\nbackend = [{ uri = \"sip:127.0.0.1\" }, { uri = \"sip:localhost\", name = \"other\" }]\n";
+        let shown = resolved(text).unwrap_err().render(false);
+        assert!(shown.contains("`127.0.0.1:5060` and `other` are both 127.0.0.1:5060"), "{shown}");
+    }
+}

@@ -1,0 +1,663 @@
+//! The control loop: the one owner of everything that changes slowly.
+//!
+//! ```text
+//!          ┌─ orders: reload, drain, stop        ┌─► tables to the shards
+//! select! ─┼─ reports of probes          ─► act ─┼─► a view to admin
+//!          ├─ signals of shards                  └─► a line in the log
+//!          ├─ a configuration read in the background
+//!          └─ every second: how busy are the shards, what was dropped, is the drain over
+//! ```
+//!
+//! Ways to get this wrong, and what catches each: a bad file replaces a running configuration (a reload is read,
+//! resolved and compared in full before anything of it is used); a reload forgets which backends are down (`Cluster::new`
+//! takes them over); reloads in quick succession starve probes (a watch whose backend did not change goes on); a refusal
+//! floods the log ([`Limiter`]).
+
+use super::admin;
+use super::cluster::{Cluster, moved_slots};
+use super::config::problem::{Problem, Report};
+use super::config::{Config, Health, Loaded, load};
+use super::health::detector::Outcome;
+use super::health::probe::{self, Watch};
+use super::resolve::{Place, Resolved, resolve};
+use super::view::{Fixed, Reason, View};
+use crate::dataplane::keys::Keys;
+use crate::dataplane::verdict::DropReason;
+use crate::link::{ControlEnd, Signal};
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+/// What the loop is told to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Read the configuration again (SIGHUP).
+    Reload,
+    /// Finish what is under way, then end (SIGTERM). A second time: end now.
+    Drain,
+    /// End now (SIGINT).
+    Stop,
+}
+
+/// Where the configuration comes from when it is to be read again.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// A file, and what flags say instead.
+    File(PathBuf, Overrides),
+    /// Flags alone: nothing but names can have changed.
+    Flags(Box<Loaded>),
+}
+
+/// What flags say instead of the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--cores` or `--shards`.
+    pub cores: Option<super::config::Cores>,
+    /// `--admin`.
+    pub admin: Option<Option<SocketAddr>>,
+}
+
+impl Overrides {
+    /// Puts what flags say in the place of what the file says.
+    pub fn apply(&self, config: &mut Config) {
+        if let Some(cores) = &self.cores {
+            config.cores.clone_from(cores);
+        }
+        if let Some(admin) = self.admin {
+            config.admin = admin;
+        }
+    }
+}
+
+impl Origin {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// The file cannot be read, or what it says cannot be done.
+    pub fn load(&self) -> Result<Loaded, Report> {
+        match self {
+            Origin::Flags(loaded) => Ok((**loaded).clone()),
+            Origin::File(path, overrides) => load(path).map(|mut loaded| {
+                overrides.apply(&mut loaded.config);
+                loaded
+            }),
+        }
+    }
+}
+
+/// What the loop begins with.
+#[derive(Debug)]
+pub struct Setup {
+    /// The link to the shards, with the tables of `cluster` in force.
+    pub link: ControlEnd,
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The configuration it was made of.
+    pub config: Config,
+    /// Where that was read.
+    pub origin: Origin,
+    /// The keys in use.
+    pub keys: Keys,
+    /// The fingerprint of the secret.
+    pub fingerprint: String,
+    /// What will not change.
+    pub fixed: Arc<Fixed>,
+    /// The socket for HTTP.
+    pub admin: Option<TcpListener>,
+}
+
+/// Seconds without a forwarded message after which a drain is over before its time.
+const QUIET_S: u32 = 5;
+
+/// How long shards pass over a backend that refused and that nobody probes.
+const SUSPICION: Duration = Duration::from_secs(2);
+
+/// Seconds since 1970.
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Passes the signals of the system on as orders until the task is dropped.
+///
+/// # Errors
+/// Handlers cannot be installed.
+pub fn listen_to_the_system(orders: mpsc::Sender<Order>) -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        loop {
+            let order = tokio::select! {
+                _ = hangup.recv() => Order::Reload,
+                _ = terminate.recv() => Order::Drain,
+                _ = interrupt.recv() => Order::Stop,
+            };
+            if orders.send(order).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+/// The view before anything happened, for the channel that [`run`] sends on.
+pub fn first_view(setup: &Setup) -> View {
+    View::new(setup.fixed.clone(), &setup.cluster, setup.link.shared.tables.load().generation)
+}
+
+/// Runs until an order to end. The shards are left running: stopping them is up to the caller.
+pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::Sender<Arc<View>>) {
+    let (report_to, mut reports) = mpsc::channel(1024);
+    let Setup { link, cluster, config, origin, keys, fingerprint, fixed, admin } = setup;
+    let view = View::clone(&views.borrow());
+    let admin = admin.map(|listener| tokio::spawn(admin::serve(listener, views.subscribe())));
+    let ControlEnd { shared, counters, mut signals } = link;
+    let mut control = Control {
+        shared,
+        counters,
+        config,
+        origin,
+        keys,
+        fingerprint,
+        fixed,
+        view,
+        views,
+        cluster,
+        watches: Vec::new(),
+        report_to,
+        suspects: HashSet::new(),
+        renew_at: None,
+        limiter: Limiter::default(),
+        drain: None,
+        seen: Seen::default(),
+    };
+    control.watch();
+    let mut reading: Option<JoinHandle<Result<(Resolved, Report), Report>>> = None;
+    let mut read_again = false;
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            order = orders.recv() => match order {
+                Some(Order::Reload) if reading.is_some() => read_again = true,
+                Some(Order::Reload) => reading = Some(control.start_reading()),
+                Some(Order::Drain) if control.drain.is_none() => control.start_drain(),
+                Some(Order::Drain | Order::Stop) | None => break,
+            },
+            outcome = async { reading.as_mut().expect("polled only if there is one").await }, if reading.is_some() => {
+                reading = None;
+                if let Ok(outcome) = outcome {
+                    control.reload(outcome);
+                }
+                if std::mem::take(&mut read_again) {
+                    reading = Some(control.start_reading());
+                }
+            }
+            Some(report) = reports.recv() => control.on_probe(report),
+            Some(signal) = signals.recv() => control.on_signal(signal),
+            _ = tick.tick() => {
+                control.on_tick();
+                if control.drain.as_ref().is_some_and(Drain::is_over) {
+                    break;
+                }
+            }
+        }
+    }
+    if let Some(admin) = admin {
+        admin.abort();
+    }
+}
+
+struct Control {
+    shared: Arc<crate::link::Shared>,
+    counters: Vec<Arc<crate::dataplane::counters::ShardCounters>>,
+    config: Config,
+    origin: Origin,
+    keys: Keys,
+    fingerprint: String,
+    fixed: Arc<Fixed>,
+    view: View,
+    views: watch::Sender<Arc<View>>,
+    cluster: Cluster,
+    watches: Vec<Watched>,
+    report_to: mpsc::Sender<probe::Report>,
+    /// Backends that refused a datagram while they were up: shards pass over them until the next tables.
+    suspects: HashSet<SocketAddr>,
+    /// When tables are to be renewed for suspects that nobody probes.
+    renew_at: Option<Instant>,
+    limiter: Limiter,
+    drain: Option<Drain>,
+    seen: Seen,
+}
+
+/// A backend under watch, by its names in the cluster.
+struct Watched {
+    number: u64,
+    pool: Box<str>,
+    name: Box<str>,
+    place: Place,
+    health: Health,
+    watch: Watch,
+}
+
+/// The end of the process, under way.
+struct Drain {
+    deadline: Instant,
+    quiet_s: u32,
+}
+
+impl Drain {
+    fn is_over(&self) -> bool {
+        self.quiet_s >= QUIET_S || Instant::now() >= self.deadline
+    }
+}
+
+/// Counters as they were a second ago.
+#[derive(Default)]
+struct Seen {
+    at: Option<Instant>,
+    busy_ns: Vec<u64>,
+    drops: Vec<u64>,
+    panics: u64,
+    forwarded: u64,
+}
+
+impl Control {
+    /// Puts the cluster as it is into force.
+    fn publish(&mut self, reason: Option<Reason>) {
+        let before = self.shared.tables.load_full();
+        let generation = before.generation + 1;
+        let after = self.cluster.tables(generation, &self.keys, self.drain.is_some(), Some(&before));
+        if let Some(reason) = reason {
+            for (pool, count) in moved_slots(&before, &after) {
+                *self.view.moves.entry((pool, reason)).or_default() += count as u64;
+            }
+        }
+        self.shared.tables.store(Arc::new(after));
+        // Tables that shards have not seen take their suspicions along.
+        self.suspects.clear();
+        self.renew_at = None;
+        self.view.take(&self.cluster, generation);
+        self.show();
+    }
+
+    fn show(&mut self) {
+        self.views.send_replace(Arc::new(self.view.clone()));
+    }
+
+    /// Watches what is to be watched. Watches over what did not change go on.
+    fn watch(&mut self) {
+        let mut old = std::mem::take(&mut self.watches);
+        let mut number = old.iter().map(|watched| watched.number + 1).max().unwrap_or(0);
+        let count = self.cluster.backends().count().max(1) as u32;
+        let mut watches = Vec::new();
+        for (order, ((pool, _), backend)) in self.cluster.backends().enumerate() {
+            let pool = &self.cluster.pools[pool];
+            let Some(health) = &pool.health else { continue };
+            let same = |watched: &Watched| {
+                watched.pool == pool.name
+                    && watched.name == backend.name
+                    && watched.place == backend.place
+                    && watched.health == *health
+            };
+            if let Some(at) = old.iter().position(same) {
+                watches.push(old.swap_remove(at));
+                continue;
+            }
+            let offset = health.interval / count * order as u32;
+            let watch = Watch::start(number, backend.place, health.clone(), offset, self.report_to.clone());
+            let (pool, name, place, health) = (pool.name.clone(), backend.name.clone(), backend.place, health.clone());
+            watches.push(Watched { number, pool, name, place, health, watch });
+            number += 1;
+        }
+        self.watches = watches;
+    }
+
+    fn on_probe(&mut self, report: probe::Report) {
+        let Some(watched) = self.watches.iter().find(|watched| watched.number == report.watch) else { return };
+        let pool = self.cluster.pools.iter_mut().find(|pool| pool.name == watched.pool);
+        let backends = pool.map(|pool| &mut pool.backends);
+        let Some(backend) = backends.and_then(|all| all.iter_mut().find(|backend| backend.name == watched.name)) else {
+            return;
+        };
+        let probe::Report { outcome, took, .. } = report;
+        backend.last_probe = Some((outcome, took));
+        if matches!(outcome, Outcome::Alive(_) | Outcome::Unwell(_)) {
+            self.view.probe_times.entry(watched.pool.clone()).or_default().add(took);
+        }
+        let is_suspect = self.suspects.contains(&backend.place.address);
+        if !backend.detector.on_outcome(outcome) {
+            if is_suspect && matches!(outcome, Outcome::Alive(_)) {
+                // One refusal among messages that arrive: the shards may trust it again.
+                return self.publish(None);
+            }
+            return;
+        }
+        backend.changed_at = unix_now();
+        let (pool, backend_name, address) = (watched.pool.clone(), watched.name.clone(), backend.place.address);
+        if backend.detector.is_up() {
+            info!(event = "backend_up", %pool, backend = %backend_name, %address, reason = %outcome);
+            self.publish(Some(Reason::BackendUp));
+        } else {
+            warn!(event = "backend_down", %pool, backend = %backend_name, %address, reason = %outcome);
+            self.publish(Some(Reason::BackendDown));
+            if let Some(pool) = self.cluster.pools.iter().find(|one| one.name == pool)
+                && pool.backends.iter().all(|backend| !backend.detector.is_up())
+            {
+                error!(event = "pool_empty", pool = %pool.name, effect = "new requests are answered 503");
+            }
+        }
+    }
+
+    fn on_signal(&mut self, signal: Signal) {
+        let Signal::Unreachable { to, code } = signal;
+        let up = self.cluster.backends().any(|(_, backend)| backend.place.address == to && backend.detector.is_up());
+        if !up || !self.suspects.insert(to) {
+            return;
+        }
+        if let Some(more) = self.limiter.allow("backend_refused") {
+            let reason = std::io::Error::from_raw_os_error(code);
+            warn!(event = "backend_refused", address = %to, %reason, not_shown = more);
+        }
+        let mut watched = self.watches.iter().filter(|watched| watched.place.address == to).peekable();
+        if watched.peek().is_none() {
+            self.renew_at.get_or_insert(Instant::now() + SUSPICION);
+        }
+        watched.for_each(|watched| watched.watch.hurry());
+    }
+
+    fn on_tick(&mut self) {
+        let now = Instant::now();
+        if self.renew_at.is_some_and(|at| at <= now) {
+            self.publish(None);
+        }
+        let busy: Vec<u64> = self.counters.iter().map(|counters| counters.busy_ns.get()).collect();
+        if let Some(before) = self.seen.at {
+            let elapsed = (now - before).as_nanos().max(1) as f64;
+            let share = |(now, before): (&u64, &u64)| (now.saturating_sub(*before) as f64 / elapsed).min(1.0);
+            self.view.busy = busy.iter().zip(&self.seen.busy_ns).map(share).collect();
+        }
+        let names = self.fixed.listeners.iter().map(|(name, _)| &name[..]).chain(["egress"]);
+        let of = |index: usize| self.counters.iter().map(|counters| counters.socket_drops[index].get()).sum::<u64>();
+        let drops: Vec<u64> = (0..names.clone().count()).map(of).collect();
+        for (index, name) in names.enumerate() {
+            let more = drops[index].saturating_sub(self.seen.drops.get(index).copied().unwrap_or(0));
+            if more > 0
+                && let Some(not_shown) = self.limiter.allow("receive_buffer_full")
+            {
+                let remedy = "raise `receive_buffer` and net.core.rmem_max, or add shards";
+                warn!(event = "receive_buffer_full", listener = name, drops = more, remedy, not_shown);
+            }
+        }
+        let panics = self.view.sum(|counters| counters.dropped[DropReason::Panic as usize].get());
+        if panics > self.seen.panics {
+            error!(event = "panic", messages = panics - self.seen.panics, remedy = "please report this bug");
+        }
+        let forwarded = self.view.sum(|counters| counters.forwarded.get());
+        if let Some(drain) = &mut self.drain {
+            drain.quiet_s = if forwarded == self.seen.forwarded { drain.quiet_s + 1 } else { 0 };
+        }
+        self.seen = Seen { at: Some(now), busy_ns: busy, drops, panics, forwarded };
+        self.view.take(&self.cluster, self.view.generation);
+        self.show();
+    }
+
+    fn start_drain(&mut self) {
+        let deadline = self.config.drain;
+        info!(event = "draining", deadline_s = deadline.as_secs(), note = "a second SIGTERM ends at once");
+        self.drain = Some(Drain { deadline: Instant::now() + deadline, quiet_s: 0 });
+        self.view.is_draining = true;
+        self.publish(None);
+    }
+
+    /// Reads the configuration beside the loop: a name may take seconds.
+    fn start_reading(&self) -> JoinHandle<Result<(Resolved, Report), Report>> {
+        let (origin, running) = (self.origin.clone(), self.config.clone());
+        tokio::spawn(async move {
+            let loaded = origin.load()?;
+            let problems = fixed_by_the_start(&running, &loaded.config);
+            if !problems.is_empty() {
+                return Err(Report { source: loaded.source, problems });
+            }
+            resolve(loaded).await
+        })
+    }
+
+    fn reload(&mut self, outcome: Result<(Resolved, Report), Report>) {
+        match outcome {
+            Ok((resolved, warnings)) => {
+                tell(&warnings);
+                self.config = resolved.config.clone();
+                let before = self.shared.tables.load_full();
+                let shards = self.counters.len();
+                self.cluster = Cluster::new(resolved, Some(&self.cluster), shards, unix_now(), &self.fingerprint);
+                self.view.reload = super::view::Reload { ok: true, last_success_at: unix_now(), error: None };
+                self.publish(Some(Reason::Reload));
+                self.watch();
+                let after = self.shared.tables.load_full();
+                let moved: Vec<String> = moved_slots(&before, &after)
+                    .into_iter()
+                    .map(|(pool, count)| format!("{pool}:{:.1}%", count as f64 * 100.0 / 65_536.0))
+                    .collect();
+                let generation = after.generation;
+                info!(event = "reloaded", generation, hash = %self.cluster.hash, keys_moved = moved.join(","));
+            }
+            Err(report) => {
+                let first = report.problems.first().map(|problem| problem.title.clone());
+                error!(event = "reload_refused", error = first, note = "the configuration in force stays");
+                tell(&report);
+                self.view.reload.ok = false;
+                self.view.reload.error = first;
+                self.show();
+            }
+        }
+    }
+}
+
+/// Prints a report as `viahop check` does.
+fn tell(report: &Report) {
+    if !report.problems.is_empty() {
+        eprintln!("{}", report.render(false));
+    }
+}
+
+/// What a reload would have to change and cannot: sockets, threads and keys are those of the start.
+fn fixed_by_the_start(running: &Config, wanted: &Config) -> Vec<Problem> {
+    let sockets = |config: &Config| -> Vec<(String, SocketAddr)> {
+        config.listeners.iter().map(|listener| (listener.name.clone(), listener.address)).collect()
+    };
+    let rows = [
+        ("`[[listen]]` addresses and names", sockets(running) != sockets(wanted)),
+        ("`cores` and `shards`", running.cores != wanted.cores),
+        ("`[admin]`", running.admin != wanted.admin),
+        ("`secret` and `secret_file`", running.secret != wanted.secret),
+        ("`egress`", (running.egress_v4, running.egress_v6) != (wanted.egress_v4, wanted.egress_v6)),
+        (
+            "`receive_buffer` and `send_buffer`",
+            (running.receive_buffer, running.send_buffer) != (wanted.receive_buffer, wanted.send_buffer),
+        ),
+        ("`[log]`", running.log != wanted.log),
+    ];
+    let changed = rows.into_iter().filter(|row| row.1);
+    let problem = |(what, _)| {
+        let problem = Problem { at: None, ..Problem::error(0..0, format!("{what} cannot change in a reload"), "") };
+        problem.help("restart to change this; undo it to have the rest of the file in force at once")
+    };
+    changed.map(problem).collect()
+}
+
+/// Lets a kind of log line pass once in ten seconds.
+#[derive(Debug, Default)]
+struct Limiter(HashMap<&'static str, (Option<Instant>, u64)>);
+
+impl Limiter {
+    const EVERY: Duration = Duration::from_secs(10);
+
+    /// How many lines of this kind were held back since the last, if one may pass.
+    fn allow(&mut self, event: &'static str) -> Option<u64> {
+        let (last, held_back) = self.0.entry(event).or_default();
+        if last.is_some_and(|last| last.elapsed() < Limiter::EVERY) {
+            *held_back += 1;
+            return None;
+        }
+        *last = Some(Instant::now());
+        Some(std::mem::take(held_back))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cluster::tests::{cluster, keys, text};
+    use super::super::config::{parse, problem::Source};
+    use super::super::view::ShardView;
+    use super::*;
+    use crate::link::link;
+
+    /// A control plane without shards, over backends on these ports.
+    struct Bench {
+        orders: mpsc::Sender<Order>,
+        views: watch::Receiver<Arc<View>>,
+        shared: Arc<crate::link::Shared>,
+        task: JoinHandle<()>,
+        path: PathBuf,
+    }
+
+    impl Bench {
+        fn start(name: &str, text: &str) -> Bench {
+            let path = std::env::temp_dir().join(format!("viahop-{name}-{}.toml", std::process::id()));
+            std::fs::write(&path, text).unwrap();
+            let loaded = load(&path).unwrap();
+            let config = loaded.config.clone();
+            let cluster = std::thread::scope(|scope| scope.spawn(|| cluster(text, None)).join().unwrap());
+            let tables = cluster.tables(1, &keys(), false, None);
+            let (link, _) = link(vec![Box::new(|| ())], 1, tables);
+            let fixed = Arc::new(Fixed {
+                started_at: 1000,
+                config: path.display().to_string(),
+                listeners: vec![("edge".into(), "127.0.0.1:5070".parse().unwrap())],
+                shards: vec![ShardView { core: 0, egress_port_v4: Some(1), egress_port_v6: None }],
+                counters: link.counters.clone(),
+            });
+            let shared = link.shared.clone();
+            let origin = Origin::File(path.clone(), Overrides::default());
+            let setup =
+                Setup { link, cluster, config, origin, keys: keys(), fingerprint: "f".into(), fixed, admin: None };
+            let (orders, order_queue) = mpsc::channel(8);
+            let (view_to, views) = watch::channel(Arc::new(first_view(&setup)));
+            let task = tokio::spawn(run(setup, order_queue, view_to));
+            Bench { orders, views, shared, task, path }
+        }
+
+        async fn until(&mut self, what: &str, holds: impl FnMut(&Arc<View>) -> bool) {
+            let waited = tokio::time::timeout(Duration::from_secs(10), self.views.wait_for(holds)).await;
+            assert!(waited.is_ok(), "{what} did not happen within 10 s");
+        }
+    }
+
+    impl Drop for Bench {
+        fn drop(&mut self) {
+            std::fs::remove_file(&self.path).ok();
+        }
+    }
+
+    const HEALTH: &str = "health = { interval = \"200ms\", timeout = \"100ms\" }\n";
+
+    fn with_health(ports: &[u16]) -> String {
+        text(ports).replace("name = \"proxies\"\n", &format!("name = \"proxies\"\n{HEALTH}"))
+    }
+
+    /// A port that answers every OPTIONS with a 200 until the task ends.
+    async fn alive() -> (u16, JoinHandle<()>) {
+        let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let task = tokio::spawn(async move {
+            let mut room = vec![0; 4096];
+            while let Ok((len, from)) = socket.recv_from(&mut room).await {
+                let text = String::from_utf8_lossy(&room[..len]).into_owned();
+                let answer = text.replacen(text.lines().next().unwrap(), "SIP/2.0 200 OK", 1);
+                socket.send_to(answer.as_bytes(), from).await.unwrap();
+            }
+        });
+        (port, task)
+    }
+
+    #[tokio::test]
+    async fn a_dead_backend_leaves_the_tables_and_comes_back_when_it_lives() {
+        let (first, _first_task) = alive().await;
+        let (second, second_task) = alive().await;
+        let mut bench = Bench::start("dead", &with_health(&[first, second]));
+        bench.until("both proven", |view| view.backends.iter().all(|one| one.last_probe.is_some())).await;
+        second_task.abort();
+        bench.until("down", |view| !view.backends[1].is_up).await;
+        let tables = bench.shared.tables.load_full();
+        assert_eq!(tables.pools[0].up, [0]);
+        assert!(bench.views.borrow().moves.values().sum::<u64>() > 20_000);
+        assert!(bench.views.borrow().is_ready);
+        let back = tokio::net::UdpSocket::bind(("127.0.0.1", second)).await.unwrap();
+        tokio::spawn(async move {
+            let mut room = vec![0; 4096];
+            while let Ok((len, from)) = back.recv_from(&mut room).await {
+                let text = String::from_utf8_lossy(&room[..len]).into_owned();
+                let answer = text.replacen(text.lines().next().unwrap(), "SIP/2.0 404 Who", 1);
+                back.send_to(answer.as_bytes(), from).await.unwrap();
+            }
+        });
+        bench.until("up", |view| view.backends[1].is_up).await;
+        bench.orders.send(Order::Stop).await.unwrap();
+        (&mut bench.task).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_bad_file_never_replaces_a_running_configuration() {
+        let (port, _task) = alive().await;
+        let mut bench = Bench::start("bad", &with_health(&[port]));
+        for bad in ["[[listen]]\nadress = 1\n".to_owned(), with_health(&[port]).replace("5070", "5071")] {
+            let generation = bench.shared.tables.load().generation;
+            std::fs::write(&bench.path, bad).unwrap();
+            bench.orders.send(Order::Reload).await.unwrap();
+            bench.until("refused", |view| !view.reload.ok).await;
+            assert_eq!(bench.shared.tables.load().generation, generation);
+            std::fs::write(&bench.path, with_health(&[port])).unwrap();
+            bench.orders.send(Order::Reload).await.unwrap();
+            bench.until("taken", |view| view.reload.ok).await;
+            assert_eq!(bench.shared.tables.load().generation, generation + 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_drain_says_so_and_ends_when_it_is_quiet() {
+        let (port, _task) = alive().await;
+        let mut bench = Bench::start("drain", &with_health(&[port]));
+        bench.orders.send(Order::Drain).await.unwrap();
+        bench.until("draining", |view| view.is_draining && !view.is_ready).await;
+        assert!(bench.shared.tables.load().draining);
+        let ended = tokio::time::timeout(Duration::from_secs(10), &mut bench.task).await;
+        assert!(ended.is_ok(), "a quiet drain is over within {QUIET_S} s");
+    }
+
+    #[test]
+    fn what_the_start_has_fixed_is_named_in_the_refusal() {
+        let config = |text: &str| parse(Source { name: "x".into(), text: text.into() }).unwrap().config;
+        let running = config(&text(&[1]));
+        assert!(fixed_by_the_start(&running, &config(&text(&[2]))).is_empty());
+        let wanted = config(&(text(&[1]) + "[balancer]\nshards = 1\n"));
+        let problems = fixed_by_the_start(&running, &wanted);
+        assert_eq!(problems.len(), 1);
+        assert!(problems[0].title.contains("`shards`"));
+    }
+
+    #[test]
+    fn a_limiter_lets_one_pass_and_counts_the_rest() {
+        let mut limiter = Limiter::default();
+        assert_eq!(limiter.allow("x"), Some(0));
+        assert_eq!(limiter.allow("x"), None);
+        assert_eq!(limiter.allow("y"), Some(0));
+    }
+}

@@ -1,0 +1,281 @@
+//! What the control plane shows of itself: a snapshot, replaced whole whenever something changes. Metrics, the status
+//! page and the demonstration read it; counters of shards and backends are reached through it and read live.
+
+use super::cluster::Cluster;
+use super::health::detector::Outcome;
+use crate::dataplane::counters::{BackendCounters, Counter, ShardCounters};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The snapshot.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// What does not change while the process lives.
+    pub fixed: Arc<Fixed>,
+    /// Number of the tables in force.
+    pub generation: u64,
+    /// 16 hex digits that are the same on nodes that route alike.
+    pub config_hash: String,
+    /// Whether the process finishes and wants no new calls.
+    pub is_draining: bool,
+    /// Whether it should get calls: not draining, and every pool has a backend.
+    pub is_ready: bool,
+    /// The last reload, or the start.
+    pub reload: Reload,
+    /// The backends, pool by pool.
+    pub backends: Vec<BackendView>,
+    /// Of each shard, the share of the last second in which it worked: 0 to 1.
+    pub busy: Vec<f64>,
+    /// Slots that changed hands, by pool and reason.
+    pub moves: BTreeMap<(Box<str>, Reason), u64>,
+    /// How long backends took to answer OPTIONS, by pool.
+    pub probe_times: BTreeMap<Box<str>, ProbeTimes>,
+}
+
+/// What does not change while the process lives.
+#[derive(Debug)]
+pub struct Fixed {
+    /// When it started, in seconds since 1970.
+    pub started_at: u64,
+    /// Path of the configuration, or `command line`.
+    pub config: String,
+    /// Names and addresses of the listeners.
+    pub listeners: Vec<(Box<str>, SocketAddr)>,
+    /// The shards.
+    pub shards: Vec<ShardView>,
+    /// Their counters.
+    pub counters: Vec<Arc<ShardCounters>>,
+}
+
+/// A shard.
+#[derive(Clone, Debug, Serialize)]
+pub struct ShardView {
+    /// The core it is pinned to.
+    pub core: usize,
+    /// The port its IPv4 requests leave from and their responses come to.
+    pub egress_port_v4: Option<u16>,
+    /// Likewise for IPv6.
+    pub egress_port_v6: Option<u16>,
+}
+
+/// The outcome of a reload.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reload {
+    /// Whether what was read is in force.
+    pub ok: bool,
+    /// When what is in force was read, in seconds since 1970.
+    pub last_success_at: u64,
+    /// The first line of what was wrong with the last attempt.
+    pub error: Option<String>,
+}
+
+/// Why slots changed hands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// A backend stopped taking new keys.
+    BackendDown,
+    /// A backend takes new keys again.
+    BackendUp,
+    /// The configuration was read again.
+    Reload,
+}
+
+impl Reason {
+    /// The label of the metrics.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Reason::BackendDown => "backend_down",
+            Reason::BackendUp => "backend_up",
+            Reason::Reload => "reload",
+        }
+    }
+}
+
+/// A backend.
+#[derive(Clone, Debug)]
+pub struct BackendView {
+    /// The name of its pool.
+    pub pool: Box<str>,
+    /// Its own.
+    pub name: Box<str>,
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Whether it takes new keys.
+    pub is_up: bool,
+    /// Share of new keys.
+    pub weight: u32,
+    /// Order.
+    pub priority: u32,
+    /// The last probe, and how long it took.
+    pub last_probe: Option<(Outcome, Duration)>,
+    /// When its state changed, in seconds since 1970.
+    pub changed_at: u64,
+    /// What was sent to it and came back.
+    pub counters: Arc<BackendCounters>,
+}
+
+/// How long probes took: a histogram of seconds.
+#[derive(Clone, Debug, Default)]
+pub struct ProbeTimes {
+    /// By bound of [`ProbeTimes::BOUNDS`]; the last is what is above all of them.
+    pub counts: [u64; ProbeTimes::BOUNDS.len() + 1],
+    /// The sum of all.
+    pub sum: f64,
+}
+
+impl ProbeTimes {
+    /// Upper bounds in seconds.
+    pub const BOUNDS: [f64; 8] = [0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0];
+
+    /// Adds one.
+    pub fn add(&mut self, took: Duration) {
+        let seconds = took.as_secs_f64();
+        let place = ProbeTimes::BOUNDS.iter().position(|&bound| seconds <= bound);
+        self.counts[place.unwrap_or(ProbeTimes::BOUNDS.len())] += 1;
+        self.sum += seconds;
+    }
+}
+
+impl View {
+    /// The view of `cluster` before anything happened.
+    pub fn new(fixed: Arc<Fixed>, cluster: &Cluster, generation: u64) -> View {
+        let reload = Reload { ok: true, last_success_at: fixed.started_at, error: None };
+        let busy = vec![0.0; fixed.shards.len()];
+        let mut view = View {
+            fixed,
+            generation,
+            config_hash: String::new(),
+            is_draining: false,
+            is_ready: false,
+            reload,
+            backends: Vec::new(),
+            busy,
+            moves: BTreeMap::new(),
+            probe_times: BTreeMap::new(),
+        };
+        view.take(cluster, generation);
+        view
+    }
+
+    /// Takes over what `cluster` is.
+    pub fn take(&mut self, cluster: &Cluster, generation: u64) {
+        self.generation = generation;
+        self.config_hash.clone_from(&cluster.hash);
+        self.is_ready = cluster.is_ready() && !self.is_draining;
+        self.backends = cluster
+            .backends()
+            .map(|((pool, _), backend)| BackendView {
+                pool: cluster.pools[pool].name.clone(),
+                name: backend.name.clone(),
+                address: backend.place.address,
+                is_up: backend.detector.is_up(),
+                weight: backend.weight,
+                priority: backend.priority,
+                last_probe: backend.last_probe,
+                changed_at: backend.changed_at,
+                counters: backend.counters.clone(),
+            })
+            .collect();
+    }
+
+    /// The sum of a counter over all shards.
+    pub fn sum(&self, of: impl Fn(&ShardCounters) -> u64) -> u64 {
+        self.fixed.counters.iter().map(|counters| of(counters)).sum()
+    }
+
+    /// The document of `/status.json`.
+    pub fn status(&self) -> Status<'_> {
+        let received = self.sum(ShardCounters::received_total);
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            config: &self.fixed.config,
+            config_hash: &self.config_hash,
+            started_at: self.fixed.started_at,
+            generation: self.generation,
+            ready: self.is_ready,
+            draining: self.is_draining,
+            reload: &self.reload,
+            listeners: self.fixed.listeners.iter().map(|(name, address)| Named { name, address: *address }).collect(),
+            shards: &self.fixed.shards,
+            backends: self.backends.iter().map(BackendStatus::of).collect(),
+            messages: Messages {
+                received,
+                forwarded: self.sum(|counters| counters.forwarded.get()),
+                replied: self.sum(ShardCounters::replied_total),
+                dropped: self.sum(ShardCounters::dropped_total),
+                waiting: self.sum(|counters| counters.waiting.get()),
+            },
+        }
+    }
+}
+
+/// What `/status.json` says.
+#[derive(Debug, Serialize)]
+pub struct Status<'a> {
+    version: &'a str,
+    config: &'a str,
+    config_hash: &'a str,
+    started_at: u64,
+    generation: u64,
+    ready: bool,
+    draining: bool,
+    reload: &'a Reload,
+    listeners: Vec<Named<'a>>,
+    shards: &'a [ShardView],
+    backends: Vec<BackendStatus<'a>>,
+    messages: Messages,
+}
+
+#[derive(Debug, Serialize)]
+struct Named<'a> {
+    name: &'a str,
+    address: SocketAddr,
+}
+
+#[derive(Debug, Serialize)]
+struct BackendStatus<'a> {
+    pool: &'a str,
+    name: &'a str,
+    address: SocketAddr,
+    state: &'static str,
+    changed_at: u64,
+    weight: u32,
+    priority: u32,
+    last_probe: Option<String>,
+    last_probe_ms: Option<f64>,
+    requests: u64,
+    responses: u64,
+    errors: u64,
+}
+
+impl<'a> BackendStatus<'a> {
+    fn of(view: &'a BackendView) -> BackendStatus<'a> {
+        BackendStatus {
+            pool: &view.pool,
+            name: &view.name,
+            address: view.address,
+            state: if view.is_up { "up" } else { "down" },
+            changed_at: view.changed_at,
+            weight: view.weight,
+            priority: view.priority,
+            last_probe: view.last_probe.map(|(outcome, _)| outcome.to_string()),
+            last_probe_ms: view.last_probe.map(|(_, took)| (took.as_secs_f64() * 1e6).round() / 1e3),
+            requests: view.counters.sum(|shard| shard.requests.get()),
+            responses: view.counters.sum(|shard| shard.responses.iter().map(Counter::get).sum()),
+            errors: view.counters.sum(|shard| shard.errors.get()),
+        }
+    }
+}
+
+/// `received = forwarded + replied + dropped + waiting`, but for the messages of the moment.
+#[derive(Debug, Serialize)]
+struct Messages {
+    received: u64,
+    forwarded: u64,
+    replied: u64,
+    dropped: u64,
+    waiting: u64,
+}
