@@ -6,7 +6,7 @@
 mod support;
 
 use support::corpus::{foreign, own};
-use support::{BACKENDS, CLIENT, Outcome, Path, tables};
+use support::{BACKENDS, CLIENT, Outcome, Path, shared_tables};
 use viahop::dataplane::verdict::{Answer, Verdict};
 
 /// Cases of the manifest that need what later steps build, and what they wait for.
@@ -105,7 +105,7 @@ fn own_corpus_gets_the_verdicts_of_its_manifest() {
             println!("later: {} ({reason})", case.file);
             continue;
         }
-        let mut path = Path::new(tables());
+        let mut path = Path::new(shared_tables());
         let message = std::fs::read(own().join(&case.file)).unwrap();
         let message = fill(&mut path, &case.file, message);
         let source = if case.side == "backend" { BACKENDS[0] } else { CLIENT };
@@ -134,7 +134,7 @@ fn torture(name: &str) {
         let file =
             ["dat", "sip"].iter().map(|end| folder.join(format!("{}.{end}", row[0]))).find(|path| path.is_file());
         let message = std::fs::read(file.unwrap_or_else(|| panic!("no file for {}", row[0]))).unwrap();
-        let mut path = Path::new(tables());
+        let mut path = Path::new(shared_tables());
         let outcome = path.receive(&message, CLIENT);
         checked += 1;
         let fits = |text: &str| match outcome.verdict {

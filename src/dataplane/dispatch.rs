@@ -119,7 +119,7 @@ impl Dispatcher {
     ) -> Verdict {
         match self.handle(tables, now_ms, line, arrival, room) {
             Ok(verdict) => verdict,
-            Err(refusal) => self.refuse_unless_ack(tables, method_of(line), refusal, arrival, room),
+            Err(refusal) => self.refuse_unless_ack(tables, refusal, arrival, room),
         }
     }
 
@@ -286,13 +286,13 @@ impl Dispatcher {
     fn refuse_unless_ack(
         &mut self,
         tables: &Tables,
-        method: Method,
         refusal: Refusal,
         arrival: Arrival,
         room: &mut Room<'_>,
     ) -> Verdict {
-        if method == Method::Ack {
-            // RFC 3261 17.1.1.3: there is no response to ACK, whatever is wrong with it.
+        // RFC 3261 17.1.1.3: there is no response to ACK, whatever is wrong with it, be it the rest of its start line.
+        let line = self.scan.start_line.of(room.input);
+        if line.trim_ascii_start().split(|&octet| grammar::is_blank(octet)).next() == Some(b"ACK") {
             return Verdict::Drop(DropReason::AckRefused);
         }
         let Refusal { code, reason } = refusal;
@@ -348,13 +348,6 @@ fn no_sip(arrival: Arrival, room: &mut Room<'_>) -> Option<Verdict> {
         }
         None => Verdict::Drop(DropReason::StunMalformed),
     })
-}
-
-fn method_of(line: Result<StartLine, StartLineError>) -> Method {
-    match line {
-        Ok(StartLine::Request { method, .. }) => method,
-        _ => Method::Other,
-    }
 }
 
 /// RFC 3261 16.6 item 3. The number never gets longer; where it gets shorter, blanks take the place of digits in front of

@@ -8,7 +8,7 @@
 pub mod corpus;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use viahop::dataplane::counters::{BackendCounters, Kind};
 use viahop::dataplane::dispatch::{Dispatcher, EgressPorts};
 use viahop::dataplane::keys::Keys;
@@ -76,9 +76,15 @@ pub fn tables() -> Tables {
     Tables::new(1, settings(), vec![pool(&BACKENDS)], None)
 }
 
+/// The same, worked out once: slot tables take their time in a debug build.
+pub fn shared_tables() -> Arc<Tables> {
+    static TABLES: LazyLock<Arc<Tables>> = LazyLock::new(|| Arc::new(tables()));
+    TABLES.clone()
+}
+
 /// A data path and the room it works in.
 pub struct Path {
-    pub tables: Tables,
+    pub tables: Arc<Tables>,
     pub dispatcher: Dispatcher,
     input: Vec<u8>,
     head: Vec<u8>,
@@ -94,10 +100,10 @@ pub struct Outcome {
 }
 
 impl Path {
-    pub fn new(tables: Tables) -> Path {
+    pub fn new(tables: impl Into<Arc<Tables>>) -> Path {
         let egress = EgressPorts { v4: Some(EGRESS_PORT), v6: Some(EGRESS_PORT) };
         Path {
-            tables,
+            tables: tables.into(),
             dispatcher: Dispatcher::new(Scanner::best(), egress),
             input: vec![0; DATAGRAM_MAX],
             head: vec![0; HEAD_MAX],
