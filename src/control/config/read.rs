@@ -375,7 +375,7 @@ impl Reader<'_> {
     /// Codes and classes. By default everything but 5xx shows that somebody is at home; 501 does too, since that server
     /// knows that it does not know OPTIONS.
     fn codes(&mut self, value: &Value<Vec<Spanned<String>>>) -> Vec<(u16, u16)> {
-        let Some(list) = value else { return vec![(200, 499), (501, 501), (600, 699)] };
+        let Some(list) = value else { return vec![(200, 299), (300, 399), (400, 499), (501, 501), (600, 699)] };
         let mut codes = Vec::new();
         for value in list.get_ref() {
             let text = value.get_ref();

@@ -1,0 +1,183 @@
+//! The command line: what can be typed. What it does is in `command`.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// A stateless SIP load balancer: one Via hop between the world and a cluster of SIP servers.
+///
+/// It receives SIP over UDP, picks a backend by a hash of the Call-ID, adds one Via and passes the message on. A call
+/// stays on one backend for life, on every node of a fleet alike.
+#[derive(Debug, Parser)]
+#[command(name = "viahop", version, max_term_width = 100, arg_required_else_help = true, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Start here:
+  viahop demo                          ten seconds of real calls on this machine
+  viahop run --listen udp:0.0.0.0:5060 --backend sip:10.0.0.11:5060 --backend sip:10.0.0.12:5060
+  viahop init > viahop.toml            a configuration with every key explained
+
+Exit codes:
+  0 ok   1 failed   2 usage   3 configuration wrong   4 this machine does not allow it   5 not ready";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Balance SIP until told to stop: SIGHUP reads the configuration again, SIGTERM drains, SIGINT (Ctrl-C) ends.
+    Run(Run),
+    /// Say whether a configuration would work here: look up its names, open and close its sockets, build its table.
+    Check(Check),
+    /// Show viahop at work: real calls over loopback through a real viahop to four backends, one of which dies.
+    Demo(Demo),
+    /// Print a configuration with every key, its default and what it is for.
+    Init,
+    /// Say what viahop does with a message, and why: rule, key, slot, backend, and the octets it would send.
+    Explain(Explain),
+    /// Examine this machine: io_uring, memory limits, socket buffers, ports, privileges; with the remedy for each.
+    Doctor(Doctor),
+    /// Ask a running viahop whether it wants traffic. Exit code 0: yes; 5: no. For keepalived and probes.
+    Health(Health),
+    /// Print the version and what this build and machine make of it.
+    Version,
+}
+
+/// `viahop run`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Either a file or flags say what to do:
+  viahop run -c viahop.toml
+  viahop run --listen udp:0.0.0.0:5060 --backend sip:10.0.0.11 --backend 'sip:10.0.0.12;weight=50'
+Quote a backend that has a `;`: the shell would end the command there.")]
+pub struct Run {
+    /// Configuration to read, and to read again on SIGHUP. Default: none, then --listen and --backend are needed.
+    #[arg(short, long, value_name = "FILE", env = "VIAHOP_CONFIG", conflicts_with_all = ["listen", "backend"])]
+    pub config: Option<PathBuf>,
+
+    /// Address to receive on, `udp:ADDRESS:PORT`; 0.0.0.0 means all of IPv4, [::] all of IPv6. Repeat for more, or
+    /// separate by commas. Default port: 5060.
+    #[arg(long, value_name = "udp:ADDRESS:PORT", env = "VIAHOP_LISTEN", value_delimiter = ',')]
+    pub listen: Vec<String>,
+
+    /// Server to send calls to, `sip:HOST[:PORT]`. Repeat for more, or separate by commas. `;weight=N` gives it N parts
+    /// of the calls (1 to 10000, default 100), `;name=NAME` a name for metrics. Renaming a backend moves its calls.
+    #[arg(long, value_name = "sip:HOST:PORT", env = "VIAHOP_BACKEND", value_delimiter = ',')]
+    pub backend: Vec<String>,
+
+    /// Host and port that the world knows us by. Stands in the Via of what backends send out through us; needed behind
+    /// NAT. Default: the address a message came to.
+    #[arg(long, value_name = "HOST:PORT", env = "VIAHOP_ADVERTISE", conflicts_with = "config")]
+    pub advertise: Option<String>,
+
+    /// File with the secret of the fleet, at least 16 octets. Nodes with the same secret route alike and know each
+    /// other's Vias. Default: a secret of this node's own, kept in its state directory.
+    #[arg(long, value_name = "FILE", env = "VIAHOP_SECRET_FILE", conflicts_with = "config")]
+    pub secret_file: Option<PathBuf>,
+
+    /// Cores to run on, one shard on each, like `0,2-5`. Default: all this process may use. Calls are spread over
+    /// shards; more cores carry more calls and need more memory (13 MiB each).
+    #[arg(long, value_name = "LIST", env = "VIAHOP_CORES", conflicts_with = "shards")]
+    pub cores: Option<String>,
+
+    /// Number of shards, on the first cores this process may use. Default: one on each.
+    #[arg(long, value_name = "N", env = "VIAHOP_SHARDS")]
+    pub shards: Option<String>,
+
+    /// Address and port of the HTTP endpoint for metrics, readiness and status, or `off`. Default: 127.0.0.1:8460. Other
+    /// than loopback addresses are refused here; the file has a key to allow one.
+    #[arg(long, value_name = "ADDRESS:PORT", env = "VIAHOP_ADMIN")]
+    pub admin: Option<String>,
+}
+
+/// `viahop check`
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Configuration to check.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+
+    /// Only read: no look-ups, no sockets. For a machine other than the one it is meant for.
+    #[arg(long)]
+    pub offline: bool,
+
+    /// Treat warnings as errors.
+    #[arg(long)]
+    pub strict: bool,
+
+    /// Form of the answer.
+    #[arg(long, value_enum, default_value_t = Format::Human)]
+    pub format: Format,
+}
+
+/// Who reads the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Text for a terminal.
+    Human,
+    /// A JSON array of problems: severity, subject, file, line, column, message, label, help.
+    Json,
+}
+
+/// `viahop demo`
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// How long, in seconds: 5 to 300. A backend dies at 40 % of it and is back at 70 %.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(5..=300))]
+    pub seconds: u64,
+
+    /// New calls a second: 10 to 20000.
+    #[arg(long, value_name = "RATE", default_value_t = 500, value_parser = clap::value_parser!(u64).range(10..=20_000))]
+    pub calls: u64,
+}
+
+/// `viahop explain`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+  viahop explain -c viahop.toml INVITE.sip            by the configuration, all backends up
+  viahop explain --live -c viahop.toml INVITE.sip     as the running viahop does at this moment")]
+pub struct Explain {
+    /// File with one SIP message as it comes from the network, or `-` for standard input. Lines that end in a bare LF are
+    /// mended to CRLF, which is said.
+    #[arg(value_name = "MESSAGE.sip")]
+    pub message: PathBuf,
+
+    /// Configuration to explain by.
+    #[arg(short, long, value_name = "FILE", env = "VIAHOP_CONFIG")]
+    pub config: PathBuf,
+
+    /// Ask the running viahop which backends are up and which ports it sends from. Needs its `[admin]`.
+    #[arg(long)]
+    pub live: bool,
+
+    /// Where the message is thought to come from. Default: an address that nobody has (198.51.100.7:5060).
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "198.51.100.7:5060")]
+    pub from: SocketAddr,
+
+    /// Name of the listener it is thought to arrive on. Default: the first.
+    #[arg(long, value_name = "NAME")]
+    pub listener: Option<String>,
+}
+
+/// `viahop doctor`
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Configuration whose addresses, buffers and cores to examine. Default: port 5060, default buffers, all cores.
+    #[arg(short, long, value_name = "FILE", env = "VIAHOP_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+/// `viahop health`
+#[derive(Debug, Args)]
+pub struct Health {
+    /// Address and port of its HTTP endpoint.
+    #[arg(long, value_name = "ADDRESS:PORT", env = "VIAHOP_ADMIN", default_value = "127.0.0.1:8460")]
+    pub admin: SocketAddr,
+
+    /// How long to wait for an answer, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    pub timeout: u64,
+}

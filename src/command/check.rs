@@ -1,0 +1,109 @@
+//! `viahop check`: would this configuration work here? Everything a start would do is done, but for starting.
+
+use super::service::{self, cannot_open, cannot_serve, cores, machine, plan};
+use super::{environment, fail, port_owner, tell};
+use crate::cli::{self, Format};
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+use viahop::control::admin;
+use viahop::control::cluster::Cluster;
+use viahop::control::config::problem::{Problem, Report, Severity};
+use viahop::control::config::{Loaded, Secret, load};
+use viahop::control::resolve::resolve;
+use viahop::control::secret;
+use viahop::dataplane::tables::Tables;
+use viahop::shard::socket::{OpenError, Sockets, are_free};
+
+/// Checks `args.file`.
+pub fn run(args: &cli::Check) -> ExitCode {
+    let outcome = load(&args.file).and_then(|loaded| if args.offline { Ok(offline(loaded)) } else { online(loaded) });
+    let (mut report, tables) = match outcome {
+        Ok((report, tables)) => (report, tables),
+        Err(report) => (report, None),
+    };
+    if args.strict {
+        for problem in &mut report.problems {
+            problem.severity = Severity::Error;
+        }
+    }
+    if args.format == Format::Json {
+        println!("{}", report.json());
+        return if report.is_error() { ExitCode::from(report.exit_code()) } else { ExitCode::SUCCESS };
+    }
+    if report.is_error() {
+        return fail(&report);
+    }
+    tell(&report);
+    if let Some(tables) = tables {
+        print(&tables);
+    }
+    let what = if args.offline { "is well written; nothing was looked up or opened" } else { "works here" };
+    println!("{} {what}", args.file.display());
+    ExitCode::SUCCESS
+}
+
+/// What can be said without looking round.
+fn offline(loaded: Loaded) -> (Report, Option<Tables>) {
+    (Report { source: loaded.source, problems: loaded.warnings }, None)
+}
+
+fn online(loaded: Loaded) -> Result<(Report, Option<Tables>), Report> {
+    let config = loaded.config.clone();
+    let source = loaded.source.clone();
+    let about = |problem: Problem| Report { source: source.clone(), problems: vec![problem] };
+    let cores = cores(&config.cores).map_err(about)?;
+    machine().map_err(about)?;
+    let secret = match &config.secret {
+        // Our own is made by the first start, as the user that starts.
+        Secret::Own => secret::ephemeral(),
+        given => secret::obtain(given),
+    }
+    .map_err(about)?;
+    let runtime = service::runtime().map_err(environment)?;
+    let (resolved, mut report) = runtime.block_on(resolve(loaded))?;
+    let plan = plan(&resolved);
+    match are_free(&plan.listeners) {
+        Ok(()) => drop(Sockets::open(&plan).map_err(|error| about(cannot_open(&config, error)))?),
+        Err(taken) => report.problems.push(held_by_viahop(&taken).ok_or_else(|| about(cannot_open(&config, taken)))?),
+    }
+    if let Some(address) = config.admin {
+        let bound = runtime.block_on(async { admin::bind(address).map(drop) });
+        let is_viahop = || port_owner::find("tcp", address).is_some_and(|owner| owner.name == "viahop");
+        match bound {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse || !is_viahop() => {
+                return Err(about(cannot_serve(address, &error)));
+            }
+            _ => {}
+        }
+    }
+    let cluster = Cluster::new(resolved, None, cores.len(), 0, &secret.fingerprint);
+    Ok((report, Some(cluster.tables(1, &secret.keys, false, None))))
+}
+
+/// A port that a running viahop holds is what one expects before a reload.
+fn held_by_viahop(taken: &OpenError) -> Option<Problem> {
+    let owner = port_owner::find("udp", taken.address).filter(|owner| owner.name == "viahop")?;
+    let title = format!("{}/udp is in use by {owner}", taken.address);
+    let problem = Problem { severity: Severity::Warning, ..Problem::environment(title) };
+    Some(problem.help(format!("well if this file is for `kill -HUP {}`; a second viahop would not start", owner.pid)))
+}
+
+/// The cluster as the table sees it.
+fn print(tables: &Tables) {
+    for listener in &tables.listeners {
+        let advertised = listener.advertised.as_deref().unwrap_or("the address a message came to");
+        println!("listen {:<24} known as {advertised}", listener.address);
+    }
+    for (index, pool) in tables.pools.iter().enumerate() {
+        println!("pool {}", pool.name);
+        let slots = pool.table.slots();
+        for (number, backend) in tables.backends.iter().enumerate().filter(|(_, one)| one.pool as usize == index) {
+            let own = slots.iter().filter(|slot| slot.owner as usize == number).count();
+            let share = own as f64 * 100.0 / slots.len() as f64;
+            println!("  {:<24} {:<24} {share:>5.1} % of new calls", backend.name, backend.address);
+        }
+    }
+    if io::stdout().is_terminal() {
+        println!();
+    }
+}

@@ -1,0 +1,183 @@
+//! `viahop explain`: what viahop does with a message, and why. The message goes through the very code that live traffic
+//! goes through; here is only what prints it.
+
+use super::health::get;
+use super::service::runtime;
+use super::{FAILED, USAGE, environment, fail, tell};
+use crate::cli;
+use std::fs;
+use std::io::{self, Read};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+use viahop::control::cluster::Cluster;
+use viahop::control::config::load;
+use viahop::control::config::problem::{Problem, Report};
+use viahop::control::health::detector::Outcome;
+use viahop::control::resolve::resolve;
+use viahop::control::secret::{self, Obtained};
+use viahop::dataplane::dispatch::{Dispatcher, EgressPorts};
+use viahop::dataplane::limits::{DATAGRAM_MAX, HEAD_MAX};
+use viahop::dataplane::room::Room;
+use viahop::dataplane::route::table::SlotTable;
+use viahop::dataplane::route::{Arrival, Decision, How};
+use viahop::dataplane::scan::Scanner;
+use viahop::dataplane::tables::Tables;
+use viahop::dataplane::verdict::{Answer, Verdict};
+
+/// Explains `args.message`.
+pub fn run(args: &cli::Explain) -> ExitCode {
+    let message = match read(&args.message) {
+        Ok(message) => message,
+        Err(error) => {
+            eprintln!("error: cannot read {}: {error}", args.message.display());
+            return ExitCode::from(USAGE);
+        }
+    };
+    match explain(args, message) {
+        Ok(code) => code,
+        Err(report) => fail(&report),
+    }
+}
+
+fn explain(args: &cli::Explain, mut message: Vec<u8>) -> Result<ExitCode, Report> {
+    let loaded = load(&args.config)?;
+    let obtained = secret::obtain(&loaded.config.secret).map_err(environment)?;
+    let admin = loaded.config.admin;
+    let (resolved, report) = runtime().map_err(environment)?.block_on(resolve(loaded))?;
+    tell(&report);
+    let mut cluster = Cluster::new(resolved, None, 1, 0, &obtained.fingerprint);
+    let egress = if args.live {
+        let address = admin.ok_or_else(|| {
+            environment(Problem::environment("`--live` needs `[admin]`, which this configuration turns off"))
+        })?;
+        ask_the_living(&format!("http://{address}/status.json"), &mut cluster).map_err(environment)?
+    } else {
+        EgressPorts { v4: Some(0), v6: Some(0) }
+    };
+    let Obtained { keys, .. } = obtained;
+    let tables = cluster.tables(1, &keys, false, None);
+    let names: Vec<&str> = tables.listeners.iter().map(|listener| &*listener.name).collect();
+    let wanted = args.listener.as_deref();
+    let Some(listener) = wanted.map_or(Some(0), |wanted| names.iter().position(|name| *name == wanted)) else {
+        eprintln!(
+            "error: no listener is called `{}`\n help: there are {}",
+            wanted.unwrap_or_default(),
+            names.join(", ")
+        );
+        return Ok(ExitCode::from(USAGE));
+    };
+    mend_line_ends(&mut message);
+    if message.len() > DATAGRAM_MAX {
+        eprintln!("error: {} octets are no datagram; {DATAGRAM_MAX} are the most", message.len());
+        return Ok(ExitCode::from(FAILED));
+    }
+    // What a backend sends comes to the ports towards backends.
+    let inside = tables.by_address.contains_key(&args.from);
+    let arrival = Arrival { from: args.from, listener: (!inside).then_some(listener as u8), local: None };
+    let place = if inside { "a port towards backends".to_owned() } else { format!("listener {}", names[listener]) };
+    println!("{} octets from {}, on {place}", message.len(), args.from);
+    print(&tables, egress, arrival, message, args.live);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    if path.as_os_str() != "-" {
+        return fs::read(path);
+    }
+    let mut message = Vec::new();
+    io::stdin().read_to_end(&mut message)?;
+    Ok(message)
+}
+
+/// An editor writes LF; SIP wants CRLF. A message that has CRLF anywhere is taken as it is.
+fn mend_line_ends(message: &mut Vec<u8>) {
+    if message.windows(2).any(|pair| pair == b"\r\n") || !message.contains(&b'\n') {
+        return;
+    }
+    let lines = message.split(|&octet| octet == b'\n');
+    *message = lines.collect::<Vec<_>>().join(&b"\r\n"[..]);
+    println!("note: lines ended in a bare LF, which viahop refuses; they were mended to CRLF");
+}
+
+/// Takes the states of backends from a running viahop, and returns the ports of its first shard.
+fn ask_the_living(url: &str, cluster: &mut Cluster) -> Result<EgressPorts, Problem> {
+    let wrong = |what: String| Problem::environment(what).help("is it running? `viahop health` asks the same");
+    let (_, text) = get(url, Duration::from_secs(2)).map_err(|error| wrong(format!("{url}: {error}")))?;
+    let status: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| wrong(format!("{url} is no status of viahop: {error}")))?;
+    for down in status["backends"].as_array().into_iter().flatten().filter(|one| one["state"] == "down") {
+        let pools = cluster.pools.iter_mut().filter(|pool| down["pool"] == *pool.name);
+        for backend in pools.flat_map(|pool| &mut pool.backends).filter(|one| down["name"] == *one.name) {
+            backend.detector.on_outcome(Outcome::Refused);
+        }
+    }
+    let shard = &status["shards"][0];
+    let port = |name: &str| shard[name].as_u64().and_then(|port| u16::try_from(port).ok());
+    Ok(EgressPorts { v4: port("egress_port_v4"), v6: port("egress_port_v6") })
+}
+
+fn print(tables: &Tables, egress: EgressPorts, arrival: Arrival, mut message: Vec<u8>, live: bool) {
+    let mut head = vec![0; HEAD_MAX];
+    let mut dispatcher = Dispatcher::new(Scanner::best(), egress);
+    let mut room = Room::new(&mut message, &mut head);
+    let (_, verdict) = dispatcher.on_datagram(tables, 0, arrival, &mut room);
+    let sent = match verdict {
+        Verdict::Drop(reason) => {
+            println!("dropped: {}\n  {}", reason.label(), reason.describe().trim());
+            return;
+        }
+        Verdict::Reply { to, answer } => {
+            match answer {
+                Answer::Status(code) => println!("answered by viahop itself: {code}, to {to}"),
+                Answer::Stun => println!("answered by viahop itself: STUN, to {to}"),
+            }
+            room.output()
+        }
+        Verdict::Forward { to, .. } => {
+            if let Some(decision) = dispatcher.decision() {
+                reasons(tables, &decision);
+            } else {
+                println!("a response under our Via: the Via is taken off");
+            }
+            println!("sent to {to}");
+            if !live && dispatcher.decision().is_some() {
+                println!("(the port in our Via is that of the shard that sends; without --live it stands as 0)");
+            }
+            room.output()
+        }
+    };
+    println!("\n{}", String::from_utf8_lossy(&sent.concat()));
+}
+
+fn reasons(tables: &Tables, decision: &Decision) {
+    if decision.popped {
+        println!("route    the top Route is ours: taken out");
+    }
+    let backend = decision.backend.and_then(|index| tables.backends.get(index as usize));
+    let pool = backend.and_then(|backend| tables.pools.get(backend.pool as usize));
+    let by_pool = !matches!(decision.how, How::Route | How::RequestUri);
+    if let (Some(pool), true) = (pool, by_pool) {
+        match decision.rule.and_then(|index| tables.rules.get(index as usize)) {
+            Some(rule) => println!("rule     {}", rule.name),
+            None => println!("rule     none matches: the first pool"),
+        }
+        println!("pool     {} (affinity {:?}, strategy {:?})", pool.name, pool.affinity, pool.strategy);
+    }
+    match decision.how {
+        How::Key { hash, runner_up } => {
+            println!("key      hash {hash:016x}");
+            let note = if runner_up { "; its owner is not up: the runner-up" } else { "" };
+            println!("slot     {} of 65,536{note}", SlotTable::number(hash));
+        }
+        How::Random { hash } => println!("slot     {} of 65,536, by the transaction", SlotTable::number(hash)),
+        How::Memory => println!("memory   where this call went before"),
+        How::Priority => println!("priority the first backend that is up"),
+        How::RoundRobin => println!("turn     the next backend's; each shard counts for itself"),
+        How::RequestUri => println!("target   the Request-URI names it"),
+        How::Route => println!("target   a Route names it"),
+    }
+    if let Some(backend) = backend {
+        println!("backend  {} at {}", backend.name, backend.address);
+    }
+}

@@ -1,0 +1,247 @@
+//! Flags of `viahop run` as a configuration: written down as a text with a line for each, so that an error shows the very
+//! argument, and read like a file.
+
+use crate::cli;
+use std::ops::Range;
+use toml::Spanned;
+use viahop::control::config::problem::{Problem, Report, Source};
+use viahop::control::config::{self, Cores, file};
+use viahop::control::run::{Origin, Overrides};
+
+/// Where `args` say the configuration is.
+///
+/// # Errors
+/// The flags do not make sense.
+pub fn origin(args: &cli::Run) -> Result<Origin, Report> {
+    let mut written = Written { text: "viahop run".into(), problems: Vec::new() };
+    if let Some(path) = &args.config {
+        let cores = written.cores(args)?;
+        let admin = args.admin.as_ref().map(|admin| written.admin(admin)).transpose()?;
+        return Ok(Origin::File(path.clone(), Overrides { cores, admin }));
+    }
+    let file = written.file(args);
+    let source = Source { name: "command line".into(), text: written.text };
+    if !written.problems.is_empty() {
+        return Err(Report { source, problems: written.problems });
+    }
+    if args.listen.is_empty() && args.backend.is_empty() {
+        let problem = Problem { at: None, ..Problem::error(0..0, "nothing says what to do", "") };
+        let help = "give a file with `-c viahop.toml`, or `--listen udp:0.0.0.0:5060 --backend sip:10.0.0.11:5060`";
+        return Err(Report { source, problems: vec![problem.help(help)] });
+    }
+    let missing = match (args.listen.is_empty(), args.backend.is_empty()) {
+        (true, _) => Some(("nothing to listen on", "add `--listen udp:0.0.0.0:5060`")),
+        (_, true) => Some(("no backends", "add `--backend sip:10.0.0.11:5060`, once for each server")),
+        _ => None,
+    };
+    if let Some((title, help)) = missing {
+        let problem = Problem { at: None, ..Problem::error(0..0, title, "") };
+        return Err(Report { source, problems: vec![problem.help(help)] });
+    }
+    config::read(&file, source).map(|loaded| Origin::Flags(Box::new(loaded)))
+}
+
+struct Written {
+    text: String,
+    problems: Vec<Problem>,
+}
+
+impl Written {
+    /// Writes `--flag value` and returns the value with its place.
+    fn put(&mut self, flag: &str, value: &str) -> Spanned<String> {
+        self.text.push_str(&format!("\n  --{flag} "));
+        let start = self.text.len();
+        self.text.push_str(value);
+        Spanned::new(start..self.text.len(), value.to_owned())
+    }
+
+    fn file(&mut self, args: &cli::Run) -> file::File {
+        let mut file = file::File::default();
+        for listen in &args.listen {
+            let address = self.put("listen", listen);
+            file.listen.push(file::Listen { address, name: None, advertise: None, side: None });
+        }
+        if let Some(advertise) = &args.advertise {
+            let advertise = self.put("advertise", advertise);
+            for listen in &mut file.listen {
+                listen.advertise = Some(advertise.clone());
+            }
+        }
+        let backends = args.backend.iter().map(|backend| self.backend(backend)).collect();
+        file.pool.push(file::Pool {
+            name: None,
+            affinity: None,
+            strategy: None,
+            health: file::Health::default(),
+            backend: backends,
+        });
+        if let Some(path) = &args.secret_file {
+            file.balancer.secret_file = Some(self.put("secret-file", &path.display().to_string()));
+        }
+        if let Some(cores) = &args.cores {
+            let place = self.put("cores", cores).span();
+            match core_list(cores) {
+                Ok(list) => {
+                    let list = list.into_iter().map(|core| Spanned::new(place.clone(), core)).collect();
+                    file.balancer.cores = Some(Spanned::new(place, list));
+                }
+                Err(label) => self.problem(place, format!("`{cores}` is not a list of cores"), label),
+            }
+        }
+        if let Some(shards) = &args.shards {
+            let place = self.put("shards", shards).span();
+            match shards.parse() {
+                Ok(count) => file.balancer.shards = Some(Spanned::new(place, count)),
+                Err(_) => self.problem(place, format!("`{shards}` is not a number"), "how many shards to run"),
+            }
+        }
+        if let Some(admin) = &args.admin {
+            file.admin.listen = Some(self.put("admin", admin));
+        }
+        file
+    }
+
+    /// `sip:HOST:PORT;weight=N;name=NAME`: parameters that are ours are taken out, the rest is the URI.
+    fn backend(&mut self, text: &str) -> file::Backend {
+        let whole = self.put("backend", text).span();
+        let mut parts = text.split(';');
+        let uri = parts.next().unwrap_or_default();
+        let mut backend = file::Backend {
+            uri: Spanned::new(whole.start..whole.start + uri.len(), uri.to_owned()),
+            name: None,
+            weight: None,
+            priority: None,
+        };
+        let mut at = whole.start + uri.len() + 1;
+        let mut rest = uri.to_owned();
+        for part in parts {
+            let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            let place = at + part.len() - value.len()..at + part.len();
+            match (name, value.parse::<i64>()) {
+                ("name", _) => backend.name = Some(Spanned::new(place, value.to_owned())),
+                ("weight", Ok(weight)) => backend.weight = Some(Spanned::new(place, weight)),
+                ("weight", Err(_)) => {
+                    self.problem(place, format!("weight `{value}` is not a whole number"), "a number from 1 to 10000");
+                }
+                _ => {
+                    // Not ours: a parameter of the URI, whose reader knows better what to say.
+                    rest = format!("{rest};{part}");
+                    backend.uri = Spanned::new(whole.start..at + part.len(), rest.clone());
+                }
+            }
+            at += part.len() + 1;
+        }
+        backend
+    }
+
+    fn problem(&mut self, at: Range<usize>, title: String, label: &str) {
+        self.problems.push(Problem::error(at, title, label));
+    }
+
+    /// `--cores` or `--shards` beside a file.
+    fn cores(&mut self, args: &cli::Run) -> Result<Option<Cores>, Report> {
+        let beside = cli::Run {
+            config: None,
+            listen: vec!["udp:127.0.0.1".into()],
+            backend: vec!["sip:127.0.0.1".into()],
+            admin: None,
+            ..args.clone()
+        };
+        if args.cores.is_none() && args.shards.is_none() {
+            return Ok(None);
+        }
+        match origin(&beside)? {
+            Origin::Flags(loaded) => Ok(Some(loaded.config.cores)),
+            Origin::File(..) => Ok(None),
+        }
+    }
+
+    /// `--admin` beside a file.
+    fn admin(&mut self, admin: &str) -> Result<Option<std::net::SocketAddr>, Report> {
+        let beside = cli::Run {
+            config: None,
+            listen: vec!["udp:127.0.0.1".into()],
+            backend: vec!["sip:127.0.0.1".into()],
+            advertise: None,
+            secret_file: None,
+            cores: None,
+            shards: None,
+            admin: Some(admin.to_owned()),
+        };
+        match origin(&beside)? {
+            Origin::Flags(loaded) => Ok(loaded.config.admin),
+            Origin::File(..) => Ok(None),
+        }
+    }
+}
+
+/// `0,2-5` as a list.
+fn core_list(text: &str) -> Result<Vec<i64>, &'static str> {
+    const LABEL: &str = "write it like `0,2-5`";
+    let mut list = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| text.trim().parse::<u16>().map_err(|_| LABEL);
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return Err("the range runs backwards");
+        }
+        list.extend((first..=last).map(i64::from));
+    }
+    Ok(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(listen: &[&str], backend: &[&str]) -> cli::Run {
+        cli::Run {
+            config: None,
+            listen: listen.iter().map(|&text| text.to_owned()).collect(),
+            backend: backend.iter().map(|&text| text.to_owned()).collect(),
+            advertise: None,
+            secret_file: None,
+            cores: None,
+            shards: None,
+            admin: None,
+        }
+    }
+
+    fn shown(args: &cli::Run) -> String {
+        origin(args).map(|_| ()).unwrap_err().render(false)
+    }
+
+    #[test]
+    fn flags_are_a_configuration() {
+        let mut args = args(&["udp:0.0.0.0"], &["sip:10.0.0.11", "sip:10.0.0.12:5070;weight=50;name=b"]);
+        (args.cores, args.admin) = (Some("0,2-4".into()), Some("off".into()));
+        let Origin::Flags(loaded) = origin(&args).unwrap() else { panic!("flags give no file") };
+        let backends = &loaded.config.pools[0].backends;
+        assert_eq!((backends[0].weight, backends[1].weight, &backends[1].name[..]), (100, 50, "b"));
+        assert_eq!(loaded.config.cores, Cores::List(vec![0, 2, 3, 4]));
+        assert_eq!(loaded.config.admin, None);
+    }
+
+    #[test]
+    fn errors_show_the_argument() {
+        let text = shown(&args(&["udp:0.0.0.0:5060"], &["sip:10.0.0.12:506O"]));
+        assert!(text.contains("command line:3:30") && text.contains("the letter O"), "{text}");
+        let text = shown(&args(&["udp:0.0.0.0:5060"], &["sip:10.0.0.12;weight=0"]));
+        assert!(text.contains("weight 0 would get no calls"), "{text}");
+        let text = shown(&args(&["udp:0.0.0.0:5060"], &["sip:10.0.0.12;weigth=5"]));
+        assert!(text.contains("unknown URI parameter `weigth=5`"), "{text}");
+        assert!(shown(&args(&[], &[])).contains("-c viahop.toml"));
+        assert!(shown(&args(&["udp:0.0.0.0"], &[])).contains("--backend sip:10.0.0.11:5060"));
+    }
+
+    #[test]
+    fn what_stands_beside_a_file_is_checked_as_well() {
+        let mut args = args(&[], &[]);
+        (args.config, args.cores) = (Some("x.toml".into()), Some("5-2".into()));
+        assert!(shown(&args).contains("the range runs backwards"));
+        args.cores = None;
+        args.admin = Some("0.0.0.0:80".into());
+        assert!(shown(&args).contains("would be open to others"));
+    }
+}

@@ -1,0 +1,35 @@
+//! `viahop health`: whether a running viahop wants traffic, as an exit code.
+
+use super::NOT_READY;
+use crate::cli;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Asks `/ready`.
+pub fn run(args: &cli::Health) -> ExitCode {
+    let timeout = Duration::from_millis(args.timeout);
+    match get(&format!("http://{}/ready", args.admin), timeout) {
+        Ok((200, text)) => {
+            println!("{}", text.trim());
+            ExitCode::SUCCESS
+        }
+        Ok((_, text)) => {
+            eprintln!("not ready: {}", text.trim());
+            ExitCode::from(NOT_READY)
+        }
+        Err(error) => {
+            eprintln!("not ready: no viahop answers at {}: {error}", args.admin);
+            ExitCode::from(NOT_READY)
+        }
+    }
+}
+
+/// Status code and body of an answer.
+///
+/// # Errors
+/// Nobody answered in time.
+pub fn get(url: &str, timeout: Duration) -> Result<(u16, String), ureq::Error> {
+    let config = ureq::Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false);
+    let mut response = config.build().new_agent().get(url).call()?;
+    Ok((response.status().as_u16(), response.body_mut().read_to_string()?))
+}

@@ -1,0 +1,113 @@
+//! `viahop run`: balance until told to stop.
+
+use super::service::Service;
+use super::{FAILED, environment, fail, flags, tell};
+use crate::cli;
+use std::io::IsTerminal;
+use std::panic;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info};
+use tracing_subscriber::filter::LevelFilter;
+use viahop::control::config::problem::{Problem, Report};
+use viahop::control::config::{Log, LogFormat};
+use viahop::control::run::listen_to_the_system;
+use viahop::control::{secret, view::View};
+
+/// Panics that are logged in full. They are bugs of ours that a hostile message may repeat at line rate; all are counted.
+const PANICS_LOGGED: u32 = 10;
+
+/// Runs `args` to its end.
+pub fn run(args: &cli::Run) -> ExitCode {
+    match start(args) {
+        Ok((service, warnings)) => {
+            tell(&warnings);
+            serve(service)
+        }
+        Err(report) => fail(&report),
+    }
+}
+
+fn start(args: &cli::Run) -> Result<(Service, Report), Report> {
+    let origin = flags::origin(args)?;
+    let loaded = origin.load()?;
+    start_log(&loaded.config.log);
+    log_panics();
+    let secret = secret::obtain(&loaded.config.secret).map_err(environment)?;
+    Service::start(loaded, origin, secret)
+}
+
+fn serve(service: Service) -> ExitCode {
+    let (order, orders) = mpsc::channel(8);
+    let listening = service.runtime().block_on(async { listen_to_the_system(order) });
+    if let Err(error) = listening {
+        let problem = Problem::environment(format!("cannot listen for signals of the system: {error}"));
+        return fail(&environment(problem));
+    }
+    let view = service.view();
+    announce(&view);
+    let (views, _) = watch::channel(Arc::new(view));
+    let seen = views.subscribe();
+    let ended_well = service.serve(orders, views);
+    let view = seen.borrow().clone();
+    let received = view.sum(|counters| counters.received_total());
+    let forwarded = view.sum(|counters| counters.forwarded.get());
+    let replied = view.sum(|counters| counters.replied_total());
+    let dropped = view.sum(|counters| counters.dropped_total());
+    info!(event = "ended", received, forwarded, replied, dropped);
+    if received != forwarded + replied + dropped {
+        error!(
+            event = "unaccounted",
+            messages = received.abs_diff(forwarded + replied + dropped),
+            remedy = "please report this bug"
+        );
+        return ExitCode::from(FAILED);
+    }
+    if ended_well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+}
+
+fn announce(view: &View) {
+    for (name, address) in &view.fixed.listeners {
+        info!(event = "listening", listener = %name, %address);
+    }
+    for backend in &view.backends {
+        info!(event = "backend", pool = %backend.pool, backend = %backend.name, address = %backend.address, weight = backend.weight);
+    }
+    let cores: Vec<String> = view.fixed.shards.iter().map(|shard| shard.core.to_string()).collect();
+    info!(
+        event = "started",
+        version = env!("CARGO_PKG_VERSION"),
+        config = view.fixed.config,
+        hash = view.config_hash,
+        shards = cores.len(),
+        cores = cores.join(",")
+    );
+}
+
+/// Sends log lines to standard error: a line, a fact, a stable `event=`.
+fn start_log(log: &Log) {
+    let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let builder = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(LevelFilter::from_level(log.level))
+        .with_target(false)
+        .with_ansi(ansi);
+    match log.format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+}
+
+/// Logs panics in one line each, the first few.
+fn log_panics() {
+    static LOGGED: AtomicU32 = AtomicU32::new(0);
+    panic::set_hook(Box::new(|info| {
+        if LOGGED.fetch_add(1, Ordering::Relaxed) < PANICS_LOGGED {
+            let place = info.location().map(ToString::to_string).unwrap_or_default();
+            let what = info.payload_as_str().unwrap_or("no message");
+            error!(event = "panic", place, what, remedy = "please report this bug");
+        }
+    }));
+}

@@ -1,0 +1,272 @@
+//! viahop, put together: machine examined, names looked up, sockets opened, shards started, control plane over them.
+//!
+//! ```text
+//! Loaded ─► cores ─► preflight ─► resolve ─► ports free? ─► sockets ─► tables ─► link ─► shards ─► control loop
+//!           └──────────── each of these refuses with a reason and a remedy ────────────┘
+//! ```
+
+use super::port_owner;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, watch};
+use viahop::control::admin;
+use viahop::control::cluster::Cluster;
+use viahop::control::config::problem::{Problem, Report, Severity};
+use viahop::control::config::{Config, Cores, Loaded};
+use viahop::control::resolve::{Resolved, resolve};
+use viahop::control::run::{Order, Origin, Setup, first_view, run, unix_now};
+use viahop::control::secret::Obtained;
+use viahop::control::view::{Fixed, ShardView, View};
+use viahop::link::link;
+use viahop::shard::socket::{OpenError, Plan, are_free};
+use viahop::shard::{self, Running, Unstarted};
+use viahop::sys::preflight;
+
+/// Octets of memory that a process must be allowed to lock before glommio starts.
+const MEMLOCK_MIN: u64 = preflight::MEMLOCK_PER_SHARD;
+
+/// How long a port may stay taken after the process that had it is gone: the kernel takes io_uring's descriptors down in
+/// its own time.
+const PORT_LINGERS: Duration = Duration::from_secs(3);
+
+/// Everything started but the control loop.
+pub struct Service {
+    runtime: Runtime,
+    setup: Setup,
+    shards: Vec<Running>,
+}
+
+impl Service {
+    /// Starts the shards. Warnings are returned as well.
+    ///
+    /// # Errors
+    /// What is wrong, where, and what to do.
+    pub fn start(loaded: Loaded, origin: Origin, secret: Obtained) -> Result<(Service, Report), Report> {
+        let source = loaded.source.clone();
+        let about = |problem: Problem| Report { source: source.clone(), problems: vec![problem] };
+        let cores = cores(&loaded.config.cores).map_err(about)?;
+        machine().map_err(about)?;
+        let runtime = runtime().map_err(about)?;
+        let (resolved, mut warnings) = runtime.block_on(resolve(loaded))?;
+        warnings.problems.extend(secret.warning);
+        let config = resolved.config.clone();
+        let plan = plan(&resolved);
+        wait_for_ports(&plan.listeners).map_err(|error| about(cannot_open(&config, error)))?;
+        let mut unstarted = Vec::new();
+        for (number, &core) in cores.iter().enumerate() {
+            unstarted.push(shard::open(number, core, &plan).map_err(|error| about(cannot_open(&config, error)))?);
+        }
+        warnings.problems.extend(small_buffers(&unstarted, &config));
+        let bound = |address| runtime.block_on(async { admin::bind(address) });
+        let admin = config.admin.map(|address| bound(address).map_err(|error| about(cannot_serve(address, &error))));
+        let admin = admin.transpose()?;
+        let started_at = unix_now();
+        let cluster = Cluster::new(resolved, None, cores.len(), started_at, &secret.fingerprint);
+        let tables = cluster.tables(1, &secret.keys, false, None);
+        let (control_end, ends) = link(unstarted.iter().map(Unstarted::ring).collect(), config.listeners.len(), tables);
+        let fixed = Arc::new(Fixed {
+            started_at,
+            config: source.name.clone(),
+            listeners: listeners(&unstarted, &config),
+            shards: cores.iter().zip(&unstarted).map(|(&core, shard)| view_of(core, shard)).collect(),
+            counters: control_end.counters.clone(),
+        });
+        let mut shards = Vec::new();
+        for (one, end) in unstarted.into_iter().zip(ends) {
+            shards.push(one.start(end).map_err(|error| about(cannot_start(&error)))?);
+        }
+        let (keys, fingerprint) = (secret.keys, secret.fingerprint);
+        let setup = Setup { link: control_end, cluster, config, origin, keys, fingerprint, fixed, admin };
+        Ok((Service { runtime, setup, shards }, warnings))
+    }
+
+    /// What it is, before anything happened.
+    pub fn view(&self) -> View {
+        first_view(&self.setup)
+    }
+
+    /// The thread's tokio runtime, for tasks that live as long as the service.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// Runs the control loop on this thread until an order to end, then ends the shards. Returns whether they ended well.
+    pub fn serve(self, orders: mpsc::Receiver<Order>, views: watch::Sender<Arc<View>>) -> bool {
+        let shared = self.setup.link.shared.clone();
+        self.runtime.block_on(run(self.setup, orders, views));
+        shared.stop();
+        // Not `all`, which would leave the others running at the first that panicked.
+        self.shards.into_iter().map(Running::join).fold(true, |well, one| well && one)
+    }
+}
+
+/// The tokio runtime of the control plane: one thread, this one.
+pub fn runtime() -> Result<Runtime, Problem> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Problem::environment(format!("cannot start the control plane: {error}")))
+}
+
+/// The cores that are meant, one for each shard.
+pub fn cores(wanted: &Cores) -> Result<Vec<usize>, Problem> {
+    let allowed: Vec<usize> =
+        core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
+    let list = || allowed.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+    match wanted {
+        _ if allowed.is_empty() => Err(Problem::environment("the kernel does not say which cores we may use")),
+        Cores::All => Ok(allowed),
+        Cores::Count(count) if *count > allowed.len() => {
+            let problem = Problem::environment(format!("{count} shards on {} cores", allowed.len()));
+            Err(problem.help(format!("this process may use the cores {}; a shard needs one of its own", list())))
+        }
+        Cores::Count(count) => Ok(allowed[..*count].to_vec()),
+        Cores::List(cores) => match cores.iter().find(|core| !allowed.contains(core)) {
+            Some(core) => Err(Problem::environment(format!("core {core} is not ours to use"))
+                .help(format!("this process may use the cores {}; see `taskset -p` and cpusets", list()))),
+            None => Ok(cores.clone()),
+        },
+    }
+}
+
+/// Whether glommio can run here.
+pub fn machine() -> Result<(), Problem> {
+    if let Err(error) = preflight::io_uring() {
+        let problem = Problem::environment(format!("the kernel refused io_uring: {error}"));
+        return Err(problem.help(match error.raw_os_error() {
+            Some(libc::ENOSYS) => "Linux 5.8 or newer is needed; in a container, its seccomp profile may hide the call",
+            Some(libc::EPERM) => {
+                "in a container: its seccomp profile must allow io_uring_setup, io_uring_enter and io_uring_register \
+                 (docker run --security-opt seccomp=FILE); on a host: `sysctl kernel.io_uring_disabled=0`"
+            }
+            _ => "`viahop doctor` examines this machine",
+        }));
+    }
+    match preflight::memlock() {
+        Ok(Some(octets)) if octets < MEMLOCK_MIN => {
+            let problem = Problem::environment(format!(
+                "this process may lock {} KiB of memory, {} KiB are needed",
+                octets / 1024,
+                MEMLOCK_MIN / 1024
+            ));
+            Err(problem.help(format!(
+                "systemd: `LimitMEMLOCK={0}K`; shell: `ulimit -l {0}`; docker: `--ulimit memlock={1}:{1}`",
+                MEMLOCK_MIN / 1024,
+                MEMLOCK_MIN
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The sockets of a shard.
+pub fn plan(resolved: &Resolved) -> Plan {
+    let config = &resolved.config;
+    let has = |v4: bool| {
+        let backends = resolved.backends.iter().flatten().any(|place| place.address.is_ipv4() == v4);
+        // Backends also send out to whoever our listeners can be reached by.
+        backends || config.listeners.iter().any(|listener| listener.address.is_ipv4() == v4)
+    };
+    Plan {
+        listeners: config.listeners.iter().map(|listener| listener.address).collect(),
+        egress_v4: has(true).then(|| config.egress_v4.unwrap_or(Ipv4Addr::UNSPECIFIED)),
+        egress_v6: has(false).then(|| config.egress_v6.unwrap_or(Ipv6Addr::UNSPECIFIED)),
+        receive_buffer: config.receive_buffer,
+        send_buffer: config.send_buffer,
+    }
+}
+
+/// Waits until nobody holds the ports of `listeners`. A port that a living process holds is not waited for.
+pub fn wait_for_ports(listeners: &[SocketAddr]) -> Result<(), OpenError> {
+    let since = Instant::now();
+    loop {
+        match are_free(listeners) {
+            Err(taken)
+                if taken.error.kind() == io::ErrorKind::AddrInUse
+                    && since.elapsed() < PORT_LINGERS
+                    && port_owner::find("udp", taken.address).is_none() =>
+            {
+                thread::sleep(Duration::from_millis(50));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Why a socket cannot be opened, at the listener it is for.
+pub fn cannot_open(config: &Config, OpenError { address, error }: OpenError) -> Problem {
+    let (what, label, help) = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let owner = port_owner::find("udp", address);
+            let label = owner.as_ref().map_or("another process has it".to_owned(), |owner| format!("{owner} has it"));
+            let help = match owner {
+                Some(owner) if owner.name == "viahop" => {
+                    format!("end it first (`kill {}` drains it), or choose another port", owner.pid)
+                }
+                Some(owner) => format!("end {owner}, or choose another port"),
+                None => format!("`ss -lunp 'sport = :{}'` as root tells who", address.port()),
+            };
+            ("is in use", label, help)
+        }
+        io::ErrorKind::PermissionDenied => (
+            "may not be opened by this user",
+            "ports below 1024 need a privilege".to_owned(),
+            "give the program CAP_NET_BIND_SERVICE (systemd: `AmbientCapabilities=CAP_NET_BIND_SERVICE`, shell: \
+             `setcap cap_net_bind_service+ep viahop`), or choose a port from 1024 on"
+                .to_owned(),
+        ),
+        io::ErrorKind::AddrNotAvailable => (
+            "is not an address of this machine",
+            "not here".to_owned(),
+            "`ip addr` lists them; `0.0.0.0` and `[::]` stand for all".to_owned(),
+        ),
+        _ => ("cannot be opened", error.to_string(), "`viahop doctor` examines this machine".to_owned()),
+    };
+    let problem = Problem::environment(format!("{address}/udp {what}")).help(help);
+    match config.listeners.iter().find(|listener| listener.address == address) {
+        Some(listener) => problem.at(listener.at.clone(), label),
+        None => problem,
+    }
+}
+
+/// Why HTTP cannot be served.
+pub fn cannot_serve(address: SocketAddr, error: &io::Error) -> Problem {
+    let owner = port_owner::find("tcp", address).map_or(String::new(), |owner| format!(": {owner} has it"));
+    let problem =
+        Problem::environment(format!("{address}/tcp cannot be opened for the admin endpoint: {error}{owner}"));
+    problem.help("choose another with `--admin 127.0.0.1:PORT` or `listen` in `[admin]`, or `off`")
+}
+
+fn cannot_start(error: &io::Error) -> Problem {
+    Problem::environment(format!("a shard cannot start: {error}")).help("`viahop doctor` examines this machine")
+}
+
+/// Receive buffers that the kernel made smaller than asked.
+fn small_buffers(shards: &[Unstarted], config: &Config) -> Option<Problem> {
+    let got = shards.first()?.sockets().all().filter_map(|socket| socket.receive_buffer().ok()).min()?;
+    if got >= config.receive_buffer {
+        return None;
+    }
+    let title = format!(
+        "receive buffers have {} KiB, {} KiB were asked for: about {} ms of traffic at 100,000 messages/s",
+        got / 1024,
+        config.receive_buffer / 1024,
+        (got / 2304).div_ceil(100)
+    );
+    let problem = Problem { severity: Severity::Warning, ..Problem::environment(title) };
+    Some(problem.help(format!("`sysctl -w net.core.rmem_max={}`", config.receive_buffer)))
+}
+
+fn listeners(shards: &[Unstarted], config: &Config) -> Vec<(Box<str>, SocketAddr)> {
+    let addresses = shards.first().into_iter().flat_map(|shard| shard.sockets().all()).map(|socket| socket.address());
+    config.listeners.iter().zip(addresses).map(|(one, address)| (one.name.as_str().into(), address)).collect()
+}
+
+fn view_of(core: usize, shard: &Unstarted) -> ShardView {
+    let ports = shard.sockets().egress_ports();
+    ShardView { core, egress_port_v4: ports.v4, egress_port_v6: ports.v6 }
+}
