@@ -78,6 +78,11 @@ pub struct Run {
     #[arg(long, value_name = "FILE", env = "VIAHOP_SECRET_FILE", conflicts_with = "config")]
     pub secret_file: Option<PathBuf>,
 
+    /// Do not ask backends with OPTIONS. They count as up, whatever happens; one that refuses is passed over for 2 s. For
+    /// servers that do not answer OPTIONS.
+    #[arg(long, env = "VIAHOP_NO_PROBE", conflicts_with = "config")]
+    pub no_probe: bool,
+
     /// Cores to run on, one shard on each, like `0,2-5`. Default: all this process may use. Calls are spread over
     /// shards; more cores carry more calls and need more memory (13 MiB each).
     #[arg(long, value_name = "LIST", env = "VIAHOP_CORES", conflicts_with = "shards")]

@@ -68,11 +68,12 @@ impl Written {
             }
         }
         let backends = args.backend.iter().map(|backend| self.backend(backend)).collect();
+        let probe = args.no_probe.then(|| Spanned::new(self.put("no-probe", "").span(), false));
         file.pool.push(file::Pool {
             name: None,
             affinity: None,
             strategy: None,
-            health: file::Health::default(),
+            health: file::Health { probe, ..file::Health::default() },
             backend: backends,
         });
         if let Some(path) = &args.secret_file {
@@ -164,6 +165,7 @@ impl Written {
             backend: vec!["sip:127.0.0.1".into()],
             advertise: None,
             secret_file: None,
+            no_probe: false,
             cores: None,
             shards: None,
             admin: Some(admin.to_owned()),
@@ -202,6 +204,7 @@ mod tests {
             backend: backend.iter().map(|&text| text.to_owned()).collect(),
             advertise: None,
             secret_file: None,
+            no_probe: false,
             cores: None,
             shards: None,
             admin: None,

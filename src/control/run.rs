@@ -351,7 +351,8 @@ impl Control {
             if let Some(pool) = self.cluster.pools.iter().find(|one| one.name == pool)
                 && pool.backends.iter().all(|backend| !backend.detector.is_up())
             {
-                error!(event = "pool_empty", pool = %pool.name, effect = "new requests are answered 503");
+                let remedy = "if these servers do not answer OPTIONS: `health = { probe = false }`, or `--no-probe`";
+                error!(event = "pool_empty", pool = %pool.name, effect = "new requests are answered 503", remedy);
             }
         }
     }
