@@ -2,6 +2,7 @@
 
 use crate::clock::{MS_NS, SECOND_NS, US_NS};
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
 /// Longest latency that is told apart, in nanoseconds: beyond Timer B and F (32 s), with room for two of them in a row.
@@ -17,7 +18,10 @@ pub struct Latencies(Histogram<u64>);
 
 impl Default for Latencies {
     fn default() -> Latencies {
-        Latencies(Histogram::new_with_bounds(STEP_NS, LATENCY_MAX_NS, 3).expect("the bounds are constants that hdrhistogram accepts"))
+        Latencies(
+            Histogram::new_with_bounds(STEP_NS, LATENCY_MAX_NS, 3)
+                .expect("the bounds are constants that hdrhistogram accepts"),
+        )
     }
 }
 
@@ -87,6 +91,21 @@ impl Latencies {
             (step.quantile_iterated_to(), step.value_iterated_to(), seen)
         });
         spectrum.collect()
+    }
+}
+
+/// In a file: each step that was hit, and how often.
+impl Serialize for Latencies {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.steps().serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Latencies {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Latencies, D::Error> {
+        let mut latencies = Latencies::default();
+        Vec::deserialize(from)?.into_iter().for_each(|(ns, count)| latencies.record_step(ns, count));
+        Ok(latencies)
     }
 }
 

@@ -26,7 +26,7 @@ impl Rng {
     /// A number in `0..bound`. The bias is below 2^-32 for every bound that occurs here.
     #[inline]
     pub fn next_below(&mut self, bound: u64) -> u64 {
-        (u128::from(self.next_u64()) * u128::from(bound) >> 64) as u64
+        ((u128::from(self.next_u64()) * u128::from(bound)) >> 64) as u64
     }
 
     /// An exponentially distributed number with mean 1: the gaps of a Poisson process.
@@ -40,7 +40,10 @@ impl Rng {
 /// A seed that no other process is likely to have.
 pub fn seed() -> u64 {
     let address = &raw const SEED_SALT as u64;
-    mix(crate::clock::unix_seconds() ^ (u64::from(std::process::id()) << 32) ^ address.rotate_left(17) ^ crate::clock::now_ns())
+    mix(crate::clock::unix_seconds()
+        ^ (u64::from(std::process::id()) << 32)
+        ^ address.rotate_left(17)
+        ^ crate::clock::now_ns())
 }
 
 static SEED_SALT: u8 = 0;

@@ -66,7 +66,8 @@ pub fn descendants(pid: u32) -> Vec<u32> {
     let mut family = vec![pid];
     let mut at = 0;
     while at < family.len() {
-        family.extend(parents.iter().filter(|(_, parent)| *parent == family[at]).map(|(child, _)| child));
+        let parent = family[at];
+        family.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(child, _)| child));
         at += 1;
     }
     family
@@ -83,7 +84,10 @@ pub fn steal_ticks() -> u64 {
 pub fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpuinfo = read("/proc/cpuinfo");
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map(|(_, model)| model.trim());
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
+        .map(|(_, model)| model.trim());
     let cores = crate::sys::process::cores().len();
     let kernel = read("/proc/sys/kernel/osrelease");
     format!("{cores} cores, {}, Linux {kernel}", model.unwrap_or("unknown CPU"))

@@ -300,7 +300,7 @@ impl Driver {
             out.put(b"SIP/2.0 200 OK\r\n");
             let whole = echo(&message, from, &tag, true, &mut out);
             out.put(&self.contact);
-            if let (true, Some(len)) = (whole, out.finish()) {
+            if let (Some(_), Some(len)) = (whole, out.finish()) {
                 self.from_sink.push(len, from);
             }
         }

@@ -6,12 +6,89 @@ use super::value::{param, split_first, tag};
 use crate::sys::address::Address;
 use std::io::Write;
 
+/// Where an answer to this request goes, `source` being where it came from. `None` without a Via that says so.
+pub fn destination(request: &Message<'_>, source: Address) -> Option<Address> {
+    let (via, _) = split_first(request.value(Name::Via)?);
+    //= RFC 3581 section 4
+    //# there is both a
+    //# "received" parameter and an "rport" parameter, the response MUST be
+    //# sent to the IP address listed in the "received" parameter, and the
+    //# port in the "rport" parameter.
+    // Both are what `echo` writes there: the source of the request.
+    if param(via, b"rport").is_some() {
+        return Some(source);
+    }
+    //= RFC 3261 section 18.2.2
+    // Without it, to the source address and the port of sent-by, which is 5060 where none is written.
+    let (_, port) = super::value::sent_by(via)?;
+    let mut to = source.to_std();
+    to.set_port(port.unwrap_or(crate::endpoint::SIP_PORT));
+    Some(Address::from(to))
+}
+
+/// The reason phrase of a status code (RFC 3261 21), for people who read along.
+pub const fn reason(code: u16) -> &'static str {
+    match code {
+        100 => "Trying",
+        180 => "Ringing",
+        200 => "OK",
+        202 => "Accepted",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        407 => "Proxy Authentication Required",
+        408 => "Request Timeout",
+        480 => "Temporarily Unavailable",
+        481 => "Call/Transaction Does Not Exist",
+        486 => "Busy Here",
+        487 => "Request Terminated",
+        500 => "Server Internal Error",
+        503 => "Service Unavailable",
+        600 => "Busy Everywhere",
+        603 => "Decline",
+        _ => "Answer",
+    }
+}
+
+/// Where [`echo`] wrote the values that identify a request, as offsets into its text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Echoed {
+    /// Of From.
+    pub from: Span,
+    /// Of To, with the tag that was added.
+    pub to: Span,
+    /// Of Call-ID.
+    pub call_id: Span,
+    /// Of CSeq.
+    pub cseq: Span,
+}
+
+/// A part of a text: `start <= end <= octets of the text`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    start: u16,
+    end: u16,
+}
+
+impl Span {
+    /// The part itself.
+    pub fn of(self, text: &[u8]) -> &[u8] {
+        text.get(usize::from(self.start)..usize::from(self.end)).unwrap_or_default()
+    }
+}
+
 /// Writes the rows an answer takes from its request: Via, Record-Route, From, To, Call-ID and CSeq, each as it came but
 /// for what RFC 3261 18.2.1 and RFC 3581 4 add to the top Via, and for the tag of the To. Without a tag (a 100), the To
 /// stays as it is. Record-Route is copied by whoever opens a dialog.
 ///
-/// `false`: the request lacks one of the rows every request has, so nobody could answer it.
-pub fn echo(request: &Message<'_>, source: Address, to_tag: &[u8], record_route: bool, out: &mut Text<'_>) -> bool {
+/// `None`: the request lacks one of the rows every request has, so nobody could answer it.
+pub fn echo(
+    request: &Message<'_>,
+    source: Address,
+    to_tag: &[u8],
+    record_route: bool,
+    out: &mut Text<'_>,
+) -> Option<Echoed> {
     let mut first = true;
     for via in request.values(Name::Via) {
         out.put(b"Via: ");
@@ -25,28 +102,32 @@ pub fn echo(request: &Message<'_>, source: Address, to_tag: &[u8], record_route:
     }
     if record_route {
         for route in request.values(Name::RecordRoute) {
-            put_row(b"Record-Route: ", route, out);
+            put_row(b"Record-Route: ", &[route], out);
         }
     }
-    let (Some(from), Some(to)) = (request.value(Name::From), request.value(Name::To)) else { return false };
-    let (Some(call_id), Some(cseq)) = (request.value(Name::CallId), request.value(Name::CSeq)) else { return false };
-    put_row(b"From: ", from, out);
-    out.put(b"To: ");
-    out.put(to);
-    if !to_tag.is_empty() && tag(to).is_none() {
-        out.put(b";tag=");
-        out.put(to_tag);
-    }
-    out.put(b"\r\n");
-    put_row(b"Call-ID: ", call_id, out);
-    put_row(b"CSeq: ", cseq, out);
-    !first
+    let (from, to) = (request.value(Name::From)?, request.value(Name::To)?);
+    let (call_id, cseq) = (request.value(Name::CallId)?, request.value(Name::CSeq)?);
+    let tagged = [to, b";tag=", to_tag];
+    let to = if to_tag.is_empty() || tag(to).is_some() { &tagged[..1] } else { &tagged };
+    let echoed = Echoed {
+        from: put_row(b"From: ", &[from], out),
+        to: put_row(b"To: ", to, out),
+        call_id: put_row(b"Call-ID: ", &[call_id], out),
+        cseq: put_row(b"CSeq: ", &[cseq], out),
+    };
+    (!first).then_some(echoed)
 }
 
-fn put_row(name: &[u8], value: &[u8], out: &mut Text<'_>) {
+/// Writes a row and says where its value is. A text is no longer than a datagram, so 16 bits hold every offset.
+fn put_row(name: &[u8], values: &[&[u8]], out: &mut Text<'_>) -> Span {
     out.put(name);
-    out.put(value);
+    let start = out.len() as u16;
+    for value in values {
+        out.put(value);
+    }
+    let end = out.len() as u16;
     out.put(b"\r\n");
+    Span { start, end }
 }
 
 fn put_top_via(values: &[u8], source: Address, out: &mut Text<'_>) {
@@ -114,7 +195,7 @@ mod tests {
         let mut out = Text::new(&mut room);
         let source: std::net::SocketAddr = source.parse().unwrap();
         let whole = echo(&message, Address::from(source), to_tag.as_bytes(), true, &mut out);
-        whole.then(|| String::from_utf8(out.octets().to_vec()).unwrap())
+        whole.is_some().then(|| String::from_utf8(out.octets().to_vec()).unwrap())
     }
 
     const REST: &str = "From: <sip:a@b>;tag=1\r\nTo: <sip:c@d>\r\nCall-ID: x\r\nCSeq: 1 INVITE\r\n\r\n";
@@ -149,6 +230,21 @@ mod tests {
             let answer = echoed(&format!("INVITE sip:c@d SIP/2.0\r\nVia: {via}\r\n{REST}"), "192.0.2.9:7", "").unwrap();
             assert_eq!(answer.lines().next().unwrap(), format!("Via: {said}"));
             assert!(answer.contains("To: <sip:c@d>\r\n"), "no tag was wanted");
+        }
+    }
+
+    #[test]
+    fn an_answer_goes_where_the_top_via_says() {
+        for (via, to) in [
+            ("SIP/2.0/UDP h:9;rport;branch=1", "192.0.2.9:7"),
+            ("SIP/2.0/UDP h:9;branch=1", "192.0.2.9:9"),
+            ("SIP/2.0/UDP h;branch=1, SIP/2.0/UDP g:8;rport", "192.0.2.9:5060"),
+        ] {
+            let request = format!("INVITE sip:c@d SIP/2.0\r\nVia: {via}\r\n{REST}");
+            let mut rows = Rows::default();
+            let message = Message::read(request.as_bytes(), &mut rows).unwrap();
+            let source: std::net::SocketAddr = "192.0.2.9:7".parse().unwrap();
+            assert_eq!(destination(&message, Address::from(source)).unwrap().to_std().to_string(), to);
         }
     }
 

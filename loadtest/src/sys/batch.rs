@@ -214,6 +214,10 @@ struct Slots {
     out: Outgoing,
 }
 
+// SAFETY: the raw pointers lead into `room`, `names` and `iovecs`, which the same value owns on the heap and which do not
+// move with it; nothing is shared with the thread it came from.
+unsafe impl Send for Slots {}
+
 impl Slots {
     fn new(count: usize) -> Slots {
         let mut room = zeroed(count * DATAGRAM_MAX);
@@ -251,6 +255,10 @@ struct Outgoing {
     iovecs: Box<[libc::iovec]>,
     headers: Box<[libc::mmsghdr]>,
 }
+
+// SAFETY: the raw pointers lead into boxes that the same value owns, or, for the time of one `send`, into octets its
+// caller holds; nothing is shared with the thread it came from.
+unsafe impl Send for Outgoing {}
 
 impl Outgoing {
     fn new(count: usize) -> Outgoing {

@@ -6,6 +6,12 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
+/// Sockets that one wait can report. The kernel takes turns among more.
+pub const READY_MAX: usize = 64;
+
+/// The token of the eventfd: none that a socket can have.
+const WAKEUP: u64 = u64::MAX;
+
 /// Sockets waited for together.
 #[derive(Debug)]
 pub struct Waiter {
@@ -25,13 +31,13 @@ impl Waiter {
         // SAFETY: as above.
         let wakeup = owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
         let waiter = Waiter { epoll, wakeup: Arc::new(wakeup) };
-        waiter.add_fd(waiter.wakeup.as_raw_fd())?;
+        waiter.add_fd(waiter.wakeup.as_raw_fd(), WAKEUP)?;
         Ok(waiter)
     }
 
-    /// Waits for datagrams on `socket` too. A socket that is closed leaves by itself.
-    pub fn add(&self, socket: &Socket) -> io::Result<()> {
-        self.add_fd(socket.fd())
+    /// Waits for datagrams on `socket` too, which is called `token` from here on. A socket that is closed leaves by itself.
+    pub fn add(&self, socket: &Socket, token: u32) -> io::Result<()> {
+        self.add_fd(socket.fd(), u64::from(token))
     }
 
     /// What ends a wait from another thread.
@@ -39,14 +45,16 @@ impl Waiter {
         Waker(Arc::clone(&self.wakeup))
     }
 
-    /// Waits until something is readable, a [`Waker`] calls, or `timeout_ns` have passed, whichever comes first.
-    pub fn wait(&self, timeout_ns: u64) -> io::Result<()> {
+    /// Waits until something is readable, a [`Waker`] calls, or `timeout_ns` have passed, whichever comes first, and leaves
+    /// the tokens of the sockets that are readable in `ready`: of all of them, or of as many as [`READY_MAX`].
+    pub fn wait(&self, timeout_ns: u64, ready: &mut Vec<u32>) -> io::Result<()> {
+        ready.clear();
         let timeout = libc::timespec {
             tv_sec: (timeout_ns / 1_000_000_000) as libc::time_t,
             tv_nsec: (timeout_ns % 1_000_000_000) as libc::c_long,
         };
-        let mut events = [libc::epoll_event { events: 0, u64: 0 }; 8];
-        // SAFETY: `events` is writable for the eight entries announced, `timeout` readable, the signal mask absent.
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; READY_MAX];
+        // SAFETY: `events` is writable for the entries announced, `timeout` readable, the signal mask absent.
         let result = unsafe {
             libc::epoll_pwait2(
                 self.epoll.as_raw_fd(),
@@ -56,11 +64,19 @@ impl Waiter {
                 std::ptr::null(),
             )
         };
-        let ready = match usize::try_from(result) {
-            Ok(ready) => ready,
+        let count = match usize::try_from(result) {
+            Ok(count) => count,
             Err(_) => super::socket::none_if_nothing_there(io::Error::last_os_error())?.unwrap_or(0),
         };
-        if events[..ready].iter().any(|event| event.u64 == self.wakeup.as_raw_fd() as u64) {
+        let mut woken = false;
+        for event in &events[..count] {
+            let token = event.u64;
+            match u32::try_from(token) {
+                Ok(token) => ready.push(token),
+                Err(_) => woken = true,
+            }
+        }
+        if woken {
             let mut count = 0u64;
             // SAFETY: an eventfd is read by eight octets, and `count` has them. Non-blocking: a race reads nothing.
             let _ = unsafe { libc::read(self.wakeup.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
@@ -68,8 +84,8 @@ impl Waiter {
         Ok(())
     }
 
-    fn add_fd(&self, fd: i32) -> io::Result<()> {
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: fd as u64 };
+    fn add_fd(&self, fd: i32, token: u64) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: token };
         // SAFETY: `event` is readable and outlives the call; both descriptors are open.
         let result = unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -117,11 +133,13 @@ mod tests {
     fn a_datagram_ends_the_wait() {
         let socket = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let waiter = Waiter::new().unwrap();
-        waiter.add(&socket).unwrap();
+        waiter.add(&socket, 7).unwrap();
         socket.send_to(b"now", &Address::from(socket.local())).unwrap();
         let before = now_ns();
-        waiter.wait(60 * SECOND_NS).unwrap();
+        let mut ready = Vec::new();
+        waiter.wait(60 * SECOND_NS, &mut ready).unwrap();
         assert!(now_ns() - before < 30 * SECOND_NS);
+        assert_eq!(ready, [7]);
     }
 
     #[test]
@@ -129,9 +147,11 @@ mod tests {
         let waiter = Waiter::new().unwrap();
         waiter.waker().wake();
         let before = now_ns();
-        waiter.wait(60 * SECOND_NS).unwrap();
+        let mut ready = Vec::new();
+        waiter.wait(60 * SECOND_NS, &mut ready).unwrap();
         assert!(now_ns() - before < 30 * SECOND_NS);
-        waiter.wait(MS_NS).unwrap();
+        assert!(ready.is_empty());
+        waiter.wait(MS_NS, &mut ready).unwrap();
         assert!(now_ns() - before >= MS_NS, "the second wait lasts until its time has come");
     }
 }

@@ -1,0 +1,173 @@
+//! What a caller remembers of a call.
+//!
+//! ```text
+//!            request sent                 1xx                    final
+//!  Free ───► Calling ───────────────────► Proceeding ──────────► next step: Calling or Pausing, or the end
+//!              │  ▲ again, Timer A or E     │                      │
+//!              └──┘ until B or F            └ CANCEL if wanted     └ Lingering after a failed INVITE, for Timer D
+//! ```
+
+use crate::sys::address::Address;
+
+/// Where a call is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// A request has been sent and nothing has come back.
+    Calling,
+    /// The place is free.
+    Free,
+    /// All is over, but a final response that comes again still gets its ACK.
+    Lingering,
+    /// Between two requests.
+    Pausing,
+    /// A provisional response has come.
+    Proceeding,
+}
+
+/// How far a CANCEL is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancel {
+    /// It has been answered.
+    Answered,
+    /// None is wanted, or not yet: the INVITE has had no provisional response (RFC 3261 9.1).
+    No,
+    /// It has been sent, and is to be sent again at this time after this gap.
+    Sent { again_ns: u64, interval_ns: u64 },
+    /// It is to be sent at this time.
+    Wanted(u64),
+}
+
+/// One call.
+#[derive(Debug)]
+pub struct Call {
+    pub state: State,
+    pub cancel: Cancel,
+    /// Whether the dialog is being ended outside of the scenario, because something failed.
+    pub closing: bool,
+    /// How often this place has been used: tells its calls apart.
+    pub generation: u64,
+    /// Which call of the run it is; decides who calls whom.
+    pub number: u64,
+    pub scenario: u8,
+    pub step: u8,
+    /// Which socket it uses.
+    pub port: u16,
+    /// Number of the transaction that is going on, written into the branch. The ACK of a 2xx has the next one.
+    pub transaction: u8,
+    /// The transaction of the last INVITE.
+    pub invite: u8,
+    pub cseq: u32,
+    pub invite_cseq: u32,
+    /// When the request was due.
+    pub due_ns: u64,
+    /// The gap before its next retransmission.
+    pub interval_ns: u64,
+    /// When there is something to do: send again, next step, give up.
+    pub timer_ns: u64,
+    pub give_up_ns: u64,
+    /// Where requests go.
+    pub next_hop: Address,
+    pub peer: Peer,
+}
+
+/// The other side of the dialog, as its 2xx described it. The octets keep their room when the place is used again, so that
+/// a steady load allocates nothing.
+#[derive(Debug, Default)]
+pub struct Peer {
+    octets: Vec<u8>,
+    /// tag_end <= target_end <= octets.len()
+    tag_end: usize,
+    target_end: usize,
+}
+
+impl Peer {
+    /// The tag of the To; empty while there is no dialog.
+    pub fn tag(&self) -> &[u8] {
+        &self.octets[..self.tag_end]
+    }
+
+    /// The remote target: the URI of the Contact.
+    pub fn target(&self) -> &[u8] {
+        &self.octets[self.tag_end..self.target_end]
+    }
+
+    /// The route set, as rows of a request.
+    pub fn route_rows(&self) -> &[u8] {
+        &self.octets[self.target_end..]
+    }
+
+    /// Whether there is a dialog.
+    pub fn is_known(&self) -> bool {
+        self.tag_end > 0
+    }
+
+    /// There is no dialog.
+    pub fn forget(&mut self) {
+        self.octets.clear();
+        (self.tag_end, self.target_end) = (0, 0);
+    }
+
+    /// The remote target has moved.
+    pub fn retarget(&mut self, target: &[u8]) {
+        if target != self.target() {
+            self.octets.splice(self.tag_end..self.target_end, target.iter().copied());
+            self.target_end = self.tag_end + target.len();
+        }
+    }
+
+    /// There is one: `routes` are the URIs of the route set, the nearest first.
+    pub fn learn<'a>(&mut self, tag: &[u8], target: &[u8], routes: impl Iterator<Item = &'a [u8]>) {
+        self.octets.clear();
+        self.octets.extend_from_slice(tag);
+        self.tag_end = self.octets.len();
+        self.octets.extend_from_slice(target);
+        self.target_end = self.octets.len();
+        for route in routes {
+            self.octets.extend_from_slice(b"Route: ");
+            self.octets.extend_from_slice(route);
+            self.octets.extend_from_slice(b"\r\n");
+        }
+    }
+}
+
+impl Call {
+    pub fn free() -> Call {
+        Call {
+            state: State::Free,
+            cancel: Cancel::No,
+            closing: false,
+            generation: 0,
+            number: 0,
+            scenario: 0,
+            step: 0,
+            port: 0,
+            transaction: 0,
+            invite: 0,
+            cseq: 0,
+            invite_cseq: 0,
+            due_ns: 0,
+            interval_ns: 0,
+            timer_ns: 0,
+            give_up_ns: 0,
+            next_hop: Address::NONE,
+            peer: Peer::default(),
+        }
+    }
+
+    /// Forgets the call before this one, but for the room it took.
+    pub fn reset(&mut self) {
+        let mut peer = std::mem::take(&mut self.peer);
+        peer.forget();
+        *self = Call { generation: self.generation + 1, peer, ..Call::free() };
+    }
+
+    /// When the timer has to fire, given what is going on.
+    pub fn next_timer_ns(&self) -> u64 {
+        let cancel = match self.cancel {
+            Cancel::Wanted(at) => at,
+            Cancel::Sent { again_ns, .. } => again_ns,
+            Cancel::Answered | Cancel::No => u64::MAX,
+        };
+        self.timer_ns.min(self.give_up_ns).min(cancel)
+    }
+}

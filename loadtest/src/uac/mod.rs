@@ -1,0 +1,409 @@
+//! The calling side: callers that start calls at fixed times, whatever the element does, and check all that comes back.
+//!
+//! ```text
+//!  schedule ──► place a call ──► INVITE ─► … ─► BYE        transactions and timers of RFC 3261 17, one place per call
+//!                    ▲                │
+//!                    └── slot ◄───────┘                    the branch and the Call-ID name the place: no table to search
+//! ```
+//!
+//! An open loop: latencies count from the time the schedule says, not from when this machine got round to it; how late it
+//! was itself is published beside them ([`Report::lateness`]).
+//!
+//! [`worker`] is one shard: a thread with its own sockets, calls and timers. [`request`] writes messages, [`call`] is what
+//! is remembered of a call, [`ask`] finds out which backend a given Call-ID leads to.
+
+pub mod ask;
+mod call;
+mod request;
+mod worker;
+
+use crate::clock::{SECOND_NS, now_ns};
+use crate::failure::{Exit, Failure, cannot_bind};
+use crate::latency::Latencies;
+use crate::remote::{self, Remote};
+use crate::rng;
+use crate::scenario::{Mix, Scenario, Step};
+use crate::schedule::Arrivals;
+use crate::sys::process;
+use crate::sys::socket::Socket;
+use crate::sys::wait::Waiter;
+use crate::timer::Timers;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use worker::Worker;
+
+/// Responses that are kept with what was wrong about them. All are counted.
+pub const WRONGS_LISTED: usize = 32;
+
+/// What the calling side is to do.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The element under test.
+    pub target: SocketAddr,
+    /// Our own address; sockets take free ports there.
+    pub from: IpAddr,
+    /// Sockets of one shard. Several look like several phones: an element that spreads by source address sees a spread.
+    pub sockets: usize,
+    /// One shard per entry, on that core; `None` leaves the choice to the kernel.
+    pub cores: Vec<Option<usize>>,
+    /// What calls do.
+    pub mix: Mix,
+    /// Calls a second, all shards together.
+    pub rate: f64,
+    /// How they are spread in time.
+    pub arrivals: Arrivals,
+    /// No call starts later than so many nanoseconds after the first.
+    pub duration_ns: u64,
+    /// No more calls than this are placed.
+    pub calls: u64,
+    /// What `pause = "hold"` means, in nanoseconds.
+    pub hold_ns: u64,
+    /// How long calls that are open may go on after the last was placed, in nanoseconds.
+    pub drain_ns: u64,
+    /// Calls one shard holds at the same time. A call beyond is not placed and counts as failed.
+    pub calls_max: usize,
+    /// Different callers, and different callees: their numbers are taken in turn.
+    pub users: u64,
+    /// The timers of RFC 3261.
+    pub timers: Timers,
+    /// What decides Call-IDs, tags and arrivals.
+    pub seed: u64,
+}
+
+impl Config {
+    /// Basic calls to `target` at 100 a second for 10 s, without hold time.
+    pub fn new(target: SocketAddr) -> Config {
+        let from: IpAddr = match target {
+            SocketAddr::V4(_) => [127, 0, 0, 1].into(),
+            SocketAddr::V6(_) => [0, 0, 0, 0, 0, 0, 0, 1].into(),
+        };
+        Config {
+            target,
+            from,
+            sockets: 1,
+            cores: vec![None],
+            mix: Scenario::built_in("call").expect("it is built in").into(),
+            rate: 100.0,
+            arrivals: Arrivals::Constant,
+            duration_ns: 10 * SECOND_NS,
+            calls: u64::MAX,
+            hold_ns: 0,
+            drain_ns: 40 * SECOND_NS,
+            calls_max: 1 << 20,
+            users: 10_000,
+            timers: Timers::default(),
+            seed: rng::seed(),
+        }
+    }
+}
+
+/// What the calling side did and saw, in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counts {
+    /// Calls that were due and have been placed, or failed to be for want of room. A REGISTER or OPTIONS by itself is a
+    /// call too.
+    pub placed: u64,
+    /// Calls that went as their scenario says.
+    pub completed: u64,
+    /// Calls that did not: see [`Line::failures`].
+    pub failed: u64,
+    /// Calls that were still open when the run ended. Neither completed nor failed.
+    pub cut: u64,
+    /// Requests sent, ACK and CANCEL included, retransmissions not.
+    pub requests: u64,
+    /// Requests sent again by Timers A and E.
+    pub retransmissions: u64,
+    /// Responses received, all of them.
+    pub responses: u64,
+    /// Requests received.
+    pub requests_received: u64,
+    /// Responses to something that had its response: copies, and 2xx sent again for want of our ACK.
+    pub copies: u64,
+    /// Responses for a call that is over.
+    pub late: u64,
+    /// Responses that belong to nothing of this run.
+    pub strays: u64,
+    /// Responses that RFC 3261 does not allow: see [`Wrong`]. They are discarded.
+    pub wrong: u64,
+    /// Responses whose seal is broken: something on the way changed what it must not. They are taken all the same.
+    pub altered: u64,
+    /// Datagrams that are no SIP message.
+    pub malformed: u64,
+    /// ICMP errors: nobody listens there, or there is no way.
+    pub refused: u64,
+    /// Datagrams the kernel did not take.
+    pub unsent: u64,
+}
+
+impl Counts {
+    /// Adds what another counted.
+    pub fn add(&mut self, other: &Counts) {
+        self.placed += other.placed;
+        self.completed += other.completed;
+        self.failed += other.failed;
+        self.cut += other.cut;
+        self.requests += other.requests;
+        self.retransmissions += other.retransmissions;
+        self.responses += other.responses;
+        self.requests_received += other.requests_received;
+        self.copies += other.copies;
+        self.late += other.late;
+        self.strays += other.strays;
+        self.wrong += other.wrong;
+        self.altered += other.altered;
+        self.malformed += other.malformed;
+        self.refused += other.refused;
+        self.unsent += other.unsent;
+    }
+}
+
+/// A response that RFC 3261 does not allow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wrong {
+    /// What is wrong: `Via`, `Call-ID`, `From`, `To tag`, `CSeq`.
+    pub what: Box<str>,
+    /// The Call-ID of the call it was taken to belong to.
+    pub call_id: Box<str>,
+    /// The row, as it came.
+    pub row: Box<str>,
+}
+
+/// One request of one scenario: a row of the report.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Line {
+    /// The scenario's name.
+    pub scenario: Box<str>,
+    /// The step's name.
+    pub step: Box<str>,
+    /// How often it was sent, retransmissions not counted.
+    pub sent: u64,
+    /// How often the expected final response came.
+    pub answered: u64,
+    /// Retransmissions.
+    pub retransmissions: u64,
+    /// What went wrong, by reason.
+    pub failures: BTreeMap<Box<str>, u64>,
+    /// From the scheduled time to the final response.
+    pub latency: Latencies,
+}
+
+/// The state of the moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Since the start.
+    pub counts: Counts,
+    /// Calls that are open.
+    pub open: u64,
+    /// Requests answered since the last snapshot: from the scheduled time to the final response.
+    pub latency: Latencies,
+    /// How late calls were placed since the last snapshot.
+    pub lateness: Latencies,
+    /// Whether all shards have ended.
+    pub finished: bool,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// The numbers.
+    pub counts: Counts,
+    /// One per request of each scenario.
+    pub lines: Vec<Line>,
+    /// From the scheduled time of an INVITE to its first provisional response other than 100: the Session Request Delay of
+    /// RFC 6076 4.3.1.
+    pub ringing: Latencies,
+    /// From the scheduled time of a call to the moment its first request was in the kernel's hands.
+    pub lateness: Latencies,
+    /// The first [`WRONGS_LISTED`] of each shard.
+    pub wrongs: Vec<Wrong>,
+    /// From the first call's due time to the last's, in nanoseconds: what rates refer to.
+    pub placing_ns: u64,
+    /// From the start to the end of the last call, in nanoseconds.
+    pub elapsed_ns: u64,
+    /// Most calls that were open at the same time. Over several shards: the sum of each one's most.
+    pub open_max: u64,
+}
+
+impl Report {
+    /// All requests' latencies in one.
+    pub fn latency(&self) -> Latencies {
+        let mut all = Latencies::default();
+        self.lines.iter().for_each(|line| all.add(&line.latency));
+        all
+    }
+
+    /// Adds another shard's, or another machine's. Exact: all latencies have the same steps.
+    pub fn add(&mut self, other: &Report) {
+        self.counts.add(&other.counts);
+        for line in &other.lines {
+            let same = |own: &&mut Line| own.scenario == line.scenario && own.step == line.step;
+            match self.lines.iter_mut().find(same) {
+                Some(own) => own.add(line),
+                None => self.lines.push(line.clone()),
+            }
+        }
+        self.ringing.add(&other.ringing);
+        self.lateness.add(&other.lateness);
+        self.wrongs.extend(other.wrongs.iter().cloned());
+        self.placing_ns = self.placing_ns.max(other.placing_ns);
+        self.elapsed_ns = self.elapsed_ns.max(other.elapsed_ns);
+        self.open_max += other.open_max;
+    }
+}
+
+impl Line {
+    fn add(&mut self, other: &Line) {
+        self.sent += other.sent;
+        self.answered += other.answered;
+        self.retransmissions += other.retransmissions;
+        for (reason, count) in &other.failures {
+            *self.failures.entry(reason.clone()).or_default() += count;
+        }
+        self.latency.add(&other.latency);
+    }
+}
+
+/// Callers that run.
+pub struct Uac {
+    shards: Vec<Remote<Command>>,
+    threads: Vec<JoinHandle<Report>>,
+    /// What each shard had counted when it ended.
+    ended: Arc<[OnceLock<Counts>]>,
+    addresses: Vec<SocketAddr>,
+}
+
+/// What a shard is told.
+enum Command {
+    Cut,
+    Rate(f64),
+    Snapshot(SyncSender<Snapshot>),
+    Stop,
+}
+
+impl Uac {
+    /// Opens all sockets and starts to call.
+    pub fn start(mut config: Config) -> Result<Uac, Failure> {
+        if config.cores.is_empty() {
+            config.cores.push(None);
+        }
+        let shards = config.cores.len();
+        let ended = (0..shards).map(|_| OnceLock::new()).collect();
+        let mut uac = Uac { shards: Vec::new(), threads: Vec::new(), ended, addresses: Vec::new() };
+        let config = Arc::new(config);
+        let mut workers = Vec::new();
+        for number in 0..shards {
+            let mut sockets = Vec::new();
+            for _ in 0..config.sockets.clamp(1, 1024) {
+                let address = SocketAddr::new(config.from, 0);
+                let socket = Socket::bind(address).map_err(|error| cannot_bind(address, &error))?;
+                uac.addresses.push(socket.local());
+                sockets.push(socket);
+            }
+            let waiter = Waiter::new().map_err(cannot_start)?;
+            let (remote, inbox) = remote::pair(waiter.waker());
+            uac.shards.push(remote);
+            workers.push(Worker::new(Arc::clone(&config), number, waiter, inbox, sockets).map_err(cannot_start)?);
+        }
+        // All start from one moment, a little ahead, so that no shard begins with a debt of the time its thread took.
+        let start = now_ns() + 2 * crate::clock::MS_NS;
+        for (number, mut worker) in workers.into_iter().enumerate() {
+            let core = config.cores[number];
+            let ended = Arc::clone(&uac.ended);
+            let run = move || {
+                if let Some(core) = core {
+                    // A core that is not to be had was refused by the command line; here the kernel places the thread.
+                    let _ = process::pin_this_thread(core);
+                }
+                let report = worker.run(start);
+                // Before the worker and its inbox go: whoever asks in vain finds this.
+                let _ = ended[number].set(report.counts);
+                report
+            };
+            let thread = std::thread::Builder::new().name(format!("uac-{number}")).spawn(run).map_err(cannot_start)?;
+            uac.threads.push(thread);
+        }
+        Ok(uac)
+    }
+
+    /// Our own addresses.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// The state of this moment; latencies are those since the last call of this. Costs the shards some microseconds.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut all = Snapshot { finished: self.is_finished(), ..Snapshot::default() };
+        for (number, shard) in self.shards.iter().enumerate() {
+            let ended =
+                || Snapshot { counts: *self.ended[number].get().unwrap_or(&Counts::default()), ..Snapshot::default() };
+            let part = shard.ask(Command::Snapshot).unwrap_or_else(ended);
+            all.counts.add(&part.counts);
+            all.open += part.open;
+            all.latency.add(&part.latency);
+            all.lateness.add(&part.lateness);
+        }
+        all
+    }
+
+    /// Whether every call has ended.
+    pub fn is_finished(&self) -> bool {
+        self.threads.iter().all(JoinHandle::is_finished)
+    }
+
+    /// Changes the rate, all shards together, in calls a second. 0 pauses.
+    pub fn set_rate(&self, rate: f64) {
+        let rate = rate / self.shards.len() as f64;
+        self.shards.iter().for_each(|shard| shard.tell(Command::Rate(rate)));
+    }
+
+    /// Places no more calls. Those that are open may go on, for at most [`Config::drain_ns`].
+    pub fn stop(&self) {
+        self.shards.iter().for_each(|shard| shard.tell(Command::Stop));
+    }
+
+    /// Places no more calls and leaves those that are open where they are.
+    pub fn cut(&self) {
+        self.shards.iter().for_each(|shard| shard.tell(Command::Cut));
+    }
+
+    /// Waits until every call has ended and says what there was.
+    pub fn join(mut self) -> Report {
+        let mut report = Report::default();
+        for thread in std::mem::take(&mut self.threads) {
+            report.add(&thread.join().unwrap_or_default());
+        }
+        report
+    }
+}
+
+impl Drop for Uac {
+    fn drop(&mut self) {
+        self.cut();
+    }
+}
+
+fn cannot_start(error: io::Error) -> Failure {
+    Failure::new(Exit::Environment, "uac", format!("a thread cannot start: {error}"))
+}
+
+/// The rows of a report that is still empty, and for each scenario where its steps' rows are.
+fn lines(mix: &Mix) -> (Vec<Line>, Vec<Vec<usize>>) {
+    let (mut lines, mut places) = (Vec::new(), Vec::new());
+    for scenario in mix.scenarios() {
+        let mut of_scenario = Vec::new();
+        for step in &scenario.steps {
+            of_scenario.push(lines.len());
+            if let Step::Send(send) = step {
+                lines.push(Line { scenario: scenario.name.clone(), step: send.name.clone(), ..Line::default() });
+            }
+        }
+        places.push(of_scenario);
+    }
+    (lines, places)
+}

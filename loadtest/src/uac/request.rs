@@ -1,0 +1,348 @@
+//! Writing a caller's messages. Every message is a function of its call, so a retransmission is written again, octet by
+//! octet the same, instead of being kept.
+
+use super::Config;
+use super::call::Call;
+use crate::rng::{mix, unmix};
+use crate::scenario::Body;
+use crate::seal::Sealed;
+use crate::sip::message::Method;
+use crate::sip::text::{Text, from_hex, hex};
+use std::net::SocketAddr;
+
+/// What RFC 3261 8.1.1.7 puts before every branch.
+const COOKIE: &[u8] = b"z9hG4bK";
+
+/// Bits of a call's identity that hold its place; the rest is the place's generation.
+const SLOT_BITS: u32 = 24;
+
+/// Places of one shard.
+pub const SLOTS_MAX: usize = 1 << SLOT_BITS;
+
+/// What all messages of one socket share.
+#[derive(Debug)]
+pub struct Stationery {
+    /// `SIP/2.0/UDP ADDRESS;branch=z9hG4bK`
+    via: Vec<u8>,
+    /// `@ADDRESS`, for Contact.
+    at_local: Vec<u8>,
+    /// The address without port, for Call-ID and From.
+    host: Vec<u8>,
+    /// `@TARGET`.
+    at_target: Vec<u8>,
+    sdp: Vec<u8>,
+    /// Makes the identities of this run and shard differ from all others.
+    key: u64,
+    users: u64,
+}
+
+/// What is to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    pub method: Method,
+    pub body: Body,
+    /// User part of the callee, before the number.
+    pub callee: &'a [u8],
+    /// Transaction number and CSeq number.
+    pub transaction: u8,
+    pub cseq: u32,
+    /// Whether the request carries the callee's tag, and goes along the dialog's route.
+    pub in_dialog: bool,
+    /// The To tag of a failure, which its ACK repeats; empty otherwise.
+    pub failure_tag: &'a [u8],
+}
+
+impl Stationery {
+    pub fn new(local: SocketAddr, config: &Config, key: u64) -> Stationery {
+        let host = match local {
+            SocketAddr::V4(local) => local.ip().to_string(),
+            SocketAddr::V6(local) => format!("[{}]", local.ip()),
+        };
+        let sdp = format!(
+            "v=0\r\no=alice 2890844526 2890844526 IN IP{version} {ip}\r\ns=-\r\nc=IN IP{version} {ip}\r\nt=0 0\r\n\
+             m=audio 49170 RTP/AVP 8 0 101\r\na=rtpmap:8 PCMA/8000\r\na=rtpmap:0 PCMU/8000\r\n\
+             a=rtpmap:101 telephone-event/8000\r\na=fmtp:101 0-15\r\na=sendrecv\r\n",
+            version = if local.is_ipv4() { 4 } else { 6 },
+            ip = local.ip(),
+        );
+        Stationery {
+            via: format!("SIP/2.0/UDP {local};branch=z9hG4bK").into(),
+            at_local: format!("@{local}").into(),
+            at_target: format!("@{}", config.target).into(),
+            host: host.into(),
+            sdp: sdp.into(),
+            key,
+            users: config.users.max(1),
+        }
+    }
+
+    /// What names a call in its Call-ID, tags and branches.
+    pub fn id(&self, slot: u32, generation: u64) -> u64 {
+        mix((generation << SLOT_BITS | u64::from(slot)) ^ self.key)
+    }
+
+    /// The place and the generation that such a name stands for. Of a foreign one, nonsense: the caller compares.
+    pub fn place_of(&self, id: u64) -> (u32, u64) {
+        let plain = unmix(id) ^ self.key;
+        (plain as u32 & (SLOTS_MAX as u32 - 1), plain >> SLOT_BITS)
+    }
+
+    /// Identity and transaction number of a branch of ours.
+    pub fn read_branch(branch: &[u8]) -> Option<(u64, u8)> {
+        let rest = branch.strip_prefix(COOKIE)?;
+        let (id, transaction) = rest.split_at_checked(16)?;
+        let number = std::str::from_utf8(transaction).ok().filter(|digits| digits.len() == 2)?;
+        Some((from_hex(id)?, u8::from_str_radix(number, 16).ok()?))
+    }
+
+    /// Whether this row is our Via, and nothing but our Via, with at most what RFC 3581 adds.
+    pub fn is_own_via(&self, row: &[u8], id: u64, transaction: u8) -> bool {
+        let expected = [&self.via[..], &hex(id), &hex2(transaction), b";rport"];
+        let rest = expected.iter().try_fold(row, |row, part| row.strip_prefix(*part));
+        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'=' | b';')) && !rest.contains(&b','))
+    }
+
+    pub fn is_own_call_id(&self, value: &[u8], id: u64) -> bool {
+        let rest = value.strip_prefix(&hex(id)).and_then(|rest| rest.strip_prefix(b"@"));
+        rest == Some(&self.host)
+    }
+
+    pub fn is_own_from(&self, value: &[u8], id: u64, number: u64) -> bool {
+        let mut room = [0; 256];
+        let mut own = Text::new(&mut room);
+        self.put_from(&mut own, id, number);
+        own.octets() == value
+    }
+
+    /// The Call-ID, for people.
+    pub fn call_id(&self, id: u64) -> String {
+        format!("{id:016x}@{}", String::from_utf8_lossy(&self.host))
+    }
+
+    /// Writes a request of `call`.
+    pub fn put(&self, out: &mut Text<'_>, call: &Call, id: u64, request: &Request<'_>) {
+        let user = call.number % self.users;
+        self.put_start(out, call, request, user);
+        out.put(b"Via: ");
+        out.put(&self.via);
+        out.put_hex(id);
+        out.put(&hex2(request.transaction));
+        out.put(b";rport\r\nMax-Forwards: 70\r\n");
+        if request.in_dialog {
+            out.put(call.peer.route_rows());
+        }
+        let from = value(out, b"From: ", |out| self.put_from(out, id, call.number));
+        let to = value(out, b"To: ", |out| self.put_to(out, call, request, user));
+        let call_id = value(out, b"Call-ID: ", |out| {
+            out.put_hex(id);
+            out.put(b"@");
+            out.put(&self.host);
+        });
+        let cseq = value(out, b"CSeq: ", |out| {
+            out.put_number(u64::from(request.cseq));
+            out.put(b" ");
+            out.put(request.method.name().as_bytes());
+        });
+        let contact = has_contact(request.method).then(|| {
+            value(out, b"Contact: ", |out| {
+                out.put(b"<sip:caller");
+                out.put_number(user);
+                out.put(&self.at_local);
+                out.put(b">");
+            })
+        });
+        out.put(b"User-Agent: viahop-load\r\n");
+        match request.method {
+            Method::Invite => out.put(b"Allow: INVITE, ACK, BYE, CANCEL, OPTIONS, NOTIFY\r\n"),
+            Method::Register => out.put(b"Expires: 3600\r\n"),
+            _ => {}
+        }
+        let (body, content_type) = match request.body {
+            Body::None => (&[][..], &[][..]),
+            Body::Sdp => (&self.sdp[..], &b"application/sdp"[..]),
+            Body::Text => (&b"Watson, come here."[..], &b"text/plain"[..]),
+        };
+        let written = out.octets();
+        let sealed = Sealed {
+            from: &written[from],
+            to: &written[to],
+            call_id: &written[call_id],
+            cseq: &written[cseq],
+            contact: contact.map_or(&[], |contact| &written[contact]),
+            content_type,
+            body,
+        };
+        let seal = sealed.digest();
+        out.put(b"X-Load: ");
+        out.put_hex(seal);
+        if !body.is_empty() {
+            out.put(b"\r\nContent-Type: ");
+            out.put(content_type);
+        }
+        out.put(b"\r\nContent-Length: ");
+        out.put_number(body.len() as u64);
+        out.put(b"\r\n\r\n");
+        out.put(body);
+    }
+
+    fn put_start(&self, out: &mut Text<'_>, call: &Call, request: &Request<'_>, user: u64) {
+        out.put(request.method.name().as_bytes());
+        out.put(b" ");
+        if request.in_dialog && !call.peer.target().is_empty() {
+            out.put(call.peer.target());
+        } else {
+            out.put(b"sip:");
+            //= RFC 3261 section 10.2
+            // The Request-URI of a REGISTER names the domain and nobody in it.
+            if request.method == Method::Register {
+                out.put(&self.at_target[1..]);
+            } else {
+                out.put(request.callee);
+                out.put_number(user);
+                out.put(&self.at_target);
+            }
+        }
+        out.put(b" SIP/2.0\r\n");
+    }
+
+    fn put_from(&self, out: &mut Text<'_>, id: u64, number: u64) {
+        out.put(b"<sip:caller");
+        out.put_number(number % self.users);
+        out.put(&self.at_target);
+        out.put(b">;tag=");
+        out.put_hex(mix(!id));
+    }
+
+    fn put_to(&self, out: &mut Text<'_>, call: &Call, request: &Request<'_>, user: u64) {
+        out.put(b"<sip:");
+        out.put(if request.method == Method::Register { b"caller" } else { request.callee });
+        out.put_number(user);
+        out.put(&self.at_target);
+        out.put(b">");
+        let tag = if request.in_dialog { call.peer.tag() } else { request.failure_tag };
+        if !tag.is_empty() {
+            out.put(b";tag=");
+            out.put(tag);
+        }
+    }
+}
+
+//= RFC 3261 section 20.10
+// Mandatory in what opens a dialog, and what a REGISTER is about. Not sent where it means nothing (Table 2).
+fn has_contact(method: Method) -> bool {
+    matches!(method, Method::Invite | Method::Register | Method::Subscribe | Method::Refer | Method::Update)
+}
+
+/// Writes a row and says where its value is.
+fn value(out: &mut Text<'_>, name: &[u8], put: impl FnOnce(&mut Text<'_>)) -> std::ops::Range<usize> {
+    out.put(name);
+    let start = out.len();
+    put(out);
+    let end = out.len();
+    out.put(b"\r\n");
+    start..end
+}
+
+fn hex2(number: u8) -> [u8; 2] {
+    let all = hex(u64::from(number));
+    [all[14], all[15]]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seal::{self, Verdict};
+    use crate::sip::message::{Message, Name, Rows, Start};
+    use crate::sip::value::{cseq, tag};
+
+    fn stationery() -> Stationery {
+        let config = Config::new("127.0.0.1:5060".parse().unwrap());
+        Stationery::new("127.0.0.1:40000".parse().unwrap(), &config, 77 << 50)
+    }
+
+    fn request(method: Method, in_dialog: bool) -> Request<'static> {
+        Request { method, body: Body::Sdp, callee: b"callee", transaction: 6, cseq: 3, in_dialog, failure_tag: b"" }
+    }
+
+    fn written(call: &Call, request: &Request<'_>, check: impl FnOnce(&Message<'_>)) {
+        let stationery = stationery();
+        let mut room = [0; 4096];
+        let mut out = Text::new(&mut room);
+        stationery.put(&mut out, call, stationery.id(9, 4), request);
+        let len = out.finish().unwrap();
+        let mut rows = Rows::default();
+        check(&Message::read(&room[..len], &mut rows).unwrap());
+    }
+
+    #[test]
+    fn an_invite_names_its_call_in_branch_and_call_id() {
+        let call = Call { number: 12, ..Call::free() };
+        written(&call, &request(Method::Invite, false), |message| {
+            let stationery = stationery();
+            let id = stationery.id(9, 4);
+            assert_eq!(message.start, Start::Request(Method::Invite, b"sip:callee12@127.0.0.1:5060"));
+            let via = message.value(Name::Via).unwrap();
+            assert!(stationery.is_own_via(via, id, 6));
+            let branch = crate::sip::value::param(via, b"branch").unwrap();
+            assert_eq!(Stationery::read_branch(branch), Some((id, 6)));
+            assert_eq!(stationery.place_of(id), (9, 4));
+            assert!(stationery.is_own_call_id(message.value(Name::CallId).unwrap(), id));
+            assert!(stationery.is_own_from(message.value(Name::From).unwrap(), id, 12));
+            assert_eq!(cseq(message.value(Name::CSeq).unwrap()), Some((3, &b"INVITE"[..])));
+            assert_eq!(tag(message.value(Name::To).unwrap()), None);
+            assert_eq!(seal::check(message), Verdict::Intact);
+            assert!(message.body.ends_with(b"a=sendrecv\r\n"));
+        });
+    }
+
+    //= RFC 3261 section 12.2.1.1
+    //# If the route set is not empty, and the first URI in the route set
+    //# contains the lr parameter (see Section 19.1.1), the UAC MUST place
+    //# the remote target URI into the Request-URI and MUST include a Route
+    //# header field containing the route set values in order, including all
+    //# parameters.
+    #[test]
+    fn a_request_within_a_dialog_goes_along_its_route_to_the_remote_target() {
+        let mut call = Call::free();
+        let routes = [&b"<sip:near;lr;x=1>"[..], b"<sip:far;lr>"];
+        call.peer.learn(b"them", b"sip:bob@192.0.2.5", routes.into_iter());
+        written(&call, &Request { body: Body::None, ..request(Method::Bye, true) }, |message| {
+            assert_eq!(message.start, Start::Request(Method::Bye, b"sip:bob@192.0.2.5"));
+            assert_eq!(message.values(Name::Route).collect::<Vec<_>>(), routes);
+            assert_eq!(tag(message.value(Name::To).unwrap()), Some(&b"them"[..]));
+            assert_eq!(message.value(Name::Contact), None);
+            assert_eq!(seal::check(message), Verdict::Intact);
+        });
+    }
+
+    #[test]
+    fn a_register_is_for_the_domain_and_about_the_caller() {
+        written(&Call { number: 5, ..Call::free() }, &request(Method::Register, false), |message| {
+            assert_eq!(message.start, Start::Request(Method::Register, b"sip:127.0.0.1:5060"));
+            assert!(message.value(Name::To).unwrap().starts_with(b"<sip:caller5@127.0.0.1:5060>"));
+        });
+    }
+
+    #[test]
+    fn only_our_own_via_is_ours() {
+        let stationery = stationery();
+        let id = stationery.id(1, 1);
+        let own = format!("SIP/2.0/UDP 127.0.0.1:40000;branch=z9hG4bK{id:016x}06;rport");
+        let is_own = |via: &str| stationery.is_own_via(via.as_bytes(), id, 6);
+        assert!(is_own(&own));
+        assert!(is_own(&format!("{own}=40000;received=127.0.0.1")));
+        assert!(!is_own(&format!("{own}, SIP/2.0/UDP h")));
+        assert!(!is_own(&own.replace("40000", "40001")));
+        assert!(!is_own(&own.replace(";rport", "")));
+        assert!(!is_own(&format!("{own}s")));
+        for branch in [
+            "z9hG4bK",
+            "z9hG4bK0123456789abcdef",
+            "z9hG4bK0123456789abcdef0g",
+            "0123456789abcdef00",
+            "z9hG4bK0123456789abcdef000",
+        ] {
+            assert_eq!(Stationery::read_branch(branch.as_bytes()), None, "{branch}");
+        }
+    }
+}

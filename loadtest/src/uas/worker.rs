@@ -1,0 +1,687 @@
+//! One shard of the called side: a thread, its backends' sockets, their calls and timers.
+//!
+//! ```text
+//! loop: commands ─► timers that are due ─► wait ─► receive ─► answer each ─► send what has gathered
+//! ```
+//!
+//! A request is answered in the turn in which it was received. Nothing is allocated per message once the places of calls
+//! have been used.
+
+use super::call::{Call, State};
+use super::{
+    BackendState, Command, Counts, Manner, NEW_CALLS_MAX, NewCall, Shared, Snapshot, VIOLATIONS_LISTED, Violation,
+};
+use crate::clock::{SECOND_NS, now_ns};
+use crate::owners::{Owner, digest};
+use crate::remote::Inbox;
+use crate::rng::mix;
+use crate::seal::{self, Sealed, Verdict};
+use crate::sip::answer::{Echoed, destination, echo, reason};
+use crate::sip::message::{Malformed, Message, Method, Name, Rows, Start};
+use crate::sip::text::{Text, hex};
+use crate::sip::value::{cseq, tag, uri, uri_user};
+use crate::sys::address::Address;
+use crate::sys::batch::{BATCH_MAX, Receiver, Sender, drain_errors};
+use crate::sys::socket::Socket;
+use crate::sys::wait::Waiter;
+use crate::timer::Wheel;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// Receives of one socket in a row before the others get their turn.
+const RECEIVES_MAX: usize = 8;
+
+/// Octets of rows that are copied from a request. A request with more is not answered.
+const ECHO_MAX: usize = 16 << 10;
+
+pub(super) struct Worker {
+    io: Io,
+    shard: Shard,
+}
+
+/// What a datagram is read with; apart from the rest, because a message borrows it.
+struct Io {
+    receiver: Receiver,
+    rows: Rows,
+    inbox: Inbox<Command>,
+    ready: Vec<u32>,
+    fired: Vec<u32>,
+}
+
+struct Shard {
+    shared: Arc<Shared>,
+    waiter: Waiter,
+    backends: Vec<Backend>,
+    calls: Vec<Call>,
+    free: Vec<u32>,
+    by_key: HashMap<u64, u32, BuildHasherDefault<KeyIsHash>>,
+    wheel: Wheel,
+    /// Where rows are put together before they go into a response.
+    scratch: Box<[u8]>,
+}
+
+struct Backend {
+    index: usize,
+    /// `None`: killed.
+    socket: Option<Socket>,
+    address: SocketAddr,
+    sender: Sender,
+    counts: Counts,
+    open: u64,
+    violations: Vec<Violation>,
+    /// `<sip:callee@ADDRESS>`.
+    contact: Vec<u8>,
+    /// `X-Backend: INDEX` and `Server`, for every response.
+    signature: Vec<u8>,
+    sdp: Vec<u8>,
+}
+
+/// What a response carries besides what it copies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Carries {
+    Contact,
+    Nothing,
+    Sdp,
+}
+
+impl Worker {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        waiter: Waiter,
+        inbox: Inbox<Command>,
+        sockets: Vec<(usize, Socket)>,
+        now: u64,
+    ) -> io::Result<Worker> {
+        let mut backends = Vec::new();
+        for (place, (index, socket)) in sockets.into_iter().enumerate() {
+            waiter.add(&socket, place as u32)?;
+            backends.push(Backend::new(index, socket));
+        }
+        let receiver = Receiver::new(BATCH_MAX);
+        let io = Io { receiver, rows: Rows::default(), inbox, ready: Vec::new(), fired: Vec::new() };
+        let shard = Shard {
+            shared,
+            waiter,
+            backends,
+            calls: Vec::new(),
+            free: Vec::new(),
+            by_key: HashMap::default(),
+            wheel: Wheel::new(now),
+            scratch: vec![0; ECHO_MAX].into(),
+        };
+        Ok(Worker { io, shard })
+    }
+
+    pub(super) fn run(mut self) -> Vec<Snapshot> {
+        let Worker { io, shard } = &mut self;
+        loop {
+            while let Some(command) = io.inbox.next() {
+                if matches!(command, Command::Stop) {
+                    return shard.snapshots();
+                }
+                shard.obey(command);
+            }
+            shard.wheel.expire(now_ns(), &mut io.fired);
+            for slot in io.fired.drain(..) {
+                shard.on_timer(slot, now_ns());
+            }
+            shard.flush();
+            let timeout = shard.wheel.next_ns().saturating_sub(now_ns()).min(SECOND_NS);
+            if shard.waiter.wait(timeout, &mut io.ready).is_err() {
+                return shard.snapshots();
+            }
+            while let Some(place) = io.ready.pop() {
+                shard.receive(io, place as usize);
+            }
+        }
+    }
+}
+
+impl Shard {
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Kill(place, reply) => {
+                self.kill(place);
+                let _ = reply.send(());
+            }
+            Command::Restore(place, reply) => {
+                let _ = reply.send(self.restore(place));
+            }
+            Command::Snapshot(reply) => {
+                let _ = reply.send(self.snapshots());
+            }
+            Command::Stop => {}
+        }
+    }
+
+    fn kill(&mut self, place: usize) {
+        let backend = &mut self.backends[place];
+        if backend.socket.take().is_none() {
+            return;
+        }
+        backend.sender.clear();
+        self.shared.owners.died(backend.index);
+        for slot in 0..self.calls.len() as u32 {
+            let call = &self.calls[slot as usize];
+            if call.backend == place && call.state != State::Free {
+                self.release(slot);
+            }
+        }
+    }
+
+    fn restore(&mut self, place: usize) -> io::Result<()> {
+        let backend = &mut self.backends[place];
+        if backend.socket.is_none() {
+            let socket = Socket::bind(backend.address)?;
+            self.waiter.add(&socket, place as u32)?;
+            backend.socket = Some(socket);
+        }
+        Ok(())
+    }
+
+    fn snapshots(&self) -> Vec<Snapshot> {
+        let snapshot = |backend: &Backend| Snapshot {
+            index: backend.index,
+            state: BackendState { counts: backend.counts, open: backend.open, alive: backend.socket.is_some() },
+            violations: backend.violations.clone(),
+        };
+        self.backends.iter().map(snapshot).collect()
+    }
+
+    fn receive(&mut self, io: &mut Io, place: usize) {
+        for _ in 0..RECEIVES_MAX {
+            let Some(socket) = &self.backends[place].socket else { return };
+            let received = match io.receiver.receive(socket) {
+                Ok(received) => received,
+                // ICMP about a response of ours: whoever asked is gone.
+                Err(_) => usize::from(drain_errors(socket, &mut |_| ())),
+            };
+            if received == 0 {
+                return;
+            }
+            let now = now_ns();
+            for index in 0..io.receiver.filled() {
+                let (octets, from) = io.receiver.datagram(index);
+                match Message::read(octets, &mut io.rows) {
+                    Ok(message) => self.on_message(place, &message, from, now),
+                    Err(Malformed::KeepAlive) => {}
+                    Err(_) => self.backends[place].counts.malformed += 1,
+                }
+            }
+            let more = io.receiver.is_full();
+            self.backends[place].flush();
+            if !more {
+                return;
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        self.backends.iter_mut().for_each(Backend::flush);
+    }
+
+    fn on_message(&mut self, place: usize, message: &Message<'_>, from: Address, now: u64) {
+        let counts = &mut self.backends[place].counts;
+        let Start::Request(method, request_uri) = message.start else {
+            counts.responses += 1;
+            return;
+        };
+        counts.requests += 1;
+        if seal::check(message) == Verdict::Altered {
+            counts.altered += 1;
+        }
+        let (Some(call_id), Some(from_row), Some(to_row), Some((number, _))) = (
+            message.value(Name::CallId),
+            message.value(Name::From),
+            message.value(Name::To),
+            message.value(Name::CSeq).and_then(cseq),
+        ) else {
+            counts.malformed += 1;
+            return;
+        };
+        let digest = digest(call_id);
+        let key = xxh3_64_with_seed(tag(from_row).unwrap_or_default(), digest.wrapping_add(place as u64));
+        let request = Request {
+            place,
+            message,
+            from,
+            method,
+            user: uri_user(uri(request_uri)),
+            number,
+            digest,
+            in_dialog: tag(to_row).is_some(),
+            call: self.by_key.get(&key).copied(),
+            key,
+            now,
+        };
+        match method {
+            Method::Ack => self.on_ack(&request),
+            Method::Bye => self.on_bye(&request),
+            Method::Cancel => self.on_cancel(&request),
+            Method::Invite => self.on_invite(&request),
+            _ => self.on_other(&request),
+        }
+    }
+
+    fn on_invite(&mut self, request: &Request<'_>) {
+        self.check_owner(request);
+        let Some(slot) = request.call else {
+            return match request.in_dialog {
+                true => self.answer_unknown(request),
+                false => self.open(request),
+            };
+        };
+        let call = &self.calls[slot as usize];
+        if request.number == call.cseq {
+            self.backends[request.place].counts.copies += 1;
+            match call.state {
+                State::Ringing => self.send_of_call(slot, 180, Carries::Contact),
+                State::Answered | State::Over => self.send_final(slot),
+                State::Free | State::Up => {}
+            }
+        } else if request.number < call.cseq || call.state == State::Ringing {
+            // A lower CSeq is out of order (RFC 3261 12.2.2); a second INVITE before the first has its answer is refused
+            // (14.2).
+            self.answer(request, 500, Carries::Nothing);
+        } else {
+            self.begin(slot, request);
+            self.finish(slot, 200, request.now);
+        }
+    }
+
+    /// An INVITE that no call is known for.
+    fn open(&mut self, request: &Request<'_>) {
+        let index = self.backends[request.place].index;
+        if self.shared.owners.of(request.digest) == (Owner::Alive { backend: index, over: true }) {
+            // A late copy of one that has had its BYE.
+            self.backends[request.place].counts.copies += 1;
+            return;
+        }
+        if self.calls.len() - self.free.len() >= self.shared.config.calls_max {
+            self.backends[request.place].counts.refused += 1;
+            return self.answer(request, 503, Carries::Nothing);
+        }
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.calls.push(Call::free());
+            self.calls.len() as u32 - 1
+        });
+        if !self.begin(slot, request) {
+            self.calls[slot as usize].state = State::Free;
+            self.free.push(slot);
+            self.backends[request.place].counts.malformed += 1;
+            return;
+        }
+        let call = &mut self.calls[slot as usize];
+        (call.key, call.digest, call.backend) = (request.key, request.digest, request.place);
+        self.by_key.insert(request.key, slot);
+        let backend = &mut self.backends[request.place];
+        backend.counts.calls += 1;
+        backend.open += 1;
+        self.shared.owners.take(request.digest, index);
+        if self.shared.config.list_new_calls {
+            self.list(request, index);
+        }
+        self.ring(slot, Manner::of(request.user), request.now);
+    }
+
+    fn list(&self, request: &Request<'_>, backend: usize) {
+        let call_id = String::from_utf8_lossy(request.message.value(Name::CallId).unwrap_or_default());
+        let mut new_calls = self.shared.new_calls.lock().unwrap_or_else(PoisonError::into_inner);
+        if new_calls.list.len() < NEW_CALLS_MAX {
+            new_calls.list.push_back(NewCall { call_id: call_id.into(), backend, at_ns: request.now });
+        } else {
+            new_calls.unlisted += 1;
+        }
+    }
+
+    /// Takes an INVITE's rows into its call. `false`: it lacks what an answer needs.
+    fn begin(&mut self, slot: u32, request: &Request<'_>) -> bool {
+        let to_tag = to_tag(request.key);
+        let mut out = Text::new(&mut self.scratch);
+        let echoed = echo(request.message, request.from, &to_tag, true, &mut out);
+        let (Some(echoed), Some(to), Some(len)) = (echoed, destination(request.message, request.from), out.finish())
+        else {
+            return false;
+        };
+        let call = &mut self.calls[slot as usize];
+        call.rows.clear();
+        call.rows.extend_from_slice(&self.scratch[..len]);
+        (call.echoed, call.to, call.cseq) = (echoed, to, request.number);
+        true
+    }
+
+    fn ring(&mut self, slot: u32, manner: Manner, now: u64) {
+        let config = &self.shared.config;
+        let (ring_ns, ringing_ns) = (config.ring_ns, config.timers.ringing_ns);
+        let due = match manner {
+            Manner::Busy => return self.finish(slot, 486, now),
+            Manner::Answer => now + ring_ns,
+            Manner::Ring => now + ringing_ns,
+        };
+        self.send_of_call(slot, 180, Carries::Contact);
+        let call = &mut self.calls[slot as usize];
+        (call.state, call.due_ns) = (State::Ringing, due);
+        (call.code, call.give_up_ns) = (if manner == Manner::Ring { 480 } else { 200 }, due);
+        if due == now {
+            return self.finish(slot, 200, now);
+        }
+        self.wheel.arm(slot, due);
+    }
+
+    /// Sends a final response and keeps at it until its ACK comes.
+    fn finish(&mut self, slot: u32, code: u16, now: u64) {
+        let timers = self.shared.config.timers;
+        let call = &mut self.calls[slot as usize];
+        //= RFC 3261 section 13.3.1.4
+        //# The 2xx response is passed to the transport with an
+        //# interval that starts at T1 seconds and doubles for each
+        //# retransmission until it reaches T2 seconds (T1 and T2 are defined in
+        //# Section 17).
+        // Timer G does the same for any other final response (17.2.1).
+        (call.state, call.code, call.interval_ns) = (State::Answered, code, timers.t1_ns);
+        (call.due_ns, call.give_up_ns) = (now + timers.t1_ns, now + timers.give_up_ns());
+        let due = call.due_ns;
+        self.wheel.arm(slot, due);
+        self.send_final(slot);
+    }
+
+    fn send_final(&mut self, slot: u32) {
+        let code = self.calls[slot as usize].code;
+        self.send_of_call(slot, code, if code < 300 { Carries::Sdp } else { Carries::Nothing });
+    }
+
+    fn on_timer(&mut self, slot: u32, now: u64) {
+        let timers = self.shared.config.timers;
+        let call = &mut self.calls[slot as usize];
+        let counts = &mut self.backends[call.backend].counts;
+        match call.state {
+            State::Answered if now >= call.give_up_ns => {
+                counts.unacknowledged += 1;
+                self.release(slot);
+            }
+            State::Answered => {
+                call.interval_ns = (call.interval_ns * 2).min(timers.t2_ns);
+                call.due_ns = (now + call.interval_ns).min(call.give_up_ns);
+                counts.resent += 1;
+                let due = call.due_ns;
+                self.wheel.arm(slot, due);
+                self.send_final(slot);
+            }
+            State::Ringing => {
+                let code = call.code;
+                self.finish(slot, code, now);
+            }
+            State::Up => {
+                counts.abandoned += 1;
+                self.release(slot);
+            }
+            State::Over => self.release(slot),
+            State::Free => {}
+        }
+    }
+
+    fn on_ack(&mut self, request: &Request<'_>) {
+        self.backends[request.place].counts.acks += 1;
+        self.check_owner(request);
+        let Some(slot) = request.call else { return };
+        let call = &mut self.calls[slot as usize];
+        if call.state != State::Answered || call.cseq != request.number {
+            return;
+        }
+        let config = &self.shared.config;
+        let (state, due) = match call.code {
+            200..300 => (State::Up, request.now + config.silence_max_ns),
+            _ => (State::Over, request.now + config.timers.t4_ns),
+        };
+        (call.state, call.due_ns) = (state, due);
+        self.wheel.arm(slot, due);
+    }
+
+    fn on_bye(&mut self, request: &Request<'_>) {
+        self.check_owner(request);
+        let index = self.backends[request.place].index;
+        let over = Owner::Alive { backend: index, over: true };
+        match request.call {
+            Some(slot) => {
+                self.backends[request.place].counts.byes += 1;
+                self.answer(request, 200, Carries::Nothing);
+                self.release(slot);
+            }
+            None if self.shared.owners.of(request.digest) == over => {
+                self.backends[request.place].counts.copies += 1;
+                self.answer(request, 200, Carries::Nothing);
+            }
+            None => self.answer_unknown(request),
+        }
+    }
+
+    fn on_cancel(&mut self, request: &Request<'_>) {
+        self.check_owner(request);
+        let Some(slot) = request.call else { return self.answer_unknown(request) };
+        self.answer(request, 200, Carries::Nothing);
+        if self.calls[slot as usize].state == State::Ringing {
+            self.backends[request.place].counts.cancels += 1;
+            self.finish(slot, 487, request.now);
+        }
+    }
+
+    fn on_other(&mut self, request: &Request<'_>) {
+        let counts = &mut self.backends[request.place].counts;
+        match request.method {
+            Method::Register => counts.registers += 1,
+            Method::Options => counts.options += 1,
+            _ => {}
+        }
+        if request.in_dialog {
+            self.check_owner(request);
+            if request.call.is_none() {
+                return self.answer_unknown(request);
+            }
+        }
+        self.answer(request, 200, Carries::Contact);
+    }
+
+    /// Notes whether the call of this request is where it belongs.
+    fn check_owner(&mut self, request: &Request<'_>) {
+        let backend = &mut self.backends[request.place];
+        match self.shared.owners.of(request.digest) {
+            Owner::Alive { backend: owner, .. } if owner != backend.index => {
+                backend.counts.violations += 1;
+                if backend.violations.len() < VIOLATIONS_LISTED {
+                    let call_id = request.message.value(Name::CallId).unwrap_or_default();
+                    backend.violations.push(Violation {
+                        call_id: String::from_utf8_lossy(call_id).into(),
+                        method: request.method.name().into(),
+                        owner,
+                        reached: backend.index,
+                    });
+                }
+            }
+            Owner::Dead(_) if request.in_dialog => backend.counts.orphans += 1,
+            _ => {}
+        }
+    }
+
+    //= RFC 3261 section 15.1.2
+    //# If the BYE does not
+    //# match an existing dialog, the UAS core SHOULD generate a 481
+    //# (Call/Transaction Does Not Exist) response and pass that to the
+    //# server transaction.
+    // And so it is for any other request within a dialog (12.2.2), and for CANCEL (9.2).
+    fn answer_unknown(&mut self, request: &Request<'_>) {
+        self.backends[request.place].counts.unknown += 1;
+        self.answer(request, 481, Carries::Nothing);
+    }
+
+    /// Answers a request of which nothing is kept.
+    fn answer(&mut self, request: &Request<'_>, code: u16, carries: Carries) {
+        let to_tag = to_tag(request.key);
+        let mut out = Text::new(&mut self.scratch);
+        let echoed = echo(request.message, request.from, &to_tag, false, &mut out);
+        let to = destination(request.message, request.from);
+        let (Some(echoed), Some(to), Some(len)) = (echoed, to, out.finish()) else {
+            self.backends[request.place].counts.malformed += 1;
+            return;
+        };
+        let register = (request.method == Method::Register).then_some(request.message);
+        self.backends[request.place].send(to, code, &self.scratch[..len], &echoed, carries, register);
+    }
+
+    /// Sends a response to the INVITE of a call.
+    fn send_of_call(&mut self, slot: u32, code: u16, carries: Carries) {
+        let call = &self.calls[slot as usize];
+        self.backends[call.backend].send(call.to, code, &call.rows, &call.echoed, carries, None);
+    }
+
+    /// The call is over: its place is free, and the record of owners remembers that it was here.
+    fn release(&mut self, slot: u32) {
+        let call = &mut self.calls[slot as usize];
+        debug_assert!(call.state != State::Free);
+        call.state = State::Free;
+        let backend = &mut self.backends[call.backend];
+        backend.open -= 1;
+        if backend.socket.is_some() {
+            self.shared.owners.end(call.digest, backend.index);
+        }
+        self.by_key.remove(&call.key);
+        self.wheel.disarm(slot);
+        self.free.push(slot);
+    }
+}
+
+/// A request and what is known about it.
+struct Request<'a> {
+    place: usize,
+    message: &'a Message<'a>,
+    from: Address,
+    method: Method,
+    /// The user part of the Request-URI.
+    user: &'a [u8],
+    /// The number in CSeq.
+    number: u32,
+    digest: u64,
+    key: u64,
+    in_dialog: bool,
+    call: Option<u32>,
+    now: u64,
+}
+
+impl Backend {
+    fn new(index: usize, socket: Socket) -> Backend {
+        let address = socket.local();
+        let sdp = format!(
+            "v=0\r\no=bob 2890844527 2890844527 IN IP4 {ip}\r\ns=-\r\nc=IN IP4 {ip}\r\nt=0 0\r\n\
+             m=audio 49172 RTP/AVP 8 101\r\na=rtpmap:8 PCMA/8000\r\na=rtpmap:101 telephone-event/8000\r\na=sendrecv\r\n",
+            ip = address.ip()
+        );
+        Backend {
+            index,
+            socket: Some(socket),
+            address,
+            sender: Sender::new(),
+            counts: Counts::default(),
+            open: 0,
+            violations: Vec::new(),
+            contact: format!("<sip:callee@{address}>").into(),
+            signature: format!("X-Backend: {index}\r\nServer: viahop-load\r\n").into(),
+            sdp: sdp.into(),
+        }
+    }
+
+    /// Writes a response and lets it wait for the next flush. `register`: whose bindings are confirmed.
+    fn send(
+        &mut self,
+        to: Address,
+        code: u16,
+        rows: &[u8],
+        echoed: &Echoed,
+        carries: Carries,
+        register: Option<&Message<'_>>,
+    ) {
+        if self.sender.is_full() {
+            self.flush();
+        }
+        let body = if carries == Carries::Sdp { &self.sdp[..] } else { &[] };
+        let content_type = if body.is_empty() { &[][..] } else { b"application/sdp" };
+        let own_contact = if carries == Carries::Nothing { &[][..] } else { &self.contact };
+        let registered = register.and_then(|register| register.value(Name::Contact));
+        let contact = registered.unwrap_or(own_contact);
+        let mut out = Text::new(self.sender.room());
+        out.put(b"SIP/2.0 ");
+        out.put_number(u64::from(code));
+        out.put(b" ");
+        out.put(reason(code).as_bytes());
+        out.put(b"\r\n");
+        out.put(rows);
+        if !contact.is_empty() {
+            out.put(b"Contact: ");
+            out.put(contact);
+            out.put(b"\r\n");
+        }
+        if let Some(register) = register {
+            out.put(b"Expires: ");
+            out.put(register.value(Name::Expires).unwrap_or(b"3600"));
+            out.put(b"\r\n");
+        }
+        out.put(&self.signature);
+        let sealed = Sealed {
+            from: echoed.from.of(rows),
+            to: echoed.to.of(rows),
+            call_id: echoed.call_id.of(rows),
+            cseq: echoed.cseq.of(rows),
+            contact,
+            content_type,
+            body,
+        };
+        sealed.put(&mut out);
+        if !body.is_empty() {
+            out.put(b"Content-Type: application/sdp\r\n");
+        }
+        out.put(b"Content-Length: ");
+        out.put_number(body.len() as u64);
+        out.put(b"\r\n\r\n");
+        out.put(body);
+        match out.finish() {
+            Some(len) => self.sender.push(len, to),
+            None => self.counts.malformed += 1,
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.sender.is_empty() {
+            return;
+        }
+        match &self.socket {
+            // Who cannot be reached learns it from his own timers.
+            Some(socket) => drop(self.sender.flush(socket, &mut |_| ())),
+            None => self.sender.clear(),
+        }
+    }
+}
+
+/// The tag of a backend's To: the same for every copy of a request, as RFC 3261 8.2.7 wants it from a stateless server.
+fn to_tag(key: u64) -> [u8; 16] {
+    hex(mix(key))
+}
+
+/// Keys are digests already.
+#[derive(Default)]
+struct KeyIsHash(u64);
+
+impl Hasher for KeyIsHash {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, octets: &[u8]) {
+        self.0 = xxh3_64_with_seed(octets, self.0);
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+}

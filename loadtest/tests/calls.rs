@@ -1,0 +1,288 @@
+//! Callers against callees over the loopback: every scenario as it should be, and every fault noticed for what it is.
+
+mod support;
+
+use support::{Meddler, Way, any_port, call_number, timers};
+use viahop_load::clock::{MS_NS, SECOND_NS};
+use viahop_load::scenario::{BUILT_IN, Mix, Scenario};
+use viahop_load::uac::ask::ask;
+use viahop_load::uac::{self, Uac};
+use viahop_load::uas::{self, Uas};
+
+fn callees(count: usize) -> Uas {
+    let backends = vec![any_port(); count];
+    Uas::start(uas::Config { backends, timers: timers(20), list_new_calls: true, ..uas::Config::default() }).unwrap()
+}
+
+fn callers(target: std::net::SocketAddr, calls: u64, scenario: &str) -> uac::Config {
+    uac::Config {
+        rate: 2000.0,
+        calls,
+        mix: Scenario::built_in(scenario).unwrap().into(),
+        timers: timers(20),
+        drain_ns: 10 * SECOND_NS,
+        ..uac::Config::new(target)
+    }
+}
+
+/// What must be so after a run in which nothing went wrong.
+fn assert_clean(called: &uac::Report, took: &uas::Report) {
+    let (caller, callee) = (called.counts, took.total());
+    assert_eq!(caller.completed, caller.placed, "{caller:?} {:?}", called.lines);
+    assert_eq!((caller.failed, caller.cut, caller.wrong, caller.altered), (0, 0, 0, 0), "{:?}", called.wrongs);
+    assert_eq!((caller.strays, caller.late, caller.malformed, caller.refused, caller.unsent), (0, 0, 0, 0, 0));
+    assert_eq!((callee.violations, callee.orphans, callee.unknown), (0, 0, 0), "{:?}", took.violations);
+    assert_eq!((callee.altered, callee.malformed, callee.unacknowledged, callee.abandoned), (0, 0, 0, 0));
+    assert_eq!(took.backends.iter().map(|backend| backend.open).sum::<u64>(), 0);
+}
+
+#[test]
+fn every_scenario_that_is_built_in_goes_as_it_says() {
+    for (name, _) in BUILT_IN {
+        let uas = callees(1);
+        let hold_ns = 3 * MS_NS;
+        let uac = Uac::start(uac::Config { hold_ns, ..callers(uas.addresses()[0], 200, name) }).unwrap();
+        let called = uac.join();
+        // What the last ACK says is heard before the callee is asked.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let mut took = uas.join();
+        if matches!(*name, "busy" | "cancel") {
+            took.backends[0].open = 0; // They are kept for T4, so that late copies are told apart from new calls.
+        }
+        assert_clean(&called, &took);
+        assert_eq!(called.counts.placed, 200, "{name}");
+        assert!(called.lines.iter().all(|line| line.sent == 200 && line.latency.count() == 200), "{name}");
+        assert_eq!(called.lateness.count(), 200);
+    }
+}
+
+#[test]
+fn shards_sockets_and_a_mix_share_one_run() {
+    let uas = Uas::start(uas::Config { backends: vec![any_port(); 3], cores: vec![None; 2], ..uas::Config::default() })
+        .unwrap();
+    let mix = Mix::new(["call", "options", "register"].map(|name| (Scenario::built_in(name).unwrap(), 1.0)).into());
+    let config =
+        uac::Config { cores: vec![None; 2], sockets: 3, mix: mix.unwrap(), ..callers(uas.addresses()[1], 601, "call") };
+    let uac = Uac::start(config).unwrap();
+    assert_eq!(uac.addresses().len(), 6);
+    let called = uac.join();
+    let took = uas.join();
+    assert_clean(&called, &took);
+    assert_eq!(called.counts.placed, 601);
+    let counts = took.backends[1].counts;
+    assert_eq!(counts.calls + counts.options + counts.registers, 601);
+    assert!(counts.calls > 100 && counts.options > 100 && counts.registers > 100, "{counts:?}");
+    let rate = 601.0 / (called.placing_ns as f64 / SECOND_NS as f64);
+    assert!((1950.0..2050.0).contains(&rate), "{rate}");
+}
+
+#[test]
+fn a_network_that_loses_every_fifth_datagram_costs_retransmissions_and_no_call() {
+    let uas = callees(1);
+    let mut number = 0;
+    let meddler = Meddler::start(uas.addresses().to_vec(), move |_, octets| {
+        number += 1;
+        if number % 5 == 0 { vec![] } else { vec![(octets, 0)] }
+    });
+    let called = Uac::start(callers(meddler.address, 300, "call")).unwrap().join();
+    assert_eq!((called.counts.placed, called.counts.completed), (300, 300), "{:?}", called.lines);
+    assert!(called.counts.retransmissions > 50, "{:?}", called.counts);
+    let took = uas.snapshot().total();
+    assert!(took.copies > 10 && took.resent > 10, "{took:?}");
+    assert_eq!(took.calls, 300, "a retransmission opens no second call");
+}
+
+#[test]
+fn duplicates_and_late_copies_are_told_apart_from_calls() {
+    let uas = callees(1);
+    let meddler = Meddler::start(uas.addresses().to_vec(), |_, octets| vec![(octets.clone(), 0), (octets, 0)]);
+    let called = Uac::start(callers(meddler.address, 200, "call")).unwrap().join();
+    assert_eq!((called.counts.completed, called.counts.failed), (200, 0), "{:?}", called.lines);
+    assert!(called.counts.copies + called.counts.late >= 200, "{:?}", called.counts);
+    let took = uas.join().total();
+    assert_eq!((took.calls, took.violations), (200, 0));
+    assert!(took.copies >= 200, "{took:?}");
+}
+
+#[test]
+fn whatever_is_altered_on_the_way_is_noticed_every_time() {
+    let uas = callees(1);
+    let altered = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counter = std::sync::Arc::clone(&altered);
+    let mut number = 0;
+    let meddler = Meddler::start(uas.addresses().to_vec(), move |_, mut octets| {
+        number += 1;
+        if number % 20 == 0 && octets.ends_with(b"sendrecv\r\n") {
+            let at = octets.len() - 10;
+            octets[at..].copy_from_slice(b"sendonly\r\n");
+            counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        vec![(octets, 0)]
+    });
+    let called = Uac::start(callers(meddler.address, 400, "call")).unwrap().join();
+    let took = uas.join().total();
+    let altered = altered.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(altered > 10);
+    assert_eq!(called.counts.altered + took.altered, altered);
+}
+
+#[test]
+fn a_message_that_reaches_another_backend_than_its_call_is_a_violation() {
+    let uas = callees(2);
+    let meddler = Meddler::start(uas.addresses().to_vec(), |way, octets| {
+        // BYEs of every other call go astray.
+        let astray = way == Way::There && octets.starts_with(b"BYE") && call_number(&octets).is_multiple_of(2);
+        vec![(octets, usize::from(astray))]
+    });
+    let called = Uac::start(callers(meddler.address, 200, "call")).unwrap().join();
+    let took = uas.join();
+    let astray = took.backends[1].counts;
+    assert!(astray.violations > 40, "{astray:?}");
+    assert_eq!((astray.violations, astray.unknown), (astray.requests, astray.requests));
+    assert_eq!(called.counts.failed, astray.requests);
+    assert_eq!(called.lines[1].failures.get("481"), Some(&astray.requests), "{:?}", called.lines);
+    let listed = &took.violations[0];
+    assert_eq!((listed.owner, listed.reached, &*listed.method), (0, 1, "BYE"));
+}
+
+#[test]
+fn a_response_with_a_via_too_many_or_a_foreign_tag_is_discarded_and_listed() {
+    for (what, from, to) in [
+        ("Via", "\r\nFrom:", "\r\nVia: SIP/2.0/UDP other\r\nFrom:"),
+        ("Via", ";rport", ";mangled"),
+        ("Call-ID", "Call-ID: ", "Call-ID: 0"),
+        ("From", "From: <sip:c", "From: <sip:d"),
+        ("CSeq", "CSeq: 1 ", "CSeq: 7 "),
+        ("To tag", ">;tag=", ">;got="),
+    ] {
+        let uas = callees(1);
+        let meddler = Meddler::start(uas.addresses().to_vec(), move |way, octets| {
+            let text = String::from_utf8(octets).unwrap();
+            // Only the To of a response has its tag in the row after From.
+            let at = if what == "To tag" { text.find("\nTo:").unwrap_or(0) } else { 0 };
+            let text =
+                if way == Way::Back { format!("{}{}", &text[..at], text[at..].replacen(from, to, 1)) } else { text };
+            vec![(text.into(), 0)]
+        });
+        let config = uac::Config { timers: timers(2), ..callers(meddler.address, 20, "options") };
+        let called = Uac::start(config).unwrap().join();
+        assert_eq!((called.counts.completed, called.counts.failed), (0, 20), "{what}: {:?}", called.counts);
+        assert!(called.counts.wrong >= 20, "{what}");
+        assert_eq!(&*called.wrongs[0].what, what);
+    }
+}
+
+#[test]
+fn a_target_where_nobody_listens_ends_after_64_t1_and_is_said_to_refuse() {
+    let uas = callees(1);
+    let gone = uas.addresses()[0];
+    uas.kill(0);
+    let called = Uac::start(uac::Config { timers: timers(10), ..callers(gone, 10, "call") }).unwrap().join();
+    assert_eq!((called.counts.failed, called.counts.completed), (10, 0));
+    assert_eq!(called.lines[0].failures.get("timeout: no response"), Some(&10));
+    // T1, 2 T1, … 32 T1: six retransmissions fit into 64 T1.
+    assert_eq!(called.counts.retransmissions, 60);
+    assert_eq!(called.counts.refused, 70, "each of the 70 datagrams was refused by the kernel");
+    assert!((640 * MS_NS..2 * SECOND_NS).contains(&called.elapsed_ns), "{}", called.elapsed_ns);
+}
+
+#[test]
+fn a_backend_that_died_and_came_back_knows_nothing_of_its_calls() {
+    let uas = callees(2);
+    let config = uac::Config { hold_ns: 300 * MS_NS, ..callers(uas.addresses()[0], 50, "call") };
+    let uac = Uac::start(config).unwrap();
+    while uas.snapshot().backends[0].open < 50 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert_eq!(uac.snapshot().open, 50);
+    uas.kill(0);
+    assert!(!uas.snapshot().backends[0].alive);
+    uas.restore(0).unwrap();
+    uas.restore(0).unwrap();
+    let called = uac.join();
+    let took = uas.join();
+    assert_eq!(called.lines[1].failures.get("481"), Some(&50), "{:?}", called.lines);
+    assert_eq!(
+        (took.total().violations, took.total().orphans),
+        (0, 50),
+        "its owner is dead, so nobody else is to blame"
+    );
+    assert!(took.backends[0].alive && took.backends[0].open == 0);
+}
+
+#[test]
+fn new_calls_are_listed_with_the_backend_that_took_them() {
+    let uas = callees(2);
+    let meddler = Meddler::start(uas.addresses().to_vec(), |_, octets| {
+        let backend = call_number(&octets) as usize % 2;
+        vec![(octets, backend)]
+    });
+    let called = Uac::start(callers(meddler.address, 100, "call")).unwrap().join();
+    assert_eq!(called.counts.completed, 100);
+    let listed = uas.take_new_calls();
+    assert_eq!(listed.len(), 100);
+    for call in &listed {
+        let octets = format!("Call-ID: {}", call.call_id);
+        assert_eq!(call.backend, call_number(octets.as_bytes()) as usize % 2);
+    }
+    assert!(listed.windows(2).all(|pair| pair[0].at_ns <= pair[1].at_ns));
+    assert!(uas.take_new_calls().is_empty());
+}
+
+#[test]
+fn asking_says_which_backend_each_call_id_leads_to() {
+    let uas = callees(3);
+    let meddler = Meddler::start(uas.addresses().to_vec(), |_, octets| {
+        let backend = call_number(&octets) as usize % 3;
+        vec![(octets, backend)]
+    });
+    let call_ids: Vec<String> = (0..500).map(|number| format!("probe-{number}@example.net")).collect();
+    let answers = ask(&call_ids, meddler.address).unwrap();
+    for (call_id, answer) in call_ids.iter().zip(&answers) {
+        assert_eq!(*answer, Some(call_number(format!("Call-ID: {call_id}").as_bytes()) as usize % 3));
+    }
+    let gone = uas.addresses()[0];
+    uas.kill(0);
+    assert_eq!(ask(&call_ids[..3], gone).unwrap(), [None, None, None]);
+}
+
+#[test]
+fn a_run_that_is_stopped_drains_and_one_that_is_cut_says_what_was_open() {
+    let uas = callees(1);
+    let config = || uac::Config { hold_ns: 100 * MS_NS, ..callers(uas.addresses()[0], u64::MAX, "call") };
+    let wait = |uac: &Uac| {
+        while uac.snapshot().open < 50 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    };
+    let uac = Uac::start(config()).unwrap();
+    wait(&uac);
+    uac.stop();
+    let called = uac.join();
+    assert_eq!((called.counts.completed, called.counts.cut), (called.counts.placed, 0));
+    let uac = Uac::start(config()).unwrap();
+    wait(&uac);
+    uac.cut();
+    let called = uac.join();
+    assert!(called.counts.cut >= 50);
+    assert_eq!(called.counts.completed + called.counts.cut, called.counts.placed);
+}
+
+#[test]
+fn the_rate_can_be_changed_and_paused_while_it_runs() {
+    let uas = callees(1);
+    let uac = Uac::start(callers(uas.addresses()[0], u64::MAX, "options")).unwrap();
+    uac.set_rate(0.0);
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    let paused = uac.snapshot().counts.placed;
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert_eq!(uac.snapshot().counts.placed, paused);
+    assert!(!uac.is_finished());
+    uac.set_rate(1000.0);
+    while uac.snapshot().counts.placed < paused + 50 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    uac.stop();
+    let report = uac.join();
+    assert_eq!(report.counts.completed, report.counts.placed);
+}

@@ -1,0 +1,91 @@
+//! Elements to put between callers and callees: a relay whose treatment of each datagram a test decides.
+
+#![allow(dead_code, reason = "each test program uses its own part of this")]
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use viahop_load::timer::Timers;
+
+/// Which way a datagram goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From the caller to a callee.
+    There,
+    /// From a callee to the caller.
+    Back,
+}
+
+/// A relay between one caller socket and some callees.
+pub struct Meddler {
+    pub address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Meddler {
+    /// `meddle` gets each datagram and gives back what is to be sent instead: octets, and the callee (ignored on the way
+    /// back).
+    pub fn start(
+        callees: Vec<SocketAddr>,
+        mut meddle: impl FnMut(Way, Vec<u8>) -> Vec<(Vec<u8>, usize)> + Send + 'static,
+    ) -> Meddler {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+        let address = socket.local_addr().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let run = move || {
+            let (mut room, mut caller) = (vec![0; 65_536], None);
+            while !stopped.load(Ordering::Relaxed) {
+                let (len, from) = match socket.recv_from(&mut room) {
+                    Ok(received) => received,
+                    Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
+                    Err(_) => continue,
+                };
+                let way = if callees.contains(&from) { Way::Back } else { Way::There };
+                if way == Way::There {
+                    caller = Some(from);
+                }
+                for (octets, callee) in meddle(way, room[..len].to_vec()) {
+                    let to = if way == Way::There { Some(callees[callee]) } else { caller };
+                    if let Some(to) = to {
+                        let _ = socket.send_to(&octets, to);
+                    }
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("meddler".into()).spawn(run).unwrap();
+        Meddler { address, stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Meddler {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The timers of RFC 3261 with `t1_ms` in place of 500 ms, all in proportion.
+pub fn timers(t1_ms: u64) -> Timers {
+    let ms = 1_000_000;
+    Timers { t1_ns: t1_ms * ms, t2_ns: 8 * t1_ms * ms, t4_ns: 10 * t1_ms * ms, ringing_ns: 400 * t1_ms * ms }
+}
+
+/// A callee on any port of the loopback.
+pub fn any_port() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+/// A digest of a datagram's Call-ID line, for those who treat calls differently.
+pub fn call_number(octets: &[u8]) -> u64 {
+    let text = String::from_utf8_lossy(octets);
+    let line = text.lines().find(|line| line.starts_with("Call-ID: ")).unwrap_or_default().to_owned();
+    line.bytes().fold(0u64, |sum, octet| sum.wrapping_mul(31).wrapping_add(u64::from(octet)))
+}
