@@ -7,17 +7,17 @@ pub fn own() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/own")
 }
 
-/// The folder called `name` of the corpus of other people's messages: below what `VIAHOP_CORPUS` names, or below
-/// `../shared/corpus`. Says so where there is none.
+/// The folder called `name` of the corpus of other people's messages: below what `VIAHOP_CORPUS` names, or in a folder
+/// `corpus` beside the checkout. Says so where there is none.
 pub fn foreign(name: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("VIAHOP_CORPUS").map(PathBuf::from);
-    let root = root.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus"));
-    let folder = root.join(name);
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    println!("skipped: no corpus at {} (set VIAHOP_CORPUS)", folder.display());
-    None
+    let named = std::env::var_os("VIAHOP_CORPUS").map(PathBuf::from);
+    let beside = || {
+        let around = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
+        let folders = std::fs::read_dir(around).ok()?.flatten().map(|entry| entry.path().join("corpus"));
+        folders.into_iter().find(|folder| folder.join(name).is_dir())
+    };
+    let folder = named.or_else(beside)?.join(name);
+    folder.is_dir().then_some(folder)
 }
 
 /// All messages there are, with the names of their files, in the order of these.

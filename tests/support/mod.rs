@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod corpus;
+pub mod judge;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
@@ -146,4 +147,23 @@ impl Outcome {
     pub fn is_forward(&self) -> bool {
         matches!(self.verdict, Verdict::Forward { .. })
     }
+}
+
+/// Says that something was not tested, past the capture of test output: a skipped test must be seen.
+pub fn skip(why: &str) {
+    use std::io::Write;
+    writeln!(std::io::stderr(), "skipped: {why}").ok();
+}
+
+/// Whether the program `name` is at hand. Says so if it is not; where peers are required (`VIAHOP_PEERS=required`, as in
+/// CI) that is a failure.
+pub fn has_peer(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).chain(["/usr/sbin".into()]).any(|folder| folder.join(name).is_file());
+    if !found {
+        let required = std::env::var_os("VIAHOP_PEERS").is_some_and(|value| value == "required");
+        assert!(!required, "{name} is not installed, and VIAHOP_PEERS=required");
+        skip(&format!("{name} not installed"));
+    }
+    found
 }
