@@ -165,7 +165,7 @@ fn what_finds_the_send_buffer_full_waits_and_later_messages_queue_up_behind_it()
     let request = bench.request();
     bench.arrive(request);
     bench.shard.turn([LISTENER].into_iter());
-    assert_eq!(bench.sent_calls(), []);
+    assert!(bench.sent_calls().is_empty());
     bench.shard.turn([EGRESS].into_iter());
     assert_eq!(bench.sent_calls(), [3, 4, 5, 6]);
     assert_eq!(bench.counters().waiting.get(), 0);

@@ -220,6 +220,7 @@ fn hash(resolved: &Resolved, fingerprint: &str) -> String {
 }
 
 #[cfg(test)]
+#[allow(missing_docs, reason = "tests of other files use these helpers")]
 pub mod tests {
     use super::super::config::{parse, problem::Source};
     use super::*;

@@ -153,8 +153,7 @@ impl Dispatcher {
             return Ok(Some(Verdict::Drop(DropReason::StrangerOnEgress)));
         }
         if request.via.token.is_present() && is_loop(tables, message, &request.via) {
-            //= RFC 3261 section 16.3
-            // Optional loop check (item 4). A request whose topmost Via is ours came back without passing anybody who
+            // The optional check of RFC 3261 16.3 item 4: a request whose topmost Via is ours came back without passing anybody who
             // would have added a Via: a backend's address is ours.
             return Err(LOOP);
         }
@@ -296,7 +295,10 @@ impl Dispatcher {
             return Verdict::Drop(DropReason::AckRefused);
         }
         let Refusal { code, reason } = refusal;
-        // RFC 3261 16.3 item 5: the answer lists exactly the tags that were not understood.
+        //= RFC 3261 section 16.3
+        //# The response MUST include an Unsupported (Section
+        //# 20.40) header field listing those option-tags the element did not
+        //# understand.
         let lists_unsupported = (code == 420).then_some(&tables.policy);
         self.reply(tables, &Reply { code, reason, lists_unsupported }, arrival, room)
     }
@@ -332,7 +334,10 @@ fn no_sip(arrival: Arrival, room: &mut Room<'_>) -> Option<Verdict> {
         return None;
     }
     //= RFC 5626 section 4.4.1
-    // The CRLF keep-alive is for connections; in datagrams it is noise that keeps a NAT binding open.
+    //# This approach MUST only be used with connection oriented transports
+    //# such as TCP or SCTP
+    //
+    // So in datagrams line ends are noise that keeps a NAT binding open.
     if room.input.len() == 1 || room.input.iter().all(|octet| matches!(octet, b'\r' | b'\n' | 0 | b' ')) {
         return Some(Verdict::Drop(DropReason::KeepAlive));
     }

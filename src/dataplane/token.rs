@@ -253,6 +253,10 @@ pub fn read_branch(branch: &[u8]) -> Option<u64> {
 const TAG_PREFIX: &[u8] = b"vh";
 
 /// Writes the To tag of an answer of our own.
+//= RFC 3261 section 8.2.7
+//# To header tags MUST be generated for responses in a stateless
+//# manner - in a manner that will generate the same tag for the
+//# same request consistently.
 pub fn write_to_tag(out: &mut Text<'_>, keys: &Keys, call_id: &[u8], cseq: u32, from_tag: &[u8]) {
     out.put(TAG_PREFIX);
     let tag = tag_mac(keys, keys.current(), call_id, cseq, from_tag).unwrap_or_default();

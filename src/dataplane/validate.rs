@@ -166,7 +166,12 @@ fn cseq(message: &[u8], scan: &Scan, method: Method, name: &[u8]) -> Result<u32,
     Ok(number)
 }
 
-/// RFC 3261 18.3: in a datagram, octets behind the body are discarded, and a body that is cut short is an error.
+/// Where the message ends in its datagram: behind as much of a body as is announced.
+//= RFC 3261 section 18.3
+//# If there are additional bytes in
+//# the transport packet beyond the end of the body, they MUST be
+//# discarded.  If the transport packet ends before the end of the
+//# message body, this is considered an error.
 #[inline(always)]
 pub fn end(message: &[u8], scan: &Scan) -> Result<u32, Refusal> {
     let Some(value) = scan.value(HeaderKind::ContentLength) else { return Ok(message.len() as u32) };

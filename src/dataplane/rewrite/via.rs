@@ -20,9 +20,9 @@ pub fn transaction(keys: &Keys, message: &[u8], request: &Request) -> u64 {
     let call_id = request.call_id.of(message);
     match via.is_unique.then(|| via.branch.of(message)) {
         //= RFC 3261 section 16.11
-        //# When a stateless proxy receives a request that contains a top Via
-        //# header field whose branch parameter begins with the magic cookie, the
-        //# value of the branch is a function of that value.
+        //# for a stateless proxy, the branch parameter MUST be computed as
+        //# a combinatoric function of message parameters which are
+        //# invariant on retransmission.
         Some(branch) => digest(keys, branch, via.sent_by.of(message), call_id, request.cseq),
         // 16.11, for a client of RFC 2543: the topmost Via, tags, Call-ID, CSeq number and Request-URI. The To tag stays
         // out: the ACK of a failure has one that its INVITE had not.
@@ -105,6 +105,10 @@ pub fn add_received(edits: &mut Edits, message: &[u8], via: &Via, source: Socket
     // As text first, which is how all but IPv6 hosts are told; then by value, for those with brackets.
     let is_source = text.written_since(10) == host
         || (host.first() == Some(&b'[') && uri::address(host) == Some(source.ip().to_canonical()));
+    //= RFC 3581 section 4
+    //# In fact, the server MUST insert a "received" parameter
+    //# containing the source IP address that the request came from, even if
+    //# it is identical to the value of the "sent-by" component.
     let asked = via.rport.is_present();
     if is_source && !asked {
         if !via.received.is_present() {

@@ -185,6 +185,9 @@ impl Router {
     }
 
     /// The backend of `pool` for a request that names none.
+    //= RFC 3261 section 16.11
+    //# This choice MUST only rely on fields in the
+    //# message and time-invariant properties of the server.
     #[inline(always)]
     fn pick(&mut self, input: &Input<'_>, pool: &Pool) -> Option<(u16, How)> {
         match pool.strategy {

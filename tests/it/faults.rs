@@ -1,0 +1,182 @@
+//! Backends that die in the middle of calls: refused, and silent.
+
+use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, calls, config, free_port, sipp_uac, sipp_uas};
+use crate::support::has_peer;
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+fn request(call: &str) -> String {
+    format!(
+        "OPTIONS sip:bob@example.net SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1:5;branch=z9hG4bK{call};rport\r\n\
+         Max-Forwards: 70\r\nFrom: <sip:a@example.net>;tag=1\r\nTo: <sip:bob@example.net>\r\n\
+         Call-ID: {call}\r\nCSeq: 1 OPTIONS\r\nContent-Length: 0\r\n\r\n"
+    )
+}
+
+/// A server that answers everything with a 200 from its own port, until it is told to be silent or dropped.
+struct Server {
+    port: u16,
+    silent: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Server {
+    fn start(port: u16) -> Server {
+        let socket = UdpSocket::bind(("127.0.0.1", port)).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let (silent, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let flags = (silent.clone(), stop.clone());
+        let thread = std::thread::spawn(move || {
+            let mut room = vec![0; 65_536];
+            while !flags.1.load(Ordering::Relaxed) {
+                let Ok((len, from)) = socket.recv_from(&mut room) else { continue };
+                if flags.0.load(Ordering::Relaxed) {
+                    continue;
+                }
+                let text = String::from_utf8_lossy(&room[..len]).into_owned();
+                let rows = text.split("\r\n").skip(1).filter(|row| !row.starts_with("Max-Forwards"));
+                let line = format!("SIP/2.0 200 OK\r\nServer: {port}");
+                let answer = [line.as_str()].into_iter().chain(rows).collect::<Vec<_>>().join("\r\n");
+                socket.send_to(answer.as_bytes(), from).unwrap();
+            }
+        });
+        Server { port, silent, stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().map(|thread| thread.join().ok());
+    }
+}
+
+/// Sends a request and returns the port of the server that answered.
+fn ask(client: &UdpSocket, listen: u16, call: &str) -> Option<u16> {
+    client.send_to(request(call).as_bytes(), ("127.0.0.1", listen)).unwrap();
+    let mut room = vec![0; 4096];
+    loop {
+        let len = client.recv(&mut room).ok()?;
+        let text = String::from_utf8_lossy(&room[..len]).into_owned();
+        if text.contains(&format!("Call-ID: {call}\r\n")) {
+            return text.lines().find_map(|line| line.strip_prefix("Server: ")).and_then(|port| port.parse().ok());
+        }
+    }
+}
+
+const PROBED: &str = "health = { interval = \"500ms\", timeout = \"200ms\", fall = 3, rise = 2 }";
+
+#[test]
+fn a_refused_message_is_the_last_that_goes_there_and_the_others_keep_their_calls() {
+    let mut servers: Vec<Server> = (0..4).map(|_| Server::start(0)).collect();
+    let ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
+    let listen = free_port();
+    let viahop = Viahop::start("refused", &config(listen, &ports, PROBED));
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let all = |client: &UdpSocket| -> Vec<Option<u16>> {
+        (0..200).map(|call| ask(client, listen, &format!("call-{call}"))).collect()
+    };
+    let before = all(&client);
+    assert!(before.iter().all(Option::is_some));
+    let victim = servers.pop().unwrap();
+    let port = victim.port;
+    drop(victim);
+    // One message is refused; the next of any call of the dead one goes elsewhere, at once.
+    let of_victim: Vec<usize> = (0..200).filter(|&call| before[call] == Some(port)).collect();
+    assert!(of_victim.len() > 20);
+    let mut lost = 0;
+    for &call in &of_victim {
+        lost += u32::from(ask(&client, listen, &format!("call-{call}")).is_none());
+    }
+    // Each of the two shards has to learn it, unless the control plane is faster.
+    assert!(lost <= 2, "{lost} messages were lost");
+    viahop.wait_until("down", PATIENCE, |status| status["backends"][3]["state"] == "down");
+    let after = all(&client);
+    for call in 0..200 {
+        match before[call] == Some(port) {
+            true => assert!(after[call].is_some() && after[call] != Some(port)),
+            false => assert_eq!(after[call], before[call], "a call of a living backend moved"),
+        }
+    }
+    let _returned = Server::start(port);
+    viahop.wait_until("up", PATIENCE, |status| status["backends"][3]["state"] == "up");
+    assert_eq!(all(&client), before, "the map is restored");
+    assert!(viahop.log().contains("event=\"backend_down\"") && viahop.log().contains("event=\"backend_up\""));
+    viahop.end();
+}
+
+#[test]
+fn a_silent_backend_is_down_within_fall_times_interval_and_timeout() {
+    let servers: Vec<Server> = (0..2).map(|_| Server::start(0)).collect();
+    let ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
+    let viahop = Viahop::start("silent", &config(free_port(), &ports, PROBED));
+    viahop.wait_until("proven", PATIENCE, |status| {
+        status["backends"].as_array().unwrap().iter().all(|one| one["last_probe"] == "options_ok (200)")
+    });
+    servers[1].silent.store(true, Ordering::Relaxed);
+    let took = viahop.wait_until("down", PATIENCE, |status| status["backends"][1]["state"] == "down");
+    // fall × interval + timeout, and what polling and a busy machine add.
+    assert!(took < Duration::from_millis(3 * 500 + 200 + 500), "{took:?}");
+    assert!(viahop.log().contains("reason=options_timeout"));
+    assert!(viahop.is_up(0));
+    servers[1].silent.store(false, Ordering::Relaxed);
+    viahop.wait_until("up", PATIENCE, |status| status["backends"][1]["state"] == "up");
+    viahop.end();
+}
+
+/// SIPp's servers, of which one is killed and another stopped while calls run.
+#[test]
+fn kill_and_stop_of_a_server_under_load_cost_its_own_calls_and_no_others() {
+    if !has_peer("sipp") {
+        return;
+    }
+    let folder = Folder::new("kill");
+    let ports: Vec<u16> = (0..4).map(|_| free_port()).collect();
+    let mut servers: Vec<Process> = ports.iter().map(|&port| sipp_uas(&folder.0, port, &[])).collect();
+    let listen = free_port();
+    let viahop = Viahop::start("kill", &config(listen, &ports, UNPROBED));
+    let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 2000, 250, &["-recv_timeout", "3000"]));
+    std::thread::sleep(Duration::from_secs(3));
+    servers.remove(3).signal("KILL");
+    assert!(client.wait(Duration::from_secs(60)).is_some());
+    let counted = calls(&folder.0);
+    // A call of SIPp lives a millisecond or two, so at most a few are in the air when the server dies. Without probes the
+    // shards try it again every 2 s.
+    assert!(counted.failed <= 40 && counted.successful >= 1960, "{counted:?}");
+    let refused = viahop.log().matches("event=\"backend_refused\"").count();
+    assert!(refused >= 1, "{}", viahop.log());
+    viahop.end();
+
+    // The same with a stopped server, which only probes can find out about.
+    let servers: Vec<Server> = (0..2).map(|_| Server::start(0)).collect();
+    let stopped = sipp_options_server(&folder, free_port());
+    let ports = [servers[0].port, servers[1].port, stopped.1];
+    let viahop = Viahop::start("stop", &config(listen, &ports, PROBED));
+    viahop.wait_until("proven", PATIENCE, |status| status["backends"][2]["last_probe"] == "options_ok (200)");
+    stopped.0.signal("STOP");
+    let since = Instant::now();
+    viahop.wait_until("down", PATIENCE, |status| status["backends"][2]["state"] == "down");
+    assert!(since.elapsed() < Duration::from_millis(3 * 500 + 200 + 500), "{:?}", since.elapsed());
+    stopped.0.signal("CONT");
+    viahop.wait_until("up", PATIENCE, |status| status["backends"][2]["state"] == "up");
+    viahop.end();
+}
+
+/// SIPp with a scenario that answers OPTIONS.
+fn sipp_options_server(folder: &Folder, port: u16) -> (Process, u16) {
+    let scenario = "<?xml version=\"1.0\"?><scenario name=\"options\"><recv request=\"OPTIONS\"/><send><![CDATA[\n\
+         SIP/2.0 200 OK\n[last_Via:]\n[last_From:]\n[last_To:];tag=1\n[last_Call-ID:]\n[last_CSeq:]\n\
+         Content-Length: 0\n\n]]></send></scenario>";
+    let path = folder.write("options.xml", scenario);
+    let mut command = std::process::Command::new("sipp");
+    command.args(["-sf", path.to_str().unwrap(), "-i", "127.0.0.1", "-p", &port.to_string(), "-nostdin"]);
+    command.current_dir(&folder.0).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let process = Process::start(&mut command);
+    crate::live::wait_for_port(port);
+    (process, port)
+}

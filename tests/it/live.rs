@@ -1,0 +1,260 @@
+//! A running viahop, and the peers round it.
+
+use serde_json::Value;
+use std::fs;
+use std::io::Read;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long anything may take that should take no time.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A folder of this test's own, removed with it.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Folder {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("viahop-it-{}-{number}-{name}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+/// A UDP port of 127.0.0.1 that is free, and a TCP port of the same number likewise.
+pub fn free_port() -> u16 {
+    loop {
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = udp.local_addr().unwrap().port();
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// A process that ends with the test.
+pub struct Process(pub Child);
+
+impl Process {
+    pub fn start(command: &mut Command) -> Process {
+        Process(command.stdin(Stdio::null()).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([&format!("-{signal}"), &self.0.id().to_string()]).status().unwrap();
+        assert!(status.success(), "kill -{signal}");
+    }
+
+    /// Waits until it ends.
+    pub fn wait(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.0.try_wait().unwrap() {
+                Some(status) => return Some(status),
+                None if Instant::now() >= until => return None,
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// A command of the program.
+pub fn viahop(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_viahop"));
+    command.args(args).env("NO_COLOR", "1");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("VIAHOP_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Exit code, standard output and standard error of a command that ends.
+pub fn output(command: &mut Command) -> (i32, String, String) {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let text = |octets: Vec<u8>| String::from_utf8_lossy(&octets).into_owned();
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+/// A viahop at work.
+pub struct Viahop {
+    pub process: Process,
+    pub admin: SocketAddr,
+    pub log: PathBuf,
+    pub folder: Folder,
+}
+
+impl Viahop {
+    /// Starts `viahop run -c` with this configuration, to which the admin endpoint and a place for the secret are added.
+    pub fn start(name: &str, config: &str) -> Viahop {
+        let folder = Folder::new(name);
+        let admin: SocketAddr = ([127, 0, 0, 1], free_port()).into();
+        let path = folder.0.join("viahop.toml");
+        let log = folder.0.join("log");
+        fs::write(&path, with_admin(config, admin)).unwrap();
+        let mut command = viahop(&["run", "-c", path.to_str().unwrap()]);
+        command.env("STATE_DIRECTORY", &folder.0).stderr(fs::File::create(&log).unwrap());
+        let process = Process::start(&mut command);
+        let mut viahop = Viahop { process, admin, log, folder };
+        let until = Instant::now() + PATIENCE;
+        while ureq::get(format!("http://{admin}/live")).call().is_err() {
+            let ended = viahop.process.0.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < until, "viahop did not start: {ended:?}\n{}", viahop.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        viahop
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Another configuration in the place of the one it was started with; in force after a SIGHUP.
+    pub fn write_config(&self, config: &str) {
+        fs::write(self.folder.0.join("viahop.toml"), with_admin(config, self.admin)).unwrap();
+    }
+
+    fn get(&self, path: &str) -> String {
+        let mut text = String::new();
+        let mut response = ureq::get(format!("http://{}{path}", self.admin)).call().unwrap();
+        response.body_mut().as_reader().read_to_string(&mut text).unwrap();
+        text
+    }
+
+    pub fn status(&self) -> Value {
+        serde_json::from_str(&self.get("/status.json")).unwrap()
+    }
+
+    pub fn metrics(&self) -> String {
+        self.get("/metrics")
+    }
+
+    /// The sum of the samples of a metric whose labels contain `labels`.
+    pub fn metric(&self, name: &str, labels: &str) -> f64 {
+        let text = self.metrics();
+        let samples = text.lines().filter(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(labels)
+        });
+        samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    }
+
+    /// Whether backend number `index` is up.
+    pub fn is_up(&self, index: usize) -> bool {
+        self.status()["backends"][index]["state"] == "up"
+    }
+
+    pub fn wait_until(&self, what: &str, patience: Duration, mut holds: impl FnMut(&Value) -> bool) -> Duration {
+        let since = Instant::now();
+        loop {
+            let status = self.status();
+            if holds(&status) {
+                return since.elapsed();
+            }
+            assert!(since.elapsed() < patience, "{what} did not happen:\n{status:#}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Ends it as Ctrl-C does, and checks that every message is accounted for.
+    pub fn end(mut self) -> String {
+        self.process.signal("INT");
+        let status = self.process.wait(PATIENCE);
+        let log = self.log();
+        assert_eq!(status.and_then(|status| status.code()), Some(0), "{log}");
+        assert!(log.contains("event=\"ended\"") && !log.contains("event=\"panic\""), "{log}");
+        log
+    }
+}
+
+fn with_admin(config: &str, admin: SocketAddr) -> String {
+    format!("{config}\n[admin]\nlisten = \"{admin}\"\n")
+}
+
+/// A configuration with one listener and one pool of backends on ports of 127.0.0.1, with `pool` as further keys.
+pub fn config(listen: u16, backends: &[u16], pool: &str) -> String {
+    let backends: Vec<String> = backends.iter().map(|port| format!("{{ uri = \"sip:127.0.0.1:{port}\" }}")).collect();
+    format!(
+        "[balancer]\nshards = 2\n[[listen]]\naddress = \"udp:127.0.0.1:{listen}\"\n[[pool]]\nname = \"proxies\"\n{pool}\n\
+         backend = [{}]\n",
+        backends.join(", ")
+    )
+}
+
+/// A pool that is not probed: SIPp's own scenarios do not answer OPTIONS.
+pub const UNPROBED: &str = "health = { probe = false }";
+
+/// Waits until something is bound to a UDP port of 127.0.0.1.
+pub fn wait_for_port(port: u16) {
+    let until = Instant::now() + PATIENCE;
+    while UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+        assert!(Instant::now() < until, "nobody listens on {port}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// SIPp as a server on this port.
+pub fn sipp_uas(folder: &Path, port: u16, more: &[&str]) -> Process {
+    let mut command = Command::new("sipp");
+    command.args(["-sn", "uas", "-i", "127.0.0.1", "-p", &port.to_string(), "-nostdin"]).args(more);
+    command.current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
+    let process = Process::start(&mut command);
+    wait_for_port(port);
+    process
+}
+
+/// What SIPp as a client has counted.
+#[derive(Debug)]
+pub struct Calls {
+    pub successful: u64,
+    pub failed: u64,
+    pub retransmissions: u64,
+}
+
+/// SIPp as a client: `calls` calls at `rate` a second to `target`.
+pub fn sipp_uac(folder: &Path, target: u16, calls: u32, rate: u32, more: &[&str]) -> Command {
+    let mut command = Command::new("sipp");
+    command.args(["-sn", "uac", &format!("127.0.0.1:{target}"), "-i", "127.0.0.1", "-p", &free_port().to_string()]);
+    command.args(["-r", &rate.to_string(), "-m", &calls.to_string(), "-l", "100000", "-nostdin"]);
+    command.args(["-trace_stat", "-stf", "uac.csv", "-fd", "1"]).args(more);
+    command.current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// The last line of SIPp's statistics in `folder`.
+pub fn calls(folder: &Path) -> Calls {
+    let text = fs::read_to_string(folder.join("uac.csv")).unwrap();
+    let mut lines = text.lines();
+    let names: Vec<&str> = lines.next().unwrap().split(';').collect();
+    let last: Vec<&str> = lines.next_back().unwrap().split(';').collect();
+    let value = |name: &str| {
+        let place = names.iter().position(|one| *one == name).unwrap_or_else(|| panic!("no {name} in {names:?}"));
+        last[place].parse::<u64>().unwrap()
+    };
+    Calls {
+        successful: value("SuccessfulCall(C)"),
+        failed: value("FailedCall(C)"),
+        retransmissions: value("Retransmissions(C)"),
+    }
+}

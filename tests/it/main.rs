@@ -1,0 +1,15 @@
+//! End to end: the real program over real sockets, against software we did not write.
+//!
+//! Each test starts a viahop of its own on addresses of its own, and ends it; its exit code is 0 only if every message it
+//! received is accounted for, which `Viahop::end` checks.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod calls;
+mod faults;
+mod live;
+mod registrars;
+mod reload;
+mod start;
+mod torture;

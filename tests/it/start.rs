@@ -1,0 +1,202 @@
+//! Bad input and bad surroundings: what the program says, and how it ends.
+
+use crate::live::{Folder, Viahop, config, free_port, output, viahop};
+use crate::support::has_peer;
+use std::net::UdpSocket;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// A configuration, the exit code of `check`, and what must be said about it.
+#[test]
+fn a_wrong_configuration_is_shown_with_file_line_column_and_remedy() {
+    let folder = Folder::new("wrong");
+    let listen = "[[listen]]\naddress = \"udp:127.0.0.1:0\"\n".replace(":0\"", &format!(":{}\"", free_port()));
+    let pool = |backends: &str| format!("{listen}[[pool]]\nbackend = [{backends}]\n[admin]\nlisten = \"off\"\n");
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let taken_port = taken.local_addr().unwrap().port();
+    let rows = [
+        (pool("{ uri = \"sip:127.0.0.1\", wieght = 1 }"), 3, vec![":4:36", "`wieght`", "`weight`"]),
+        (pool("{ uri = \"sip:127.0.0.1\", weight = \"1\" }"), 3, vec![":4:45", "expected a whole number"]),
+        (pool("{ uri = \"sip:127.0.0.1:506O\" }"), 3, vec![":4:38", "the letter O, not the digit 0"]),
+        (pool("{ uri = \"sip:127.0.0.1\" }, { uri = \"sip:127.0.0.1:5060\" }"), 3, vec!["stands twice", "leave one"]),
+        (pool("{ uri = \"sip:127.0.0.1\", weight = 0 }"), 3, vec!["weight 0", "leave the backend out"]),
+        (pool("{ uri = \"sip:127.0.0.1\", weight = -1 }"), 3, vec!["weight -1", "from 1 to 10000"]),
+        (pool("{ uri = \"sip:nowhere.invalid\" }"), 4, vec![":4:20", "has no address", "getent hosts"]),
+        (pool(""), 3, vec!["no backends", "backend = ["]),
+        (
+            pool("{ uri = \"sip:127.0.0.1\" }")
+                .replace(&listen, &format!("[[listen]]\naddress = \"udp:127.0.0.1:{taken_port}\"\n")),
+            4,
+            vec![":2:11", "is in use", "pid"],
+        ),
+        (
+            pool("{ uri = \"sip:127.0.0.1\" }").replace(&listen, "[[listen]]\naddress = \"udp:192.0.2.1:5060\"\n"),
+            4,
+            vec![":2:11", "is not an address of this machine", "ip addr"],
+        ),
+    ];
+    for (text, code, said) in rows {
+        let path = folder.write("viahop.toml", &text);
+        let path = path.to_str().unwrap();
+        for args in [&["check", path][..], &["run", "-c", path]] {
+            let since = Instant::now();
+            let (exit, _, stderr) = output(viahop(args).env("STATE_DIRECTORY", &folder.0));
+            assert_eq!(exit, code, "{args:?}: {stderr}\n{text}");
+            for part in &said {
+                assert!(stderr.contains(part), "{args:?} does not say `{part}`:\n{stderr}\n{text}");
+            }
+            assert!(since.elapsed() < Duration::from_secs(10));
+        }
+    }
+}
+
+#[test]
+fn check_agrees_with_a_good_file_in_words_and_in_json() {
+    let folder = Folder::new("good");
+    let text = config(free_port(), &[free_port(), free_port()], "") + "[admin]\nlisten = \"off\"\n";
+    let path = folder.write("viahop.toml", &text);
+    let path = path.to_str().unwrap();
+    let (code, stdout, stderr) = output(&mut viahop(&["check", path]));
+    assert_eq!((code, &stderr[..]), (0, ""));
+    assert!(stdout.contains("50.") && stdout.contains("works here"), "{stdout}");
+    let (code, stdout, _) = output(&mut viahop(&["check", path, "--format", "json"]));
+    assert_eq!((code, stdout.trim()), (0, "[]"));
+    folder.write("viahop.toml", &text.replace("shards = 2", "shards = \"two\""));
+    let (code, stdout, _) = output(&mut viahop(&["check", path, "--format", "json"]));
+    let problems: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, &problems[0]["line"]), (3, &2.into()));
+}
+
+#[test]
+fn strict_makes_errors_of_warnings() {
+    let folder = Folder::new("strict");
+    let text =
+        config(free_port(), &[free_port()], "").replace("\" }", "\", priority = 5 }") + "[admin]\nlisten = \"off\"\n";
+    let path = folder.write("viahop.toml", &text);
+    let path = path.to_str().unwrap();
+    assert_eq!(output(&mut viahop(&["check", "--offline", path])).0, 0);
+    assert_eq!(output(&mut viahop(&["check", "--offline", "--strict", path])).0, 3);
+}
+
+#[test]
+fn usage_errors_and_help_are_those_of_any_good_program() {
+    assert_eq!(output(&mut viahop(&["run", "--listne", "x"])).0, 2);
+    assert_eq!(output(&mut viahop(&["frobnicate"])).0, 2);
+    let (code, help, _) = output(&mut viahop(&["run", "--help"]));
+    assert_eq!(code, 0);
+    for flag in ["--listen", "--backend", "--cores", "--shards", "--admin", "--advertise"] {
+        let name = format!("VIAHOP_{}", flag[2..].to_uppercase());
+        assert!(help.contains(flag) && help.contains(&name), "{flag} or {name} is missing in\n{help}");
+    }
+    assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+    assert_eq!(output(&mut viahop(&["version"])).0, 0);
+    assert_eq!(output(&mut viahop(&["doctor"])).0, 0);
+}
+
+#[test]
+fn flags_have_twins_in_the_environment() {
+    let admin = free_port();
+    let mut command = viahop(&["run"]);
+    command.env("VIAHOP_LISTEN", format!("udp:127.0.0.1:{}", free_port())).env("VIAHOP_BACKEND", "sip:127.0.0.1:9");
+    command.env("VIAHOP_ADMIN", format!("127.0.0.1:{admin}")).env("VIAHOP_SHARDS", "1").env("VIAHOP_NO_PROBE", "true");
+    let folder = Folder::new("env");
+    command.env("STATE_DIRECTORY", &folder.0).stderr(std::process::Stdio::null());
+    let process = crate::live::Process::start(&mut command);
+    let until = Instant::now() + crate::live::PATIENCE;
+    while output(&mut viahop(&["health", "--admin", &format!("127.0.0.1:{admin}")])).0 != 0 {
+        assert!(Instant::now() < until);
+    }
+    process.signal("INT");
+}
+
+#[test]
+fn health_tells_ready_from_not_ready() {
+    let nobody = format!("127.0.0.1:{}", free_port());
+    assert_eq!(output(&mut viahop(&["health", "--admin", &nobody])).0, 5);
+    let backend = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = backend.local_addr().unwrap().port();
+    let probed = "health = { interval = \"200ms\", timeout = \"100ms\" }";
+    let viahop = Viahop::start("health", &config(free_port(), &[port], probed));
+    viahop.wait_until("a silent backend is down", crate::live::PATIENCE, |status| status["ready"] == false);
+    let (code, _, stderr) = output(&mut crate::live::viahop(&["health", "--admin", &viahop.admin.to_string()]));
+    assert_eq!(code, 5);
+    assert!(stderr.contains("proxies"), "{stderr}");
+    viahop.end();
+}
+
+/// `ulimit -l` stands for a container with default limits.
+#[test]
+fn too_little_lockable_memory_is_refused_at_once_with_the_remedy() {
+    let folder = Folder::new("memlock");
+    let program = env!("CARGO_BIN_EXE_viahop");
+    let line = format!(
+        "ulimit -l 64; exec {program} run --listen udp:127.0.0.1:{} --backend sip:127.0.0.1:9 --admin off",
+        free_port()
+    );
+    let since = Instant::now();
+    let (code, _, stderr) = output(Command::new("sh").args(["-c", &line]).env("STATE_DIRECTORY", &folder.0));
+    assert_eq!(code, 4, "{stderr}");
+    assert!(stderr.contains("64 KiB") && stderr.contains("LimitMEMLOCK") && stderr.contains("ulimit -l"), "{stderr}");
+    assert!(since.elapsed() < Duration::from_secs(1));
+}
+
+/// The kernel's switch for io_uring needs root and is everybody's; a seccomp filter is what containers use, and strace
+/// can play one.
+#[test]
+fn a_refused_io_uring_is_one_clear_line() {
+    if !has_peer("strace") {
+        return;
+    }
+    let folder = Folder::new("uring");
+    let port = free_port().to_string();
+    let listen = format!("udp:127.0.0.1:{port}");
+    let args = ["run", "--listen", &listen, "--backend", "sip:127.0.0.1:9", "--admin", "off"];
+    let mut command = Command::new("strace");
+    command.args(["-f", "-o", "/dev/null", "-e", "trace=io_uring_setup", "-e", "inject=io_uring_setup:error=EPERM"]);
+    command.arg(env!("CARGO_BIN_EXE_viahop")).args(args).env("STATE_DIRECTORY", &folder.0);
+    let (code, _, stderr) = output(&mut command);
+    assert_eq!(code, 4, "{stderr}");
+    assert!(stderr.contains("io_uring") && stderr.contains("seccomp"), "{stderr}");
+}
+
+#[test]
+fn a_restart_on_the_same_port_copes_with_what_the_kernel_has_not_taken_down_yet() {
+    let port = free_port();
+    let text = config(port, &[free_port()], crate::live::UNPROBED);
+    for _ in 0..5 {
+        Viahop::start("restart", &text).end();
+    }
+}
+
+#[test]
+fn explain_says_what_the_live_program_does() {
+    let backends: Vec<UdpSocket> = (0..3).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    let ports: Vec<u16> = backends.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
+    let listen = free_port();
+    let text = config(listen, &ports, crate::live::UNPROBED).replace("shards = 2", "shards = 1");
+    let viahop = Viahop::start("explain", &text);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for call in 0..5 {
+        let message = format!(
+            "INVITE sip:bob@example.net SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1:5;branch=z9hG4bK{call};rport\r\n\
+             Max-Forwards: 70\r\nFrom: <sip:a@example.net>;tag=1\r\nTo: <sip:bob@example.net>\r\n\
+             Call-ID: explain-{call}\r\nCSeq: 1 INVITE\r\nContent-Length: 0\r\n\r\n"
+        );
+        let path = viahop.folder.write("message.sip", &message);
+        let file = viahop.folder.0.join("viahop.toml");
+        let from = client.local_addr().unwrap().to_string();
+        let args = ["explain", "--live", "-c", file.to_str().unwrap(), "--from", &from, path.to_str().unwrap()];
+        let (code, stdout, stderr) = output(crate::live::viahop(&args).env("STATE_DIRECTORY", &viahop.folder.0));
+        assert_eq!(code, 0, "{stderr}");
+        let (reasons, explained) = stdout.split_once("\n\n").unwrap();
+        client.send_to(message.as_bytes(), ("127.0.0.1", listen)).unwrap();
+        let mut room = vec![0; 4096];
+        let to = reasons.lines().find_map(|line| line.strip_prefix("sent to 127.0.0.1:")).unwrap();
+        let place = ports.iter().position(|port| port.to_string() == to).unwrap();
+        backends[place].set_read_timeout(Some(crate::live::PATIENCE)).unwrap();
+        let len = backends[place].recv(&mut room).unwrap();
+        assert_eq!(String::from_utf8_lossy(&room[..len]).trim_end(), explained.trim_end());
+        assert!(reasons.contains("slot") && reasons.contains("pool     proxies"), "{reasons}");
+    }
+    viahop.end();
+}
