@@ -80,6 +80,12 @@ pub fn steal_ticks() -> u64 {
     first.split_ascii_whitespace().nth(8).and_then(|field| field.parse().ok()).unwrap_or(0)
 }
 
+/// Cores of the machine, whichever of them this process may use.
+pub fn cores() -> usize {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    cpuinfo.lines().filter(|line| line.starts_with("processor")).count().max(1)
+}
+
 /// The machine in one line, for the head of a report.
 pub fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
@@ -88,8 +94,8 @@ pub fn machine() -> String {
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
         .map(|(_, model)| model.trim());
-    let cores = crate::sys::process::cores().len();
     let kernel = read("/proc/sys/kernel/osrelease");
+    let cores = cores();
     format!("{cores} cores, {}, Linux {kernel}", model.unwrap_or("unknown CPU"))
 }
 

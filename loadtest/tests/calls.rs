@@ -9,9 +9,15 @@ use viahop_load::uac::ask::ask;
 use viahop_load::uac::{self, Uac};
 use viahop_load::uas::{self, Uas};
 
-fn callees(count: usize) -> Uas {
+/// T1 in milliseconds where nothing is to be sent again, on a machine that does other things as well.
+const PATIENT: u64 = 400;
+
+/// T1 in milliseconds where retransmissions are what a test is about.
+const BRISK: u64 = 20;
+
+fn callees(count: usize, t1_ms: u64) -> Uas {
     let backends = vec![any_port(); count];
-    Uas::start(uas::Config { backends, timers: timers(20), list_new_calls: true, ..uas::Config::default() }).unwrap()
+    Uas::start(uas::Config { backends, timers: timers(t1_ms), list_new_calls: true, ..uas::Config::default() }).unwrap()
 }
 
 fn callers(target: std::net::SocketAddr, calls: u64, scenario: &str) -> uac::Config {
@@ -19,7 +25,7 @@ fn callers(target: std::net::SocketAddr, calls: u64, scenario: &str) -> uac::Con
         rate: 2000.0,
         calls,
         mix: Scenario::built_in(scenario).unwrap().into(),
-        timers: timers(20),
+        timers: timers(PATIENT),
         drain_ns: 10 * SECOND_NS,
         ..uac::Config::new(target)
     }
@@ -39,7 +45,7 @@ fn assert_clean(called: &uac::Report, took: &uas::Report) {
 #[test]
 fn every_scenario_that_is_built_in_goes_as_it_says() {
     for (name, _) in BUILT_IN {
-        let uas = callees(1);
+        let uas = callees(1, PATIENT);
         let hold_ns = 3 * MS_NS;
         let uac = Uac::start(uac::Config { hold_ns, ..callers(uas.addresses()[0], 200, name) }).unwrap();
         let called = uac.join();
@@ -78,13 +84,14 @@ fn shards_sockets_and_a_mix_share_one_run() {
 
 #[test]
 fn a_network_that_loses_every_fifth_datagram_costs_retransmissions_and_no_call() {
-    let uas = callees(1);
+    let uas = callees(1, BRISK);
     let mut number = 0;
     let meddler = Meddler::start(uas.addresses().to_vec(), move |_, octets| {
         number += 1;
         if number % 5 == 0 { vec![] } else { vec![(octets, 0)] }
     });
-    let called = Uac::start(callers(meddler.address, 300, "call")).unwrap().join();
+    let called =
+        Uac::start(uac::Config { timers: timers(BRISK), ..callers(meddler.address, 300, "call") }).unwrap().join();
     assert_eq!((called.counts.placed, called.counts.completed), (300, 300), "{:?}", called.lines);
     assert!(called.counts.retransmissions > 50, "{:?}", called.counts);
     let took = uas.snapshot().total();
@@ -94,7 +101,7 @@ fn a_network_that_loses_every_fifth_datagram_costs_retransmissions_and_no_call()
 
 #[test]
 fn duplicates_and_late_copies_are_told_apart_from_calls() {
-    let uas = callees(1);
+    let uas = callees(1, PATIENT);
     let meddler = Meddler::start(uas.addresses().to_vec(), |_, octets| vec![(octets.clone(), 0), (octets, 0)]);
     let called = Uac::start(callers(meddler.address, 200, "call")).unwrap().join();
     assert_eq!((called.counts.completed, called.counts.failed), (200, 0), "{:?}", called.lines);
@@ -106,7 +113,7 @@ fn duplicates_and_late_copies_are_told_apart_from_calls() {
 
 #[test]
 fn whatever_is_altered_on_the_way_is_noticed_every_time() {
-    let uas = callees(1);
+    let uas = callees(1, PATIENT);
     let altered = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
     let counter = std::sync::Arc::clone(&altered);
     let mut number = 0;
@@ -128,7 +135,7 @@ fn whatever_is_altered_on_the_way_is_noticed_every_time() {
 
 #[test]
 fn a_message_that_reaches_another_backend_than_its_call_is_a_violation() {
-    let uas = callees(2);
+    let uas = callees(2, PATIENT);
     let meddler = Meddler::start(uas.addresses().to_vec(), |way, octets| {
         // BYEs of every other call go astray.
         let astray = way == Way::There && octets.starts_with(b"BYE") && call_number(&octets).is_multiple_of(2);
@@ -155,7 +162,7 @@ fn a_response_with_a_via_too_many_or_a_foreign_tag_is_discarded_and_listed() {
         ("CSeq", "CSeq: 1 ", "CSeq: 7 "),
         ("To tag", ">;tag=", ">;got="),
     ] {
-        let uas = callees(1);
+        let uas = callees(1, PATIENT);
         let meddler = Meddler::start(uas.addresses().to_vec(), move |way, octets| {
             let text = String::from_utf8(octets).unwrap();
             // Only the To of a response has its tag in the row after From.
@@ -174,7 +181,7 @@ fn a_response_with_a_via_too_many_or_a_foreign_tag_is_discarded_and_listed() {
 
 #[test]
 fn a_target_where_nobody_listens_ends_after_64_t1_and_is_said_to_refuse() {
-    let uas = callees(1);
+    let uas = callees(1, PATIENT);
     let gone = uas.addresses()[0];
     uas.kill(0);
     let called = Uac::start(uac::Config { timers: timers(10), ..callers(gone, 10, "call") }).unwrap().join();
@@ -188,7 +195,7 @@ fn a_target_where_nobody_listens_ends_after_64_t1_and_is_said_to_refuse() {
 
 #[test]
 fn a_backend_that_died_and_came_back_knows_nothing_of_its_calls() {
-    let uas = callees(2);
+    let uas = callees(2, PATIENT);
     let config = uac::Config { hold_ns: 300 * MS_NS, ..callers(uas.addresses()[0], 50, "call") };
     let uac = Uac::start(config).unwrap();
     while uas.snapshot().backends[0].open < 50 {
@@ -212,7 +219,7 @@ fn a_backend_that_died_and_came_back_knows_nothing_of_its_calls() {
 
 #[test]
 fn new_calls_are_listed_with_the_backend_that_took_them() {
-    let uas = callees(2);
+    let uas = callees(2, PATIENT);
     let meddler = Meddler::start(uas.addresses().to_vec(), |_, octets| {
         let backend = call_number(&octets) as usize % 2;
         vec![(octets, backend)]
@@ -231,7 +238,7 @@ fn new_calls_are_listed_with_the_backend_that_took_them() {
 
 #[test]
 fn asking_says_which_backend_each_call_id_leads_to() {
-    let uas = callees(3);
+    let uas = callees(3, PATIENT);
     let meddler = Meddler::start(uas.addresses().to_vec(), |_, octets| {
         let backend = call_number(&octets) as usize % 3;
         vec![(octets, backend)]
@@ -248,7 +255,7 @@ fn asking_says_which_backend_each_call_id_leads_to() {
 
 #[test]
 fn a_run_that_is_stopped_drains_and_one_that_is_cut_says_what_was_open() {
-    let uas = callees(1);
+    let uas = callees(1, PATIENT);
     let config = || uac::Config { hold_ns: 100 * MS_NS, ..callers(uas.addresses()[0], u64::MAX, "call") };
     let wait = |uac: &Uac| {
         while uac.snapshot().open < 50 {
@@ -270,7 +277,7 @@ fn a_run_that_is_stopped_drains_and_one_that_is_cut_says_what_was_open() {
 
 #[test]
 fn the_rate_can_be_changed_and_paused_while_it_runs() {
-    let uas = callees(1);
+    let uas = callees(1, PATIENT);
     let uac = Uac::start(callers(uas.addresses()[0], u64::MAX, "options")).unwrap();
     uac.set_rate(0.0);
     std::thread::sleep(std::time::Duration::from_millis(30));

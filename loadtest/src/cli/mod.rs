@@ -1,5 +1,6 @@
 //! The command line: one file per command. Here is what they share.
 
+mod compare;
 mod relay;
 
 use crate::failure::Failure;
@@ -16,6 +17,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Compare(compare::Args),
     Relay(relay::Args),
 }
 
@@ -23,6 +25,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Compare(args) => compare::run(&args),
         Command::Relay(args) => relay::run(&args),
     };
     match result {

@@ -13,12 +13,13 @@ use crate::clock::{MS_NS, SECOND_NS, now_ns};
 use crate::latency::Latencies;
 use crate::rng::seed;
 use crate::schedule::{Arrivals, Schedule};
-use crate::sip::answer::echo;
+use crate::sip::answer::{destination, echo};
 use crate::sip::message::{Message, Method, Name, Rows, Start};
 use crate::sip::text::{Text, hex};
 use crate::sys::address::Address;
 use crate::sys::batch::{BATCH_MAX, Receiver, Sender, drain_errors};
 use crate::sys::socket::Socket;
+use crate::usage::Usage;
 use std::io;
 use std::net::SocketAddr;
 
@@ -71,10 +72,8 @@ pub struct Seen {
     pub lateness: Latencies,
     /// The share of the driver's turns in which it had something to do, 0 to 1. Near 1 the driver was the limit.
     pub driver_busy: f64,
-    /// What the element cost, in nanoseconds of CPU time, as the caller's probe said.
-    pub element_cpu_ns: u64,
-    /// What the caller's probe counted besides.
-    pub element_extra: u64,
+    /// What the element cost, as the caller's probe said.
+    pub element: Usage,
 }
 
 impl Seen {
@@ -85,7 +84,7 @@ impl Seen {
 
     /// CPU microseconds of the element for one message.
     pub fn cpu_us_per_message(&self) -> f64 {
-        self.element_cpu_ns as f64 / 1000.0 / self.forwarded().max(1) as f64
+        self.element.on_cpu_ns as f64 / 1000.0 / self.forwarded().max(1) as f64
     }
 
     /// Messages a second.
@@ -167,26 +166,25 @@ impl Driver {
         Ok(false)
     }
 
-    /// Offers load and says what came of it. `probe` is asked for the element's CPU time (and anything else that is to be
-    /// counted) at the start and at the end of the measurement.
-    pub fn offer(&mut self, offer: &Offer, mut probe: impl FnMut() -> (u64, u64)) -> io::Result<Seen> {
+    /// Offers load and says what came of it. `probe` is asked for the element's CPU time at the start and at the end
+    /// of the measurement.
+    pub fn offer(&mut self, offer: &Offer, mut probe: impl FnMut() -> Usage) -> io::Result<Seen> {
         self.seen = Seen::default();
         self.record_from_ns = u64::MAX;
         let start = now_ns();
         let mut schedule = Schedule::new(offer.arrivals, offer.rate.unwrap_or(0.0), start, seed());
         self.run_until(start + offer.warm_up_ns, offer, &mut schedule)?;
 
-        let (cpu_before, extra_before) = probe();
+        let before = probe();
         let lost_before = u64::from(self.unanswered);
         self.seen = Seen::default();
         let from = now_ns();
         self.record_from_ns = from + SETTLE_NS;
         let busy = self.run_until(from + offer.measure_ns, offer, &mut schedule)?;
-        let (cpu_after, extra_after) = probe();
+        let after = probe();
         let mut seen = std::mem::take(&mut self.seen);
         seen.elapsed_ns = now_ns() - from;
-        seen.element_cpu_ns = cpu_after.saturating_sub(cpu_before);
-        seen.element_extra = extra_after.saturating_sub(extra_before);
+        seen.element = after.since(before);
         seen.driver_busy = busy;
         // Stragglers are no part of the measurement, but they are not lost either. Those of the warm-up that were in
         // flight at its end belong to nobody.
@@ -300,8 +298,8 @@ impl Driver {
             out.put(b"SIP/2.0 200 OK\r\n");
             let whole = echo(&message, from, &tag, true, &mut out);
             out.put(&self.contact);
-            if let (Some(_), Some(len)) = (whole, out.finish()) {
-                self.from_sink.push(len, from);
+            if let (Some(_), Some(to), Some(len)) = (whole, destination(&message, from), out.finish()) {
+                self.from_sink.push(len, to);
             }
         }
         self.from_sink.flush(&self.sink, &mut |_| ());
@@ -378,7 +376,7 @@ mod tests {
         let target = sink.local();
         let mut driver = Driver::new(sink, target).unwrap();
         assert!(driver.probe(SECOND_NS).unwrap());
-        let seen = driver.offer(&offer(Some(2000.0)), || (0, 0)).unwrap();
+        let seen = driver.offer(&offer(Some(2000.0)), Usage::default).unwrap();
         assert!((150..=250).contains(&seen.sent), "{seen:?}");
         assert_eq!((seen.lost, seen.wrong, seen.provisional), (0, 0, 0));
         assert!(seen.round_trip.count() > 150);
@@ -395,7 +393,7 @@ mod tests {
             let relayed = scope.spawn(|| relay.run(Mode::Batched, || stop.load(Ordering::Relaxed)).unwrap());
             let mut driver = Driver::new(sink, target).unwrap();
             assert!(driver.probe(5 * SECOND_NS).unwrap());
-            let seen = driver.offer(&offer(None), || (0, 0)).unwrap();
+            let seen = driver.offer(&offer(None), Usage::default).unwrap();
             assert!(seen.answered > 0);
             assert_eq!(seen.wrong, 0);
             stop.store(true, Ordering::Relaxed);
@@ -416,7 +414,7 @@ mod tests {
         let sink = Driver::open_sink().unwrap();
         let black_hole = Driver::open_sink().unwrap();
         let mut driver = Driver::new(sink, black_hole.local()).unwrap();
-        let seen = driver.offer(&offer(Some(1000.0)), || (0, 0)).unwrap();
+        let seen = driver.offer(&offer(Some(1000.0)), Usage::default).unwrap();
         assert!(seen.sent > 50);
         assert_eq!(seen.lost, seen.sent);
     }

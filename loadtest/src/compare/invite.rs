@@ -3,6 +3,7 @@
 use crate::rng::{mix, unmix};
 use crate::sip::message::{Message, Name};
 use crate::sip::text::{from_hex, hex};
+use crate::sip::value::are_params_as_sent;
 use std::net::SocketAddr;
 
 /// Octets of the INVITE: the size of one from a usual desk phone with five codecs.
@@ -18,8 +19,8 @@ pub struct Invite {
     branch_at: usize,
     tag_at: usize,
     call_id_at: usize,
-    /// Our Via as it is sent, up to the hole and from the hole to `;rport`.
-    via: (Box<[u8]>, Box<[u8]>),
+    /// Our Via as it is sent, up to its parameters.
+    via: Box<[u8]>,
     /// Differs from run to run, so that an answer of an earlier one is recognised.
     key: u64,
 }
@@ -54,15 +55,8 @@ impl Invite {
         let mut holes = text.match_indices(HOLE).map(|(at, _)| at);
         let mut hole = || holes.next().expect("the template above has three holes");
         let (branch_at, tag_at, call_id_at) = (hole(), hole(), hole());
-        let via = format!("SIP/2.0/UDP {client};branch=z9hG4bK");
-        Invite {
-            text: text.into_bytes().into(),
-            branch_at,
-            tag_at,
-            call_id_at,
-            via: (via.into_bytes().into(), b";rport".as_slice().into()),
-            key,
-        }
+        let via = format!("SIP/2.0/UDP {client}");
+        Invite { text: text.into_bytes().into(), branch_at, tag_at, call_id_at, via: via.into_bytes().into(), key }
     }
 
     /// Writes INVITE number `number` to the front of `room` and says how long it is.
@@ -90,10 +84,9 @@ impl Invite {
     pub fn is_via_stack_ours(&self, response: &Message<'_>, number: u32) -> bool {
         let mut vias = response.values(Name::Via);
         let (Some(via), None) = (vias.next(), vias.next()) else { return false };
-        let Some(rest) = via.strip_prefix(&*self.via.0) else { return false };
-        let Some(rest) = rest.strip_prefix(&hex(mix(self.id(number)))) else { return false };
-        // What a hop on the way may fill in: `;rport=PORT;received=ADDRESS`.
-        rest.starts_with(&self.via.1) && !rest.contains(&b',')
+        let mut branch = *b"z9hG4bK################";
+        branch[7..].copy_from_slice(&hex(mix(self.id(number))));
+        via.strip_prefix(&*self.via).is_some_and(|params| are_params_as_sent(params, &branch))
     }
 
     fn id(&self, number: u32) -> u64 {
@@ -124,7 +117,9 @@ mod tests {
 
     #[test]
     fn ipv6_and_short_ports_have_900_octets_too() {
-        for (client, target) in [("[::1]:9", "[::1]:8"), ("127.0.0.1:1", "127.0.0.1:2"), ("192.168.100.100:50000", "192.168.100.101:50000")] {
+        for (client, target) in
+            [("[::1]:9", "[::1]:8"), ("127.0.0.1:1", "127.0.0.1:2"), ("192.168.100.100:50000", "192.168.100.101:50000")]
+        {
             let invite = Invite::new(client.parse().unwrap(), target.parse().unwrap(), 0);
             assert_eq!(invite.write(0, &mut [0; 2000]), INVITE_OCTETS, "{client}");
         }

@@ -38,6 +38,25 @@ pub fn param<'a>(value: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     }
 }
 
+/// Whether the parameters of a Via of ours are what they were, `;branch=…;rport`, but for what hops fill in (RFC 3581 4): a
+/// value for `rport`, and `received`. In which order they write them is up to them.
+pub fn are_params_as_sent(params: &[u8], branch: &[u8]) -> bool {
+    let Some(params) = params.strip_prefix(b";") else { return false };
+    let (mut rports, mut branches) = (0, 0);
+    let known = params.split(|octet| *octet == b';').all(|param| {
+        let (name, value) = match memchr(b'=', param) {
+            Some(equals) => (&param[..equals], Some(&param[equals + 1..])),
+            None => (param, None),
+        };
+        let plain = value.is_none_or(|value| !value.is_empty() && !value.iter().any(|octet| b", \t\"".contains(octet)));
+        let is = |wanted: &[u8]| name.trim_ascii().eq_ignore_ascii_case(wanted);
+        rports += usize::from(is(b"rport"));
+        branches += usize::from(is(b"branch") && value == Some(branch));
+        plain && (is(b"rport") || is(b"branch") || is(b"received"))
+    });
+    known && rports == 1 && branches == 1
+}
+
 /// Number and method of a CSeq.
 pub fn cseq(value: &[u8]) -> Option<(u32, &[u8])> {
     let space = value.iter().position(|octet| matches!(octet, b' ' | b'\t'))?;
@@ -226,6 +245,31 @@ pub(crate) mod tests {
         assert_eq!(param(via, b"branch"), Some(&b"z9hG4bK1"[..]));
         assert_eq!(param(via, b"rport"), Some(&b""[..]));
         assert_eq!(param(via, b"ttl"), None);
+    }
+
+    #[test]
+    fn hops_may_fill_in_rport_and_received_and_nothing_else() {
+        for params in [
+            ";branch=z1;rport",
+            ";branch=z1;rport=5060",
+            ";received=192.0.2.1;branch=z1;rport=5060",
+            ";rport=1;received=[::1];branch=z1",
+        ] {
+            assert!(are_params_as_sent(params.as_bytes(), b"z1"), "{params}");
+        }
+        for params in [
+            "",
+            ";rport",
+            ";branch=z1",
+            ";branch=z2;rport",
+            ";branch=z1;rport;rport",
+            ";branch=z1;rport;x=1",
+            ";branch=z1;rport, SIP/2.0/UDP b",
+            "branch=z1;rport",
+            ";branch=z1;rport=",
+        ] {
+            assert!(!are_params_as_sent(params.as_bytes(), b"z1"), "{params}");
+        }
     }
 
     #[test]

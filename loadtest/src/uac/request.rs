@@ -8,6 +8,7 @@ use crate::scenario::Body;
 use crate::seal::Sealed;
 use crate::sip::message::Method;
 use crate::sip::text::{Text, from_hex, hex};
+use crate::sip::value::are_params_as_sent;
 use std::net::SocketAddr;
 
 /// What RFC 3261 8.1.1.7 puts before every branch.
@@ -22,7 +23,7 @@ pub const SLOTS_MAX: usize = 1 << SLOT_BITS;
 /// What all messages of one socket share.
 #[derive(Debug)]
 pub struct Stationery {
-    /// `SIP/2.0/UDP ADDRESS;branch=z9hG4bK`
+    /// `SIP/2.0/UDP ADDRESS`
     via: Vec<u8>,
     /// `@ADDRESS`, for Contact.
     at_local: Vec<u8>,
@@ -66,7 +67,7 @@ impl Stationery {
             ip = local.ip(),
         );
         Stationery {
-            via: format!("SIP/2.0/UDP {local};branch=z9hG4bK").into(),
+            via: format!("SIP/2.0/UDP {local}").into(),
             at_local: format!("@{local}").into(),
             at_target: format!("@{}", config.target).into(),
             host: host.into(),
@@ -97,9 +98,11 @@ impl Stationery {
 
     /// Whether this row is our Via, and nothing but our Via, with at most what RFC 3581 adds.
     pub fn is_own_via(&self, row: &[u8], id: u64, transaction: u8) -> bool {
-        let expected = [&self.via[..], &hex(id), &hex2(transaction), b";rport"];
-        let rest = expected.iter().try_fold(row, |row, part| row.strip_prefix(*part));
-        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'=' | b';')) && !rest.contains(&b','))
+        let mut branch = [0; COOKIE.len() + 18];
+        branch[..COOKIE.len()].copy_from_slice(COOKIE);
+        branch[COOKIE.len()..COOKIE.len() + 16].copy_from_slice(&hex(id));
+        branch[COOKIE.len() + 16..].copy_from_slice(&hex2(transaction));
+        row.strip_prefix(&self.via[..]).is_some_and(|params| are_params_as_sent(params, &branch))
     }
 
     pub fn is_own_call_id(&self, value: &[u8], id: u64) -> bool {
@@ -125,6 +128,7 @@ impl Stationery {
         self.put_start(out, call, request, user);
         out.put(b"Via: ");
         out.put(&self.via);
+        out.put(b";branch=z9hG4bK");
         out.put_hex(id);
         out.put(&hex2(request.transaction));
         out.put(b";rport\r\nMax-Forwards: 70\r\n");

@@ -1,0 +1,131 @@
+//! `viahop-load compare`: elements against each other.
+
+use super::Outcome;
+use crate::clock::{SECOND_NS, ns};
+use crate::compare::element::{Element, KNOWN};
+use crate::compare::rounds::{self, Plan};
+use crate::compare::table;
+use crate::failure::{Exit, Failure};
+use crate::sys::process;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Compare what elements cost: the same load on the same core, in rounds, one element after the other.
+///
+/// The load is an INVITE of 900 octets and its 200: one process of this program is caller and callee, on a core of its
+/// own. Without --element, all that are installed are compared.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// An element: direct, relay, relay-scalar, viahop, nginx, kamailio, or NAME=COMMAND with {ip}, {port}, {backend_ip},
+    /// {backend_port}, {core} and {dir}. May be given several times.
+    #[arg(long = "element", value_name = "ELEMENT")]
+    elements: Vec<String>,
+    /// Requests per second. May be given several times.
+    #[arg(long = "rate", value_name = "N", default_values_t = [5_000.0, 20_000.0, 50_000.0])]
+    rates: Vec<f64>,
+    /// Leave out the measurement at saturation.
+    #[arg(long)]
+    no_saturation: bool,
+    /// How many rounds.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// How long each measurement takes.
+    #[arg(long, default_value = "2s", value_parser = humantime::parse_duration)]
+    time: Duration,
+    /// The core of the elements. Default: the last one.
+    #[arg(long)]
+    core: Option<usize>,
+    /// The core of caller and callee. Default: the first one.
+    #[arg(long)]
+    driver_core: Option<usize>,
+    /// Where viahop is. Default: beside this program.
+    #[arg(long, value_name = "PATH")]
+    viahop: Option<PathBuf>,
+    /// Count system calls too, with strace, in a trial of its own.
+    #[arg(long)]
+    syscalls: bool,
+    /// Write all measurements to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Print how the elements are started and configured, and end.
+    #[arg(long)]
+    print_configs: bool,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let elements = elements(args)?;
+    if args.print_configs {
+        for element in &elements {
+            println!("=== {}\n{}", element.name, element.description());
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (driver_core, core) = cores(args)?;
+    process::pin_this_thread(driver_core).map_err(|error| {
+        Failure::new(Exit::Environment, "compare", format!("core {driver_core} is not to be had: {error}"))
+    })?;
+    process::catch_stop_signals();
+    let saturation = (!args.no_saturation).then_some(None);
+    let plan = Plan {
+        loads: saturation.into_iter().chain(args.rates.iter().map(|rate| Some(*rate))).collect(),
+        rounds: usize::from(args.rounds),
+        measure_ns: ns(args.time).max(SECOND_NS / 100),
+        core,
+        system_calls: args.syscalls,
+        elements,
+    };
+    let measurements = plan.loads.len() * plan.rounds * plan.elements.len();
+    eprintln!(
+        "{measurements} measurements of {:.1} s, elements on core {core}, driver on core {driver_core}",
+        args.time.as_secs_f64()
+    );
+    let mut done = 0;
+    let outcome = rounds::run(&plan, |sample| {
+        done += 1;
+        let load = sample.load.map_or("saturation".to_owned(), |rate| format!("{rate}/s"));
+        eprintln!(
+            "{done:>4}/{measurements} {:<14} {load:>10} {:>9.0} messages/s {:>6.2} µs per message",
+            sample.element, sample.messages_per_second, sample.cpu_us_per_message
+        );
+    })?;
+    println!("{}\n", outcome.machine);
+    print!("{}", table::render(&outcome));
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&outcome).expect("numbers and names are JSON");
+        std::fs::write(path, text)
+            .map_err(|error| Failure::new(Exit::Environment, "compare", format!("{}: {error}", path.display())))?;
+    }
+    Ok(if outcome.cut { ExitCode::from(Exit::Failed as u8) } else { ExitCode::SUCCESS })
+}
+
+fn elements(args: &Args) -> Result<Vec<Element>, Failure> {
+    let beside = || std::env::current_exe().ok().map(|own| own.with_file_name("viahop")).unwrap_or_default();
+    let viahop = args.viahop.clone().unwrap_or_else(beside);
+    if !args.elements.is_empty() {
+        let read = |text: &String| {
+            Element::read(text, &viahop).map_err(|why| Failure::new(Exit::Usage, "compare", format!("{text}: {why}")))
+        };
+        return args.elements.iter().map(read).collect();
+    }
+    let mut elements = Vec::new();
+    for name in KNOWN {
+        match Element::read(name, &viahop) {
+            Ok(element) => elements.push(element),
+            Err(why) => eprintln!("left out: {name}: {why}"),
+        }
+    }
+    Ok(elements)
+}
+
+/// The driver's core and the elements'.
+fn cores(args: &Args) -> Result<(usize, usize), Failure> {
+    let cores = process::cores();
+    let driver = args.driver_core.unwrap_or(cores[0]);
+    let element = args.core.unwrap_or(*cores.last().unwrap_or(&0));
+    if driver == element {
+        let what = format!("driver and elements would share core {element}");
+        return Err(Failure::new(Exit::Usage, "compare", what).help("two cores are needed: --driver-core 0 --core 1"));
+    }
+    Ok((driver, element))
+}

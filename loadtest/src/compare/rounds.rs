@@ -1,0 +1,231 @@
+//! Rounds: every element once per round, one after the other, each under every load; the order turns by one from round to
+//! round, so that nobody always comes first.
+
+use super::driver::{Driver, Offer, Seen};
+use super::element::{Element, Running, installed};
+use crate::clock::{MS_NS, SECOND_NS};
+use crate::failure::{Exit, Failure};
+use crate::schedule::Arrivals;
+use crate::sys::process::{self, signal_group};
+use crate::usage::{self, Usage};
+use serde::{Deserialize, Serialize};
+use std::process::{Command, Stdio};
+
+/// How long an element may take from its start to its first answer, in nanoseconds.
+const READY_NS: u64 = 10 * SECOND_NS;
+
+/// Load before each measurement, in nanoseconds.
+const WARM_UP_NS: u64 = 300 * MS_NS;
+
+/// Requests a second while system calls are counted: strace makes each of them some ten times slower.
+const TRACED_RATE: f64 = 1000.0;
+
+/// What is to be measured.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The elements.
+    pub elements: Vec<Element>,
+    /// Loads in requests a second; `None` is saturation.
+    pub loads: Vec<Option<f64>>,
+    /// How many rounds.
+    pub rounds: usize,
+    /// How long each measurement takes, in nanoseconds.
+    pub measure_ns: u64,
+    /// The core of the elements.
+    pub core: usize,
+    /// Whether system calls are counted, with strace, in a trial of their own.
+    pub system_calls: bool,
+}
+
+/// One measurement.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sample {
+    /// The element's name.
+    pub element: String,
+    /// Which round, from 0.
+    pub round: usize,
+    /// Requests a second that were offered; `None` is saturation.
+    pub load: Option<f64>,
+    /// Messages a second that came through.
+    pub messages_per_second: f64,
+    /// CPU microseconds of the element for one message, all its threads, user and kernel.
+    pub cpu_us_per_message: f64,
+    /// Round trip from the scheduled time, in nanoseconds: half of all are shorter. 0 at saturation.
+    pub round_trip_p50_ns: u64,
+    /// 99 of 100 are shorter.
+    pub round_trip_p99_ns: u64,
+    /// The driver's own lateness; 99 of 100 are less.
+    pub lateness_p99_ns: u64,
+    /// Requests sent.
+    pub sent: u64,
+    /// Requests without a response.
+    pub lost: u64,
+    /// Responses that were not what the sink sent.
+    pub wrong: u64,
+    /// Share of the time that the hypervisor gave to others, 0 to 1.
+    pub steal: f64,
+    /// Share of the time that the element was ready to run and others had its core, 0 to 1.
+    pub contended: f64,
+}
+
+/// What came of a plan.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outcome {
+    /// The machine.
+    pub machine: String,
+    /// All measurements.
+    pub samples: Vec<Sample>,
+    /// System calls per message, by element; elements whose calls could not be counted are missing.
+    pub system_calls: Vec<(String, f64)>,
+    /// Elements that did not start or did not answer, and what they said.
+    pub missing: Vec<(String, String)>,
+    /// Whether the user ended it before all rounds were done.
+    pub cut: bool,
+}
+
+/// Runs the plan. `progress` hears each sample.
+pub fn run(plan: &Plan, mut progress: impl FnMut(&Sample)) -> Result<Outcome, Failure> {
+    let mut outcome = Outcome { machine: usage::machine(), ..Outcome::default() };
+    for round in 0..plan.rounds {
+        for turn in 0..plan.elements.len() {
+            let element = &plan.elements[(turn + round) % plan.elements.len()];
+            if outcome.missing.iter().any(|(name, _)| *name == element.name) {
+                continue;
+            }
+            if process::stop_signals() > 0 {
+                outcome.cut = true;
+                return Ok(outcome);
+            }
+            visit(plan, element, round, &mut outcome, &mut progress)?;
+        }
+    }
+    Ok(outcome)
+}
+
+/// Starts one element and puts every load on it.
+fn visit(
+    plan: &Plan,
+    element: &Element,
+    round: usize,
+    outcome: &mut Outcome,
+    progress: &mut impl FnMut(&Sample),
+) -> Result<(), Failure> {
+    let broken =
+        |error: std::io::Error| Failure::new(Exit::Environment, "compare", format!("the driver's socket: {error}"));
+    let sink = Driver::open_sink().map_err(broken)?;
+    let running = match element.start(plan.core, sink.local()) {
+        Ok(running) => running,
+        Err(failure) => {
+            outcome.missing.push((element.name.clone(), failure.what().to_owned()));
+            return Ok(());
+        }
+    };
+    let mut driver = Driver::new(sink, running.target).map_err(broken)?;
+    if !driver.probe(READY_NS).map_err(broken)? {
+        let what = format!("no answer within {} s. {}", READY_NS / SECOND_NS, running.last_words());
+        outcome.missing.push((element.name.clone(), what));
+        return Ok(());
+    }
+    for &load in &plan.loads {
+        let offer =
+            Offer { rate: load, arrivals: Arrivals::Poisson, warm_up_ns: WARM_UP_NS, measure_ns: plan.measure_ns };
+        let pids = running.pids();
+        let steal = usage::steal_ticks();
+        let seen = driver.offer(&offer, || usage::of(&pids)).map_err(broken)?;
+        let ticks = usage::steal_ticks().saturating_sub(steal);
+        let sample = sample(element, round, load, &seen, ticks);
+        progress(&sample);
+        outcome.samples.push(sample);
+    }
+    if plan.system_calls
+        && round + 1 == plan.rounds
+        && let Some(per_message) = count_system_calls(&running, &mut driver).map_err(broken)?
+    {
+        outcome.system_calls.push((element.name.clone(), per_message));
+    }
+    Ok(())
+}
+
+fn sample(element: &Element, round: usize, load: Option<f64>, seen: &Seen, steal_ticks: u64) -> Sample {
+    let cores = usage::cores() as f64;
+    // A tick is a hundredth of a second, whatever the kernel's own is (USER_HZ).
+    let steal = steal_ticks as f64 / 100.0 / (seen.elapsed_ns.max(1) as f64 / SECOND_NS as f64) / cores;
+    Sample {
+        element: element.name.clone(),
+        round,
+        load,
+        messages_per_second: seen.messages_per_second(),
+        cpu_us_per_message: seen.cpu_us_per_message(),
+        round_trip_p50_ns: seen.round_trip.at(0.5),
+        round_trip_p99_ns: seen.round_trip.at(0.99),
+        lateness_p99_ns: seen.lateness.at(0.99),
+        sent: seen.sent,
+        lost: seen.lost,
+        wrong: seen.wrong,
+        steal,
+        contended: seen.element.waiting_ns as f64 / seen.elapsed_ns.max(1) as f64,
+    }
+}
+
+/// System calls per message, in a trial of its own at [`TRACED_RATE`], where batches are small. `None` where strace is not
+/// installed or may not trace.
+fn count_system_calls(running: &Running, driver: &mut Driver) -> std::io::Result<Option<f64>> {
+    let (Some(strace), pids) = (installed("strace"), running.pids()) else { return Ok(None) };
+    if pids.is_empty() {
+        return Ok(None);
+    }
+    let mut command = Command::new(strace);
+    command.args(["-f", "-c"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    for pid in &pids {
+        command.args(["-p", &pid.to_string()]);
+    }
+    process::confine(&mut command, &[]);
+    let Ok(strace) = command.spawn() else { return Ok(None) };
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let offer = Offer { rate: Some(TRACED_RATE), arrivals: Arrivals::Poisson, warm_up_ns: 0, measure_ns: SECOND_NS };
+    let seen = driver.offer(&offer, Usage::default)?;
+    signal_group(strace.id(), libc::SIGINT);
+    let output = strace.wait_with_output()?;
+    let calls = total_calls(&String::from_utf8_lossy(&output.stderr));
+    Ok(calls.filter(|_| seen.forwarded() > 0).map(|calls| calls as f64 / seen.forwarded() as f64))
+}
+
+/// The number of calls in the last line of `strace -c`: `100.00    0.123456   7   12345   10 total`.
+fn total_calls(text: &str) -> Option<u64> {
+    let line = text.lines().rev().find(|line| line.trim_end().ends_with(" total"))?;
+    // Before the name there may be a column of errors, which is empty where there were none.
+    line.split_ascii_whitespace().nth(3)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn the_summary_of_strace_is_read_with_and_without_errors() {
+        assert_eq!(total_calls("x\n100.00    0.000134          11        12         1 total\n"), Some(12));
+        assert_eq!(total_calls("x\n100.00    0.000134          11        12           total\n"), Some(12));
+        assert_eq!(total_calls("strace: attach: Operation not permitted"), None);
+    }
+
+    #[test]
+    fn an_element_that_does_not_start_is_missing_and_the_others_go_on() {
+        let element = |text| Element::read(text, Path::new("/nowhere")).unwrap();
+        let plan = Plan {
+            elements: vec![element("ghost=/nowhere/at-all {port}"), element("direct")],
+            loads: vec![Some(2000.0)],
+            rounds: 2,
+            measure_ns: 50 * MS_NS,
+            core: process::cores()[0],
+            system_calls: false,
+        };
+        let mut heard = 0;
+        let outcome = run(&plan, |_| heard += 1).unwrap();
+        assert_eq!((heard, outcome.samples.len(), outcome.missing.len()), (2, 2, 1));
+        assert!(outcome.missing[0].1.contains("does not start"));
+        assert!(outcome.samples.iter().all(|sample| sample.lost == 0 && sample.wrong == 0), "{:?}", outcome.samples);
+    }
+}

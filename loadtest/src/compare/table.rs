@@ -1,0 +1,212 @@
+//! The table of a comparison: one block per load, one line per element, medians over the rounds with their spread, and the
+//! ratio to the null relay of the same round.
+
+use super::rounds::{Outcome, Sample};
+use crate::latency::Short;
+use std::fmt::Write;
+
+/// Who the others are compared with.
+const BASELINE: &str = "relay";
+
+/// From this share of what the driver does without an element on, a saturation figure says more about the driver
+/// (`direct` has to be 1.3 times as fast).
+const GENERATOR_LIMITED: f64 = 1.0 / 1.3;
+
+/// From this share of stolen time on, a measurement is worth nothing.
+const STEAL_MAX: f64 = 0.005;
+
+/// And from this share of waiting for a core that something else had. What runs by itself on a core waits for kernel
+/// threads only.
+const CONTENDED_MAX: f64 = 0.05;
+
+/// Median, least and most of some figures.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spread {
+    /// The middle one, or the mean of the two in the middle.
+    pub median: f64,
+    /// The least.
+    pub least: f64,
+    /// The most.
+    pub most: f64,
+}
+
+impl Spread {
+    /// Of these figures; zeros where there are none.
+    pub fn of(figures: impl IntoIterator<Item = f64>) -> Spread {
+        let mut figures: Vec<f64> = figures.into_iter().collect();
+        figures.sort_by(f64::total_cmp);
+        let (Some(least), Some(most)) = (figures.first(), figures.last()) else { return Spread::default() };
+        let middle = figures.len() / 2;
+        let median =
+            if figures.len() % 2 == 1 { figures[middle] } else { (figures[middle - 1] + figures[middle]) / 2.0 };
+        Spread { median, least: *least, most: *most }
+    }
+}
+
+/// The whole table.
+pub fn render(outcome: &Outcome) -> String {
+    let mut text = String::new();
+    let mut loads: Vec<Option<f64>> = Vec::new();
+    for sample in &outcome.samples {
+        if !loads.contains(&sample.load) {
+            loads.push(sample.load);
+        }
+    }
+    for load in loads {
+        block(&mut text, outcome, load);
+    }
+    for (name, why) in &outcome.missing {
+        let _ = writeln!(text, "not measured: {name}: {why}");
+    }
+    let stolen = outcome.samples.iter().filter(|sample| sample.steal > STEAL_MAX).count();
+    if stolen > 0 {
+        let (all, share) = (outcome.samples.len(), STEAL_MAX * 100.0);
+        let _ = writeln!(
+            text,
+            "VOID: in {stolen} of {all} measurements the hypervisor took more than {share} % of the time"
+        );
+    }
+    let contended = outcome.samples.iter().filter(|sample| sample.contended > CONTENDED_MAX).count();
+    if contended > 0 {
+        let (all, share) = (outcome.samples.len(), CONTENDED_MAX * 100.0);
+        let _ = writeln!(
+            text,
+            "VOID: in {contended} of {all} measurements something else had the core for more than {share} % of the time"
+        );
+    }
+    if outcome.cut {
+        text += "PARTIAL: ended by the user before all rounds were done\n";
+    }
+    text
+}
+
+fn block(text: &mut String, outcome: &Outcome, load: Option<f64>) {
+    let samples: Vec<&Sample> = outcome.samples.iter().filter(|sample| sample.load == load).collect();
+    let mut names: Vec<&str> = Vec::new();
+    for sample in &samples {
+        if !names.contains(&sample.element.as_str()) {
+            names.push(&sample.element);
+        }
+    }
+    let title =
+        load.map_or("saturation, 512 requests in flight".to_owned(), |rate| format!("{rate} requests/s, Poisson"));
+    let _ = writeln!(text, "{title}");
+    let _ = writeln!(
+        text,
+        "  {:<14} {:>11} {:>8}  {:>9} {:>15} {:>8}  {:>9} {:>9} {:>9}  {:>7}",
+        "element", "messages/s", "ratio", "CPU µs/m", "(spread)", "ratio", "p50", "p99", "syscalls", "lost"
+    );
+    let direct = Spread::of(of(&samples, "direct").map(|sample| sample.messages_per_second)).median;
+    for name in names {
+        line(text, outcome, &samples, name, direct);
+    }
+    text.push('\n');
+}
+
+fn line(text: &mut String, outcome: &Outcome, samples: &[&Sample], name: &str, direct: f64) {
+    let own = || of(samples, name);
+    let rate = Spread::of(own().map(|sample| sample.messages_per_second));
+    let cpu = Spread::of(own().map(|sample| sample.cpu_us_per_message));
+    let p50 = Spread::of(own().map(|sample| sample.round_trip_p50_ns as f64)).median as u64;
+    let p99 = Spread::of(own().map(|sample| sample.round_trip_p99_ns as f64)).median as u64;
+    let (lost, sent) = own().fold((0, 0), |(lost, sent), sample| (lost + sample.lost, sent + sample.sent));
+    let wrong: u64 = own().map(|sample| sample.wrong).sum();
+    let calls =
+        outcome.system_calls.iter().find(|(element, _)| element == name).map(|(_, calls)| format!("{calls:.2}"));
+    let saturated = own().all(|sample| sample.load.is_none());
+    let latency = |ns: u64| if saturated { "-".to_owned() } else { Short(ns).to_string() };
+    let measured = name != "direct";
+    let _ = write!(
+        text,
+        "  {name:<14} {:>11.0} {:>8}  {:>9} {:>15} {:>8}  {:>9} {:>9} {:>9}  {:>7}",
+        rate.median,
+        ratio(samples, name, |sample| sample.messages_per_second),
+        if measured { format!("{:.2}", cpu.median) } else { "-".to_owned() },
+        if measured { format!("({:.2}-{:.2})", cpu.least, cpu.most) } else { String::new() },
+        if measured { ratio(samples, name, |sample| sample.cpu_us_per_message) } else { "-".to_owned() },
+        latency(p50),
+        latency(p99),
+        calls.unwrap_or("-".to_owned()),
+        share(lost, sent),
+    );
+    if wrong > 0 {
+        let _ = write!(text, "  {wrong} wrong responses");
+    }
+    if saturated && measured && rate.median > direct * GENERATOR_LIMITED && direct > 0.0 {
+        text.push_str("  generator-limited");
+    }
+    text.push('\n');
+}
+
+fn of<'a>(samples: &'a [&Sample], name: &str) -> impl Iterator<Item = &'a Sample> {
+    samples.iter().copied().filter(move |sample| sample.element == name)
+}
+
+/// Median of the ratios to the baseline, each within its round; `-` where there is no baseline.
+fn ratio(samples: &[&Sample], name: &str, figure: impl Fn(&Sample) -> f64) -> String {
+    let ratios: Vec<f64> = of(samples, name)
+        .filter_map(|sample| {
+            let base = of(samples, BASELINE).find(|base| base.round == sample.round)?;
+            (figure(base) > 0.0).then(|| figure(sample) / figure(base))
+        })
+        .collect();
+    if ratios.is_empty() { "-".to_owned() } else { format!("{:.2}", Spread::of(ratios).median) }
+}
+
+fn share(lost: u64, sent: u64) -> String {
+    let percent = lost as f64 * 100.0 / sent.max(1) as f64;
+    if percent < 0.01 { lost.to_string() } else { format!("{percent:.2} %") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(element: &str, round: usize, cpu: f64) -> Sample {
+        Sample {
+            element: element.to_owned(),
+            round,
+            load: Some(5000.0),
+            messages_per_second: 10_000.0,
+            cpu_us_per_message: cpu,
+            round_trip_p50_ns: 41_000,
+            round_trip_p99_ns: 90_000,
+            lateness_p99_ns: 1000,
+            sent: 1000,
+            lost: 0,
+            wrong: 0,
+            steal: 0.0,
+            contended: 0.0,
+        }
+    }
+
+    #[test]
+    fn a_median_is_the_middle_or_the_mean_of_two() {
+        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Spread { median: 2.0, least: 1.0, most: 3.0 });
+        assert_eq!(Spread::of([4.0, 1.0]).median, 2.5);
+        assert_eq!(Spread::of([]), Spread::default());
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_round() {
+        // The machine was half as fast in the second round; the ratio does not see it.
+        let samples = vec![
+            sample("relay", 0, 5.0),
+            sample("viahop", 0, 10.0),
+            sample("relay", 1, 10.0),
+            sample("viahop", 1, 20.0),
+        ];
+        let outcome = Outcome { samples, ..Outcome::default() };
+        let text = render(&outcome);
+        let line = text.lines().find(|line| line.contains("viahop")).unwrap();
+        assert!(line.contains("15.00") && line.contains("(10.00-20.00)") && line.contains("2.00"), "{text}");
+    }
+
+    #[test]
+    fn stolen_time_and_missing_elements_are_said() {
+        let stolen = Sample { steal: 0.1, ..sample("relay", 0, 5.0) };
+        let missing = vec![("nginx".to_owned(), "not installed".to_owned())];
+        let text = render(&Outcome { samples: vec![stolen], missing, cut: true, ..Outcome::default() });
+        assert!(text.contains("VOID") && text.contains("nginx: not installed") && text.contains("PARTIAL"), "{text}");
+    }
+}
