@@ -391,6 +391,10 @@ proptest! {
         prop_assert_eq!(answer.text(), text(&response("200 OK", &returned, &call)));
     }
 
+    //= RFC 3581 section 4
+    //# the response MUST be
+    //# sent to the IP address listed in the "received" parameter, and the
+    //# port in the "rport" parameter.
     #[test]
     fn a_response_goes_where_rfc_3581_sends_it(call in calls()) {
         let mut path = Path::new(shared_tables());
@@ -409,6 +413,10 @@ proptest! {
         prop_assert_eq!(to, SocketAddr::new(call.source.ip(), port));
     }
 
+    //= RFC 3261 section 16.11
+    //# All other message transformations specified in Section 16.6
+    //# MUST result in the same transformation of a retransmitted
+    //# request.
     #[test]
     fn a_retransmission_leaves_as_the_same_octets_on_any_node_and_after_a_restart(call in calls()) {
         let (mut path, mut other_node) = (Path::new(shared_tables()), Path::new(shared_tables()));
@@ -419,6 +427,9 @@ proptest! {
         }
     }
 
+    //= RFC 3261 section 16.11
+    //# CANCEL and non-Routed ACK requests MUST generate the same
+    //# choice as their associated INVITE.
     #[test]
     fn cancel_and_the_ack_of_a_failure_follow_their_invite_with_its_branch(call in calls()) {
         let mut path = Path::new(shared_tables());

@@ -64,7 +64,7 @@ fn phones_register_with_and_are_reached_through_two_kamailios() {
     });
     let sipsak = |args: &[&str]| {
         let mut command = Command::new("sipsak");
-        output(command.args(["-p", &format!("127.0.0.1:{listen}"), "-vv"]).args(args))
+        output(command.args(["-p", &format!("127.0.0.1:{listen}"), "-vvv"]).args(args))
     };
     let mut homes = std::collections::BTreeSet::new();
     for user in 0..12 {

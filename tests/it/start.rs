@@ -15,8 +15,8 @@ fn a_wrong_configuration_is_shown_with_file_line_column_and_remedy() {
     let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
     let taken_port = taken.local_addr().unwrap().port();
     let rows = [
-        (pool("{ uri = \"sip:127.0.0.1\", wieght = 1 }"), 3, vec![":4:36", "`wieght`", "`weight`"]),
-        (pool("{ uri = \"sip:127.0.0.1\", weight = \"1\" }"), 3, vec![":4:45", "expected a whole number"]),
+        (pool("{ uri = \"sip:127.0.0.1\", wieght = 1 }"), 3, vec![":4:37", "`wieght`", "`weight`"]),
+        (pool("{ uri = \"sip:127.0.0.1\", weight = \"1\" }"), 3, vec![":4:46", "expected a whole number"]),
         (pool("{ uri = \"sip:127.0.0.1:506O\" }"), 3, vec![":4:38", "the letter O, not the digit 0"]),
         (pool("{ uri = \"sip:127.0.0.1\" }, { uri = \"sip:127.0.0.1:5060\" }"), 3, vec!["stands twice", "leave one"]),
         (pool("{ uri = \"sip:127.0.0.1\", weight = 0 }"), 3, vec!["weight 0", "leave the backend out"]),

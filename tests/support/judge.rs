@@ -36,7 +36,9 @@ impl Seen {
         let text = String::from_utf8_lossy(&self.sent).into_owned();
         let head = text.split("\r\n\r\n").next().unwrap_or_default();
         let rows = head.split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
-        rows.filter(|(key, _)| key.trim().eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().to_owned()).collect()
+        rows.filter(|(key, _)| key.trim().eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim().to_owned())
+            .collect()
     }
 }
 
