@@ -99,8 +99,9 @@ impl Service {
         let shared = self.setup.link.shared.clone();
         self.runtime.block_on(run(self.setup, orders, views));
         shared.stop();
-        // Not `all`, which would leave the others running at the first that panicked.
-        self.shards.into_iter().map(Running::join).fold(true, |well, one| well && one)
+        // All are waited for, whatever became of the first.
+        let ended_well: Vec<bool> = self.shards.into_iter().map(Running::join).collect();
+        ended_well.into_iter().all(|well| well)
     }
 }
 

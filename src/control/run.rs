@@ -11,7 +11,7 @@
 //! Ways to get this wrong, and what catches each: a bad file replaces a running configuration (a reload is read,
 //! resolved and compared in full before anything of it is used); a reload forgets which backends are down (`Cluster::new`
 //! takes them over); reloads in quick succession starve probes (a watch whose backend did not change goes on); a refusal
-//! floods the log ([`Limiter`]).
+//! floods the log (`Limiter`).
 
 use super::admin;
 use super::cluster::{Cluster, moved_slots};

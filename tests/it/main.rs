@@ -2,6 +2,7 @@
 //!
 //! Each test starts a viahop of its own on addresses of its own, and ends it; its exit code is 0 only if every message it
 //! received is accounted for, which `Viahop::end` checks.
+#![allow(clippy::disallowed_methods, reason = "tests wait by the clock")]
 
 #[path = "../support/mod.rs"]
 mod support;
