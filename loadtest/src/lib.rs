@@ -1,15 +1,23 @@
 //! A SIP load generator and verifier.
 
+pub mod assertion;
 pub mod cli;
 pub mod clock;
 pub mod compare;
+pub mod digest;
 pub mod endpoint;
 pub mod failure;
+pub mod fault;
+pub mod hgrm;
+pub mod html;
+pub mod keys;
 pub mod latency;
+pub mod log;
 pub mod owners;
 pub mod relay;
 pub mod remote;
 pub mod rng;
+pub mod run;
 pub mod scenario;
 pub mod schedule;
 pub mod seal;

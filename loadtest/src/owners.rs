@@ -1,8 +1,8 @@
 //! Which backend took which call: a bounded record that all backends of a run share, by a digest of the Call-ID. It is
 //! how a message of a call that reaches another backend than the one that took it is found out.
 //!
-//! The record is a table of atomic words in buckets of four: taking a call and looking one up cost one cache line and no
-//! lock. The oldest of four gives way to a fifth; what has been forgotten is unknown, never wrong.
+//! The record is a table of atomic words in buckets of eight: taking a call and looking one up cost one cache line and no
+//! lock. The oldest of eight gives way to a ninth; what has been forgotten is unknown, never wrong.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use xxhash_rust::xxh3::xxh3_64;
@@ -14,7 +14,7 @@ pub const CALLS_REMEMBERED: usize = 1 << 20;
 pub const BACKENDS_MAX: usize = 1 << 12;
 
 /// Entries of a bucket.
-const WAYS: usize = 4;
+const WAYS: usize = 8;
 
 /// The record.
 #[derive(Debug)]

@@ -83,17 +83,17 @@ fn shards_sockets_and_a_mix_share_one_run() {
 }
 
 #[test]
-fn a_network_that_loses_every_fifth_datagram_costs_retransmissions_and_no_call() {
+fn a_network_that_loses_every_tenth_datagram_costs_retransmissions_and_no_call() {
     let uas = callees(1, BRISK);
     let mut number = 0;
     let meddler = Meddler::start(uas.addresses().to_vec(), move |_, octets| {
         number += 1;
-        if number % 5 == 0 { vec![] } else { vec![(octets, 0)] }
+        if number % 10 == 0 { vec![] } else { vec![(octets, 0)] }
     });
     let called =
         Uac::start(uac::Config { timers: timers(BRISK), ..callers(meddler.address, 300, "call") }).unwrap().join();
     assert_eq!((called.counts.placed, called.counts.completed), (300, 300), "{:?}", called.lines);
-    assert!(called.counts.retransmissions > 50, "{:?}", called.counts);
+    assert!(called.counts.retransmissions > 20, "{:?}", called.counts);
     let took = uas.snapshot().total();
     assert!(took.copies > 10 && took.resent > 10, "{took:?}");
     assert_eq!(took.calls, 300, "a retransmission opens no second call");
@@ -118,8 +118,8 @@ fn whatever_is_altered_on_the_way_is_noticed_every_time() {
     let counter = std::sync::Arc::clone(&altered);
     let mut number = 0;
     let meddler = Meddler::start(uas.addresses().to_vec(), move |_, mut octets| {
-        number += 1;
-        if number % 20 == 0 && octets.ends_with(b"sendrecv\r\n") {
+        number += u64::from(octets.ends_with(b"sendrecv\r\n"));
+        if number % 20 == 19 && octets.ends_with(b"sendrecv\r\n") {
             let at = octets.len() - 10;
             octets[at..].copy_from_slice(b"sendonly\r\n");
             counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -129,7 +129,7 @@ fn whatever_is_altered_on_the_way_is_noticed_every_time() {
     let called = Uac::start(callers(meddler.address, 400, "call")).unwrap().join();
     let took = uas.join().total();
     let altered = altered.load(std::sync::atomic::Ordering::Relaxed);
-    assert!(altered > 10);
+    assert!((39..=41).contains(&altered), "every twentieth of 800 bodies: {altered}");
     assert_eq!(called.counts.altered + took.altered, altered);
 }
 

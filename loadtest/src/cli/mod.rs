@@ -1,7 +1,13 @@
 //! The command line: one file per command. Here is what they share.
 
 mod compare;
+mod options;
 mod relay;
+mod report;
+mod run;
+mod scenarios;
+mod uac;
+mod uas;
 
 use crate::failure::Failure;
 use clap::{Parser, Subcommand};
@@ -17,7 +23,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::Args),
+    Uac(uac::Args),
+    Uas(uas::Args),
     Compare(compare::Args),
+    Report(report::Args),
+    Scenarios(scenarios::Args),
     Relay(relay::Args),
 }
 
@@ -25,7 +36,12 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Uac(args) => uac::run(&args),
+        Command::Uas(args) => uas::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Scenarios(args) => scenarios::run(&args),
         Command::Relay(args) => relay::run(&args),
     };
     match result {
@@ -38,3 +54,6 @@ pub fn main() -> ExitCode {
 }
 
 type Outcome = Result<ExitCode, Failure>;
+
+/// Cores by number, as an option has them. A type of its own, so that clap takes it for one value and not for several.
+type Cores = Vec<usize>;

@@ -8,4 +8,5 @@ pub mod address;
 pub mod batch;
 pub mod process;
 pub mod socket;
+pub mod terminal;
 pub mod wait;

@@ -34,6 +34,17 @@ impl Socket {
         Ok(bound)
     }
 
+    /// The address from which the kernel would send to `target`.
+    pub fn toward(target: SocketAddr) -> io::Result<std::net::IpAddr> {
+        let any: SocketAddr = match target {
+            SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+            SocketAddr::V6(_) => ([0; 16], 0).into(),
+        };
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(target)?;
+        Ok(socket.local_addr()?.ip())
+    }
+
     /// Where it is bound.
     pub fn local(&self) -> SocketAddr {
         self.local

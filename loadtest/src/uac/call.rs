@@ -68,6 +68,8 @@ pub struct Call {
     /// Where requests go.
     pub next_hop: Address,
     pub peer: Peer,
+    /// The row with credentials, once a challenge has asked for them; with its line end.
+    pub credentials: Vec<u8>,
 }
 
 /// The other side of the dialog, as its 2xx described it. The octets keep their room when the place is used again, so that
@@ -151,6 +153,7 @@ impl Call {
             give_up_ns: 0,
             next_hop: Address::NONE,
             peer: Peer::default(),
+            credentials: Vec::new(),
         }
     }
 
@@ -158,7 +161,9 @@ impl Call {
     pub fn reset(&mut self) {
         let mut peer = std::mem::take(&mut self.peer);
         peer.forget();
-        *self = Call { generation: self.generation + 1, peer, ..Call::free() };
+        let mut credentials = std::mem::take(&mut self.credentials);
+        credentials.clear();
+        *self = Call { generation: self.generation + 1, peer, credentials, ..Call::free() };
     }
 
     /// When the timer has to fire, given what is going on.

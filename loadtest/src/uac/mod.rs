@@ -71,6 +71,10 @@ pub struct Config {
     pub users: u64,
     /// The timers of RFC 3261.
     pub timers: Timers,
+    /// User name when challenged; `None`: the caller's own, as in its From.
+    pub user: Option<String>,
+    /// Password when challenged; `None`: a challenge is a final response like any other.
+    pub password: Option<String>,
     /// What decides Call-IDs, tags and arrivals.
     pub seed: u64,
 }
@@ -97,6 +101,8 @@ impl Config {
             calls_max: 1 << 20,
             users: 10_000,
             timers: Timers::default(),
+            user: None,
+            password: None,
             seed: rng::seed(),
         }
     }
@@ -187,6 +193,8 @@ pub struct Line {
     pub answered: u64,
     /// Retransmissions.
     pub retransmissions: u64,
+    /// How often it was challenged and sent again with credentials.
+    pub challenged: u64,
     /// What went wrong, by reason.
     pub failures: BTreeMap<Box<str>, u64>,
     /// From the scheduled time to the final response.
@@ -262,6 +270,7 @@ impl Line {
         self.sent += other.sent;
         self.answered += other.answered;
         self.retransmissions += other.retransmissions;
+        self.challenged += other.challenged;
         for (reason, count) in &other.failures {
             *self.failures.entry(reason.clone()).or_default() += count;
         }

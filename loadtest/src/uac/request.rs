@@ -122,6 +122,19 @@ impl Stationery {
         format!("{id:016x}@{}", String::from_utf8_lossy(&self.host))
     }
 
+    /// The Request-URI of a request of `call`.
+    pub fn uri(&self, call: &Call, request: &Request<'_>) -> String {
+        let mut room = [0; 1024];
+        let mut out = Text::new(&mut room);
+        self.put_uri(&mut out, call, request, call.number % self.users);
+        String::from_utf8_lossy(out.octets()).into_owned()
+    }
+
+    /// The user part of the caller.
+    pub fn caller(&self, call: &Call) -> String {
+        format!("caller{}", call.number % self.users)
+    }
+
     /// Writes a request of `call`.
     pub fn put(&self, out: &mut Text<'_>, call: &Call, id: u64, request: &Request<'_>) {
         let user = call.number % self.users;
@@ -155,6 +168,10 @@ impl Stationery {
                 out.put(b">");
             })
         });
+        // ACK repeats the credentials of its INVITE (RFC 3261 22.1), CANCEL has none.
+        if request.method != Method::Cancel {
+            out.put(&call.credentials);
+        }
         out.put(b"User-Agent: viahop-load\r\n");
         match request.method {
             Method::Invite => out.put(b"Allow: INVITE, ACK, BYE, CANCEL, OPTIONS, NOTIFY\r\n"),
@@ -192,6 +209,12 @@ impl Stationery {
     fn put_start(&self, out: &mut Text<'_>, call: &Call, request: &Request<'_>, user: u64) {
         out.put(request.method.name().as_bytes());
         out.put(b" ");
+        self.put_uri(out, call, request, user);
+        out.put(b" SIP/2.0\r\n");
+    }
+
+    /// The Request-URI, which is also what credentials are for.
+    fn put_uri(&self, out: &mut Text<'_>, call: &Call, request: &Request<'_>, user: u64) {
         if request.in_dialog && !call.peer.target().is_empty() {
             out.put(call.peer.target());
         } else {
@@ -206,7 +229,6 @@ impl Stationery {
                 out.put(&self.at_target);
             }
         }
-        out.put(b" SIP/2.0\r\n");
     }
 
     fn put_from(&self, out: &mut Text<'_>, id: u64, number: u64) {

@@ -10,6 +10,7 @@ use super::call::{Call, Cancel, State};
 use super::request::{Request, SLOTS_MAX, Stationery};
 use super::{Command, Config, Counts, Report, Snapshot, WRONGS_LISTED, Wrong, lines};
 use crate::clock::{SECOND_NS, now_ns};
+use crate::digest::{self, Asked};
 use crate::latency::Latencies;
 use crate::remote::Inbox;
 use crate::rng::{Rng, mix};
@@ -644,6 +645,9 @@ impl Shard {
         if invite {
             self.acknowledge(slot, code, message);
         }
+        if matches!(code, 401 | 407) && send.expect != code && self.authorize(send, response) {
+            return;
+        }
         if code != send.expect {
             return self.fail(slot, &code.to_string(), now);
         }
@@ -657,10 +661,58 @@ impl Shard {
         let call = &mut self.calls[slot as usize];
         call.step += 1;
         call.state = State::Pausing;
+        call.credentials.clear();
         if send.method == Method::Bye {
             call.peer.forget();
         }
         self.run_step(slot, now, now);
+    }
+
+    /// Answers a challenge: the request goes out again with credentials, for which the clock that measures it goes on.
+    /// `false`: there is no password, or it has been refused.
+    fn authorize(&mut self, send: &Send, response: &Response<'_>) -> bool {
+        let config = Arc::clone(&self.config);
+        let Some(password) = &config.password else { return false };
+        let (asks, answers) = match response.code {
+            401 => (Name::WwwAuthenticate, "Authorization"),
+            _ => (Name::ProxyAuthenticate, "Proxy-Authorization"),
+        };
+        let Response { message, slot, now, .. } = *response;
+        let stale = |challenge: &[u8]| {
+            crate::sip::value::auth_param(challenge, b"stale").is_some_and(|stale| stale.eq_ignore_ascii_case(b"true"))
+        };
+        let call = &self.calls[slot as usize];
+        // Refused once is refused, unless only the nonce was too old; and nobody is asked for ever.
+        if !call.credentials.is_empty() && (!message.values(asks).any(stale) || call.cseq > 8) {
+            return false;
+        }
+        let stationery = &self.ports[usize::from(call.port)].stationery;
+        let scenario = config.mix.scenario(usize::from(call.scenario));
+        let request = Request {
+            method: send.method,
+            body: Body::None,
+            callee: scenario.callee.as_bytes(),
+            transaction: call.transaction,
+            cseq: call.cseq,
+            in_dialog: call.peer.is_known(),
+            failure_tag: b"",
+        };
+        let (uri, own) = (stationery.uri(call, &request), stationery.caller(call));
+        let user = config.user.as_deref().unwrap_or(&own);
+        let asked = Asked { user, password, method: send.method.name(), uri: &uri, cnonce: self.rng.next_u64() };
+        // RFC 7616 3.7: the first that we know, the server having put the best first.
+        let Some(credentials) = message.values(asks).find_map(|challenge| digest::answer(challenge, &asked)) else {
+            return false;
+        };
+        let line = self.line_of(slot);
+        let call = &mut self.calls[slot as usize];
+        call.credentials = format!("{answers}: {credentials}\r\n").into_bytes();
+        let due = call.due_ns;
+        if let Some(line) = line {
+            self.report.lines[line].challenged += 1;
+        }
+        self.begin_request(slot, send.method, due, now);
+        true
     }
 
     /// Takes the dialog from a 2xx. `false`: it does not describe one.

@@ -18,6 +18,7 @@ mod worker;
 
 use crate::clock::{SECOND_NS, now_ns};
 use crate::failure::{Exit, Failure, cannot_bind};
+use crate::fault::Fault;
 use crate::owners::{BACKENDS_MAX, CALLS_REMEMBERED, Owners};
 use crate::remote::{self, Remote};
 use crate::sys::process;
@@ -58,6 +59,8 @@ pub struct Config {
     pub calls_remembered: usize,
     /// Whether new calls are listed for [`Uas::take_new_calls`].
     pub list_new_calls: bool,
+    /// What backends do wrong. [`Fault::Down`] is whoever calls [`Uas::kill`]'s business.
+    pub faults: Vec<Fault>,
 }
 
 impl Default for Config {
@@ -71,6 +74,7 @@ impl Default for Config {
             silence_max_ns: 600 * SECOND_NS,
             calls_remembered: CALLS_REMEMBERED,
             list_new_calls: false,
+            faults: Vec::new(),
         }
     }
 }
@@ -129,6 +133,9 @@ pub struct Counts {
     pub violations: u64,
     /// Messages of a call whose backend has died since.
     pub orphans: u64,
+    /// BYE requests that came before the ACK of their call, and requests with a lower CSeq than one before: something was
+    /// overtaken on the way, or lost.
+    pub reordered: u64,
     /// Messages whose seal is broken: something on the way changed what it must not.
     pub altered: u64,
     /// Datagrams that are no SIP message, or a request that cannot be answered.
@@ -156,6 +163,7 @@ impl Counts {
         self.unknown += other.unknown;
         self.violations += other.violations;
         self.orphans += other.orphans;
+        self.reordered += other.reordered;
         self.altered += other.altered;
         self.malformed += other.malformed;
         self.responses += other.responses;
@@ -213,6 +221,19 @@ pub struct Report {
 }
 
 impl Report {
+    /// Adds the backends of another machine after these.
+    pub fn add(&mut self, other: &Report) {
+        let own = self.backends.len();
+        self.backends.extend(other.backends.iter().cloned());
+        self.violations.extend(other.violations.iter().cloned().map(|violation| Violation {
+            owner: violation.owner + own,
+            reached: violation.reached + own,
+            ..violation
+        }));
+        self.forgotten += other.forgotten;
+        self.unlisted += other.unlisted;
+    }
+
     /// All backends together.
     pub fn total(&self) -> Counts {
         let mut total = Counts::default();

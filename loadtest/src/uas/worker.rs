@@ -12,6 +12,7 @@ use super::{
     BackendState, Command, Counts, Manner, NEW_CALLS_MAX, NewCall, Shared, Snapshot, VIOLATIONS_LISTED, Violation,
 };
 use crate::clock::{SECOND_NS, now_ns};
+use crate::fault::{Fate, Fault, fate};
 use crate::owners::{Owner, digest};
 use crate::remote::Inbox;
 use crate::rng::mix;
@@ -25,7 +26,7 @@ use crate::sys::batch::{BATCH_MAX, Receiver, Sender, drain_errors};
 use crate::sys::socket::Socket;
 use crate::sys::wait::Waiter;
 use crate::timer::Wheel;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::net::SocketAddr;
@@ -34,6 +35,9 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Receives of one socket in a row before the others get their turn.
 const RECEIVES_MAX: usize = 8;
+
+/// Responses one backend may hold back. What is beyond is lost, as it would be in a server that is so far behind.
+const HELD_MAX: usize = 1 << 16;
 
 /// Octets of rows that are copied from a request. A request with more is not answered.
 const ECHO_MAX: usize = 16 << 10;
@@ -73,6 +77,9 @@ struct Backend {
     counts: Counts,
     open: u64,
     violations: Vec<Violation>,
+    /// Responses that leave later, and when: what [`Fault::Slow`] holds back.
+    held: VecDeque<(u64, Address, Box<[u8]>)>,
+    slow_ns: u64,
     /// `<sip:callee@ADDRESS>`.
     contact: Vec<u8>,
     /// `X-Backend: INDEX` and `Server`, for every response.
@@ -96,10 +103,12 @@ impl Worker {
         sockets: Vec<(usize, Socket)>,
         now: u64,
     ) -> io::Result<Worker> {
+        let slow = |fault: &Fault| if let Fault::Slow(slow_ns) = fault { *slow_ns } else { 0 };
+        let slow_ns = shared.config.faults.iter().map(slow).max().unwrap_or(0);
         let mut backends = Vec::new();
         for (place, (index, socket)) in sockets.into_iter().enumerate() {
             waiter.add(&socket, place as u32)?;
-            backends.push(Backend::new(index, socket));
+            backends.push(Backend::new(index, socket, slow_ns));
         }
         let receiver = Receiver::new(BATCH_MAX);
         let io = Io { receiver, rows: Rows::default(), inbox, ready: Vec::new(), fired: Vec::new() };
@@ -130,7 +139,7 @@ impl Worker {
                 shard.on_timer(slot, now_ns());
             }
             shard.flush();
-            let timeout = shard.wheel.next_ns().saturating_sub(now_ns()).min(SECOND_NS);
+            let timeout = shard.next_ns().saturating_sub(now_ns()).min(SECOND_NS);
             if shard.waiter.wait(timeout, &mut io.ready).is_err() {
                 return shard.snapshots();
             }
@@ -220,6 +229,12 @@ impl Shard {
         }
     }
 
+    /// When there is something to do without a datagram coming in.
+    fn next_ns(&self) -> u64 {
+        let held = self.backends.iter().filter_map(|backend| backend.held.front()).map(|(at, ..)| *at).min();
+        self.wheel.next_ns().min(held.unwrap_or(u64::MAX))
+    }
+
     fn flush(&mut self) {
         self.backends.iter_mut().for_each(Backend::flush);
     }
@@ -284,6 +299,7 @@ impl Shard {
                 State::Free | State::Up => {}
             }
         } else if request.number < call.cseq || call.state == State::Ringing {
+            self.backends[request.place].counts.reordered += u64::from(request.number < call.cseq);
             // A lower CSeq is out of order (RFC 3261 12.2.2); a second INVITE before the first has its answer is refused
             // (14.2).
             self.answer(request, 500, Carries::Nothing);
@@ -300,6 +316,11 @@ impl Shard {
             // A late copy of one that has had its BYE.
             self.backends[request.place].counts.copies += 1;
             return;
+        }
+        match fate(&self.shared.config.faults, request.digest) {
+            Fate::Fine => {}
+            Fate::Nothing => return,
+            Fate::Code(code) => return self.answer(request, code, Carries::Nothing),
         }
         if self.calls.len() - self.free.len() >= self.shared.config.calls_max {
             self.backends[request.place].counts.refused += 1;
@@ -447,7 +468,9 @@ impl Shard {
         let over = Owner::Alive { backend: index, over: true };
         match request.call {
             Some(slot) => {
-                self.backends[request.place].counts.byes += 1;
+                let counts = &mut self.backends[request.place].counts;
+                counts.byes += 1;
+                counts.reordered += u64::from(self.calls[slot as usize].state == State::Answered);
                 self.answer(request, 200, Carries::Nothing);
                 self.release(slot);
             }
@@ -571,7 +594,7 @@ struct Request<'a> {
 }
 
 impl Backend {
-    fn new(index: usize, socket: Socket) -> Backend {
+    fn new(index: usize, socket: Socket, slow_ns: u64) -> Backend {
         let address = socket.local();
         let sdp = format!(
             "v=0\r\no=bob 2890844527 2890844527 IN IP4 {ip}\r\ns=-\r\nc=IN IP4 {ip}\r\nt=0 0\r\n\
@@ -586,6 +609,8 @@ impl Backend {
             counts: Counts::default(),
             open: 0,
             violations: Vec::new(),
+            held: VecDeque::new(),
+            slow_ns,
             contact: format!("<sip:callee@{address}>").into(),
             signature: format!("X-Backend: {index}\r\nServer: viahop-load\r\n").into(),
             sdp: sdp.into(),
@@ -652,6 +677,9 @@ impl Backend {
     }
 
     fn flush(&mut self) {
+        if self.slow_ns > 0 {
+            self.hold_back();
+        }
         if self.sender.is_empty() {
             return;
         }
@@ -659,6 +687,28 @@ impl Backend {
             // Who cannot be reached learns it from his own timers.
             Some(socket) => drop(self.sender.flush(socket, &mut |_| ())),
             None => self.sender.clear(),
+        }
+    }
+}
+
+impl Backend {
+    /// Puts what is about to leave into the queue, and what has been there long enough in its place.
+    fn hold_back(&mut self) {
+        let now = now_ns();
+        for index in 0..self.sender.count() {
+            let (octets, to) = self.sender.message(index);
+            if self.held.len() < HELD_MAX {
+                self.held.push_back((now + self.slow_ns, to, octets.into()));
+            }
+        }
+        self.sender.clear();
+        while self.held.front().is_some_and(|(at, ..)| *at <= now) {
+            let Some((_, to, octets)) = self.held.pop_front() else { break };
+            self.sender.room()[..octets.len()].copy_from_slice(&octets);
+            self.sender.push(octets.len(), to);
+            if self.sender.is_full() {
+                break;
+            }
         }
     }
 }

@@ -1,0 +1,344 @@
+//! What the commands that generate load share: the options of callers, of callees, and of what is written down.
+
+use crate::assertion::Assertion;
+use crate::clock::{SECOND_NS, ns};
+use crate::endpoint::parse_listen;
+use crate::failure::{Exit, Failure};
+use crate::latency::Latencies;
+use crate::log::Log;
+use crate::rng;
+use crate::run::{self, LATENESS_MAX_NS, Plan};
+use crate::scenario::{BUILT_IN, Mix, Scenario};
+use crate::schedule::Arrivals;
+use crate::sys::process;
+use crate::sys::socket::Socket;
+use crate::timer::Timers;
+use crate::{hgrm, html, keys, uac, uas};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Cores as users list them: `0,2-3`.
+pub type Cores = Vec<Option<usize>>;
+
+/// Options of the calling side.
+#[derive(Debug, clap::Args)]
+pub struct Calling {
+    /// Calls per second.
+    #[arg(long, default_value_t = 100.0, value_parser = positive, env = "VIAHOP_LOAD_RATE")]
+    pub rate: f64,
+    /// How long calls are placed, in seconds.
+    #[arg(long, default_value_t = 10.0, value_parser = positive)]
+    pub seconds: f64,
+    /// Place no more than so many calls.
+    #[arg(long, value_name = "N")]
+    pub calls: Option<u64>,
+    /// A scenario: a name of those that are built in (see `scenarios`), or a TOML file; with =WEIGHT to mix several.
+    #[arg(long = "scenario", value_name = "SCENARIO", default_value = "call")]
+    pub scenarios: Vec<String>,
+    /// How long an answered call lasts.
+    #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
+    pub hold: Duration,
+    /// How calls are spread in time.
+    #[arg(long, value_enum, default_value_t = ArrivalsName::Constant)]
+    pub arrivals: ArrivalsName,
+    /// How long calls that are open may go on after the last was placed. Beyond 32 s every transaction has ended by itself.
+    #[arg(long, default_value = "40s", value_parser = humantime::parse_duration)]
+    pub drain: Duration,
+    /// Our own address. Default: the loopback's.
+    #[arg(long, value_name = "IP")]
+    pub from: Option<IpAddr>,
+    /// Sockets per core: elements that spread by source address see so many phones.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub sockets: u16,
+    /// Different callers and callees.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub users: u64,
+    /// Calls that may be open at the same time, per core.
+    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    pub calls_max: usize,
+    /// T1 of RFC 3261: the gap before the first retransmission.
+    #[arg(long, default_value = "500ms", value_parser = humantime::parse_duration)]
+    pub t1: Duration,
+    /// User name for digest authentication, when challenged. Default: the caller's own, as in its From.
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// Password for digest authentication, when challenged.
+    #[arg(long, value_name = "PASSWORD", env = "VIAHOP_LOAD_PASSWORD")]
+    pub password: Option<String>,
+    /// Decides Call-IDs, tags and arrivals. Default: another one each time.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// The run is void if one call in a thousand is placed later than this.
+    #[arg(long, default_value_t = humantime::Duration::from(Duration::from_nanos(LATENESS_MAX_NS)))]
+    pub lateness_max: humantime::Duration,
+}
+
+/// How calls are spread in time.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum ArrivalsName {
+    /// Equal gaps.
+    Constant,
+    /// Independent callers.
+    Poisson,
+}
+
+/// Options of the called side.
+#[derive(Debug, clap::Args)]
+pub struct Called {
+    /// Where backends listen: udp:ADDRESS:PORT or udp:ADDRESS:FIRST-LAST, one backend per port. May be given several times.
+    #[arg(long, value_name = "ADDRESS", default_value = "udp:127.0.0.1:6000", env = "VIAHOP_LOAD_BACKENDS")]
+    pub listen: Vec<String>,
+    /// From the 180 to the 200.
+    #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
+    pub ring: Duration,
+    /// Calls whose backend is remembered, to notice when a message of theirs reaches another.
+    #[arg(long, value_name = "N", default_value_t = crate::owners::CALLS_REMEMBERED)]
+    pub remember: usize,
+    /// A fault on purpose: silent=SHARE (take no notice), refuse=SHARE (486), unavailable=SHARE (503), slow=TIME (answer
+    /// so much later), down=BACKEND@FROM-TO (killed and brought back, in seconds from the start). May be given several times.
+    #[arg(long = "fault", value_name = "FAULT", value_parser = crate::fault::Fault::read)]
+    pub faults: Vec<crate::fault::Fault>,
+}
+
+/// What is written down, and what is demanded.
+#[derive(Debug, clap::Args)]
+pub struct Written {
+    /// Write the log to this file: all counts and whole histograms. `viahop-load report` reads it.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write the latencies of all requests to this file, in HdrHistogram's text format, in milliseconds.
+    #[arg(long, value_name = "FILE")]
+    pub hgrm: Option<PathBuf>,
+    /// Write a page to this file that any browser shows, without anything from elsewhere.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// What has to be so in the end, or the exit code is 99: failed==0, p99<2ms. May be given several times.
+    #[arg(long = "assert", value_name = "CONDITION", value_parser = Assertion::read)]
+    pub assertions: Vec<Assertion>,
+    /// No line per second.
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+impl Calling {
+    /// As the library wants it.
+    pub fn config(&self, target: SocketAddr, cores: Cores) -> Result<uac::Config, Failure> {
+        let mut config = uac::Config::new(target);
+        config.from = match (self.from, target.ip().is_loopback()) {
+            (Some(from), _) => from,
+            (None, true) => config.from,
+            (None, false) => local_address(target)?,
+        };
+        (config.cores, config.mix, config.rate) = (cores, mix(&self.scenarios)?, self.rate);
+        config.sockets = usize::from(self.sockets);
+        config.duration_ns = (self.seconds * SECOND_NS as f64) as u64;
+        config.calls = self.calls.unwrap_or(u64::MAX);
+        (config.hold_ns, config.drain_ns) = (ns(self.hold), ns(self.drain));
+        (config.users, config.calls_max) = (self.users, self.calls_max);
+        config.timers = timers(self.t1);
+        config.seed = self.seed.unwrap_or_else(rng::seed);
+        config.arrivals = match self.arrivals {
+            ArrivalsName::Constant => Arrivals::Constant,
+            ArrivalsName::Poisson => Arrivals::Poisson,
+        };
+        config.password = self.password.clone();
+        config.user = self.user.clone();
+        enough_descriptors(config.sockets * config.cores.len())?;
+        Ok(config)
+    }
+}
+
+impl Called {
+    /// As the library wants it.
+    pub fn config(&self, cores: Cores) -> Result<uas::Config, Failure> {
+        let mut backends = Vec::new();
+        for listen in &self.listen {
+            let addresses =
+                parse_listen(listen).map_err(|why| Failure::new(Exit::Usage, "listen", format!("{listen}: {why}")))?;
+            backends.extend(addresses);
+        }
+        enough_descriptors(backends.len())?;
+        Ok(uas::Config {
+            backends,
+            cores,
+            ring_ns: ns(self.ring),
+            calls_remembered: self.remember,
+            faults: self.faults.clone(),
+            ..uas::Config::default()
+        })
+    }
+}
+
+impl Written {
+    /// Runs the plan, shows it, writes it down, and says how the program is to end.
+    pub fn run(&self, plan: &Plan) -> super::Outcome {
+        process::catch_stop_signals();
+        let mut keys = keys::Keys::open();
+        if keys.is_some() {
+            eprintln!("keys: + - one hundredth, * / one tenth more or less, p pause, q end (twice: at once)");
+        }
+        let progress = |at: u64, second: &crate::log::Second, _: &Log| {
+            if !self.quiet {
+                println!("{}", run::line(at, second));
+            }
+        };
+        let log = run::run(plan, progress, || keys.as_mut().and_then(keys::Keys::wish))?;
+        drop(keys);
+        print!("{}", log.render());
+        self.write(&log)?;
+        Ok(self.judge(&log))
+    }
+
+    /// Writes what was asked for.
+    pub fn write(&self, log: &Log) -> Result<(), Failure> {
+        let write = |path: &Path, text: String| {
+            std::fs::write(path, text)
+                .map_err(|error| Failure::new(Exit::Environment, "write", format!("{}: {error}", path.display())))
+        };
+        if let Some(path) = &self.json {
+            write(path, log.write())?;
+        }
+        if let Some(path) = &self.hgrm {
+            write(path, hgrm::render(&log.calls.as_ref().map_or_else(Latencies::default, uac::Report::latency)))?;
+        }
+        if let Some(path) = &self.html {
+            write(path, html::render(log))?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the assertions and at what makes a result none.
+    pub fn judge(&self, log: &Log) -> ExitCode {
+        let mut code = ExitCode::SUCCESS;
+        if log.marks.iter().any(|mark| mark.starts_with("VOID")) {
+            code = ExitCode::from(Exit::Failed as u8);
+        }
+        for assertion in &self.assertions {
+            if !assertion.holds(log) {
+                println!("BROKEN: {assertion} (it is {})", assertion.seen_text(log));
+                code = ExitCode::from(Exit::AssertionBroken as u8);
+            }
+        }
+        code
+    }
+}
+
+/// Reads `0,2-3`.
+pub fn read_cores(text: &str) -> Result<Vec<usize>, String> {
+    let mut cores = Vec::new();
+    let allowed = process::cores();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number =
+            |text: &str| text.trim().parse::<usize>().map_err(|_| format!("`{text}` is not a core; write 0,2-3"));
+        let (first, last) = (number(first)?, number(last)?);
+        for core in first..=last.min(first + 1024) {
+            if !allowed.contains(&core) {
+                return Err(format!("core {core} is not to be had; this process may use {allowed:?}"));
+            }
+            cores.push(core);
+        }
+    }
+    Ok(cores)
+}
+
+/// A list of cores as the library wants it: one shard each, or one shard anywhere.
+pub fn shards(cores: &[usize]) -> Cores {
+    if cores.is_empty() { vec![None] } else { cores.iter().copied().map(Some).collect() }
+}
+
+/// A number above zero.
+pub fn positive(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
+    if number.is_finite() && number > 0.0 { Ok(number) } else { Err("a number above 0 is wanted".to_owned()) }
+}
+
+fn mix(texts: &[String]) -> Result<Mix, Failure> {
+    let mut parts = Vec::new();
+    for text in texts {
+        let (name, weight) = match text.rsplit_once('=') {
+            Some((name, weight)) => {
+                let weight = weight.parse::<f64>();
+                (
+                    name,
+                    weight.map_err(|_| {
+                        Failure::new(Exit::Usage, "scenario", format!("`{text}`: the weight is no number"))
+                    })?,
+                )
+            }
+            None => (text.as_str(), 1.0),
+        };
+        parts.push((scenario(name)?, weight));
+    }
+    Mix::new(parts).ok_or_else(|| Failure::new(Exit::Usage, "scenario", "no scenario has a weight above 0"))
+}
+
+fn scenario(name: &str) -> Result<Scenario, Failure> {
+    if let Some(scenario) = Scenario::built_in(name) {
+        return Ok(scenario);
+    }
+    let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
+    let text = std::fs::read_to_string(name).map_err(|error| {
+        Failure::new(Exit::Config, "scenario", format!("{name}: {error}"))
+            .help(format!("a file, or one of those that are built in: {}", names.join(", ")))
+    })?;
+    Scenario::read(name, &text).map_err(|problem| Failure::new(Exit::Config, "scenario", problem.to_string()))
+}
+
+fn timers(t1: Duration) -> Timers {
+    let t1_ns = ns(t1).max(crate::clock::MS_NS);
+    Timers { t1_ns, t2_ns: 8 * t1_ns, t4_ns: 10 * t1_ns, ..Timers::default() }
+}
+
+/// The address from which the kernel would send to `target`.
+fn local_address(target: SocketAddr) -> Result<IpAddr, Failure> {
+    let failure = |error: std::io::Error| {
+        Failure::new(Exit::Environment, "target", format!("there is no way to {target}: {error}"))
+            .help("--from says which of our addresses to use")
+    };
+    Socket::toward(target).map_err(failure)
+}
+
+/// Sixteen beyond the sockets: standard streams, epoll and eventfd of each shard, files.
+fn enough_descriptors(sockets: usize) -> Result<(), Failure> {
+    let (wanted, allowed) = (sockets as u64 + 16, process::descriptors_max());
+    if wanted <= allowed {
+        return Ok(());
+    }
+    let what = format!("{sockets} sockets need {wanted} file descriptors, and this process may have {allowed}");
+    Err(Failure::new(Exit::Environment, "start", what)
+        .help(format!("raise the limit before the start: ulimit -n {}", wanted * 2)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_are_listed_with_commas_and_ranges() {
+        let first = process::cores()[0];
+        assert_eq!(read_cores(&first.to_string()).unwrap(), [first]);
+        assert_eq!(read_cores(&format!("{first}-{first},{first}")).unwrap(), [first, first]);
+        assert!(read_cores("9999").unwrap_err().contains("may use"));
+        assert!(read_cores("a").unwrap_err().contains("0,2-3"));
+        assert_eq!(shards(&[]), [None]);
+    }
+
+    #[test]
+    fn scenarios_are_named_or_files_and_have_weights() {
+        assert_eq!(mix(&["call=3".into(), "options".into()]).unwrap().scenarios().len(), 2);
+        assert!(mix(&["nowhere.toml".into()]).unwrap_err().to_string().contains("built in"));
+        assert!(mix(&["call=x".into()]).is_err());
+        assert!(mix(&["call=0".into()]).is_err());
+    }
+
+    #[test]
+    fn a_rate_is_above_zero_and_finite() {
+        assert_eq!(positive("0.5"), Ok(0.5));
+        for text in ["0", "-1", "nan", "inf", "fast"] {
+            assert!(positive(text).is_err(), "{text}");
+        }
+    }
+}

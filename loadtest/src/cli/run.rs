@@ -1,0 +1,45 @@
+//! `viahop-load run`: callers and callees around an element.
+
+use super::options::{Called, Calling, Written, read_cores, shards};
+use super::{Cores, Outcome};
+use crate::clock::ns;
+use crate::endpoint::parse_target;
+use crate::run::Plan;
+use std::net::SocketAddr;
+
+/// Play both ends around an element: callers that send to it, and the backends it sends to.
+///
+/// Without --target the callers call the first backend: that is what this machine can do at most.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The element, as sip:HOST:PORT.
+    #[arg(long, value_parser = parse_target, env = "VIAHOP_LOAD_TARGET")]
+    target: Option<SocketAddr>,
+    /// Cores of the callers, one shard each: 0,2-3. Default: one shard, anywhere.
+    #[arg(long, value_parser = read_cores, value_name = "LIST")]
+    cores: Option<Cores>,
+    /// Cores of the callees, one shard each. Default: one shard, anywhere.
+    #[arg(long, value_parser = read_cores, value_name = "LIST")]
+    callee_cores: Option<Cores>,
+    #[command(flatten)]
+    called: Called,
+    #[command(flatten)]
+    calling: Calling,
+    #[command(flatten)]
+    written: Written,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    args.written.run(&plan(args)?)
+}
+
+fn plan(args: &Args) -> Result<Plan, crate::failure::Failure> {
+    let callees = args.called.config(shards(args.callee_cores.as_deref().unwrap_or_default()))?;
+    let target = args.target.unwrap_or(callees.backends[0]);
+    Ok(Plan {
+        calls: Some(args.calling.config(target, shards(args.cores.as_deref().unwrap_or_default()))?),
+        callees: Some(callees),
+        until_ns: u64::MAX,
+        lateness_max_ns: ns(*args.calling.lateness_max),
+    })
+}

@@ -1,0 +1,29 @@
+//! `viahop-load scenarios`: what is built in.
+
+use super::Outcome;
+use crate::failure::{Exit, Failure};
+use crate::scenario::{BUILT_IN, Scenario};
+use std::process::ExitCode;
+
+/// List the scenarios that are built in, or print one as a file to start from.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print this one.
+    name: Option<String>,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let Some(name) = &args.name else {
+        for scenario in BUILT_IN.iter().filter_map(|(name, _)| Scenario::built_in(name)) {
+            println!("{:<10} {}", scenario.name, scenario.about);
+        }
+        return Ok(ExitCode::SUCCESS);
+    };
+    let Some((_, text)) = BUILT_IN.iter().find(|(built_in, _)| built_in == name) else {
+        return Err(
+            Failure::new(Exit::Usage, "scenario", format!("`{name}` is not built in")).help("viahop-load scenarios")
+        );
+    };
+    print!("{text}");
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,33 @@
+//! `viahop-load uas`: callees.
+
+use super::options::{Called, Written, positive, read_cores, shards};
+use super::{Cores, Outcome};
+use crate::clock::SECOND_NS;
+use crate::run::Plan;
+
+/// Play backends: answer what comes, and keep book of which call reached whom.
+///
+/// What a backend does with a call is decided by whom it is for: busy… gets 486, ring… gets 180 and nothing more until
+/// CANCEL, everybody else 180 and 200.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// End by itself after so many seconds. Default: when it is told to (Ctrl-C).
+    #[arg(long, value_parser = positive)]
+    seconds: Option<f64>,
+    /// Cores, one shard each: 0,2-3. Default: one shard, anywhere.
+    #[arg(long, value_parser = read_cores, value_name = "LIST")]
+    cores: Option<Cores>,
+    #[command(flatten)]
+    called: Called,
+    #[command(flatten)]
+    written: Written,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let callees = args.called.config(shards(args.cores.as_deref().unwrap_or_default()))?;
+    for (index, address) in callees.backends.iter().enumerate() {
+        eprintln!("backend {index} udp:{address}");
+    }
+    let until_ns = args.seconds.map_or(u64::MAX, |seconds| (seconds * SECOND_NS as f64) as u64);
+    args.written.run(&Plan { calls: None, callees: Some(callees), until_ns, lateness_max_ns: 0 })
+}
