@@ -21,6 +21,7 @@ pub mod run;
 pub mod scenario;
 pub mod schedule;
 pub mod seal;
+pub mod search;
 pub mod sip;
 pub mod sys;
 pub mod timer;

@@ -6,6 +6,7 @@ mod relay;
 mod report;
 mod run;
 mod scenarios;
+mod search;
 mod uac;
 mod uas;
 
@@ -26,6 +27,7 @@ enum Command {
     Run(run::Args),
     Uac(uac::Args),
     Uas(uas::Args),
+    Search(search::Args),
     Compare(compare::Args),
     Report(report::Args),
     Scenarios(scenarios::Args),
@@ -39,6 +41,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Uac(args) => uac::run(&args),
         Command::Uas(args) => uas::run(&args),
+        Command::Search(args) => search::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Scenarios(args) => scenarios::run(&args),

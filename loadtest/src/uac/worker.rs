@@ -391,8 +391,13 @@ impl Shard {
                 call.step += 1;
                 self.run_step(slot, due, now);
             }
-            State::Calling if now >= call.give_up_ns => self.fail(slot, "timeout: no response", now),
-            State::Proceeding if now >= call.give_up_ns => self.fail(slot, "timeout: no final response", now),
+            // A retransmission that was due before the end is not left out because this machine was late.
+            State::Calling if now >= call.give_up_ns && call.timer_ns >= call.give_up_ns => {
+                self.fail(slot, "timeout: no response", now);
+            }
+            State::Proceeding if now >= call.give_up_ns && call.timer_ns >= call.give_up_ns => {
+                self.fail(slot, "timeout: no final response", now);
+            }
             State::Calling | State::Proceeding => {
                 if now >= call.timer_ns {
                     self.retransmit(slot, now);

@@ -1,0 +1,173 @@
+//! `viahop-load search`: the highest rate an element sustains.
+
+use super::options::{Called, Calling, positive, read_cores, shards};
+use super::{Cores, Outcome};
+use crate::clock::{SECOND_NS, ns};
+use crate::endpoint::parse_target;
+use crate::failure::{Exit, Failure};
+use crate::latency::Short;
+use crate::log::Log;
+use crate::run::{self, Plan};
+use crate::search::{Found, HEADROOM, Parameters, Verdict, search};
+use crate::sys::process;
+use serde::Serialize;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Find the highest rate an element sustains, by the procedure of RFC 7502 4.10.
+///
+/// Callers and callees are both played here, around the element. --rate is where the search begins, --seconds how long
+/// each trial is. Calls that are open three seconds after a trial count as failed.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The element, as sip:HOST:PORT. Without it: what this machine's generator can do by itself.
+    #[arg(long, value_parser = parse_target, env = "VIAHOP_LOAD_TARGET")]
+    target: Option<SocketAddr>,
+    /// The share of calls that may fail in a trial, in percent. RFC 7502: 0.
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.1)]
+    failed_max: f64,
+    /// By which share the rate rises at first (w of RFC 7502), 0 to 1.
+    #[arg(long, default_value_t = 1.0, value_parser = positive)]
+    rise: f64,
+    /// Trials that have to confirm the result. RFC 7502: 10.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    confirmations: u32,
+    /// Cores of the callers, one shard each: 0,2-3. Default: one shard, anywhere.
+    #[arg(long, value_parser = read_cores, value_name = "LIST")]
+    cores: Option<Cores>,
+    /// Cores of the callees, one shard each. Default: one shard, anywhere.
+    #[arg(long, value_parser = read_cores, value_name = "LIST")]
+    callee_cores: Option<Cores>,
+    /// Write result and trials to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    called: Called,
+    #[command(flatten)]
+    calling: Calling,
+}
+
+/// How long open calls are waited for after a trial, if --drain does not say less.
+const DRAIN_MAX: Duration = Duration::from_secs(3);
+
+#[derive(Serialize)]
+struct Trial {
+    rate: u64,
+    verdict: Verdict,
+    placed: u64,
+    failed: u64,
+    p99_ns: u64,
+    lateness_p999_ns: u64,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    machine: String,
+    found: Found,
+    valid: bool,
+    trials: &'a [Trial],
+}
+
+pub fn run(args: &Args) -> Outcome {
+    process::catch_stop_signals();
+    let mut trials = Vec::new();
+    let parameters = Parameters { first: args.calling.rate as u64, rise: args.rise, confirmations: args.confirmations };
+    let found = search(&parameters, |rate| {
+        let trial = attempt(args, args.target, rate)?;
+        println!("{}", describe(trials.len() + 1, &trial));
+        let verdict = trial.verdict;
+        trials.push(trial);
+        Ok::<_, Failure>(verdict)
+    })?;
+    let valid = conclude(args, found)?;
+    if let Some(path) = &args.json {
+        let report = Report { machine: crate::usage::machine(), found, valid, trials: &trials };
+        let text = serde_json::to_string_pretty(&report).expect("names and numbers are JSON");
+        std::fs::write(path, text)
+            .map_err(|error| Failure::new(Exit::Environment, "write", format!("{}: {error}", path.display())))?;
+    }
+    Ok(if valid { ExitCode::SUCCESS } else { ExitCode::from(Exit::Failed as u8) })
+}
+
+/// Prints the result and says whether it is one.
+fn conclude(args: &Args, found: Found) -> Result<bool, Failure> {
+    let rate = match found {
+        Found::Rate(rate) => rate,
+        Found::GeneratorLimited(rate) => {
+            println!("INVALID: generator-limited: at {rate}/s the calls could not be placed in time");
+            return Ok(false);
+        }
+        Found::Nothing => {
+            println!("INVALID: not even one call per second succeeds");
+            return Ok(false);
+        }
+        Found::Unsteady(best) => {
+            println!("INVALID: no convergence; the best trial that went well was {best}/s");
+            return Ok(false);
+        }
+    };
+    if args.target.is_some() {
+        let wanted = (rate as f64 * HEADROOM).ceil() as u64;
+        let trial = attempt(args, None, wanted)?;
+        println!("without the element: {}", describe(0, &trial));
+        if trial.verdict != Verdict::Sustained {
+            println!("INVALID: generator-limited: without the element it does not do {HEADROOM} times {rate}/s either");
+            return Ok(false);
+        }
+    }
+    println!(
+        "R = {rate} sessions/s (RFC 7502 4.10; trials of {} s, at most {} % failed, {} confirmations)",
+        args.calling.seconds, args.failed_max, args.confirmations
+    );
+    Ok(true)
+}
+
+fn attempt(args: &Args, target: Option<SocketAddr>, rate: u64) -> Result<Trial, Failure> {
+    if process::stop_signals() > 0 {
+        return Err(Failure::new(Exit::Failed, "search", "ended by the user before it had a result"));
+    }
+    let callees = args.called.config(shards(args.callee_cores.as_deref().unwrap_or_default()))?;
+    let target = target.unwrap_or(callees.backends[0]);
+    let mut calls = args.calling.config(target, shards(args.cores.as_deref().unwrap_or_default()))?;
+    calls.rate = rate as f64;
+    calls.duration_ns = (args.calling.seconds * SECOND_NS as f64) as u64;
+    calls.drain_ns = calls.hold_ns + ns(DRAIN_MAX.min(args.calling.drain));
+    let lateness_max_ns = ns(*args.calling.lateness_max);
+    let plan = Plan { calls: Some(calls), callees: Some(callees), until_ns: u64::MAX, lateness_max_ns };
+    let log = run::run(&plan, |_, _, _| (), || None)?;
+    Ok(judge(args, rate, &log))
+}
+
+fn judge(args: &Args, rate: u64, log: &Log) -> Trial {
+    let report = log.calls.clone().unwrap_or_default();
+    let counts = report.counts;
+    let failed = counts.placed - counts.completed;
+    let lateness_p999_ns = report.lateness.at(0.999);
+    let verdict = if failed as f64 * 100.0 > counts.placed as f64 * args.failed_max {
+        Verdict::Failed
+    } else if lateness_p999_ns > ns(*args.calling.lateness_max) {
+        Verdict::GeneratorLimited
+    } else {
+        Verdict::Sustained
+    };
+    Trial { rate, verdict, placed: counts.placed, failed, p99_ns: report.latency().at(0.99), lateness_p999_ns }
+}
+
+fn describe(number: usize, trial: &Trial) -> String {
+    let verdict = match trial.verdict {
+        Verdict::Failed => "failed",
+        Verdict::GeneratorLimited => "generator late",
+        Verdict::Sustained => "sustained",
+    };
+    let number = if number > 0 { format!("trial {number:>3}: ") } else { String::new() };
+    format!(
+        "{number}{:>7}/s {verdict}: {} of {} calls failed, p99 {}, own lateness p99.9 {}",
+        trial.rate,
+        trial.failed,
+        trial.placed,
+        Short(trial.p99_ns),
+        Short(trial.lateness_p999_ns)
+    )
+}

@@ -1,0 +1,129 @@
+//! The highest rate an element sustains, by the procedure of RFC 7502 4.10.
+//!
+//! ```text
+//! trial at r ── went well ──► r above the best so far? it is the best : one more confirmation;  r += w r
+//!            └─ did not ────► r -= d r;  w and d are halved, but not below 0.10
+//! until there are enough confirmations: R is the best
+//! ```
+//!
+//! Two departures, both settable: the RFC wants no failure at all, which no shared machine passes, so a share of failures
+//! may be allowed; and it counts ten confirmations.
+//!
+//! Then the generator has to show that it was not the limit itself: straight to its own callees it must do 1.3 times R.
+
+use serde::{Deserialize, Serialize};
+
+/// How much faster than R the generator has to be without the element.
+pub const HEADROOM: f64 = 1.3;
+
+/// Trials after which a search ends without a result: an element that is fine at one moment and not at the next.
+const TRIALS_MAX: usize = 200;
+
+/// What came of one trial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// Too many calls failed.
+    Failed,
+    /// The generator could not keep the rate: nothing is known about the element.
+    GeneratorLimited,
+    /// The rate is sustained.
+    Sustained,
+}
+
+/// The parameters of the procedure.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Parameters {
+    /// r, the first rate, in sessions per second.
+    pub first: u64,
+    /// w, the share by which the rate rises at first: above 0, at most 1.
+    pub rise: f64,
+    /// Confirmations.
+    pub confirmations: u32,
+}
+
+/// How a search ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Found {
+    /// A trial showed the generator at its limit, at this rate.
+    GeneratorLimited(u64),
+    /// Even one session per second was too much.
+    Nothing,
+    /// R, in sessions per second.
+    Rate(u64),
+    /// No convergence: the best that was seen.
+    Unsteady(u64),
+}
+
+/// Runs the procedure. `trial` tries a rate, in sessions per second.
+pub fn search<E>(parameters: &Parameters, mut trial: impl FnMut(u64) -> Result<Verdict, E>) -> Result<Found, E> {
+    let (mut rate, mut best, mut confirmations) = (parameters.first.max(1), 0, 0);
+    let mut rise = parameters.rise.clamp(0.01, 1.0);
+    let mut fall = (rise / 2.0).max(0.10);
+    for _ in 0..TRIALS_MAX {
+        match trial(rate)? {
+            Verdict::GeneratorLimited => return Ok(Found::GeneratorLimited(rate)),
+            Verdict::Sustained => {
+                if rate > best {
+                    best = rate;
+                } else {
+                    confirmations += 1;
+                    if confirmations >= parameters.confirmations {
+                        return Ok(Found::Rate(best));
+                    }
+                }
+                // The RFC warns that small rates do not rise by a tenth of themselves, rounded down. One more is enough.
+                rate += ((rate as f64 * rise) as u64).max(1);
+            }
+            Verdict::Failed if rate == 1 => return Ok(Found::Nothing),
+            Verdict::Failed => {
+                rate = (rate - ((rate as f64 * fall) as u64).max(1)).max(1);
+                rise = (rise / 2.0).max(0.10);
+                fall = (fall / 2.0).max(0.10);
+            }
+        }
+    }
+    Ok(Found::Unsteady(best))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(first: u64, rise: f64, sustained: impl Fn(u64) -> Verdict) -> (Found, usize) {
+        let mut trials = 0;
+        let found = search(&Parameters { first, rise, confirmations: 10 }, |rate| {
+            trials += 1;
+            Ok::<_, ()>(sustained(rate))
+        });
+        (found.unwrap(), trials)
+    }
+
+    fn up_to(limit: u64) -> impl Fn(u64) -> Verdict {
+        move |rate| if rate <= limit { Verdict::Sustained } else { Verdict::Failed }
+    }
+
+    #[test]
+    fn it_converges_to_within_a_tenth_below_what_is_sustained() {
+        for limit in [120, 999, 5_000, 47_123, 300_000] {
+            for rise in [0.1, 0.5, 1.0] {
+                let (found, trials) = run(100, rise, up_to(limit));
+                let Found::Rate(rate) = found else { panic!("{found:?}") };
+                assert!(rate <= limit && rate as f64 > limit as f64 * 0.9, "{limit} {rise}: {rate}");
+                assert!(trials < 150, "{trials}");
+            }
+        }
+    }
+
+    #[test]
+    fn it_goes_down_from_a_start_that_is_too_high_and_ends_at_nothing() {
+        let (found, _) = run(10_000, 0.1, up_to(50));
+        assert!(matches!(found, Found::Rate(rate) if (45..=50).contains(&rate)), "{found:?}");
+        assert_eq!(run(100, 1.0, up_to(0)).0, Found::Nothing);
+    }
+
+    #[test]
+    fn a_generator_at_its_limit_ends_the_search() {
+        let limited = |rate| if rate > 1000 { Verdict::GeneratorLimited } else { Verdict::Sustained };
+        assert!(matches!(run(100, 1.0, limited).0, Found::GeneratorLimited(rate) if rate > 1000));
+    }
+}
