@@ -14,6 +14,7 @@ pub mod keys;
 pub mod latency;
 pub mod log;
 pub mod owners;
+pub mod pace;
 pub mod relay;
 pub mod remote;
 pub mod rng;

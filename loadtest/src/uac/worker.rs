@@ -12,6 +12,7 @@ use super::{Command, Config, Counts, Report, Snapshot, WRONGS_LISTED, Wrong, lin
 use crate::clock::{SECOND_NS, now_ns};
 use crate::digest::{self, Asked};
 use crate::latency::Latencies;
+use crate::pace::{LINGER_NS, Pace};
 use crate::remote::Inbox;
 use crate::rng::{Rng, mix};
 use crate::scenario::{Body, Pause, Send, Step};
@@ -28,6 +29,7 @@ use crate::sys::wait::{Waiter, wake_on_time};
 use crate::timer::Wheel;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Calls placed in one turn before responses get theirs.
 const PLACED_PER_TURN: u32 = 64;
@@ -69,6 +71,7 @@ struct Shard {
     free: Vec<u32>,
     open: u64,
     wheel: Wheel,
+    pace: Pace,
     next_number: u64,
     /// Due times of the calls placed in this turn.
     due: Vec<u64>,
@@ -130,6 +133,7 @@ impl Worker {
             free: Vec::new(),
             open: 0,
             wheel: Wheel::new(0),
+            pace: Pace::default(),
             // Shards take turns with the numbers, so that no two call as the same user at the same time.
             next_number: number as u64,
             due: Vec::new(),
@@ -165,7 +169,13 @@ impl Worker {
                 return shard.end();
             }
             let now = now_ns();
-            let timeout = shard.next_ns(now).saturating_sub(now).min(SECOND_NS);
+            let mut timeout = shard.next_ns(now).saturating_sub(now).min(SECOND_NS);
+            // A busy shard looks at its schedule as often as at its sockets: calls are late by up to that. One that has
+            // fallen behind by more does not sleep.
+            if shard.pace.lingers(now) && now.saturating_sub(shard.next_ns(now)) < LINGER_NS {
+                std::thread::sleep(Duration::from_nanos(LINGER_NS));
+                timeout = 0;
+            }
             if io.waiter.wait(timeout, &mut io.ready).is_err() {
                 return shard.end();
             }
@@ -465,6 +475,8 @@ impl Shard {
             if io.receiver.filled() == 0 {
                 return;
             }
+            // Each is the answer to something.
+            self.pace.note(2 * io.receiver.filled() as u64);
             let now = now_ns();
             for index in 0..io.receiver.filled() {
                 let (octets, from) = io.receiver.datagram(index);

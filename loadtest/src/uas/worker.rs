@@ -14,6 +14,7 @@ use super::{
 use crate::clock::{SECOND_NS, now_ns};
 use crate::fault::{Fate, Fault, fate};
 use crate::owners::{Owner, digest};
+use crate::pace::{LINGER_NS, Pace};
 use crate::remote::Inbox;
 use crate::rng::mix;
 use crate::seal::{self, Sealed, Verdict};
@@ -24,13 +25,14 @@ use crate::sip::value::{cseq, tag, uri, uri_user};
 use crate::sys::address::Address;
 use crate::sys::batch::{BATCH_MAX, Receiver, Sender, drain_errors};
 use crate::sys::socket::Socket;
-use crate::sys::wait::Waiter;
+use crate::sys::wait::{Waiter, wake_on_time};
 use crate::timer::Wheel;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Receives of one socket in a row before the others get their turn.
@@ -64,6 +66,7 @@ struct Shard {
     free: Vec<u32>,
     by_key: HashMap<u64, u32, BuildHasherDefault<KeyIsHash>>,
     wheel: Wheel,
+    pace: Pace,
     /// Where rows are put together before they go into a response.
     scratch: Box<[u8]>,
 }
@@ -120,12 +123,14 @@ impl Worker {
             free: Vec::new(),
             by_key: HashMap::default(),
             wheel: Wheel::new(now),
+            pace: Pace::default(),
             scratch: vec![0; ECHO_MAX].into(),
         };
         Ok(Worker { io, shard })
     }
 
     pub(super) fn run(mut self) -> Vec<Snapshot> {
+        wake_on_time();
         let Worker { io, shard } = &mut self;
         loop {
             while let Some(command) = io.inbox.next() {
@@ -139,7 +144,12 @@ impl Worker {
                 shard.on_timer(slot, now_ns());
             }
             shard.flush();
-            let timeout = shard.next_ns().saturating_sub(now_ns()).min(SECOND_NS);
+            let now = now_ns();
+            let mut timeout = shard.next_ns().saturating_sub(now).min(SECOND_NS);
+            if shard.pace.lingers(now) && timeout > 0 {
+                std::thread::sleep(Duration::from_nanos(LINGER_NS.min(timeout)));
+                timeout = 0;
+            }
             if shard.waiter.wait(timeout, &mut io.ready).is_err() {
                 return shard.snapshots();
             }
@@ -212,6 +222,8 @@ impl Shard {
             if received == 0 {
                 return;
             }
+            // Each has its answer.
+            self.pace.note(2 * io.receiver.filled() as u64);
             let now = now_ns();
             for index in 0..io.receiver.filled() {
                 let (octets, from) = io.receiver.datagram(index);
