@@ -15,7 +15,7 @@ use crate::dataplane::counters::Kind;
 use crate::dataplane::limits::{PAYLOAD_MAX, REBUILD_SENT_BY_MAX};
 use crate::dataplane::rewrite::edit::Edits;
 use crate::dataplane::rewrite::reply::{self, NoReply, Reply};
-use crate::dataplane::rewrite::via::{self, Ours};
+use crate::dataplane::rewrite::via::{self, Ours, Received};
 use crate::dataplane::room::Room;
 use crate::dataplane::route::{self, Arrival, Decision, Input, Router};
 use crate::dataplane::scan::{Scan, Scanner, Span, second_row};
@@ -216,8 +216,10 @@ impl Dispatcher {
         if !request.max_forwards.is_present() {
             head.put(b"Max-Forwards: 70\r\n");
         }
-        via::add_received(&mut self.edits, message, &request.via, arrival.from);
-        let tail = self.edits.apply(message, behind_start_line, &mut head);
+        let tail = match Received::of(message, &request.via, arrival.from) {
+            Some(received) => received.apply(&mut self.edits, message, behind_start_line, &mut head),
+            None => self.edits.apply(message, behind_start_line, &mut head),
+        };
         let end = request.end as usize;
         const TOO_LARGE: Refusal = Refusal::new(513, "Message Too Large");
         room.head_len = head.finished_len().filter(|len| len + (end - tail) <= PAYLOAD_MAX).ok_or(TOO_LARGE)?;
@@ -235,7 +237,7 @@ impl Dispatcher {
         if !readable {
             return Verdict::Drop(DropReason::MalformedResponse);
         }
-        let Some(token) = token::read_via_token(via.token.of(message)) else {
+        let Some(mut token) = token::read_via_token(via.token.of(message)) else {
             return Verdict::Drop(DropReason::ResponseNotOurs);
         };
         let Some((row, next)) = scan.row(HeaderKind::Via).map(|row| (row, next_via(message, scan, &via))) else {
@@ -392,7 +394,7 @@ fn next_via(message: &[u8], scan: &Scan, ours: &Via) -> NextVia {
 fn is_loop(tables: &Tables, message: &[u8], ours: &Via) -> bool {
     let digest = token::read_branch(ours.branch.of(message));
     let token = token::read_via_token(ours.token.of(message));
-    token.zip(digest).is_some_and(|(token, digest)| token.verify(&tables.keys, digest).is_some())
+    token.zip(digest).is_some_and(|(mut token, digest)| token.verify(&tables.keys, digest).is_some())
 }
 
 /// What the client's Via was that a response has lost, if the token says so and the digest in our branch agrees.

@@ -8,6 +8,7 @@
 //! its output differs between CPUs, builds and processes. The golden vectors below freeze all of them; a change of a
 //! single bit would move the calls of every fleet that upgrades.
 
+use crate::dataplane::text::copy_short;
 use core::hash::Hasher;
 use siphasher::sip::{SipHasher13, SipHasher24};
 
@@ -134,7 +135,7 @@ impl<H: OneGo> Fields<H> {
     pub fn add(&mut self, field: &[u8]) -> &mut Self {
         match self.pending.get_mut(self.len..self.len + field.len() + 1) {
             Some(place) => {
-                place[..field.len()].copy_from_slice(field);
+                copy_short(&mut place[..field.len()], field);
                 place[field.len()] = 0;
                 self.len += field.len() + 1;
             }

@@ -101,7 +101,7 @@ impl<'a> Text<'a> {
     pub fn put(&mut self, octets: &[u8]) -> &mut Self {
         match self.room.get_mut(self.len..self.len + octets.len()) {
             Some(place) => {
-                place.copy_from_slice(octets);
+                copy_short(place, octets);
                 self.len += octets.len();
             }
             None => self.overrun = true,

@@ -36,6 +36,7 @@
 
 use crate::dataplane::keys::Keys;
 use crate::dataplane::limits::{REBUILD_BRANCH_MAX, REBUILD_SENT_BY_MAX};
+use crate::dataplane::scan::find;
 use crate::dataplane::sip::via;
 use crate::dataplane::text::Text;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -70,13 +71,13 @@ pub struct ViaToken<'a> {
     rebuild: Option<Rebuild<'a>>,
 }
 
-const MAC_LEN: usize = 8;
-const HEAD_MAX: usize = 2 + 16 + 2 + 16 + MAC_LEN;
+/// Octets of the longest head, and of the digest that is hashed with it.
+const HEAD_MAX: usize = 2 + 16 + 2 + 16 + 8;
 const EGRESS: u8 = u8::MAX;
 const IPV6: u8 = 1 << 4;
 const LOCAL: u8 = 1 << 5;
 
-/// The head's octets.
+/// The head's octets, and room behind them for what they are hashed with.
 #[derive(Clone, Copy, Debug)]
 struct Head {
     octets: [u8; HEAD_MAX],
@@ -84,13 +85,22 @@ struct Head {
 }
 
 impl Head {
+    #[inline(always)]
     fn new(flow: &Flow, key_id: u8) -> Head {
+        let listener = flow.listener.unwrap_or(EGRESS);
+        let port = flow.to.port();
         let mut head = Head { octets: [0; HEAD_MAX], len: 0 };
+        if let (IpAddr::V4(to), None) = (flow.to.ip(), flow.local) {
+            // One word, and so one store: what is hashed next need not wait for eight small ones.
+            let key_and_listener = u64::from(key_id) << 56 | u64::from(listener) << 48;
+            head.push(&(key_and_listener | u64::from(to.to_bits()) << 16 | u64::from(port)).to_be_bytes());
+            return head;
+        }
         let ipv6 = if flow.to.is_ipv6() { IPV6 } else { 0 };
         let local = if flow.local.is_some() { LOCAL } else { 0 };
-        head.push(&[key_id | ipv6 | local, flow.listener.unwrap_or(EGRESS)]);
+        head.push(&[key_id | ipv6 | local, listener]);
         head.push_address(flow.to.ip(), ipv6 != 0);
-        head.push(&flow.to.port().to_be_bytes());
+        head.push(&port.to_be_bytes());
         if let Some(local) = flow.local {
             head.push_address(local, ipv6 != 0);
         }
@@ -98,14 +108,13 @@ impl Head {
     }
 
     #[inline(always)]
-    fn push(&mut self, octets: &[u8]) {
+    fn push<const N: usize>(&mut self, octets: &[u8; N]) {
         let start = self.len as usize;
-        self.octets[start..start + octets.len()].copy_from_slice(octets);
-        self.len += octets.len() as u8;
+        self.octets[start..start + N].copy_from_slice(octets);
+        self.len += N as u8;
     }
 
     /// Both addresses of a flow are of one family: a socket has one.
-    #[inline(always)]
     fn push_address(&mut self, address: IpAddr, as_ipv6: bool) {
         match (address, as_ipv6) {
             (IpAddr::V4(address), false) => self.push(&address.octets()),
@@ -115,9 +124,15 @@ impl Head {
         }
     }
 
+    /// The MAC over the head, which tells its own length by its flags, and `digest`. No To tag's MAC is over such octets:
+    /// they begin with an octet below 64.
     #[inline(always)]
-    fn as_slice(&self) -> &[u8] {
-        &self.octets[..self.len as usize]
+    fn mac(&mut self, keys: &Keys, id: u8, digest: u64) -> Option<u64> {
+        let len = self.len;
+        self.push(&digest.to_be_bytes());
+        let mac = keys.mac_of(id, &self.octets[..self.len as usize]);
+        self.len = len;
+        mac
     }
 }
 
@@ -126,9 +141,9 @@ impl Head {
 #[inline(always)]
 pub fn write_via_token(out: &mut Text<'_>, keys: &Keys, flow: &Flow, digest: u64, rebuild: Option<(&[u8], &[u8])>) {
     let mut head = Head::new(flow, keys.current());
-    let mac = mac(keys, keys.current(), &head, digest).unwrap_or_default();
-    head.push(&mac.to_be_bytes());
-    hex::encode(out, head.as_slice());
+    let mac = head.mac(keys, keys.current(), digest).unwrap_or_default();
+    hex::encode(out, &head.octets[..head.len as usize]);
+    hex::encode_number(out, mac);
     let fits =
         |(sent_by, branch): &(&[u8], &[u8])| sent_by.len() <= REBUILD_SENT_BY_MAX && branch.len() <= REBUILD_BRANCH_MAX;
     if let Some((sent_by, branch)) = rebuild.filter(fits) {
@@ -136,34 +151,18 @@ pub fn write_via_token(out: &mut Text<'_>, keys: &Keys, flow: &Flow, digest: u64
     }
 }
 
-/// The MAC over `head`, which tells its own length by its flags, and `digest`. No To tag's MAC is over such octets: they
-/// begin with an octet below 64.
-#[inline(always)]
-fn mac(keys: &Keys, id: u8, head: &Head, digest: u64) -> Option<u64> {
-    let mut input = *head;
-    input.push(&digest.to_be_bytes());
-    keys.mac_of(id, input.as_slice())
-}
-
 /// Reads the value of our Via parameter. `None` if nothing of ours looks like this.
 #[inline(always)]
 pub fn read_via_token(value: &[u8]) -> Option<ViaToken<'_>> {
-    let (head_text, rebuild) = match memchr::memchr(b'~', value) {
-        None => (value, None),
-        Some(at) => {
-            let rest = &value[at + 1..];
-            let split = memchr::memchr(b'~', rest)?;
-            let rebuild = Rebuild { sent_by: &rest[..split], branch: &rest[split + 1..] };
-            (&value[..at], Some(rebuild))
-        }
-    };
-    if rebuild.is_some_and(|parts| parts.sent_by.len() > REBUILD_SENT_BY_MAX || parts.branch.len() > REBUILD_BRANCH_MAX)
-    {
-        return None;
-    }
+    let (head_text, rebuild) = value.split_at(find(value, 0, value.len(), [b'~']));
+    let (head_text, mac) = head_text.split_last_chunk::<16>()?;
+    let mac = hex::decode_number(mac)?;
     let mut head = Head { octets: [0; HEAD_MAX], len: 0 };
-    let len = hex::decode(head_text, &mut head.octets)?;
-    let (&[flags, listener], rest) = head.octets[..len].split_first_chunk()?;
+    match hex::decode_number(head_text) {
+        Some(word) => head.push(&word.to_be_bytes()),
+        None => head.len = hex::decode(head_text, &mut head.octets)? as u8,
+    }
+    let (&[flags, listener], rest) = head.octets[..head.len as usize].split_first_chunk()?;
     let (to, rest) = read_address(rest, flags)?;
     let (&port, rest) = rest.split_first_chunk()?;
     let (local, rest) = if flags & LOCAL != 0 {
@@ -172,17 +171,28 @@ pub fn read_via_token(value: &[u8]) -> Option<ViaToken<'_>> {
     } else {
         (None, rest)
     };
-    let mac = u64::from_be_bytes(rest.try_into().ok()?);
     let flow = Flow {
         listener: (listener != EGRESS).then_some(listener),
         to: SocketAddr::new(to, u16::from_be_bytes(port)),
         local,
     };
-    if flags & !(IPV6 | LOCAL | 0x0f) != 0 {
+    let rebuild = match rebuild {
+        [] => None,
+        rebuild => Some(read_rebuild(rebuild)?),
+    };
+    if !rest.is_empty() || flags & !(IPV6 | LOCAL | 0x0f) != 0 {
         return None;
     }
-    head.len = (len - MAC_LEN) as u8;
     Some(ViaToken { flow, key_id: flags & 0x0f, head, mac, rebuild })
+}
+
+/// `~` sent-by `~` branch.
+#[inline(always)]
+fn read_rebuild(text: &[u8]) -> Option<Rebuild<'_>> {
+    let end = find(text, 1, text.len(), [b'~']);
+    let rebuild = Rebuild { sent_by: text.get(1..end)?, branch: text.get(end + 1..)? };
+    let fits = rebuild.sent_by.len() <= REBUILD_SENT_BY_MAX && rebuild.branch.len() <= REBUILD_BRANCH_MAX;
+    fits.then_some(rebuild)
 }
 
 fn read_address(octets: &[u8], flags: u8) -> Option<(IpAddr, &[u8])> {
@@ -197,8 +207,8 @@ fn read_address(octets: &[u8], flags: u8) -> Option<(IpAddr, &[u8])> {
 impl<'a> ViaToken<'a> {
     /// The flow, if the token was made with one of our keys for the transaction with this digest.
     #[inline(always)]
-    pub fn verify(&self, keys: &Keys, digest: u64) -> Option<Flow> {
-        let expected = mac(keys, self.key_id, &self.head, digest)?;
+    pub fn verify(&mut self, keys: &Keys, digest: u64) -> Option<Flow> {
+        let expected = self.head.mac(keys, self.key_id, digest)?;
         // One compare of a 64-bit word: there is no early exit that could be timed.
         (expected == self.mac).then_some(self.flow)
     }
@@ -292,6 +302,9 @@ pub mod hex {
     /// Writes `octets`, at most 64 of them, as twice as many letters.
     #[inline(always)]
     pub fn encode(out: &mut Text<'_>, octets: &[u8]) {
+        if let Ok(&word) = octets.try_into() {
+            return encode_number(out, u64::from_be_bytes(word));
+        }
         let mut text = [0; 128];
         let (whole, rest) = octets.as_chunks();
         for (place, &group) in text.as_chunks_mut::<16>().0.iter_mut().zip(whole) {
@@ -418,7 +431,7 @@ mod tests {
                 let rebuild = sent_by.map(|sent_by| (sent_by, BRANCH));
                 let value = written(|out| write_via_token(out, &keys(3), &flow, 42, rebuild));
                 assert!(crate::dataplane::sip::grammar::TOKEN.has_all(&value), "{}", String::from_utf8_lossy(&value));
-                let token = read_via_token(&value).unwrap();
+                let mut token = read_via_token(&value).unwrap();
                 assert_eq!(token.verify(&keys(3), 42), Some(flow));
                 assert_eq!(token.verify(&keys(3), 43), None);
                 assert_eq!(token.verify(&keys(4), 42), None);
@@ -441,7 +454,7 @@ mod tests {
                 let mut forged = value.clone();
                 forged[bit / 8] ^= 1 << (bit % 8);
                 let same = forged.eq_ignore_ascii_case(&value);
-                let verified = read_via_token(&forged).and_then(|token| token.verify(&keys(3), 42));
+                let verified = read_via_token(&forged).and_then(|mut token| token.verify(&keys(3), 42));
                 assert!(verified.is_none() || same, "bit {bit}");
             }
         }

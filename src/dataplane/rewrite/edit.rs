@@ -48,6 +48,12 @@ impl Edits {
         self.text.clear();
     }
 
+    /// Whether there are no changes.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.splices.is_empty()
+    }
+
     /// Takes `span` out.
     pub fn cut(&mut self, span: Span) {
         self.replace(span, |_| {});

@@ -6,7 +6,7 @@
 //! tried; if that does not help there is no answer.
 
 use super::edit::Edits;
-use super::via;
+use super::via::Received;
 use crate::dataplane::keys::Keys;
 use crate::dataplane::scan::{Row, Scan, rows};
 use crate::dataplane::sip::grammar;
@@ -116,9 +116,9 @@ fn write_with(
         out.put(names.via);
         match via.filter(|_| is_first) {
             Some(via) => {
-                let mut edits = Edits::default();
-                via::add_received(&mut edits, message, via, source);
-                let tail = edits.apply(message, via.whole.start as usize, out);
+                let start = via.whole.start as usize;
+                let received = Received::of(message, via, source);
+                let tail = received.map_or(start, |one| one.apply(&mut Edits::default(), message, start, out));
                 let end = row.value as usize + row.span().of(message).trim_ascii_end().len();
                 out.put(message.get(tail..end).unwrap_or_default());
             }

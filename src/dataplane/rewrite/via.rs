@@ -3,7 +3,7 @@
 use super::edit::Edits;
 use crate::dataplane::keys::Keys;
 use crate::dataplane::route::SentBy;
-use crate::dataplane::scan::{Span, find_blank_or};
+use crate::dataplane::scan::Span;
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri;
 use crate::dataplane::sip::via::Via;
@@ -56,10 +56,7 @@ pub fn write(out: &mut Text<'_>, keys: &Keys, message: &[u8], request: &Request,
     // Only an INVITE is answered with 100, so only an INVITE's Via may have to be rebuilt.
     let may_lose_via = request.method == Method::Invite;
     let Via { sent_by, branch, is_unique, .. } = request.via;
-    // Blanks inside sent-by are legal and have no place in a token.
-    let has_blanks =
-        |span: Span| find_blank_or(message, span.start as usize, span.end as usize, []) != span.end as usize;
-    let rebuild = may_lose_via && is_unique && !has_blanks(sent_by);
+    let rebuild = may_lose_via && is_unique && !request.via.has_blanks;
     let rebuild = rebuild.then(|| (sent_by.of(message), branch.of(message)));
     token::write_via_token(out, keys, flow, ours.transaction, rebuild);
     out.put(b"\r\n");
@@ -92,45 +89,72 @@ impl Ours<'_> {
     }
 }
 
-/// Tells the client's Via where its request came from (RFC 3261 18.2.1, RFC 3581 4): `received` where sent-by is a name
-/// or another address, and where `rport` asks for it; `rport` filled. What a client wrote there itself is replaced.
-///
-/// The edits go to the first value of the row, never to the row's end.
-#[inline(always)]
-pub fn add_received(edits: &mut Edits, message: &[u8], via: &Via, source: SocketAddr) {
-    let mut room = [0; 64];
-    let mut text = Text::new(&mut room);
-    text.put(b";received=").put_address(source.ip());
-    let host = via.host.of(message);
-    // As text first, which is how all but IPv6 hosts are told; then by value, for those with brackets.
-    let is_source = text.written_since(10) == host
-        || (host.first() == Some(&b'[') && uri::address(host) == Some(source.ip().to_canonical()));
-    //= RFC 3581 section 4
-    //# In fact, the server MUST insert a "received" parameter
-    //# containing the source IP address that the request came from, even if
-    //# it is identical to the value of the "sent-by" component.
-    let asked = via.rport.is_present();
-    if is_source && !asked {
-        if !via.received.is_present() {
-            return;
+/// What the client's Via is told about where its request came from (RFC 3261 18.2.1, RFC 3581 4): `received` where sent-by
+/// is a name or another address, and where `rport` asks for it; `rport` filled. What a client wrote there itself is
+/// replaced. It is told in the first value of the row, never at the row's end.
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    /// What it takes the place of.
+    place: Span,
+    /// The client's own `received`, if that stands elsewhere.
+    elsewhere: Span,
+    address: Option<IpAddr>,
+    port: Option<u16>,
+}
+
+impl Received {
+    /// What the Via `via` is to be told of `source`, if anything.
+    #[inline(always)]
+    pub fn of(message: &[u8], via: &Via, source: SocketAddr) -> Option<Received> {
+        if via.rport.is_present() {
+            //= RFC 3581 section 4
+            //# In fact, the server MUST insert a "received" parameter
+            //# containing the source IP address that the request came from, even if
+            //# it is identical to the value of the "sent-by" component.
+            let (address, port) = (Some(source.ip()), Some(source.port()));
+            return Some(Received { place: via.rport, elsewhere: via.received, address, port });
         }
-        text = Text::new(&mut room);
+        let is_source = uri::address(via.host.of(message)) == Some(source.ip().to_canonical());
+        let address = (!is_source).then_some(source.ip());
+        let place = match via.received.is_present() {
+            true => via.received,
+            false if is_source => return None,
+            false => Span { start: via.whole.end, end: via.whole.end },
+        };
+        Some(Received { place, elsewhere: Span::ABSENT, address, port: None })
     }
-    if asked {
-        text.put(b";rport=").put_number(u32::from(source.port()));
+
+    #[inline(always)]
+    fn write(&self, out: &mut Text<'_>) {
+        if let Some(address) = self.address {
+            out.put(b";received=").put_address(address);
+        }
+        if let Some(port) = self.port {
+            out.put(b";rport=").put_number(u32::from(port));
+        }
     }
-    let text = text.finish().unwrap_or_default();
-    // In the place of rport, or of received, or behind the value.
-    let place = match (asked, via.received.is_present()) {
-        (true, _) => via.rport,
-        (false, true) => via.received,
-        (false, false) => Span { start: via.whole.end, end: via.whole.end },
-    };
-    edits.replace(place, |insert| {
-        insert.put(text);
-    });
-    if asked && via.received.is_present() {
-        edits.cut(via.received);
+
+    /// Copies `message` from `at` on into `out`, the Via told, and with the changes of `edits` that are left; returns
+    /// where the message goes on as it is.
+    #[inline(always)]
+    pub fn apply(&self, edits: &mut Edits, message: &[u8], at: usize, out: &mut Text<'_>) -> usize {
+        if edits.is_empty() && !self.elsewhere.is_present() {
+            // Nearly always it is the only change, which needs no list.
+            out.put(message.get(at..self.place.start as usize).unwrap_or_default());
+            self.write(out);
+            return self.place.end as usize;
+        }
+        let mut room = [0; 64];
+        let mut text = Text::new(&mut room);
+        self.write(&mut text);
+        let text = text.finish().unwrap_or_default();
+        edits.replace(self.place, |insert| {
+            insert.put(text);
+        });
+        if self.elsewhere.is_present() {
+            edits.cut(self.elsewhere);
+        }
+        edits.apply(message, at, out)
     }
 }
 
@@ -142,11 +166,10 @@ mod tests {
     fn received(value: &str, source: &str) -> String {
         let message = value.as_bytes();
         let via = via::parse(message, Span::new(0, message.len())).unwrap();
-        let mut edits = Edits::default();
-        add_received(&mut edits, message, &via, source.parse().unwrap());
         let mut room = [0; 512];
         let mut out = Text::new(&mut room);
-        let tail = edits.apply(message, 0, &mut out);
+        let received = Received::of(message, &via, source.parse().unwrap());
+        let tail = received.map_or(0, |received| received.apply(&mut Edits::default(), message, 0, &mut out));
         String::from_utf8(out.finish().unwrap().to_vec()).unwrap() + &value[tail..]
     }
 

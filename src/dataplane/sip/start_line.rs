@@ -150,7 +150,7 @@ pub fn parse(message: &[u8], span: Span) -> Result<StartLine, StartLineError> {
 
 /// `SIP-Version = "SIP" "/" 1*DIGIT "." 1*DIGIT`, compared without regard to case (RFC 3261 7.1).
 fn starts_with_sip(text: &[u8]) -> bool {
-    text.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"SIP/"))
+    text.first_chunk::<4>().is_some_and(|start| start.eq_ignore_ascii_case(b"SIP/"))
 }
 
 fn is_sip_2_0(version: &[u8]) -> bool {
@@ -159,12 +159,14 @@ fn is_sip_2_0(version: &[u8]) -> bool {
 
 /// A missing SP behind the code is let pass together with the missing reason (RFC 4475 3.1.1.13 has an empty one).
 fn status_line(line: &[u8]) -> Option<StartLine> {
-    let (version, rest) = line.split_at_checked(7)?;
-    let (code, reason) = rest.strip_prefix(b" ")?.split_at_checked(3)?;
-    let code = grammar::number(code)?;
-    let reason_ok = reason.is_empty() || reason[0] == b' ';
-    let in_range = (100..=699).contains(&code);
-    (is_sip_2_0(version) && in_range && reason_ok).then_some(StartLine::Response(code as u16))
+    let (version, rest) = line.split_first_chunk::<7>()?;
+    let (&[b' ', hundreds @ b'1'..=b'6', tens @ b'0'..=b'9', ones @ b'0'..=b'9'], reason) = rest.split_first_chunk()?
+    else {
+        return None;
+    };
+    let [hundreds, tens, ones] = [hundreds, tens, ones].map(|digit| u16::from(digit - b'0'));
+    let reason_ok = reason.first().is_none_or(|&octet| octet == b' ');
+    (is_sip_2_0(version) && reason_ok).then_some(StartLine::Response(100 * hundreds + 10 * tens + ones))
 }
 
 /// `at` is the offset of `line` in its message.

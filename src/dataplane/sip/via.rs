@@ -22,6 +22,8 @@ pub struct Via {
     pub sent_by: Span,
     /// The host of sent-by, with the brackets of an IPv6 reference.
     pub host: Span,
+    /// Whether there are blanks in sent-by. They are legal, and have no place in a token.
+    pub has_blanks: bool,
     /// The port of sent-by, or the default one (18.2.2).
     pub port: u16,
     /// The value of `branch`.
@@ -71,6 +73,7 @@ fn by_grammar(message: &[u8], span: Span) -> Option<Via> {
         let digits = cursor.take_while(grammar::DIGIT);
         via.port = u16::try_from(grammar::number(digits.of(message))?).ok()?;
         via.sent_by.end = digits.end;
+        via.has_blanks = via.sent_by.of(message).iter().any(|&octet| grammar::is_lws(octet));
     }
     via.whole = Span { start: start as u32, end: via.sent_by.end };
     while let Some(param) = next_param(&mut cursor).ok()? {
