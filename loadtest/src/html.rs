@@ -9,7 +9,7 @@ use std::fmt::Write;
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 220.0;
 const LEFT: f64 = 70.0;
-const BELOW: f64 = 34.0;
+const BELOW: f64 = 46.0;
 const ABOVE: f64 = 14.0;
 
 /// Points of one line. A run of more seconds is thinned: each point is then the highest of its seconds.
@@ -121,7 +121,7 @@ fn rates(page: &mut String, seconds: &[Second]) {
         curve('c', "completed", &|second| second.completed),
         curve('b', "failed", &|second| second.failed),
     ];
-    plot(page, &curves, |value| format!("{value:.0}"), |at| format!("{at:.0} s"));
+    plot(page, &curves, Scale::Linear, |value| format!("{value:.0}"), |at| format!("{at:.0} s"));
 }
 
 fn latencies(page: &mut String, seconds: &[Second]) {
@@ -130,7 +130,7 @@ fn latencies(page: &mut String, seconds: &[Second]) {
         Curve { class, name, points: thinned(values.collect()) }
     };
     let curves = [curve('a', "p50", 0.5), curve('c', "p99", 0.99), curve('b', "max", 1.0)];
-    plot(page, &curves, milliseconds, |at| format!("{at:.0} s"));
+    plot(page, &curves, Scale::Logarithmic, milliseconds, |at| format!("{at:.0} s"));
 }
 
 fn percentiles(page: &mut String, latency: &Latencies, lateness: &Latencies) {
@@ -142,7 +142,7 @@ fn percentiles(page: &mut String, latency: &Latencies, lateness: &Latencies) {
         Curve { class, name, points: points.collect() }
     };
     let curves = [curve('a', "latency", latency), curve('b', "own lateness", lateness)];
-    plot(page, &curves, milliseconds, |nines| match nines {
+    plot(page, &curves, Scale::Logarithmic, milliseconds, |nines| match nines {
         nines if nines < 0.5 => "p0".to_owned(),
         nines => format!("p{}", trimmed(100.0 - 100.0 / 10f64.powf(nines.round()))),
     });
@@ -163,33 +163,68 @@ fn thinned(values: Vec<f64>) -> Vec<(f64, f64)> {
     values.chunks(step).enumerate().map(|(index, chunk)| ((index * step + 1) as f64, highest(chunk))).collect()
 }
 
-fn plot(page: &mut String, curves: &[Curve], y_text: impl Fn(f64) -> String, x_text: impl Fn(f64) -> String) {
+/// How the vertical axis is divided.
+#[derive(Clone, Copy, PartialEq)]
+enum Scale {
+    Linear,
+    /// Decades, for latencies: microseconds and seconds in one picture. What is 0 is a gap.
+    Logarithmic,
+}
+
+fn plot(
+    page: &mut String,
+    curves: &[Curve],
+    scale: Scale,
+    y_text: impl Fn(f64) -> String,
+    x_text: impl Fn(f64) -> String,
+) {
     let points = || curves.iter().flat_map(|curve| &curve.points);
     let x_max = points().map(|(x, _)| *x).fold(1.0, f64::max);
-    let y_max = round_up(points().map(|(_, y)| *y).fold(0.0, f64::max));
-    let place = |x: f64, y: f64| (LEFT + x / x_max * WIDTH, ABOVE + HEIGHT - y / y_max * HEIGHT);
+    let most = points().map(|(_, y)| *y).fold(0.0, f64::max);
+    let least = points().map(|(_, y)| *y).filter(|y| *y > 0.0).fold(f64::INFINITY, f64::min).min(most);
+    let (low, high, steps) = match scale {
+        Scale::Linear => (0.0, round_up(most), 4.0),
+        Scale::Logarithmic if most > 0.0 => {
+            let (low, high) = (least.log10().floor(), most.log10().ceil());
+            (low, high.max(low + 1.0), (high - low).max(1.0))
+        }
+        Scale::Logarithmic => (0.0, 1.0, 1.0),
+    };
+    let height = |y: f64| if scale == Scale::Linear { y } else { y.log10() };
+    let place = |x: f64, y: f64| (LEFT + x / x_max * WIDTH, ABOVE + HEIGHT - (y - low) / (high - low) * HEIGHT);
     let _ = write!(page, "<svg viewBox='0 0 {} {}' role=img>", LEFT + WIDTH + 20.0, ABOVE + HEIGHT + BELOW);
-    for step in 0..=4 {
-        let value = y_max * f64::from(step) / 4.0;
+    for step in 0..=steps as u32 {
+        let value = low + (high - low) * f64::from(step) / steps;
         let (x, y) = place(0.0, value);
+        let text = y_text(if scale == Scale::Linear { value } else { 10f64.powf(value) });
         let _ = write!(page, "<line class=grid x1={x} x2={} y1={y:.1} y2={y:.1} />", LEFT + WIDTH);
-        let _ = write!(page, "<text x={} y={:.1} text-anchor=end>{}</text>", x - 8.0, y + 4.0, escape(&y_text(value)));
+        let _ = write!(page, "<text x={} y={:.1} text-anchor=end>{}</text>", x - 8.0, y + 4.0, escape(&text));
     }
     let steps = x_max.floor().clamp(1.0, 6.0);
     for step in 0..=steps as u32 {
         let value = (x_max * f64::from(step) / steps).floor();
-        let (x, y) = place(value, 0.0);
-        let _ = write!(page, "<text x={x:.1} y={:.1} text-anchor=middle>{}</text>", y + 18.0, escape(&x_text(value)));
+        let (x, _) = place(value, low);
+        let _ = write!(
+            page,
+            "<text x={x:.1} y={:.1} text-anchor=middle>{}</text>",
+            ABOVE + HEIGHT + 18.0,
+            escape(&x_text(value))
+        );
     }
     for (index, curve) in curves.iter().enumerate() {
-        let mut path = String::new();
-        for (number, (x, y)) in curve.points.iter().enumerate() {
-            let (x, y) = place(*x, *y);
-            let _ = write!(path, "{}{x:.1} {y:.1}", if number == 0 { 'M' } else { 'L' });
+        let (mut path, mut pen_down) = (String::new(), false);
+        for (x, y) in &curve.points {
+            if scale == Scale::Logarithmic && *y <= 0.0 {
+                pen_down = false;
+                continue;
+            }
+            let (x, y) = place(*x, height(*y));
+            let _ = write!(path, "{}{x:.1} {y:.1}", if pen_down { 'L' } else { 'M' });
+            pen_down = true;
         }
         let _ = write!(page, "<path class={} d='{path}'/>", curve.class);
         let x = LEFT + 10.0 + index as f64 * 110.0;
-        let _ = write!(page, "<text class=k{} x={x} y={}>● {}</text>", curve.class, ABOVE + HEIGHT + 32.0, curve.name);
+        let _ = write!(page, "<text class=k{} x={x} y={}>● {}</text>", curve.class, ABOVE + HEIGHT + 38.0, curve.name);
     }
     page.push_str("</svg>");
 }
