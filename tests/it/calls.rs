@@ -47,20 +47,16 @@ fn with_one_message_in_twenty_lost_every_call_stays_on_its_backend_and_completes
     }
     let folder = Folder::new("lost");
     let ports = uas_ports();
-    let lost = ["-lost", "5", "-trace_msg"];
     let folders: Vec<Folder> = ports.iter().map(|port| Folder::new(&port.to_string())).collect();
     let servers: Vec<Process> =
-        ports.iter().zip(&folders).map(|(&port, folder)| sipp_uas(&folder.0, port, &lost)).collect();
+        ports.iter().zip(&folders).map(|(&port, folder)| patient_server(folder, port)).collect();
     let listen = free_port();
     let viahop = Viahop::start("lost", &config(listen, &ports, UNPROBED));
-    // Far more retransmissions than SIPp allows by default: a loss on either side of either message is one.
     let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 2000, 200, &["-lost", "5", "-max_retrans", "30"]));
     assert!(client.wait(3 * MINUTE).is_some(), "{:?}", calls(&folder.0));
     let counted = calls(&folder.0);
     assert!(counted.retransmissions > 100, "{counted:?}");
-    // SIPp's server ends a call once it has answered BYE and answers the next BYE of the call as one it does not know: the
-    // client then counts a call as failed whose 200 was lost. That is 5 % of 5 % of calls at most.
-    assert!(counted.successful >= 1900, "{counted:?}");
+    assert_eq!((counted.successful, counted.failed), (2000, 0), "{counted:?}");
     let mut homes: HashMap<String, BTreeSet<u16>> = HashMap::new();
     for (&port, folder) in ports.iter().zip(&folders) {
         for call_id in call_ids_received(&folder.0) {
@@ -72,6 +68,30 @@ fn with_one_message_in_twenty_lost_every_call_stays_on_its_backend_and_completes
     assert!(strays.is_empty(), "{strays:?}");
     drop(servers);
     viahop.end();
+}
+
+/// SIPp as a server that survives losses. Its built-in scenario aborts a call whose BYE overtakes a lost ACK, and one that
+/// sends 180 and 200 takes an INVITE that comes again for unexpected when both were lost: together they fail 18 of 2,000
+/// calls with nothing between server and client. So the ACK is optional here, and there is no 180. The client loses
+/// messages in both directions.
+fn patient_server(folder: &Folder, port: u16) -> Process {
+    let head = "[last_Via:]\n[last_From:]\n[last_To:];tag=[call_number]\n[last_Call-ID:]\n[last_CSeq:]\n\
+                Contact: <sip:[local_ip]:[local_port]>\nContent-Length: 0\n\n";
+    let scenario = format!(
+        "<?xml version=\"1.0\"?><scenario name=\"patient\">\n<recv request=\"INVITE\"/>\n\
+         <send retrans=\"700\"><![CDATA[\nSIP/2.0 200 OK\n{head}]]></send>\n\
+         <recv request=\"ACK\" optional=\"true\"/>\n<recv request=\"BYE\"/>\n\
+         <send><![CDATA[\nSIP/2.0 200 OK\n{}]]></send>\n<timewait milliseconds=\"8000\"/></scenario>",
+        head.replace(";tag=[call_number]", "")
+    );
+    let path = folder.write("patient.xml", &scenario);
+    let mut command = Command::new("sipp");
+    command.args(["-sf", path.to_str().unwrap(), "-i", "127.0.0.1", "-p", &port.to_string(), "-nostdin"]);
+    command.args(["-max_retrans", "30", "-trace_msg"]);
+    command.current_dir(&folder.0).stdout(Stdio::null()).stderr(Stdio::null());
+    let process = Process::start(&mut command);
+    crate::live::wait_for_port(port);
+    process
 }
 
 /// Call-IDs of what SIPp's message log says it received.
