@@ -26,6 +26,8 @@ pub struct Plan {
     pub calls: Option<uac::Config>,
     /// The called side, if there is one. Without a calling side it runs until the user ends it or `until_ns` is over.
     pub callees: Option<uas::Config>,
+    /// Whether the callers call the first callee straight, wherever its port came to be.
+    pub straight: bool,
     /// How long callees without callers run, in nanoseconds.
     pub until_ns: u64,
     /// The run is void if 999 of 1000 calls were not placed within so many nanoseconds of their time.
@@ -53,7 +55,11 @@ pub fn run(
     let mut log = Log::new();
     let uas = plan.callees.clone().map(Uas::start).transpose()?;
     let start = now_ns();
-    let uac = plan.calls.clone().map(Uac::start).transpose()?;
+    let mut calls = plan.calls.clone();
+    if let (true, Some(calls), Some(uas)) = (plan.straight, &mut calls, &uas) {
+        calls.target = uas.addresses()[0];
+    }
+    let uac = calls.map(Uac::start).transpose()?;
     let mut fates = Vec::new();
     for fault in plan.callees.iter().flat_map(|callees| &callees.faults) {
         if let Fault::Down { backend, from_ns, to_ns } = *fault {

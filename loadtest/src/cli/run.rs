@@ -39,6 +39,7 @@ fn plan(args: &Args) -> Result<Plan, crate::failure::Failure> {
     Ok(Plan {
         calls: Some(args.calling.config(target, shards(args.cores.as_deref().unwrap_or_default()))?),
         callees: Some(callees),
+        straight: args.target.is_none(),
         until_ns: u64::MAX,
         lateness_max_ns: ns(*args.calling.lateness_max),
     })

@@ -129,13 +129,14 @@ fn attempt(args: &Args, target: Option<SocketAddr>, rate: u64) -> Result<Trial, 
         return Err(Failure::new(Exit::Failed, "search", "ended by the user before it had a result"));
     }
     let callees = args.called.config(shards(args.callee_cores.as_deref().unwrap_or_default()))?;
+    let straight = target.is_none();
     let target = target.unwrap_or(callees.backends[0]);
     let mut calls = args.calling.config(target, shards(args.cores.as_deref().unwrap_or_default()))?;
     calls.rate = rate as f64;
     calls.duration_ns = (args.calling.seconds * SECOND_NS as f64) as u64;
     calls.drain_ns = calls.hold_ns + ns(DRAIN_MAX.min(args.calling.drain));
     let lateness_max_ns = ns(*args.calling.lateness_max);
-    let plan = Plan { calls: Some(calls), callees: Some(callees), until_ns: u64::MAX, lateness_max_ns };
+    let plan = Plan { calls: Some(calls), callees: Some(callees), straight, until_ns: u64::MAX, lateness_max_ns };
     let log = run::run(&plan, |_, _, _| (), || None)?;
     Ok(judge(args, rate, &log))
 }

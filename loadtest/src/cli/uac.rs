@@ -27,6 +27,7 @@ pub fn run(args: &Args) -> Outcome {
     let plan = Plan {
         calls: Some(args.calling.config(args.target, cores)?),
         callees: None,
+        straight: false,
         until_ns: u64::MAX,
         lateness_max_ns: ns(*args.calling.lateness_max),
     };

@@ -29,5 +29,5 @@ pub fn run(args: &Args) -> Outcome {
         eprintln!("backend {index} udp:{address}");
     }
     let until_ns = args.seconds.map_or(u64::MAX, |seconds| (seconds * SECOND_NS as f64) as u64);
-    args.written.run(&Plan { calls: None, callees: Some(callees), until_ns, lateness_max_ns: 0 })
+    args.written.run(&Plan { calls: None, callees: Some(callees), straight: false, until_ns, lateness_max_ns: 0 })
 }
