@@ -115,23 +115,11 @@ fn faults_are_done_as_told_and_seen_as_what_they_are() {
 }
 
 #[test]
-fn a_search_ends_with_a_rate_or_says_that_the_generator_was_the_limit() {
-    let args = [
-        "search",
-        "--listen",
-        ANY,
-        "--rate",
-        "50",
-        "--seconds",
-        "0.2",
-        "--confirmations",
-        "1",
-        "--fault",
-        "refuse=50%",
-    ];
+fn a_search_in_which_every_call_fails_ends_without_a_rate() {
+    let args = ["search", "--listen", ANY, "--rate", "4", "--seconds", "0.3", "--fault", "refuse=100%"];
     let output = run(&args);
     assert_eq!(output.code, 1, "{}", output.all());
-    assert!(output.stdout.contains("INVALID"), "{}", output.stdout);
+    assert!(output.stdout.contains("INVALID: not even one call per second"), "{}", output.stdout);
 }
 
 #[test]
