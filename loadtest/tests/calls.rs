@@ -57,7 +57,7 @@ fn every_scenario_that_is_built_in_goes_as_it_says() {
         }
         assert_clean(&called, &took);
         assert_eq!(called.counts.placed, 200, "{name}");
-        assert!(called.lines.iter().all(|line| line.sent == 200 && line.latency.count() == 200), "{name}");
+        assert!(called.lines.iter().all(|line| line.answered == 200 && line.latency.count() == 200), "{name}");
         assert_eq!(called.lateness.count(), 200);
     }
 }

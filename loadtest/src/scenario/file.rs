@@ -1,6 +1,6 @@
 //! What is written in a scenario file, and how it becomes a [`Scenario`].
 
-use super::{Body, Pause, Problem, STEPS_MAX, Scenario, Send, Step};
+use super::{Body, Pause, Problem, Receive, STEPS_MAX, Scenario, Send, Step};
 use crate::clock;
 use crate::sip::message::Method;
 use serde::Deserialize;
@@ -23,6 +23,9 @@ struct File {
 struct FileStep {
     send: Option<Spanned<Box<str>>>,
     pause: Option<Spanned<Box<str>>>,
+    receive: Option<Spanned<Box<str>>>,
+    within: Option<Spanned<Box<str>>>,
+    expires: Option<u32>,
     name: Option<Box<str>>,
     body: Option<FileBody>,
     expect: Option<Spanned<u16>>,
@@ -72,16 +75,16 @@ pub(super) fn read(origin: &str, text: &str) -> Result<Scenario, Problem> {
     for step in &file.step {
         let span = step.span();
         let step = step.get_ref();
-        let read = match (&step.send, &step.pause) {
-            (Some(_), None) => read_send(step).map(Step::Send),
-            (None, Some(pause)) if step.expect.is_none() && step.body.is_none() && step.cancel.is_none() => {
-                read_pause(pause).map(Step::Pause)
-            }
-            _ => Err((span, "a step has either `send` and what belongs to it, or `pause`".to_owned())),
+        let of_send = step.expect.is_some() || step.body.is_some() || step.cancel.is_some() || step.expires.is_some();
+        let read = match (&step.send, &step.pause, &step.receive) {
+            (Some(_), None, None) if step.within.is_none() => read_send(step).map(Step::Send),
+            (None, Some(pause), None) if !of_send && step.within.is_none() => read_pause(pause).map(Step::Pause),
+            (None, None, Some(receive)) if !of_send => read_receive(step, receive).map(Step::Receive),
+            _ => Err((span, "a step has either `send`, or `receive`, or `pause`, and what belongs to it".to_owned())),
         };
         steps.push(read.map_err(|(span, what)| problem(origin, text, span, &what))?);
     }
-    if matches!(steps.first(), Some(Step::Pause(_))) {
+    if !matches!(steps.first(), Some(Step::Send(_))) {
         return wrong(file.step[0].span(), "the first step is a request");
     }
     Ok(Scenario { name: file.name, about: file.about, callee: file.callee.into_inner(), steps })
@@ -118,7 +121,18 @@ fn read_send(step: &FileStep) -> Result<Send, Wrong> {
         Some(FileBody::Text) => Body::Text,
     };
     let name = step.name.clone().unwrap_or_else(|| method.name().into());
-    Ok(Send { name, method, expect, body, cancel_ns })
+    Ok(Send { name, method, expect, body, cancel_ns, expires: step.expires })
+}
+
+fn read_receive(step: &FileStep, receive: &Spanned<Box<str>>) -> Result<Receive, Wrong> {
+    let methods = [Method::Notify, Method::Bye, Method::Info, Method::Options, Method::Message, Method::Update];
+    let Some(method) = methods.into_iter().find(|method| method.name() == &**receive.get_ref()) else {
+        let names: Vec<&str> = methods.iter().map(|method| method.name()).collect();
+        let what = format!("`{}` is not a request to wait for; these are: {}", receive.get_ref(), names.join(", "));
+        return Err((receive.span(), what));
+    };
+    let within_ns = step.within.as_ref().map_or(Ok(clock::SECOND_NS), read_duration)?;
+    Ok(Receive { name: step.name.clone().unwrap_or_else(|| method.name().into()), method, within_ns })
 }
 
 fn read_pause(pause: &Spanned<Box<str>>) -> Result<Pause, Wrong> {
@@ -166,6 +180,8 @@ mod tests {
             ("send = \"INVITE\"\nexpects = 200", "unknown field `expects`", ":5:1:"),
             ("pause = \"1s\"", "first step", ":3:1:"),
             ("pause = \"1s\"\nsend = \"BYE\"", "either", ":3:1:"),
+            ("receive = \"ACK\"", "wait for", ":4:11:"),
+            ("receive = \"NOTIFY\"\nbody = \"sdp\"", "either", ":3:1:"),
             ("send = \"INVITE\"\nbody = \"json\"", "unknown variant `json`", ":5:8:"),
         ] {
             let text = format!("name = \"x\"\n\n[[step]]\n{steps}\n");

@@ -11,9 +11,14 @@
 //! body = "sdp"               # sdp, text or none
 //! expect = 200               # anything else is a failure
 //! cancel = "10ms"            # CANCEL so long after the first provisional response
+//! expires = 600              # a row Expires
 //!
 //! [[step]]
 //! pause = "hold"             # a duration, or "hold": what the command line says
+//!
+//! [[step]]
+//! receive = "NOTIFY"         # a request of the callee within the dialog, answered with 200
+//! within = "5s"              # or it is a failure
 //! ```
 //!
 //! The scenarios in `loadtest/scenarios/` are built into the program and known by name.
@@ -44,6 +49,8 @@ pub struct Scenario {
 pub enum Step {
     /// Nothing is sent for a while.
     Pause(Pause),
+    /// A request of the callee is awaited and answered with 200.
+    Receive(Receive),
     /// A request is sent and its final response awaited.
     Send(Send),
 }
@@ -55,6 +62,17 @@ pub enum Pause {
     Fixed(u64),
     /// The hold time of the run.
     Hold,
+}
+
+/// A request of the callee.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receive {
+    /// What reports call it.
+    pub name: Box<str>,
+    /// Its method.
+    pub method: Method,
+    /// How long it is waited for, in nanoseconds.
+    pub within_ns: u64,
 }
 
 /// A request.
@@ -70,6 +88,8 @@ pub struct Send {
     pub body: Body,
     /// CANCEL so many nanoseconds after the first provisional response.
     pub cancel_ns: Option<u64>,
+    /// The value of a row Expires, in seconds. REGISTER has one anyway.
+    pub expires: Option<u32>,
 }
 
 /// What a request carries.
@@ -101,6 +121,7 @@ pub const BUILT_IN: &[(&str, &str)] = &[
     ("busy", include_str!("../../scenarios/busy.toml")),
     ("register", include_str!("../../scenarios/register.toml")),
     ("options", include_str!("../../scenarios/options.toml")),
+    ("subscribe", include_str!("../../scenarios/subscribe.toml")),
     ("message", include_str!("../../scenarios/message.toml")),
 ];
 

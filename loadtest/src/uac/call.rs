@@ -7,6 +7,7 @@
 //!              └──┘ until B or F            └ CANCEL if wanted     └ Lingering after a failed INVITE, for Timer D
 //! ```
 
+use crate::sip::message::Method;
 use crate::sys::address::Address;
 
 /// Where a call is.
@@ -22,6 +23,8 @@ pub enum State {
     Pausing,
     /// A provisional response has come.
     Proceeding,
+    /// A request of the callee is awaited.
+    Receiving,
 }
 
 /// How far a CANCEL is.
@@ -58,6 +61,10 @@ pub struct Call {
     pub invite: u8,
     pub cseq: u32,
     pub invite_cseq: u32,
+    /// CSeq number of the callee's last request.
+    pub remote_cseq: u32,
+    /// Method of a request that came before its step.
+    pub early: Option<Method>,
     /// When the request was due.
     pub due_ns: u64,
     /// The gap before its next retransmission.
@@ -147,6 +154,8 @@ impl Call {
             invite: 0,
             cseq: 0,
             invite_cseq: 0,
+            remote_cseq: 0,
+            early: None,
             due_ns: 0,
             interval_ns: 0,
             timer_ns: 0,

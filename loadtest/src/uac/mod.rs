@@ -189,7 +189,7 @@ pub struct Line {
     pub step: Box<str>,
     /// How often it was sent, retransmissions not counted.
     pub sent: u64,
-    /// How often the expected final response came.
+    /// How often the expected final response came; of a request that is awaited, how often it came.
     pub answered: u64,
     /// Retransmissions.
     pub retransmissions: u64,
@@ -408,9 +408,12 @@ fn lines(mix: &Mix) -> (Vec<Line>, Vec<Vec<usize>>) {
         let mut of_scenario = Vec::new();
         for step in &scenario.steps {
             of_scenario.push(lines.len());
-            if let Step::Send(send) = step {
-                lines.push(Line { scenario: scenario.name.clone(), step: send.name.clone(), ..Line::default() });
-            }
+            let name = match step {
+                Step::Pause(_) => continue,
+                Step::Receive(receive) => &receive.name,
+                Step::Send(send) => &send.name,
+            };
+            lines.push(Line { scenario: scenario.name.clone(), step: name.clone(), ..Line::default() });
         }
         places.push(of_scenario);
     }

@@ -42,6 +42,8 @@ pub struct Stationery {
 pub struct Request<'a> {
     pub method: Method,
     pub body: Body,
+    /// Value of a row Expires.
+    pub expires: Option<u32>,
     /// User part of the callee, before the number.
     pub callee: &'a [u8],
     /// Transaction number and CSeq number.
@@ -103,6 +105,12 @@ impl Stationery {
         branch[COOKIE.len()..COOKIE.len() + 16].copy_from_slice(&hex(id));
         branch[COOKIE.len() + 16..].copy_from_slice(&hex2(transaction));
         row.strip_prefix(&self.via[..]).is_some_and(|params| are_params_as_sent(params, &branch))
+    }
+
+    /// The identity that a Call-ID of ours stands for.
+    pub fn read_call_id(&self, value: &[u8]) -> Option<u64> {
+        let id = from_hex(value)?;
+        self.is_own_call_id(value, id).then_some(id)
     }
 
     pub fn is_own_call_id(&self, value: &[u8], id: u64) -> bool {
@@ -175,8 +183,14 @@ impl Stationery {
         out.put(b"User-Agent: viahop-load\r\n");
         match request.method {
             Method::Invite => out.put(b"Allow: INVITE, ACK, BYE, CANCEL, OPTIONS, NOTIFY\r\n"),
-            Method::Register => out.put(b"Expires: 3600\r\n"),
+            Method::Subscribe => out.put(b"Event: presence\r\n"),
             _ => {}
+        }
+        let usual = (request.method == Method::Register).then_some(3600);
+        if let Some(expires) = request.expires.or(usual) {
+            out.put(b"Expires: ");
+            out.put_number(u64::from(expires));
+            out.put(b"\r\n");
         }
         let (body, content_type) = match request.body {
             Body::None => (&[][..], &[][..]),
@@ -287,7 +301,16 @@ mod tests {
     }
 
     fn request(method: Method, in_dialog: bool) -> Request<'static> {
-        Request { method, body: Body::Sdp, callee: b"callee", transaction: 6, cseq: 3, in_dialog, failure_tag: b"" }
+        Request {
+            method,
+            body: Body::Sdp,
+            expires: None,
+            callee: b"callee",
+            transaction: 6,
+            cseq: 3,
+            in_dialog,
+            failure_tag: b"",
+        }
     }
 
     fn written(call: &Call, request: &Request<'_>, check: impl FnOnce(&Message<'_>)) {

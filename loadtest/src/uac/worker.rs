@@ -91,6 +91,23 @@ struct Port {
     stationery: Stationery,
 }
 
+/// What is particular to one request of a call.
+#[derive(Clone, Copy)]
+struct Sketch<'a> {
+    method: Method,
+    body: Body,
+    expires: Option<u32>,
+    transaction: u8,
+    cseq: u32,
+    failure_tag: &'a [u8],
+}
+
+impl Sketch<'_> {
+    fn bare(method: Method, transaction: u8, cseq: u32) -> Sketch<'static> {
+        Sketch { method, body: Body::None, expires: None, transaction, cseq, failure_tag: b"" }
+    }
+}
+
 /// A response and whose it is.
 struct Response<'a> {
     message: &'a Message<'a>,
@@ -317,6 +334,14 @@ impl Shard {
                 (call.timer_ns, call.give_up_ns) = (until, u64::MAX);
             }
             Some(Step::Send(send)) => self.begin_request(slot, send.method, due, now),
+            Some(Step::Receive(receive)) => {
+                (call.due_ns, call.timer_ns, call.give_up_ns) = (now, now + receive.within_ns, u64::MAX);
+                call.state = State::Receiving;
+                if call.early.take_if(|early| *early == receive.method).is_some() {
+                    return self.on_received(slot, now);
+                }
+                self.arm(slot);
+            }
         }
     }
 
@@ -344,21 +369,22 @@ impl Shard {
     fn send_request(&mut self, slot: u32) {
         let config = Arc::clone(&self.config);
         let call = &self.calls[slot as usize];
-        let (method, body) = match self.step(&config, slot) {
-            Some(send) => (send.method, send.body),
-            None => (Method::Bye, Body::None),
+        let (method, body, expires) = match self.step(&config, slot) {
+            Some(send) => (send.method, send.body, send.expires),
+            None => (Method::Bye, Body::None, None),
         };
         let (transaction, cseq) = (call.transaction, call.cseq);
-        self.send(slot, method, body, transaction, cseq, b"");
+        self.send(slot, &Sketch { method, body, expires, transaction, cseq, failure_tag: b"" });
     }
 
-    fn send(&mut self, slot: u32, method: Method, body: Body, transaction: u8, cseq: u32, failure_tag: &[u8]) {
+    fn send(&mut self, slot: u32, sketch: &Sketch<'_>) {
+        let Sketch { method, body, expires, transaction, cseq, failure_tag } = *sketch;
         let call = &self.calls[slot as usize];
         let port = &mut self.ports[usize::from(call.port)];
         let id = port.stationery.id(slot, call.generation);
         let in_dialog = call.peer.is_known();
         let callee = self.config.mix.scenario(usize::from(call.scenario)).callee.as_bytes();
-        let request = Request { method, body, callee, transaction, cseq, in_dialog, failure_tag };
+        let request = Request { method, body, expires, callee, transaction, cseq, in_dialog, failure_tag };
         let Port { socket, sender, stationery } = port;
         if sender.is_full() {
             flush(socket, sender, &mut self.report.counts);
@@ -396,6 +422,7 @@ impl Shard {
         match call.state {
             State::Free => {}
             State::Lingering => self.release(slot),
+            State::Receiving => self.fail(slot, "timeout: it never came", now),
             State::Pausing => {
                 let due = call.timer_ns;
                 call.step += 1;
@@ -461,7 +488,7 @@ impl Shard {
         };
         call.cancel = Cancel::Sent { again_ns: now + interval_ns, interval_ns };
         let (invite, cseq) = (call.invite, call.invite_cseq);
-        self.send(slot, Method::Cancel, Body::None, invite, cseq, b"");
+        self.send(slot, &Sketch::bare(Method::Cancel, invite, cseq));
     }
 
     fn receive(&mut self, io: &mut Io, port: usize) {
@@ -482,7 +509,7 @@ impl Shard {
                 let (octets, from) = io.receiver.datagram(index);
                 match Message::read(octets, &mut io.rows) {
                     Ok(message) => match message.start {
-                        Start::Request(method, _) => self.on_request(port, &message, method, from),
+                        Start::Request(method, _) => self.on_request(port, &message, method, from, now),
                         Start::Response(code) => self.on_response(port, &message, code, now),
                     },
                     Err(Malformed::KeepAlive) => {}
@@ -497,23 +524,78 @@ impl Shard {
     }
 
     /// Something wants to know something of us: a keep-alive by OPTIONS, the BYE of a callee that gave up.
-    fn on_request(&mut self, port: usize, message: &Message<'_>, method: Method, from: Address) {
+    fn on_request(&mut self, port: usize, message: &Message<'_>, method: Method, from: Address, now: u64) {
         self.report.counts.requests_received += 1;
         if method == Method::Ack {
             return;
         }
+        if seal::check(message) == Verdict::Altered {
+            self.report.counts.altered += 1;
+        }
+        let slot = self.call_of(port, message);
+        let in_dialog = message.value(Name::To).and_then(tag).is_some();
         let Port { socket, sender, .. } = &mut self.ports[port];
         if sender.is_full() {
             flush(socket, sender, &mut self.report.counts);
         }
         let mut out = Text::new(sender.room());
-        out.put(b"SIP/2.0 200 OK\r\n");
+        out.put(if slot.is_some() || !in_dialog {
+            b"SIP/2.0 200 OK\r\n"
+        } else {
+            b"SIP/2.0 481 Call/Transaction Does Not Exist\r\n"
+        });
         let whole = echo(message, from, b"viahop-load", false, &mut out).is_some();
         out.put(b"Content-Length: 0\r\n\r\n");
         match (whole, destination(message, from), out.finish()) {
             (true, Some(to), Some(len)) => sender.push(len, to),
             _ => self.report.counts.malformed += 1,
         }
+        if let Some(slot) = slot {
+            self.receive_request(slot, message, method, now);
+        }
+    }
+
+    /// The call that a request of the callee belongs to.
+    fn call_of(&self, port: usize, message: &Message<'_>) -> Option<u32> {
+        let stationery = &self.ports[port].stationery;
+        let (slot, generation) = stationery.place_of(stationery.read_call_id(message.value(Name::CallId)?)?);
+        let call = self.calls.get(slot as usize)?;
+        let open = !matches!(call.state, State::Free | State::Lingering);
+        (call.generation == generation && open).then_some(slot)
+    }
+
+    /// Takes a request of the callee into its call, if it is not a copy.
+    fn receive_request(&mut self, slot: u32, message: &Message<'_>, method: Method, now: u64) {
+        let Some((number, _)) = message.value(Name::CSeq).and_then(cseq) else { return };
+        let config = Arc::clone(&self.config);
+        let call = &mut self.calls[slot as usize];
+        if number <= call.remote_cseq {
+            self.report.counts.copies += 1;
+            return;
+        }
+        call.remote_cseq = number;
+        let scenario = config.mix.scenario(usize::from(call.scenario));
+        match scenario.steps.get(usize::from(call.step)) {
+            Some(Step::Receive(receive)) if call.state == State::Receiving && receive.method == method => {
+                self.on_received(slot, now);
+            }
+            // RFC 6665 4.1.2.4: a NOTIFY may well overtake the response to its SUBSCRIBE.
+            _ => call.early = Some(method),
+        }
+    }
+
+    /// The request that a step waits for is there.
+    fn on_received(&mut self, slot: u32, now: u64) {
+        let Some(line) = self.line_of(slot) else { return };
+        self.wheel.disarm(slot);
+        let call = &mut self.calls[slot as usize];
+        let took = now.saturating_sub(call.due_ns);
+        call.step += 1;
+        call.state = State::Pausing;
+        let line = &mut self.report.lines[line];
+        line.answered += 1;
+        line.latency.record(took);
+        self.run_step(slot, now, now);
     }
 
     fn on_response(&mut self, port: usize, message: &Message<'_>, code: u16, now: u64) {
@@ -656,7 +738,8 @@ impl Shard {
         let took = now.saturating_sub(call.due_ns);
         call.timer_ns = u64::MAX;
         let invite = send.method == Method::Invite;
-        if invite && code < 300 && !self.learn(response) {
+        let opens = invite || send.method == Method::Subscribe;
+        if opens && code < 300 && !self.learn(response) {
             return self.fail(slot, "2xx without Contact", now);
         }
         if invite {
@@ -708,6 +791,7 @@ impl Shard {
         let request = Request {
             method: send.method,
             body: Body::None,
+            expires: None,
             callee: scenario.callee.as_bytes(),
             transaction: call.transaction,
             cseq: call.cseq,
@@ -770,7 +854,7 @@ impl Shard {
         let (invite, cseq) = (call.invite, call.invite_cseq);
         self.report.counts.requests += 1;
         if code < 300 {
-            self.send(slot, Method::Ack, Body::None, invite.wrapping_add(1), cseq, b"");
+            self.send(slot, &Sketch::bare(Method::Ack, invite.wrapping_add(1), cseq));
             return;
         }
         //= RFC 3261 section 17.1.1.3
@@ -779,7 +863,7 @@ impl Shard {
         //# the To header field in the original request by the addition of the
         //# tag parameter.
         let failure_tag = message.value(Name::To).and_then(tag).unwrap_or_default();
-        self.send(slot, Method::Ack, Body::None, invite, cseq, failure_tag);
+        self.send(slot, &Sketch { failure_tag, ..Sketch::bare(Method::Ack, invite, cseq) });
     }
 
     //= RFC 3261 section 13.2.2.4
@@ -813,7 +897,8 @@ impl Shard {
         if !call.peer.is_known() {
             return self.leave(slot, now);
         }
-        if ended {
+        // Only calls are ended with BYE.
+        if ended || call.invite_cseq == 0 {
             return self.release(slot);
         }
         // Nobody is left behind in a call: it ends, but nobody counts how.

@@ -5,6 +5,11 @@
 //!  INVITE ─► Ringing ──(answer time, CANCEL)─► Answered ───────────────────► Up ──► BYE
 //!                                              │  ▲ again after T1, 2 T1 …    └──► Over (486, 487), for T4
 //!                                              └──┘ until Timer H
+//!
+//!                   200 and NOTIFY sent       200                  SUBSCRIBE
+//!  SUBSCRIBE ─────► Notifying ──────────────► Up ────────────────► Notifying, and so on until one with Expires 0
+//!                   │  ▲ again, Timer E
+//!                   └──┘ until Timer F
 //! ```
 
 use crate::sip::answer::Echoed;
@@ -19,6 +24,8 @@ pub enum State {
     Free,
     /// The ACK of a failure has come; the INVITE's late copies are still told apart from a new call.
     Over,
+    /// A NOTIFY has been sent and not been answered.
+    Notifying,
     /// A provisional response has been sent; [`Call::due_ns`] is when the answer follows.
     Ringing,
     /// The dialog is confirmed.
@@ -41,9 +48,11 @@ pub struct Call {
     pub code: u16,
     /// Where responses to the INVITE go.
     pub to: Address,
-    /// What responses to the INVITE copy from it. Kept with its room when the place is used again, so that a steady load
+    /// What responses to the INVITE copy from it; of a subscription, the NOTIFY as it was sent. Kept with its room when the place is used again, so that a steady load
     /// allocates nothing.
     pub rows: Vec<u8>,
+    /// Whether the NOTIFY that is going on is the last of its subscription.
+    pub last: bool,
     /// Where in `rows` the values are.
     pub echoed: Echoed,
     /// The gap before the next copy of the final response.
@@ -65,6 +74,7 @@ impl Call {
             code: 0,
             to: Address::NONE,
             rows: Vec::new(),
+            last: false,
             echoed: Echoed::default(),
             interval_ns: 0,
             due_ns: 0,

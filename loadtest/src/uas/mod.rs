@@ -119,11 +119,15 @@ pub struct Counts {
     pub registers: u64,
     /// OPTIONS requests.
     pub options: u64,
+    /// Subscriptions taken.
+    pub subscriptions: u64,
+    /// NOTIFY requests that were answered with 200.
+    pub notified: u64,
     /// Requests that had come before: retransmissions, or copies made on the way.
     pub copies: u64,
-    /// Final responses to INVITE sent again because no ACK had come.
+    /// Final responses to INVITE, and NOTIFY requests, sent again because no ACK or answer had come.
     pub resent: u64,
-    /// Final responses to INVITE whose ACK never came (Timer H).
+    /// Final responses to INVITE whose ACK, and NOTIFY requests whose answer never came (Timers H and F).
     pub unacknowledged: u64,
     /// Calls that fell silent.
     pub abandoned: u64,
@@ -140,7 +144,7 @@ pub struct Counts {
     pub altered: u64,
     /// Datagrams that are no SIP message, or a request that cannot be answered.
     pub malformed: u64,
-    /// Responses that reached this backend, which had asked for none.
+    /// Responses that reached this backend and belong to nothing it asked.
     pub responses: u64,
     /// Calls refused because there was no room for more.
     pub refused: u64,
@@ -156,6 +160,8 @@ impl Counts {
         self.cancels += other.cancels;
         self.registers += other.registers;
         self.options += other.options;
+        self.subscriptions += other.subscriptions;
+        self.notified += other.notified;
         self.copies += other.copies;
         self.resent += other.resent;
         self.unacknowledged += other.unacknowledged;

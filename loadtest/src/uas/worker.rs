@@ -20,8 +20,8 @@ use crate::rng::mix;
 use crate::seal::{self, Sealed, Verdict};
 use crate::sip::answer::{Echoed, destination, echo, reason};
 use crate::sip::message::{Malformed, Message, Method, Name, Rows, Start};
-use crate::sip::text::{Text, hex};
-use crate::sip::value::{cseq, tag, uri, uri_user};
+use crate::sip::text::{Text, from_hex, hex};
+use crate::sip::value::{address, cseq, param, split, split_first, tag, uri, uri_host_port, uri_user};
 use crate::sys::address::Address;
 use crate::sys::batch::{BATCH_MAX, Receiver, Sender, drain_errors};
 use crate::sys::socket::Socket;
@@ -253,9 +253,9 @@ impl Shard {
 
     fn on_message(&mut self, place: usize, message: &Message<'_>, from: Address, now: u64) {
         let counts = &mut self.backends[place].counts;
-        let Start::Request(method, request_uri) = message.start else {
-            counts.responses += 1;
-            return;
+        let (method, request_uri) = match message.start {
+            Start::Request(method, request_uri) => (method, request_uri),
+            Start::Response(code) => return self.on_response(place, message, code, now),
         };
         counts.requests += 1;
         if seal::check(message) == Verdict::Altered {
@@ -290,6 +290,7 @@ impl Shard {
             Method::Bye => self.on_bye(&request),
             Method::Cancel => self.on_cancel(&request),
             Method::Invite => self.on_invite(&request),
+            Method::Subscribe => self.on_subscribe(&request),
             _ => self.on_other(&request),
         }
     }
@@ -308,7 +309,7 @@ impl Shard {
             match call.state {
                 State::Ringing => self.send_of_call(slot, 180, Carries::Contact),
                 State::Answered | State::Over => self.send_final(slot),
-                State::Free | State::Up => {}
+                State::Free | State::Notifying | State::Up => {}
             }
         } else if request.number < call.cseq || call.state == State::Ringing {
             self.backends[request.place].counts.reordered += u64::from(request.number < call.cseq);
@@ -338,27 +339,32 @@ impl Shard {
             self.backends[request.place].counts.refused += 1;
             return self.answer(request, 503, Carries::Nothing);
         }
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.calls.push(Call::free());
-            self.calls.len() as u32 - 1
-        });
+        let slot = self.occupy(request);
         if !self.begin(slot, request) {
-            self.calls[slot as usize].state = State::Free;
-            self.free.push(slot);
             self.backends[request.place].counts.malformed += 1;
-            return;
+            return self.release(slot);
         }
-        let call = &mut self.calls[slot as usize];
-        (call.key, call.digest, call.backend) = (request.key, request.digest, request.place);
-        self.by_key.insert(request.key, slot);
-        let backend = &mut self.backends[request.place];
-        backend.counts.calls += 1;
-        backend.open += 1;
-        self.shared.owners.take(request.digest, index);
+        self.backends[request.place].counts.calls += 1;
         if self.shared.config.list_new_calls {
             self.list(request, index);
         }
         self.ring(slot, Manner::of(request.user), request.now);
+    }
+
+    /// Takes a place for the dialog that this request opens.
+    fn occupy(&mut self, request: &Request<'_>) -> u32 {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.calls.push(Call::free());
+            self.calls.len() as u32 - 1
+        });
+        let call = &mut self.calls[slot as usize];
+        (call.key, call.digest, call.backend) = (request.key, request.digest, request.place);
+        (call.state, call.cseq) = (State::Up, 0);
+        self.by_key.insert(request.key, slot);
+        let backend = &mut self.backends[request.place];
+        backend.open += 1;
+        self.shared.owners.take(request.digest, backend.index);
+        slot
     }
 
     fn list(&self, request: &Request<'_>, backend: usize) {
@@ -432,7 +438,7 @@ impl Shard {
         let call = &mut self.calls[slot as usize];
         let counts = &mut self.backends[call.backend].counts;
         match call.state {
-            State::Answered if now >= call.give_up_ns => {
+            State::Answered | State::Notifying if now >= call.give_up_ns => {
                 counts.unacknowledged += 1;
                 self.release(slot);
             }
@@ -443,6 +449,14 @@ impl Shard {
                 let due = call.due_ns;
                 self.wheel.arm(slot, due);
                 self.send_final(slot);
+            }
+            State::Notifying => {
+                call.interval_ns = (call.interval_ns * 2).min(timers.t2_ns);
+                call.due_ns = (now + call.interval_ns).min(call.give_up_ns);
+                counts.resent += 1;
+                let due = call.due_ns;
+                self.wheel.arm(slot, due);
+                self.send_notify(slot);
             }
             State::Ringing => {
                 let code = call.code;
@@ -502,6 +516,86 @@ impl Shard {
             self.backends[request.place].counts.cancels += 1;
             self.finish(slot, 487, request.now);
         }
+    }
+
+    fn on_subscribe(&mut self, request: &Request<'_>) {
+        if request.in_dialog && request.call.is_none() {
+            self.check_owner(request);
+            return self.answer_unknown(request);
+        }
+        self.answer(request, 200, Carries::Contact);
+        let slot = match request.call {
+            Some(slot) if request.number <= self.calls[slot as usize].cseq => {
+                self.backends[request.place].counts.copies += 1;
+                return;
+            }
+            Some(slot) => slot,
+            None if self.calls.len() - self.free.len() >= self.shared.config.calls_max => return,
+            None => {
+                let slot = self.occupy(request);
+                self.backends[request.place].counts.subscriptions += 1;
+                slot
+            }
+        };
+        self.notify(slot, request);
+    }
+
+    /// Tells the subscriber the state, along the way its SUBSCRIBE came.
+    fn notify(&mut self, slot: u32, request: &Request<'_>) {
+        let timers = self.shared.config.timers;
+        let message = request.message;
+        let expires = message.value(Name::Expires).and_then(crate::sip::value::number);
+        let routes = || message.values(Name::RecordRoute).flat_map(split);
+        let contact = split_first(message.value(Name::Contact).unwrap_or_default()).0;
+        let hop = uri(routes().next().unwrap_or(contact));
+        let hop = uri_host_port(hop).and_then(|(host, port)| address(host, port)).map(Address::from);
+        let call = &mut self.calls[slot as usize];
+        (call.cseq, call.last, call.to) = (request.number, expires == Some(0), hop.unwrap_or(request.from));
+        let mut out = Text::new(&mut self.scratch);
+        self.backends[request.place].put_notify(&mut out, request, uri(contact), routes(), call.last);
+        let len = out.finish();
+        let Some(len) = len.filter(|_| !contact.is_empty()) else {
+            self.backends[request.place].counts.malformed += 1;
+            return self.release(slot);
+        };
+        call.rows.clear();
+        call.rows.extend_from_slice(&self.scratch[..len]);
+        (call.state, call.interval_ns) = (State::Notifying, timers.t1_ns);
+        (call.due_ns, call.give_up_ns) = (request.now + timers.t1_ns, request.now + timers.give_up_ns());
+        let due = call.due_ns;
+        self.wheel.arm(slot, due);
+        self.send_notify(slot);
+    }
+
+    fn send_notify(&mut self, slot: u32) {
+        let call = &self.calls[slot as usize];
+        self.backends[call.backend].send_octets(call.to, &call.rows);
+    }
+
+    /// A response: to a NOTIFY of ours, or to nothing.
+    fn on_response(&mut self, place: usize, message: &Message<'_>, code: u16, now: u64) {
+        let branch = message.value(Name::Via).and_then(|via| param(via, b"branch")?.strip_prefix(b"z9hG4bK"));
+        let slot = branch.and_then(|branch| self.by_key.get(&from_hex(branch)?).copied());
+        let of_last = |slot: &u32| {
+            let call = &self.calls[*slot as usize];
+            call.backend == place
+                && branch.and_then(|branch| branch.get(16..)) == Some(format!("{:x}", call.cseq).as_bytes())
+        };
+        let Some(slot) = slot.filter(of_last) else {
+            self.backends[place].counts.responses += 1;
+            return;
+        };
+        let call = &mut self.calls[slot as usize];
+        if code < 200 || call.state != State::Notifying {
+            return;
+        }
+        self.backends[place].counts.notified += u64::from(code == 200);
+        if call.last || code >= 300 {
+            return self.release(slot);
+        }
+        (call.state, call.due_ns) = (State::Up, now + self.shared.config.silence_max_ns);
+        let due = call.due_ns;
+        self.wheel.arm(slot, due);
     }
 
     fn on_other(&mut self, request: &Request<'_>) {
@@ -686,6 +780,68 @@ impl Backend {
             Some(len) => self.sender.push(len, to),
             None => self.counts.malformed += 1,
         }
+    }
+
+    /// Lets octets that are written wait for the next flush.
+    fn send_octets(&mut self, to: Address, octets: &[u8]) {
+        if self.sender.is_full() {
+            self.flush();
+        }
+        self.sender.room()[..octets.len()].copy_from_slice(octets);
+        self.sender.push(octets.len(), to);
+    }
+
+    /// Writes the NOTIFY that follows a SUBSCRIBE.
+    fn put_notify<'a>(
+        &self,
+        out: &mut Text<'_>,
+        request: &Request<'_>,
+        target: &[u8],
+        routes: impl Iterator<Item = &'a [u8]>,
+        last: bool,
+    ) {
+        let message = request.message;
+        let row = |name| message.value(name).unwrap_or_default();
+        let mut room = [0; 2048];
+        let mut from = Text::new(&mut room);
+        from.put(row(Name::To));
+        if !request.in_dialog {
+            from.put(b";tag=");
+            from.put(&to_tag(request.key));
+        }
+        let cseq = format!("{} NOTIFY", request.number);
+        let address = self.address;
+        out.put(b"NOTIFY ");
+        out.put(target);
+        out.put(format!(" SIP/2.0\r\nVia: SIP/2.0/UDP {address};branch=z9hG4bK{:016x}", request.key).as_bytes());
+        out.put(format!("{:x};rport\r\nMax-Forwards: 70\r\n", request.number).as_bytes());
+        //= RFC 3261 section 12.1.1
+        // The callee's route set is the Record-Route of the request, in order.
+        let rows = routes.map(|route| (&b"Route"[..], route)).chain([
+            (&b"From"[..], from.octets()),
+            (b"To", row(Name::From)),
+            (b"Call-ID", row(Name::CallId)),
+            (b"CSeq", cseq.as_bytes()),
+            (b"Contact", &self.contact),
+            (b"Event", message.value(Name::Event).unwrap_or(b"presence")),
+            (b"Subscription-State", if last { &b"terminated;reason=timeout"[..] } else { b"active" }),
+        ]);
+        for (name, value) in rows {
+            out.put(name);
+            out.put(b": ");
+            out.put(value);
+            out.put(b"\r\n");
+        }
+        let sealed = Sealed {
+            from: from.octets(),
+            to: row(Name::From),
+            call_id: row(Name::CallId),
+            cseq: cseq.as_bytes(),
+            contact: &self.contact,
+            ..Sealed::default()
+        };
+        sealed.put(out);
+        out.put(b"Content-Length: 0\r\n\r\n");
     }
 
     fn flush(&mut self) {
