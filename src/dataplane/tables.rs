@@ -4,6 +4,7 @@
 
 use crate::dataplane::counters::BackendCounters;
 use crate::dataplane::keys::Keys;
+use crate::dataplane::rewrite::via;
 use crate::dataplane::route::table::{Contender, SlotTable};
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Scheme;
@@ -81,6 +82,8 @@ pub struct Backend {
     pub is_up: bool,
     /// The host, in Via form, that it can answer us at: the local address towards it, or what the operator says.
     pub via_host: Box<str>,
+    /// How our Via towards it begins, up to the port: the same for every request, so it is put together once.
+    pub via_start: Box<str>,
     /// What was sent to it and received from it, over all shards and generations.
     pub counters: Arc<BackendCounters>,
 }
@@ -270,7 +273,19 @@ impl Tables {
                 }
                 by_address.insert(address, index);
                 let (id, pool) = (digest as u32, pool as u16);
-                backends.push(Backend { name, id, pool, address, weight, priority, is_up, via_host, counters });
+                let via_start = format!("{}{via_host}:", via::START).into();
+                backends.push(Backend {
+                    name,
+                    id,
+                    pool,
+                    address,
+                    weight,
+                    priority,
+                    is_up,
+                    via_host,
+                    via_start,
+                    counters,
+                });
             }
             up.sort_by(|&a, &b| {
                 let key = |index: u16| (backends[index as usize].priority, &backends[index as usize].name);

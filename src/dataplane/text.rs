@@ -44,9 +44,9 @@ static PAIRS: [[u8; 2]; 100] = {
     pairs
 };
 
-/// `.` and the decimal digits of every octet, and how many digits there are.
+/// The decimal digits of every octet and a `.`, and how many octets that is.
 static DECIMAL: [([u8; 4], u8); 256] = {
-    let mut table = [([b'.', 0, 0, 0], 0); 256];
+    let mut table = [([b'.'; 4], 0); 256];
     let mut octet = 0;
     while octet < 256 {
         let digits = if octet > 99 {
@@ -59,11 +59,11 @@ static DECIMAL: [([u8; 4], u8); 256] = {
         let mut rest = octet;
         let mut place = digits;
         while place > 0 {
+            place -= 1;
             table[octet].0[place] = b'0' + (rest % 10) as u8;
             rest /= 10;
-            place -= 1;
         }
-        table[octet].1 = digits as u8;
+        table[octet].1 = digits as u8 + 1;
         octet += 1;
     }
     table
@@ -148,15 +148,22 @@ impl<'a> Text<'a> {
     pub fn put_address(&mut self, address: IpAddr) -> &mut Self {
         match address.to_canonical() {
             IpAddr::V4(address) => {
-                // Four entries of four octets each, laid over each other's unused ends; the first dot is left out.
-                let mut decimals = [0u8; 17];
+                // Four entries of four octets each, laid over each other's unused ends; the last dot is not counted. An
+                // address has at most 15 octets: room that has not 16 left counts as too small.
+                let Some(place) = self.room.get_mut(self.len..self.len + 16) else {
+                    self.overrun = true;
+                    return self;
+                };
                 let mut len = 0;
                 for octet in address.octets() {
-                    let (text, digits) = DECIMAL[octet as usize];
-                    decimals[len..len + 4].copy_from_slice(&text);
-                    len += digits as usize + 1;
+                    let (text, octets) = DECIMAL[octet as usize];
+                    if let Some(place) = place.get_mut(len..len + 4) {
+                        place.copy_from_slice(&text);
+                    }
+                    len += octets as usize;
                 }
-                self.put(&decimals[1..len])
+                self.len += len - 1;
+                self
             }
             IpAddr::V6(address) => {
                 use core::fmt::Write;

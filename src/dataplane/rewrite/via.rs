@@ -45,11 +45,13 @@ pub fn digest(keys: &Keys, branch: &[u8], sent_by: &[u8], call_id: &[u8], cseq: 
     digest.finish(cseq)
 }
 
+/// How every Via of ours begins.
+pub const START: &str = "Via: SIP/2.0/UDP ";
+
 /// Writes our Via row (RFC 3261 16.6 item 8).
 #[inline(always)]
 pub fn write(out: &mut Text<'_>, keys: &Keys, message: &[u8], request: &Request, ours: &Ours<'_>, flow: &Flow) {
-    out.put(b"Via: SIP/2.0/UDP ");
-    ours.write_sent_by(out);
+    ours.write_start(out);
     out.put(b";branch=");
     token::write_branch(out, ours.transaction);
     out.put(b";vh=");
@@ -65,7 +67,7 @@ pub fn write(out: &mut Text<'_>, keys: &Keys, message: &[u8], request: &Request,
 /// What our Via says of us.
 #[derive(Clone, Copy, Debug)]
 pub struct Ours<'a> {
-    /// Host, and port unless it is the egress socket's.
+    /// Who we are to the next hop; the egress socket's port is beside it.
     pub sent_by: SentBy<'a>,
     /// Port of the egress socket.
     pub egress_port: u16,
@@ -74,16 +76,16 @@ pub struct Ours<'a> {
 }
 
 impl Ours<'_> {
+    /// Writes the row up to and with sent-by.
     #[inline(always)]
-    fn write_sent_by(&self, out: &mut Text<'_>) {
+    fn write_start(&self, out: &mut Text<'_>) {
         match self.sent_by {
-            SentBy::Egress(host) => out.put(host.as_bytes()).put(b":").put_number(u32::from(self.egress_port)),
-            SentBy::Listener(host_port) => out.put(host_port.as_bytes()),
-            SentBy::Address(SocketAddr::V4(address)) => {
-                out.put_address(IpAddr::V4(*address.ip())).put(b":").put_number(u32::from(address.port()))
-            }
-            SentBy::Address(SocketAddr::V6(address)) => {
-                out.put(b"[").put_address(IpAddr::V6(*address.ip())).put(b"]:").put_number(u32::from(address.port()))
+            SentBy::Egress(start) => out.put(start.as_bytes()).put_number(u32::from(self.egress_port)),
+            SentBy::Listener(host_port) => out.put(START.as_bytes()).put(host_port.as_bytes()),
+            SentBy::Address(address) => {
+                let (open, close): (&[u8], &[u8]) = if address.is_ipv4() { (b"", b":") } else { (b"[", b"]:") };
+                out.put(START.as_bytes()).put(open).put_address(address.ip()).put(close);
+                out.put_number(u32::from(address.port()))
             }
         };
     }

@@ -22,6 +22,7 @@ pub mod routes;
 pub mod table;
 
 use crate::dataplane::rewrite::edit::Edits;
+use crate::dataplane::rewrite::via;
 use crate::dataplane::scan::Scan;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::uri::Uri;
@@ -428,7 +429,7 @@ pub fn sent_by<'a>(tables: &'a Tables, decision: &Decision) -> SentBy<'a> {
     match decision.from {
         Sender::Egress => {
             let backend = decision.backend.and_then(|index| tables.backends.get(index as usize));
-            SentBy::Egress(backend.map_or("", |backend: &Backend| &backend.via_host))
+            SentBy::Egress(backend.map_or(via::START, |backend: &Backend| &backend.via_start))
         }
         Sender::Listener { index, local } => {
             let listener = tables.listeners.get(index as usize);
@@ -448,7 +449,7 @@ pub fn sent_by<'a>(tables: &'a Tables, decision: &Decision) -> SentBy<'a> {
 pub enum SentBy<'a> {
     /// An address of ours.
     Address(SocketAddr),
-    /// A host; the port is that of the shard's egress socket.
+    /// The start of a Via towards a backend, to be followed by the port of the shard's egress socket.
     Egress(&'a str),
     /// Host and port as configured.
     Listener(&'a str),

@@ -69,6 +69,23 @@ impl<'a> Cursor<'a> {
         Span::new(start, self.at)
     }
 
+    /// Reads `1*DIGIT`, a port; `None` if there is no digit, or the number is none a port can have.
+    #[inline(always)]
+    pub fn take_port(&mut self) -> Option<u16> {
+        let mut port: u32 = 0;
+        let mut digits = 0;
+        for &octet in self.rest() {
+            let digit = octet.wrapping_sub(b'0');
+            if digit > 9 {
+                break;
+            }
+            port = port.saturating_mul(10).saturating_add(u32::from(digit));
+            digits += 1;
+        }
+        self.at += digits;
+        u16::try_from(port).ok().filter(|_| digits > 0)
+    }
+
     /// Reads linear white space: blanks and folds.
     #[inline(always)]
     pub fn skip_lws(&mut self) {

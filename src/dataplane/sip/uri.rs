@@ -1,7 +1,6 @@
 //! As much of a URI as routing needs: scheme, host, port and a few parameters of `sip:` and `sips:`.
 
 use super::cursor::{self, Cursor};
-use super::grammar;
 use crate::dataplane::scan::{Span, find_blank_or};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -88,9 +87,8 @@ impl Uri {
         };
         let colon = cursor.at() as u32;
         if cursor.take(b':') {
-            let digits = cursor.take_while(grammar::DIGIT);
-            self.port = u16::try_from(grammar::number(digits.of(message))?).ok()?;
-            self.port_text = Span { start: colon, end: digits.end };
+            self.port = cursor.take_port()?;
+            self.port_text = Span { start: colon, end: cursor.at() as u32 };
         }
         self.params = Span::new(cursor.at(), cursor.at());
         while cursor.take(b';') {

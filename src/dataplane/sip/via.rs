@@ -70,9 +70,8 @@ fn by_grammar(message: &[u8], span: Span) -> Option<Via> {
     let host = take_host(&mut cursor)?;
     let mut via = Via { host, sent_by: host, port: DEFAULT_PORT, ..Via::default() };
     if cursor.take_separator(b':') {
-        let digits = cursor.take_while(grammar::DIGIT);
-        via.port = u16::try_from(grammar::number(digits.of(message))?).ok()?;
-        via.sent_by.end = digits.end;
+        via.port = cursor.take_port()?;
+        via.sent_by.end = cursor.at() as u32;
         via.has_blanks = via.sent_by.of(message).iter().any(|&octet| grammar::is_lws(octet));
     }
     via.whole = Span { start: start as u32, end: via.sent_by.end };
@@ -129,9 +128,8 @@ impl Via {
             ..Via::default()
         };
         if cursor.take(b':') {
-            let digits = cursor.take_while(grammar::DIGIT);
-            self.port = u16::try_from(grammar::number(digits.of(message))?).ok()?;
-            self.sent_by.end = digits.end;
+            self.port = cursor.take_port()?;
+            self.sent_by.end = cursor.at() as u32;
         }
         while !cursor.is_done() {
             let start = cursor.at() as u32;
@@ -185,19 +183,26 @@ impl Via {
     }
 
     /// The value of `received`, if there is one.
+    #[inline(always)]
     pub fn received_value<'a>(&self, message: &'a [u8]) -> Option<&'a [u8]> {
-        value_of(self.received, message)
+        value_of(self.received, message, b";received=")
     }
 
     /// The value of `rport`, if it has one.
+    #[inline(always)]
     pub fn rport_value<'a>(&self, message: &'a [u8]) -> Option<&'a [u8]> {
-        value_of(self.rport, message)
+        value_of(self.rport, message, b";rport=")
     }
 }
 
-/// The value of a parameter that fills `whole` from its semicolon on.
+/// The value of a parameter that fills `whole` from its semicolon on, mostly with `start`, which ends with the equals sign.
 #[inline(always)]
-fn value_of(whole: Span, message: &[u8]) -> Option<&[u8]> {
+fn value_of<'a, const N: usize>(whole: Span, message: &'a [u8], start: &[u8; N]) -> Option<&'a [u8]> {
+    if let Some((found, value)) = whole.of(message).split_first_chunk()
+        && found == start
+    {
+        return Some(grammar::trim(value));
+    }
     let end = whole.end as usize;
     let equals = find(message, whole.start as usize, end, [b'=']);
     (equals < end).then(|| grammar::trim(&message[equals + 1..end]))
