@@ -150,6 +150,9 @@ impl Router {
     }
 
     /// Decides where a request goes, and what that changes in it.
+    //= RFC 3261 section 16.11
+    //# Stateless proxies MUST NOT perform special processing for CANCEL
+    //# requests.
     #[inline(always)]
     pub fn route(&mut self, input: &Input<'_>, edits: &mut Edits) -> Result<Decision, Refusal> {
         self.forget_suspects_of_other_tables(input.tables);
@@ -278,6 +281,10 @@ fn is_below(host: &[u8], domain: &str) -> bool {
 }
 
 /// RFC 3261 16.4: a maddr that is ours is taken out, and a port and transport that are not the default with it.
+//= RFC 3261 section 16.4
+//# the proxy MUST strip the maddr and any non-default port or transport
+//# parameter and continue processing as if those values had not been
+//# present in the request.
 fn strip_maddr(input: &Input<'_>, edits: &mut Edits) {
     let uri = &input.request.uri;
     if !uri.has_maddr {
@@ -356,6 +363,9 @@ fn by_route(input: &Input<'_>, edits: &mut Edits, inside: bool) -> Result<ByRout
     if !next.is_loose {
         // 16.6 item 6: a strict router finds its own URI in the Request-URI and the rest of the way in Route.
         routes.take_first();
+        //= RFC 3261 section 16.6
+        //# The proxy MUST place the Request-URI into the Route header field as
+        //# the last value.
         routes.write(input.message, edits, Some(uri.whole));
         replace_uri(input, edits, Some(next.whole));
     } else {
@@ -467,6 +477,10 @@ pub fn response_flow(request: &Request, arrival: &Arrival) -> token::Flow {
 
 /// Where the response to a request from `source` goes: with `rport` to its source port, else to the port of sent-by.
 /// Never to an address that the client wrote: a `maddr` would make us shoot at whoever it names (RFC 4475 3.3.10).
+//= RFC 3261 section 18.2.2
+//# the response MUST be sent to the address in the "received" parameter,
+//# using the port indicated in the "sent-by" value, or using port 5060 if
+//# none is specified explicitly.
 #[inline(always)]
 pub fn response_address(via: Option<&crate::dataplane::sip::via::Via>, source: SocketAddr) -> SocketAddr {
     match via {
