@@ -80,6 +80,8 @@ pub fn tables() -> Tables {
         keys: Keys::new(&[1; 16], &[2; 16], &[3; 16], 0),
         policy: Policy {
             foreign_route: ForeignRoute::Ignore,
+            record_route: false,
+            path: PathPolicy::Off,
             schemes: vec![Scheme::Sip, Scheme::Tel, Scheme::Urn],
             proxy_require: Vec::new(),
         },

@@ -19,8 +19,9 @@ use viahop::control::secret::{self, Obtained};
 use viahop::dataplane::dispatch::{Dispatcher, EgressPorts};
 use viahop::dataplane::limits::{DATAGRAM_MAX, HEAD_MAX};
 use viahop::dataplane::room::Room;
+use viahop::dataplane::route::route_token::{Purpose, RouteToken};
 use viahop::dataplane::route::table::SlotTable;
-use viahop::dataplane::route::{Arrival, Decision, How};
+use viahop::dataplane::route::{Arrival, Decision, How, Popped};
 use viahop::dataplane::scan::Scanner;
 use viahop::dataplane::tables::Tables;
 use viahop::dataplane::verdict::{Answer, Verdict};
@@ -151,12 +152,27 @@ fn print(tables: &Tables, egress: EgressPorts, arrival: Arrival, mut message: Ve
 }
 
 fn reasons(tables: &Tables, decision: &Decision) {
-    if decision.popped {
-        println!("route    the top Route is ours: taken out");
+    match decision.popped {
+        Popped::Nothing => {}
+        Popped::Plain => println!("route    the top Route is ours: taken out"),
+        Popped::Stranger { .. } => {
+            println!("route    the top Route is ours: taken out; its token does not verify and is not heeded")
+        }
+        Popped::Token(RouteToken { purpose, client, .. }) => {
+            println!("route    the top Route is ours: taken out");
+            match purpose {
+                Purpose::Flow => println!("token    of the flow of client {}", client.to),
+                Purpose::Dialog { backend } => {
+                    let backend = tables.by_id.get(&backend).and_then(|&index| tables.backends.get(index as usize));
+                    let backend = backend.map_or("none that there is", |backend| &backend.name);
+                    println!("token    of this dialog: backend {backend}, client {}", client.to);
+                }
+            }
+        }
     }
     let backend = decision.backend.and_then(|index| tables.backends.get(index as usize));
     let pool = backend.and_then(|backend| tables.pools.get(backend.pool as usize));
-    let by_pool = !matches!(decision.how, How::Route | How::RequestUri);
+    let by_pool = !matches!(decision.how, How::Route | How::RequestUri | How::Token);
     if let (Some(pool), true) = (pool, by_pool) {
         match decision.rule.and_then(|index| tables.rules.get(index as usize)) {
             Some(rule) => println!("rule     {}", rule.name),
@@ -171,6 +187,7 @@ fn reasons(tables: &Tables, decision: &Decision) {
             println!("slot     {} of 65,536{note}", SlotTable::number(hash));
         }
         How::Random { hash } => println!("slot     {} of 65,536, by the transaction", SlotTable::number(hash)),
+        How::Token => println!("target   the token in its Route names it"),
         How::Memory => println!("memory   where this call went before"),
         How::Priority => println!("priority the first backend that is up"),
         How::RoundRobin => println!("turn     the next backend's; each shard counts for itself"),

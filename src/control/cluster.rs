@@ -103,7 +103,7 @@ impl Cluster {
                 strategy: pool.strategy,
             }
         });
-        let Policy { inside, foreign_route, schemes, proxy_require, .. } = config.policy;
+        let Policy { inside, foreign_route, record_route, path, schemes, proxy_require, .. } = config.policy;
         let listeners = config.listeners.into_iter().map(|listener| Listener {
             name: listener.name.into(),
             address: listener.address,
@@ -127,7 +127,7 @@ impl Cluster {
             rules: rules.collect(),
             inside,
             own,
-            policy: tables::Policy { foreign_route, schemes, proxy_require },
+            policy: tables::Policy { foreign_route, record_route, path, schemes, proxy_require },
             hash,
         }
     }

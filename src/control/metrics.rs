@@ -234,6 +234,16 @@ fn messages(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
         [(vec![], view.sum(|counters| counters.vias_rebuilt.get()))],
     )?;
     out.counter(
+        "viahop_dialog_tokens_refused",
+        "Requests from outside whose dialog token did not verify: mangled, forged or of another secret; they went by their key",
+        [(vec![], view.sum(|counters| counters.strange_tokens.get()))],
+    )?;
+    out.counter(
+        "viahop_dialogs_orphaned",
+        "Requests whose dialog's backend was down, so that they went by their key",
+        [(vec![], view.sum(|counters| counters.orphaned.get()))],
+    )?;
+    out.counter(
         "viahop_call_memory_evicted",
         "Calls of round-robin pools that had to be forgotten before their time",
         [(vec![], view.sum(|counters| counters.memory_evicted.get()))],

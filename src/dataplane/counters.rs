@@ -148,6 +148,10 @@ pub struct ShardCounters {
     pub busy_ns: Counter,
     /// 100s that had lost the client's Via and got it back (see `token.rs`).
     pub vias_rebuilt: Counter,
+    /// Requests from outside whose Route token did not verify, so that they went by their key.
+    pub strange_tokens: Counter,
+    /// Requests whose dialog's backend was down, so that they went by their key.
+    pub orphaned: Counter,
     /// Calls the call memory had to forget before their time.
     pub memory_evicted: Counter,
     /// Datagrams the kernel dropped because a receive buffer was full, by listener; the last is the egress socket.
@@ -170,6 +174,8 @@ impl ShardCounters {
             handling_ns: Histogram::new(&HANDLING_NS),
             busy_ns: Counter::default(),
             vias_rebuilt: Counter::default(),
+            strange_tokens: Counter::default(),
+            orphaned: Counter::default(),
             memory_evicted: Counter::default(),
             socket_drops: (0..=listeners).map(|_| Counter::default()).collect(),
             last_turn_ms: Counter::default(),

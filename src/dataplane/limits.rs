@@ -2,10 +2,6 @@
 
 /// Octets of the largest datagram a socket can deliver: 16 bits of UDP length. Receive slots are this large, so that no
 /// datagram is ever cut (RFC 3261 18.1.1 asks for 65,535).
-//= RFC 3261 section 18.1.1
-//# implementations MUST be able to handle messages up to the maximum
-//# datagram packet size. For UDP, this size is 65,535 bytes, including IP
-//# and UDP headers.
 pub const DATAGRAM_MAX: usize = 65_535;
 
 /// Octets of the largest UDP payload IPv4 can carry: 65,535 less 20 of IP and 8 of UDP header. A request that our Via

@@ -23,6 +23,8 @@ pub struct Tables {
     pub backends: Vec<Backend>,
     /// Backends by the address they send from and are sent to.
     pub by_address: AHashMap<SocketAddr, u16>,
+    /// Backends by their id, which is what dialogs know them by.
+    pub by_id: AHashMap<u32, u16>,
     /// The pools.
     pub pools: Vec<Pool>,
     /// Which pool takes what; the first rule that matches wins. Without a match, the first pool.
@@ -192,11 +194,28 @@ pub enum ForeignRoute {
     Refuse,
 }
 
+/// Which registrations from outside get a Path of ours (RFC 3327), so that requests to the client come through us, down
+/// the flow it registered on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathPolicy {
+    /// All.
+    Always,
+    /// None.
+    Off,
+    /// Those whose client says `Supported: path` (5.2).
+    Supported,
+}
+
 /// Choices that are the operator's.
 #[derive(Clone, Debug)]
 pub struct Policy {
     /// See [`ForeignRoute`].
     pub foreign_route: ForeignRoute,
+    /// Whether requests that begin a dialog get a Record-Route of ours, so that all of the dialog comes through us and
+    /// finds its backend whatever becomes of the table (RFC 3261 16.6 item 4).
+    pub record_route: bool,
+    /// See [`PathPolicy`].
+    pub path: PathPolicy,
     /// Schemes a Request-URI may have (RFC 3261 16.3 item 2): what the cluster understands.
     pub schemes: Vec<Scheme>,
     /// Option tags of Proxy-Require that are passed on (16.3 item 5), lower-case.
@@ -261,7 +280,8 @@ impl Tables {
     /// At most [`BACKENDS_MAX`](crate::dataplane::limits::BACKENDS_MAX) backends: the control plane refuses more.
     pub fn new(generation: u64, settings: Settings, parts: Vec<PoolParts>, previous: Option<&Tables>) -> Tables {
         let Settings { listeners, rules, inside, own, keys, policy, draining } = settings;
-        let (mut backends, mut by_address, mut pools) = (Vec::new(), AHashMap::new(), Vec::new());
+        let (mut backends, mut pools) = (Vec::new(), Vec::new());
+        let (mut by_address, mut by_id) = (AHashMap::new(), AHashMap::new());
         for (pool, part) in parts.into_iter().enumerate() {
             let (mut contenders, mut up) = (Vec::new(), Vec::new());
             for BackendParts { name, address, weight, priority, is_up, via_host, counters } in part.backends {
@@ -273,6 +293,7 @@ impl Tables {
                 }
                 by_address.insert(address, index);
                 let (id, pool) = (digest as u32, pool as u16);
+                by_id.insert(id, index);
                 let via_start = format!("{}{via_host}:", via::START).into();
                 backends.push(Backend {
                     name,
@@ -296,7 +317,7 @@ impl Tables {
             let PoolParts { name, affinity, strategy, .. } = part;
             pools.push(Pool { name, affinity, strategy, table, up, contenders });
         }
-        Tables { generation, listeners, backends, by_address, pools, rules, inside, own, keys, policy, draining }
+        Tables { generation, listeners, backends, by_address, by_id, pools, rules, inside, own, keys, policy, draining }
     }
 
     /// Whether `host:port` means us. `host` may be in any case; an address counts however it is written.

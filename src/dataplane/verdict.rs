@@ -50,11 +50,9 @@ pub enum Answer {
 
 impl Answer {
     /// The status codes we answer with, and how each answer is labelled in metrics: a fixed set.
-    //= RFC 3261 section 16.11
-    //# when handling a request statelessly, an element MUST NOT generate its
-    //# own 100 (Trying) or any other provisional response.
-    pub const LABELS: [&'static str; 14] =
-        ["200", "400", "403", "404", "414", "416", "420", "482", "483", "501", "503", "505", "513", "stun"];
+    pub const LABELS: [&'static str; 16] = [
+        "200", "400", "403", "404", "414", "416", "420", "430", "481", "482", "483", "501", "503", "505", "513", "stun",
+    ];
 
     /// Index of the answer's label in [`Answer::LABELS`].
     pub fn index(self) -> usize {

@@ -214,7 +214,10 @@ impl<I: Io> Shard<I> {
             }
         }
         counters.socket_drops[self.listeners].set(egress);
-        counters.memory_evicted.set(self.dispatcher.router().evicted);
+        let router = self.dispatcher.router();
+        counters.memory_evicted.set(router.evicted);
+        counters.strange_tokens.set(router.strange_tokens);
+        counters.orphaned.set(router.orphaned);
         counters.vias_rebuilt.set(self.dispatcher.vias_rebuilt);
     }
 

@@ -45,6 +45,8 @@ pub fn settings() -> Settings {
         keys: keys(),
         policy: Policy {
             foreign_route: ForeignRoute::Ignore,
+            record_route: true,
+            path: PathPolicy::Supported,
             schemes: vec![Scheme::Sip, Scheme::Tel, Scheme::Urn],
             proxy_require: vec!["sec-agree".into()],
         },

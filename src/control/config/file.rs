@@ -146,8 +146,12 @@ pub struct Policy {
     pub inside: Value<Vec<Spanned<String>>>,
     /// Further names that mean us.
     pub aliases: Value<Vec<Spanned<String>>>,
+    /// Whether requests that begin a dialog get a Record-Route of ours.
+    pub record_route: Value<bool>,
     /// `ignore` or `refuse`.
     pub foreign_route: Value<String>,
+    /// Which registrations get a Path of ours.
+    pub path: Value<String>,
     /// Schemes of Request-URIs.
     pub schemes: Value<Vec<Spanned<String>>>,
     /// Option tags passed on.

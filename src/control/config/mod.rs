@@ -16,7 +16,7 @@ mod read;
 
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Scheme;
-use crate::dataplane::tables::{Affinity, ForeignRoute, Network, Side, Strategy};
+use crate::dataplane::tables::{Affinity, ForeignRoute, Network, PathPolicy, Side, Strategy};
 use address::HostPort;
 use problem::{Problem, Report, Source};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -155,6 +155,10 @@ pub struct Policy {
     pub inside: Vec<Network>,
     /// Further names that mean us, with a port if only that one does.
     pub aliases: Vec<HostPort>,
+    /// Whether we stay in the path of dialogs.
+    pub record_route: bool,
+    /// Which registrations get a Path of ours.
+    pub path: PathPolicy,
     /// What to do about next hops that clients ask for.
     pub foreign_route: ForeignRoute,
     /// Schemes of Request-URIs that are passed on.

@@ -8,7 +8,7 @@ use super::{Backend, Config, Cores, Health, Listen, Log, LogFormat, Policy, Pool
 use crate::dataplane::limits::{BACKENDS_MAX, LISTENERS_MAX};
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Scheme;
-use crate::dataplane::tables::{Affinity, ForeignRoute, Network, Side, Strategy};
+use crate::dataplane::tables::{Affinity, ForeignRoute, Network, PathPolicy, Side, Strategy};
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -483,6 +483,7 @@ impl Reader<'_> {
         let inside: Vec<Network> =
             each(&policy.inside).iter().filter_map(|one| self.address(one, address::network)).collect();
         let aliases = each(&policy.aliases).iter().filter_map(|one| self.address(one, address::host_port)).collect();
+        let paths = [("always", PathPolicy::Always), ("off", PathPolicy::Off), ("supported", PathPolicy::Supported)];
         let foreign = [("ignore", ForeignRoute::Ignore), ("refuse", ForeignRoute::Refuse)];
         let known = [("sip", Scheme::Sip), ("sips", Scheme::Sips), ("tel", Scheme::Tel), ("urn", Scheme::Urn)];
         let schemes = match &policy.schemes {
@@ -493,6 +494,8 @@ impl Reader<'_> {
         Policy {
             inside,
             aliases,
+            record_route: policy.record_route.as_ref().is_none_or(|value| *value.get_ref()),
+            path: self.word(&policy.path, PathPolicy::Supported, &paths),
             foreign_route: self.word(&policy.foreign_route, ForeignRoute::Ignore, &foreign),
             schemes,
             proxy_require,

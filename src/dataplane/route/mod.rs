@@ -4,20 +4,25 @@
 //! from outside, in this order; the first that applies:
 //!   the Request-URI is ours and loose (a strict router was upstream): the last Route value takes its place    R-1
 //!   the top Route is ours: taken out, twice if need be                                                        R-3
+//!   a token of its dialog was in it: the backend it names; if that is down, by the key; if it is gone, 481
+//!   the token of a flow was in it: 403, but for the client whose flow it is                                   O-4
 //!   a Route or, without one, the Request-URI names a backend: that one                                        R-5
 //!   another Route: 403, or ignored, by policy
 //!   the pool of the first rule that matches; in it, by its strategy, the backend of the request's key
 //!   no backend is up: 503
 //! from inside:
-//!   the same repairs; then the next Route or the Request-URI must be an address, and the request goes there; else 404
+//!   the same repairs; a token of a dialog or flow was in the Route: to the client it names; if it does not verify,
+//!   403; if we have left the address it came to, 430                                                          O-4
+//!   the next Route or the Request-URI must be an address, and the request goes there; else 404
 //! ```
 //!
 //! Who is inside is decided by the source, never by the key: the same Call-ID comes back from the backends' side.
-//! Requests from outside never choose a next hop that is no backend. Record-Route tokens will be a rule of their own,
-//! before the first: a token names the backend whatever the table says.
+//! Requests from outside never choose a next hop that is no backend.
 
 pub mod key;
 pub mod memory;
+pub mod record;
+pub mod route_token;
 pub mod routes;
 pub mod table;
 
@@ -27,10 +32,12 @@ use crate::dataplane::scan::Scan;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::uri::Uri;
 use crate::dataplane::tables::{Backend, ForeignRoute, Listener, Pool, Rule, Side, Strategy, Tables};
-use crate::dataplane::token;
+use crate::dataplane::text::Text;
+use crate::dataplane::token::Flow;
 use crate::dataplane::validate::{Refusal, Request};
 use crate::dataplane::verdict::Sender;
 use memory::Memory;
+use route_token::{Purpose, RouteToken};
 use routes::Routes;
 use std::net::{IpAddr, SocketAddr};
 use table::{NONE, SlotTable};
@@ -90,6 +97,8 @@ pub enum How {
     Route,
     /// It was the next one's turn.
     RoundRobin,
+    /// The token in its Route names the backend or the client.
+    Token,
 }
 
 /// A target and the reasons for it.
@@ -105,8 +114,25 @@ pub struct Decision {
     pub how: How,
     /// The rule that chose the pool.
     pub rule: Option<u16>,
-    /// Whether a Route value of ours was taken out.
-    pub popped: bool,
+    /// What was found in a Route value of ours.
+    pub popped: Popped,
+}
+
+/// What was found in the Route values of ours that were taken out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Popped {
+    /// There was none.
+    #[default]
+    Nothing,
+    /// A value without a token.
+    Plain,
+    /// A token that does not verify.
+    Stranger {
+        /// Whether it looks like that of a flow.
+        of_flow: bool,
+    },
+    /// A token of ours, of this dialog or of a flow.
+    Token(RouteToken),
 }
 
 /// A shard's router: what of routing needs memory.
@@ -121,6 +147,10 @@ pub struct Router {
     generation: u64,
     /// Calls that had to be forgotten before their time.
     pub evicted: u64,
+    /// Requests from outside whose dialog token did not verify: mangled by a phone, forged, or of another secret.
+    pub strange_tokens: u64,
+    /// Requests whose dialog's backend was down, so that they went by their key.
+    pub orphaned: u64,
 }
 
 /// Suspects remembered at a time. When more backends refuse at once, the tables that say so come within milliseconds.
@@ -129,6 +159,11 @@ const SUSPECTS_MAX: usize = 64;
 const FORBIDDEN: Refusal = Refusal::new(403, "Route Is Not Ours");
 const NOT_FOUND: Refusal = Refusal::new(404, "Next Hop Is Not An Address");
 const UNAVAILABLE: Refusal = Refusal::new(503, "No Backend Available");
+const TAMPERED: Refusal = Refusal::new(403, "Route Token Does Not Verify");
+const NOT_YOURS: Refusal = Refusal::new(403, "Flow Is Another Client's");
+const FLOW_GONE: Refusal = Refusal::new(430, "Flow Failed");
+// RFC 5057 5.1: 481 ends the dialog that is lost anyway and nothing else.
+const GONE: Refusal = Refusal::new(481, "Backend Of This Dialog Is Gone");
 
 impl Router {
     /// Passes over the backend at `address` until the next tables, as far as its slots have a runner-up.
@@ -150,16 +185,13 @@ impl Router {
     }
 
     /// Decides where a request goes, and what that changes in it.
-    //= RFC 3261 section 16.11
-    //# Stateless proxies MUST NOT perform special processing for CANCEL
-    //# requests.
     #[inline(always)]
     pub fn route(&mut self, input: &Input<'_>, edits: &mut Edits) -> Result<Decision, Refusal> {
         self.forget_suspects_of_other_tables(input.tables);
         let inside = input.tables.is_inside(input.arrival.from) || side_of(input) == Side::Inside;
-        let mut popped = false;
+        let mut popped = Popped::Nothing;
         if input.scan.has(HeaderKind::Route) {
-            let by_route = by_route(input, edits, inside)?;
+            let by_route = self.by_route(input, edits, inside)?;
             if let Some(decision) = by_route.decision {
                 return Ok(decision);
             }
@@ -281,10 +313,6 @@ fn is_below(host: &[u8], domain: &str) -> bool {
 }
 
 /// RFC 3261 16.4: a maddr that is ours is taken out, and a port and transport that are not the default with it.
-//= RFC 3261 section 16.4
-//# the proxy MUST strip the maddr and any non-default port or transport
-//# parameter and continue processing as if those values had not been
-//# present in the request.
 fn strip_maddr(input: &Input<'_>, edits: &mut Edits) {
     let uri = &input.request.uri;
     if !uri.has_maddr {
@@ -306,73 +334,127 @@ fn strip_maddr(input: &Input<'_>, edits: &mut Edits) {
 
 struct ByRoute {
     decision: Option<Decision>,
-    popped: bool,
+    popped: Popped,
 }
 
-/// Obeys the Route header (16.4, 16.6 item 6).
-#[cold]
-fn by_route(input: &Input<'_>, edits: &mut Edits, inside: bool) -> Result<ByRoute, Refusal> {
-    let mut routes = Routes::read(input.message, input.scan).ok_or(Refusal::new(400, "Bad Route"))?;
-    let mut uri = input.request.uri;
-    let mut new_uri = None;
-    if is_own(input, &uri) && uri.is_loose {
+impl Router {
+    /// Obeys the Route header (16.4, 16.6 item 6).
+    #[cold]
+    fn by_route(&mut self, input: &Input<'_>, edits: &mut Edits, inside: bool) -> Result<ByRoute, Refusal> {
+        let mut routes = Routes::read(input.message, input.scan).ok_or(Refusal::new(400, "Bad Route"))?;
+        let mut uri = input.request.uri;
+        let (mut new_uri, mut popped) = (None, Popped::Nothing);
+        if is_own(input, &uri) && uri.is_loose {
+            //= RFC 3261 section 16.4
+            //# The proxy MUST inspect the Request-URI of the request.  If the
+            //# Request-URI of the request contains a value this proxy previously
+            //# placed into a Record-Route header field (see Section 16.6 item 4),
+            //# the proxy MUST replace the Request-URI in the request with the last
+            //# value from the Route header field, and remove that value from the
+            //# Route header field.
+            if let Some(last) = routes.take_last() {
+                popped = token_in(input, &uri, inside);
+                uri = last.uri;
+                new_uri = Some(last.uri.whole);
+            }
+        } else {
+            strip_maddr(input, edits);
+        }
         //= RFC 3261 section 16.4
-        //# The proxy MUST inspect the Request-URI of the request.  If the
-        //# Request-URI of the request contains a value this proxy previously
-        //# placed into a Record-Route header field (see Section 16.6 item 4),
-        //# the proxy MUST replace the Request-URI in the request with the last
-        //# value from the Route header field, and remove that value from the
-        //# Route header field.
-        if let Some(last) = routes.take_last() {
-            uri = last.uri;
-            new_uri = Some(last.uri.whole);
+        //# If the first value in the Route header field indicates this proxy,
+        //# the proxy MUST remove that value from the request.
+        //
+        // RFC 5658 5: of a double Record-Route, both values at once. Two values of ours that are no pair are those of a
+        // call that went through us twice: the second is for the second time.
+        for _ in 0..2 {
+            let Some(first) = routes.first().filter(|first| is_own(input, &first.uri)) else { break };
+            let found = token_in(input, &first.uri, inside);
+            match (popped, found) {
+                (Popped::Token(one), Popped::Token(other)) if one.is_double && other.is_double => {}
+                (Popped::Nothing | Popped::Plain, _) => popped = found,
+                _ => break,
+            }
+            routes.take_first();
         }
-    } else {
-        strip_maddr(input, edits);
-    }
-    //= RFC 3261 section 16.4
-    //# If the first value in the Route header field indicates this proxy,
-    //# the proxy MUST remove that value from the request.
-    //
-    // RFC 5658 5: with a double Record-Route, both values at once.
-    let mut popped = false;
-    for _ in 0..2 {
-        popped |= routes.first().is_some_and(|first| is_own(input, &first.uri)) && routes.take_first().is_some();
-    }
-    let Some(next) = routes.first().map(|first| first.uri) else {
-        let target = target_of(input, &uri, inside);
-        routes.write(input.message, edits, None);
-        replace_uri(input, edits, new_uri);
-        let decision = match target {
-            Some(target) => Some(decide(input, target, How::RequestUri, popped)?),
-            None => None,
+        let by_token = self.target_of_token(input, popped, inside)?;
+        let next = routes.first().map(|first| first.uri);
+        let named = target_of(input, next.as_ref().unwrap_or(&uri), inside);
+        if let (Some(_), None, None) = (next, by_token, named) {
+            if inside {
+                return Err(NOT_FOUND);
+            }
+            if input.tables.policy.foreign_route == ForeignRoute::Refuse {
+                return Err(FORBIDDEN);
+            }
+        }
+        match next {
+            // 16.6 item 6: a strict router finds its own URI in the Request-URI and the rest of the way in Route.
+            Some(next) if !next.is_loose && (by_token.is_some() || named.is_some()) => {
+                routes.take_first();
+                routes.write(input.message, edits, Some(uri.whole));
+                replace_uri(input, edits, Some(next.whole));
+            }
+            _ => {
+                routes.write(input.message, edits, None);
+                replace_uri(input, edits, new_uri);
+            }
+        }
+        let how = if next.is_some() { How::Route } else { How::RequestUri };
+        let decision = match (by_token, named) {
+            (Some(decision), _) => Some(Decision { popped, ..decision }),
+            (None, Some(target)) => Some(decide(input, target, how, popped)?),
+            (None, None) => None,
         };
-        return Ok(ByRoute { decision, popped });
-    };
-    let Some(target) = target_of(input, &next, inside) else {
-        if inside {
-            return Err(NOT_FOUND);
-        }
-        if input.tables.policy.foreign_route == ForeignRoute::Refuse {
-            return Err(FORBIDDEN);
-        }
-        routes.write(input.message, edits, None);
-        replace_uri(input, edits, new_uri);
-        return Ok(ByRoute { decision: None, popped });
-    };
-    if !next.is_loose {
-        // 16.6 item 6: a strict router finds its own URI in the Request-URI and the rest of the way in Route.
-        routes.take_first();
-        //= RFC 3261 section 16.6
-        //# The proxy MUST place the Request-URI into the Route header field as
-        //# the last value.
-        routes.write(input.message, edits, Some(uri.whole));
-        replace_uri(input, edits, Some(next.whole));
-    } else {
-        routes.write(input.message, edits, None);
-        replace_uri(input, edits, new_uri);
+        Ok(ByRoute { decision, popped })
     }
-    Ok(ByRoute { decision: Some(decide(input, target, How::Route, popped)?), popped })
+
+    /// Where a token of ours sends a request. `None`: its key decides.
+    fn target_of_token(
+        &mut self,
+        input: &Input<'_>,
+        popped: Popped,
+        inside: bool,
+    ) -> Result<Option<Decision>, Refusal> {
+        let Input { tables, arrival, .. } = input;
+        let token = match popped {
+            Popped::Token(token) => token,
+            Popped::Stranger { of_flow } if inside || of_flow => return Err(TAMPERED),
+            Popped::Stranger { .. } => {
+                self.strange_tokens += 1;
+                return Ok(None);
+            }
+            Popped::Nothing | Popped::Plain => return Ok(None),
+        };
+        let Flow { listener, to, local } = token.client;
+        let decision = Decision { to, from: Sender::Egress, backend: None, how: How::Token, rule: None, popped };
+        if inside {
+            let index = listener.filter(|&index| (index as usize) < tables.listeners.len()).ok_or(FLOW_GONE)?;
+            return Ok(Some(Decision { from: Sender::Listener { index, local }, ..decision }));
+        }
+        let Purpose::Dialog { backend } = token.purpose else {
+            // RFC 5626 5.3: from the client itself it is on its way out, as if there had been no Route. To others, never.
+            return if to == arrival.from { Ok(None) } else { Err(NOT_YOURS) };
+        };
+        let &index = tables.by_id.get(&backend).ok_or(GONE)?;
+        let backend = tables.backends.get(index as usize).ok_or(GONE)?;
+        if !backend.is_up || self.suspects.contains(&index) {
+            // Another server may share its state; one that does not answers 481 itself.
+            self.orphaned += 1;
+            return Ok(None);
+        }
+        Ok(Some(Decision { to: backend.address, backend: Some(index), ..decision }))
+    }
+}
+
+/// What the Route value `uri`, which is ours, holds.
+fn token_in(input: &Input<'_>, uri: &Uri, inside: bool) -> Popped {
+    let Some(value) = uri.param(input.message, route_token::PARAM).and_then(|param| param.value) else {
+        // We never write a user part. Whoever invents one in a request to a client means a flow.
+        return if inside && uri.userinfo.is_present() { Popped::Stranger { of_flow: true } } else { Popped::Plain };
+    };
+    let (text, call_id) = (value.of(input.message), input.request.call_id.of(input.message));
+    let token = RouteToken::read(text, &input.tables.keys, call_id);
+    token.map_or(Popped::Stranger { of_flow: RouteToken::claims_flow(text) }, Popped::Token)
 }
 
 fn replace_uri(input: &Input<'_>, edits: &mut Edits, uri: Option<crate::dataplane::scan::Span>) {
@@ -400,7 +482,7 @@ fn target_of(input: &Input<'_>, uri: &Uri, inside: bool) -> Option<SocketAddr> {
 }
 
 /// The decision for a target that the message names itself.
-fn decide(input: &Input<'_>, to: SocketAddr, how: How, popped: bool) -> Result<Decision, Refusal> {
+fn decide(input: &Input<'_>, to: SocketAddr, how: How, popped: Popped) -> Result<Decision, Refusal> {
     let backend = input.tables.by_address.get(&to).copied();
     if backend.is_some() {
         return Ok(Decision { to, from: Sender::Egress, backend, how, rule: None, popped });
@@ -441,15 +523,18 @@ pub fn sent_by<'a>(tables: &'a Tables, decision: &Decision) -> SentBy<'a> {
             let backend = decision.backend.and_then(|index| tables.backends.get(index as usize));
             SentBy::Egress(backend.map_or(via::START, |backend: &Backend| &backend.via_start))
         }
-        Sender::Listener { index, local } => {
-            let listener = tables.listeners.get(index as usize);
-            match listener.and_then(|listener| listener.advertised.as_deref()) {
-                Some(host_port) => SentBy::Listener(host_port),
-                None => {
-                    let bound = listener.map_or(SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 5060), |one| one.address);
-                    SentBy::Address(SocketAddr::new(local.unwrap_or(bound.ip()), bound.port()))
-                }
-            }
+        Sender::Listener { index, local } => name_of(tables, index, local),
+    }
+}
+
+/// What the world calls listener `index`: what is configured, or the address a message came to.
+fn name_of(tables: &Tables, index: u8, local: Option<IpAddr>) -> SentBy<'_> {
+    let listener = tables.listeners.get(index as usize);
+    match listener.and_then(|listener| listener.advertised.as_deref()) {
+        Some(host_port) => SentBy::Listener(host_port),
+        None => {
+            let bound = listener.map_or(SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 5060), |one| one.address);
+            SentBy::Address(SocketAddr::new(local.unwrap_or(bound.ip()), bound.port()))
         }
     }
 }
@@ -463,24 +548,41 @@ pub enum SentBy<'a> {
     Egress(&'a str),
     /// Host and port as configured.
     Listener(&'a str),
+    /// The host by which a backend knows us, and a listener's port.
+    Local {
+        /// In Via form.
+        host: &'a str,
+        /// The listener's.
+        port: u16,
+    },
+}
+
+impl SentBy<'_> {
+    /// Writes host and port, of what is not the egress socket.
+    pub fn write_host_port(&self, out: &mut Text<'_>) {
+        match self {
+            SentBy::Address(address) => {
+                let (open, close): (&[u8], &[u8]) = if address.is_ipv4() { (b"", b":") } else { (b"[", b"]:") };
+                out.put(open).put_address(address.ip()).put(close).put_number(u32::from(address.port()));
+            }
+            SentBy::Local { host, port } => {
+                out.put(host.as_bytes()).put(b":").put_number(u32::from(*port));
+            }
+            SentBy::Egress(text) | SentBy::Listener(text) => {
+                out.put(text.as_bytes());
+            }
+        }
+    }
 }
 
 /// The flow on which the response to this request goes back (RFC 3261 18.2.2, RFC 3581 4).
 #[inline(always)]
-pub fn response_flow(request: &Request, arrival: &Arrival) -> token::Flow {
-    token::Flow {
-        listener: arrival.listener,
-        to: response_address(Some(&request.via), arrival.from),
-        local: arrival.local,
-    }
+pub fn response_flow(request: &Request, arrival: &Arrival) -> Flow {
+    Flow { listener: arrival.listener, to: response_address(Some(&request.via), arrival.from), local: arrival.local }
 }
 
 /// Where the response to a request from `source` goes: with `rport` to its source port, else to the port of sent-by.
 /// Never to an address that the client wrote: a `maddr` would make us shoot at whoever it names (RFC 4475 3.3.10).
-//= RFC 3261 section 18.2.2
-//# the response MUST be sent to the address in the "received" parameter,
-//# using the port indicated in the "sent-by" value, or using port 5060 if
-//# none is specified explicitly.
 #[inline(always)]
 pub fn response_address(via: Option<&crate::dataplane::sip::via::Via>, source: SocketAddr) -> SocketAddr {
     match via {

@@ -2,7 +2,7 @@
 //!
 //! A second walk over the header section, line by line. Messages that need it pay for it; most do not.
 
-use super::index::{Row, Scan};
+use super::index::{Row, Scan, Span};
 use super::scalar::{self, Header};
 use super::simd::find;
 use crate::dataplane::sip::grammar;
@@ -25,6 +25,25 @@ pub fn rows<'a>(message: &'a [u8], scan: &Scan, kind: HeaderKind) -> impl Iterat
         None
     });
     first.into_iter().chain(more)
+}
+
+/// The values of all rows with one of these names, lower-case; for headers that the scan does not look for. Slow.
+pub fn rows_named<'a>(message: &'a [u8], scan: &Scan, names: &'a [&'a [u8]]) -> impl Iterator<Item = Span> + 'a {
+    let end = (scan.body as usize).min(message.len());
+    let mut next = scan.headers as usize;
+    core::iter::from_fn(move || {
+        while next < end {
+            let row = row_at(message, next, end)?.row;
+            next = line_behind(message, row.end as usize);
+            let line = Span { start: row.start, end: row.end }.of(message);
+            let (name, value) = line.split_at(line.iter().position(|&octet| octet == b':').unwrap_or(line.len()));
+            if names.iter().any(|one| grammar::trim(name).eq_ignore_ascii_case(one)) {
+                let colon = usize::from(!value.is_empty());
+                return Some(Span { start: row.start + (name.len() + colon) as u32, end: row.end });
+            }
+        }
+        None
+    })
 }
 
 /// The row of `kind` behind the first one. Quick where it is the next line and written out, which is how the Vias of a
@@ -97,6 +116,17 @@ mod tests {
         let values: Vec<_> = rows(message, &scan, HeaderKind::Via).map(|row| row.span().of(message).to_vec()).collect();
         assert_eq!(values, [b" 1".to_vec(), b" 2,\r\n\t3".to_vec(), b"4".to_vec()]);
         assert_eq!(rows(message, &scan, HeaderKind::Route).count(), 0);
+    }
+
+    #[test]
+    fn rows_of_any_name_are_found() {
+        let message = b"OPTIONS sip:a SIP/2.0\r\nk: 1\r\nX: Supported: no\r\n k: no\r\nSUPPORTED : 2,\r\n 3\r\nSupported:4\r\n\r\nk: 5\r\n";
+        let mut scan = Scan::default();
+        scalar::scan(message, &mut scan);
+        let names: &[&[u8]] = &[b"supported", b"k"];
+        let values: Vec<_> = rows_named(message, &scan, names).map(|row| row.of(message).to_vec()).collect();
+        assert_eq!(values, [b" 1".to_vec(), b" 2,\r\n 3".to_vec(), b"4".to_vec()]);
+        assert_eq!(rows_named(message, &scan, &[b"contact", b"m"]).count(), 0);
     }
 
     #[test]

@@ -9,9 +9,6 @@ pub const TOKEN_PARAM: &[u8] = b"vh";
 
 /// `z9hG4bK`: a branch that begins with it is unique to its transaction (RFC 3261 8.1.1.7). Compared without regard to
 /// case, as tokens are (7.3.1).
-//= RFC 3261 section 8.1.1.7
-//# The branch ID inserted by an element compliant with this specification
-//# MUST always begin with the characters "z9hG4bK".
 pub const COOKIE: &[u8; 7] = b"z9hG4bK";
 
 /// The first value of a Via row. What is not there is [`Span::ABSENT`].

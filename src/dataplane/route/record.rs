@@ -1,0 +1,160 @@
+//! What we write into a request so that later ones come back to us: Record-Route (RFC 3261 16.6 item 4), Path (RFC 3327).
+//!
+//! ```text
+//!            the client's listener                an inside listener, if there is one, or one of the backend's family
+//!  client ──────────────────────────► viahop ──────────────────────────────────────────────► backend
+//! ```
+//!
+//! Where one name serves both sides there is one Record-Route, else two, the side the request goes to on top (RFC 5658).
+//! Names are those of listeners, never of egress sockets: they live for hours, and in them every shard is reached.
+
+use super::route_token::{PARAM, Purpose, RouteToken};
+use super::{Arrival, Decision, Popped, SentBy, name_of};
+use crate::dataplane::scan::{Scan, rows_named};
+use crate::dataplane::sip::grammar;
+use crate::dataplane::sip::header::HeaderKind;
+use crate::dataplane::sip::start_line::Method;
+use crate::dataplane::tables::{Backend, PathPolicy, Side, Tables};
+use crate::dataplane::text::Text;
+use crate::dataplane::token::Flow;
+use crate::dataplane::validate::Request;
+use crate::dataplane::verdict::Sender;
+
+/// A request that is recorded, and the decision about it.
+#[derive(Clone, Copy, Debug)]
+pub struct Passing<'a> {
+    /// The tables in force.
+    pub tables: &'a Tables,
+    /// The message.
+    pub message: &'a [u8],
+    /// Its scan.
+    pub scan: &'a Scan,
+    /// What it says.
+    pub request: &'a Request,
+    /// Where it came in.
+    pub arrival: &'a Arrival,
+    /// Where it goes.
+    pub decision: &'a Decision,
+}
+
+/// Writes our Record-Route or Path, if this request gets one.
+#[inline(always)]
+pub fn record(out: &mut Text<'_>, passing: &Passing<'_>) {
+    let Passing { tables, request, decision, .. } = passing;
+    match request.method {
+        Method::Invite | Method::Subscribe | Method::Refer | Method::Other if !request.to.tag.is_present() => {}
+        // RFC 6665 4.3: the subscriber takes its route set from NOTIFY, so a NOTIFY of a dialog we are in gets it too.
+        Method::Notify if matches!(decision.popped, Popped::Token(_)) => {}
+        Method::Register if tables.policy.path != PathPolicy::Off => return path(out, passing),
+        _ => return,
+    }
+    if tables.policy.record_route {
+        record_route(out, passing);
+    }
+}
+
+#[cold]
+fn record_route(out: &mut Text<'_>, passing: &Passing<'_>) {
+    let Some((client, backend)) = ends(passing) else { return };
+    let Passing { tables, message, request, decision, .. } = passing;
+    let Some(listener) = client.listener else { return };
+    let Some(inside) = listener_towards_backend(tables, backend, listener) else { return };
+    let is_double = inside != listener;
+    let token = RouteToken { purpose: Purpose::Dialog { backend: backend.id }, client, is_double };
+    let mut row = |name: SentBy<'_>| {
+        out.put(b"Record-Route: <sip:");
+        name.write_host_port(out);
+        out.put(b";lr;").put(PARAM).put(b"=");
+        token.write(out, &tables.keys, request.call_id.of(message));
+        out.put(b">\r\n");
+    };
+    let outside = name_of(tables, listener, client.local);
+    if !is_double {
+        return row(outside);
+    }
+    let inside = name_towards(tables, inside, backend);
+    let (top, below) = if decision.from == Sender::Egress { (inside, outside) } else { (outside, inside) };
+    row(top);
+    row(below);
+}
+
+/// Client and backend of a request between the two. `None`: it goes from one backend to another, which reach each other
+/// without us, or to somebody who is neither.
+fn ends<'a>(passing: &Passing<'a>) -> Option<(Flow, &'a Backend)> {
+    let Passing { tables, arrival, decision, .. } = passing;
+    let sender = tables.by_address.get(&arrival.from).copied();
+    let (client, backend) = match decision.from {
+        Sender::Egress if sender.is_none() => {
+            (Flow { listener: arrival.listener, to: arrival.from, local: arrival.local }, decision.backend?)
+        }
+        Sender::Egress => return None,
+        Sender::Listener { index, local } => (Flow { listener: Some(index), to: decision.to, local }, sender?),
+    };
+    Some((client, tables.backends.get(backend as usize)?))
+}
+
+/// The listener at which `backend` reaches us: an inside one, else the client's, else any, of its address family.
+fn listener_towards_backend(tables: &Tables, backend: &Backend, client_side: u8) -> Option<u8> {
+    let fits = |index: &u8| {
+        let listener = tables.listeners.get(*index as usize);
+        listener.is_some_and(|listener| listener.address.is_ipv4() == backend.address.is_ipv4())
+    };
+    let all = || 0..tables.listeners.len().min(u8::MAX as usize) as u8;
+    let is_inside = |index: &u8| tables.listeners[*index as usize].side == Side::Inside;
+    all().filter(is_inside).find(fits).or(Some(client_side).filter(fits)).or_else(|| all().find(fits))
+}
+
+/// What `backend` calls listener `index`.
+fn name_towards<'a>(tables: &'a Tables, index: u8, backend: &'a Backend) -> SentBy<'a> {
+    match tables.listeners.get(index as usize) {
+        Some(listener) if listener.advertised.is_none() => {
+            SentBy::Local { host: &backend.via_host, port: listener.address.port() }
+        }
+        _ => name_of(tables, index, None),
+    }
+}
+
+/// Writes our Path into a registration from outside (RFC 3327 5.2): requests to it go down the flow it came on.
+#[cold]
+fn path(out: &mut Text<'_>, passing: &Passing<'_>) {
+    let Passing { tables, message, scan, request, .. } = *passing;
+    let has_tag = |tag: &[u8]| {
+        let mut rows = rows_named(message, scan, &[b"supported", b"k"]);
+        rows.any(|row| {
+            row.of(message).split(|&octet| octet == b',').any(|one| grammar::trim(one).eq_ignore_ascii_case(tag))
+        })
+    };
+    if tables.policy.path == PathPolicy::Supported && !has_tag(b"path") {
+        return;
+    }
+    let Some((client, backend)) = ends(passing).filter(|_| passing.decision.from == Sender::Egress) else { return };
+    let Some(inside) = client.listener.and_then(|listener| listener_towards_backend(tables, backend, listener)) else {
+        return;
+    };
+    let name = match client.listener == Some(inside) {
+        true => name_of(tables, inside, client.local),
+        false => name_towards(tables, inside, backend),
+    };
+    out.put(b"Path: <sip:");
+    name.write_host_port(out);
+    out.put(b";lr;").put(PARAM).put(b"=");
+    RouteToken { purpose: Purpose::Flow, client, is_double: false }.write(out, &tables.keys, b"");
+    //= RFC 5626 section 5.1
+    //# If the edge proxy is the first hop, as
+    //# indicated by the Via header field, it MUST insert its URI in a Path
+    //# header field value as described in [RFC3327].
+    let is_first_hop = !scan.is_repeated(HeaderKind::Via) && request.via.comma == 0;
+    let asks_for_outbound = || rows_named(message, scan, &[b"contact", b"m"]).any(|row| names_reg_id(row.of(message)));
+    if is_first_hop && asks_for_outbound() {
+        out.put(b";ob");
+    }
+    out.put(b">\r\n");
+}
+
+/// Whether a Contact has a `reg-id` parameter (RFC 5626 4.2).
+fn names_reg_id(contact: &[u8]) -> bool {
+    contact.split(|&octet| octet == b';').any(|param| {
+        let name = param.split(|&octet| octet == b'=').next().unwrap_or_default();
+        grammar::trim(name).eq_ignore_ascii_case(b"reg-id")
+    })
+}
