@@ -374,12 +374,14 @@ proptest! {
         let outcome = call.send(&mut path, "INVITE", "");
         let arrival = from_backend(&outcome);
         let (ours, below) = split_vias(&outcome.sent);
+        let (recorded, below) = below.split_once("\r\n").unwrap();
+        prop_assert!(recorded.starts_with("Record-Route: <sip:192.0.2.100:5060;lr;vh="), "{}", recorded);
         let returned = format!("Via: SIP/2.0/UDP {}{}{}", call.sent_by, with_received(&call).concat(), call.below);
         let returned_hops = match call.hops {
             Some(hops) => format!("{returned}Max-Forwards: {:>width$}\r\n", hops - 1, width = hops.to_string().len()),
             None => format!("Max-Forwards: 70\r\n{returned}"),
         };
-        prop_assert_eq!(&below, &returned_hops);
+        prop_assert_eq!(below, &returned_hops);
         for (status, vias) in [("200 OK", &returned), ("180 ", &returned), ("486 Busy Here", &returned)] {
             let answer = path.receive_on(&response(status, &format!("{ours}\r\n{vias}"), &call), arrival);
             prop_assert!(answer.is_forward(), "{:?}", answer.verdict);

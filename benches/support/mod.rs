@@ -71,6 +71,7 @@ pub fn tables() -> Tables {
         listeners: vec![Listener {
             name: "edge".into(),
             address: listener,
+            host: listener.ip(),
             side: Side::Outside,
             advertised: Some("192.0.2.100:5060".into()),
         }],

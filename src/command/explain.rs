@@ -93,7 +93,10 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 
 /// An editor writes LF; SIP wants CRLF. A message that has CRLF anywhere is taken as it is.
 fn mend_line_ends(message: &mut Vec<u8>) {
-    if message.windows(2).any(|pair| pair == b"\r\n") || !message.contains(&b'\n') {
+    if !message.first().is_some_and(u8::is_ascii_alphabetic)
+        || message.windows(2).any(|pair| pair == b"\r\n")
+        || !message.contains(&b'\n')
+    {
         return;
     }
     let lines = message.split(|&octet| octet == b'\n');
@@ -188,6 +191,7 @@ fn reasons(tables: &Tables, decision: &Decision) {
         }
         How::Random { hash } => println!("slot     {} of 65,536, by the transaction", SlotTable::number(hash)),
         How::Token => println!("target   the token in its Route names it"),
+        How::Open => println!("memory   where its INVITE went"),
         How::Memory => println!("memory   where this call went before"),
         How::Priority => println!("priority the first backend that is up"),
         How::RoundRobin => println!("turn     the next backend's; each shard counts for itself"),

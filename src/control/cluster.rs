@@ -8,7 +8,7 @@
 
 use super::config::{Health, Policy};
 use super::health::detector::{Detector, Outcome};
-use super::resolve::{Place, Resolved};
+use super::resolve::{self, Place, Resolved};
 use crate::dataplane::counters::BackendCounters;
 use crate::dataplane::keys::Keys;
 use crate::dataplane::tables::{self, BackendParts, Listener, Network, OwnName, PoolParts, Rule, Settings, Tables};
@@ -107,6 +107,10 @@ impl Cluster {
         let listeners = config.listeners.into_iter().map(|listener| Listener {
             name: listener.name.into(),
             address: listener.address,
+            host: match listener.address.ip() {
+                ip if ip.is_unspecified() => resolve::towards_the_world(ip.is_ipv4()),
+                ip => ip,
+            },
             side: listener.side,
             advertised: match listener.advertise {
                 Some(name) => Some(name.to_string().into()),
@@ -229,7 +233,7 @@ pub mod tests {
     pub fn cluster(text: &str, before: Option<&Cluster>) -> Cluster {
         let loaded = parse(Source { name: "viahop.toml".into(), text: text.into() }).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (resolved, _) = runtime.block_on(super::super::resolve::resolve(loaded)).unwrap();
+        let (resolved, _) = runtime.block_on(resolve::resolve(loaded)).unwrap();
         Cluster::new(resolved, before, 1, 1000, "f")
     }
 

@@ -244,8 +244,18 @@ fn messages(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
         [(vec![], view.sum(|counters| counters.orphaned.get()))],
     )?;
     out.counter(
+        "viahop_call_memory_hits",
+        "Requests that went where their INVITE had gone, within Timer C of a change of the tables",
+        [(vec![], view.sum(|counters| counters.memory_followed.get()))],
+    )?;
+    out.counter(
+        "viahop_call_memory_misses",
+        "INVITE, ACK and CANCEL of no INVITE that is remembered, within Timer C of a change of the tables",
+        [(vec![], view.sum(|counters| counters.memory_unknown.get()))],
+    )?;
+    out.counter(
         "viahop_call_memory_evicted",
-        "Calls of round-robin pools that had to be forgotten before their time",
+        "INVITEs, and calls of round-robin pools, that had to be forgotten before their time",
         [(vec![], view.sum(|counters| counters.memory_evicted.get()))],
     )
 }

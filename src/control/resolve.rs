@@ -137,6 +137,20 @@ fn local_towards(address: SocketAddr, config: &Config) -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
+/// The address that datagrams to anywhere leave from, for lack of a better one. Nothing is sent.
+pub fn towards_the_world(is_ipv4: bool) -> IpAddr {
+    // Addresses of documentation (RFC 5737, RFC 3849): the default route leads there.
+    let (any, world, loopback): (IpAddr, IpAddr, IpAddr) = match is_ipv4 {
+        true => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into(), Ipv4Addr::LOCALHOST.into()),
+        false => {
+            let world = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+            (Ipv6Addr::UNSPECIFIED.into(), world.into(), Ipv6Addr::LOCALHOST.into())
+        }
+    };
+    let socket = UdpSocket::bind((any, 0)).and_then(|socket| socket.connect((world, 9)).map(|()| socket));
+    socket.and_then(|socket| socket.local_addr()).map_or(loopback, |address| address.ip())
+}
+
 /// Names and addresses that are written.
 fn named(config: &Config) -> Vec<OwnName> {
     let own = |name: &HostPort| match name.address() {

@@ -99,9 +99,14 @@ fn own(path: Option<&Path>) -> io::Result<Vec<u8>> {
         fs::create_dir_all(directory)?;
     }
     let secret = fresh().map_err(|problem| io::Error::other(problem.title))?;
-    // Two processes may start at once: the one that creates the file wins, the other reads what it wrote.
-    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(mut file) => file.write_all(&secret).map(|()| secret.to_vec()),
+    // Two processes may start at once: written beside it and linked into place, the file is never there without its
+    // octets, and whoever comes second reads those of the first.
+    let draft = path.with_extension(std::process::id().to_string());
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?.write_all(&secret)?;
+    let linked = fs::hard_link(&draft, path);
+    fs::remove_file(&draft)?;
+    match linked {
+        Ok(()) => Ok(secret.to_vec()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => fs::read(path),
         Err(error) => Err(error),
     }

@@ -152,7 +152,11 @@ pub struct ShardCounters {
     pub strange_tokens: Counter,
     /// Requests whose dialog's backend was down, so that they went by their key.
     pub orphaned: Counter,
-    /// Calls the call memory had to forget before their time.
+    /// Requests that the call memory sent after their INVITE.
+    pub memory_followed: Counter,
+    /// Requests that may belong to an open INVITE which the call memory did not know, while the tables had changed.
+    pub memory_unknown: Counter,
+    /// Calls and INVITEs the call memory had to forget before their time.
     pub memory_evicted: Counter,
     /// Datagrams the kernel dropped because a receive buffer was full, by listener; the last is the egress socket.
     pub socket_drops: Box<[Counter]>,
@@ -176,6 +180,8 @@ impl ShardCounters {
             vias_rebuilt: Counter::default(),
             strange_tokens: Counter::default(),
             orphaned: Counter::default(),
+            memory_followed: Counter::default(),
+            memory_unknown: Counter::default(),
             memory_evicted: Counter::default(),
             socket_drops: (0..=listeners).map(|_| Counter::default()).collect(),
             last_turn_ms: Counter::default(),

@@ -100,7 +100,9 @@ impl Dispatcher {
         }
         self.scanner.scan(room.input, &mut self.scan);
         match start_line::parse(room.input, self.scan.start_line) {
-            Ok(StartLine::Response(code)) => (Kind::Response(code), self.on_response(tables, code, arrival, room)),
+            Ok(StartLine::Response(code)) => {
+                (Kind::Response(code), self.on_response(tables, now_ms, code, arrival, room))
+            }
             Ok(line @ StartLine::Request { method, .. }) => {
                 (Kind::Request(method), self.on_request(tables, now_ms, Ok(line), arrival, room))
             }
@@ -153,11 +155,16 @@ impl Dispatcher {
         if arrival.listener.is_none() && !tables.is_inside(arrival.from) {
             return Ok(Some(Verdict::Drop(DropReason::StrangerOnEgress)));
         }
+        //= RFC 3261 section 16.3
+        //# If a loop is detected, the element MAY return a 482 (Loop Detected)
+        //# response.
         if request.via.token.is_present() && is_loop(tables, message, &request.via) {
             // The optional check of RFC 3261 16.3 item 4: a request whose topmost Via is ours came back without passing anybody who
             // would have added a Via: a backend's address is ours.
             return Err(LOOP);
         }
+        //= RFC 3261 section 8.2.7
+        //# A stateless UAS MUST ignore ACK requests.
         if request.method == Method::Ack {
             let tag = request.to.tag.of(message);
             let from_tag = request.from.tag.of(message);
@@ -193,6 +200,9 @@ impl Dispatcher {
             return Ok(Verdict::Drop(DropReason::NoEgress));
         }
         let request = &self.request;
+        //= RFC 3261 section 16.6
+        //# If the copy contains a Max-Forwards header field, the proxy MUST
+        //# decrement its value by one (1).
         if request.max_forwards.is_present() {
             count_down(room.input, request.max_forwards, request.hops_left);
         }
@@ -202,6 +212,9 @@ impl Dispatcher {
             egress_port: egress_port.unwrap_or_default(),
             transaction,
         };
+        //= RFC 3261 section 7.1
+        //# The SIP-Version string is case-insensitive, but implementations MUST
+        //# send upper-case.
         if request.version.of(message) != b"SIP/2.0" {
             // RFC 3261 7.1: compared without regard to case, and sent in upper case.
             self.edits.replace(request.version, |text| {
@@ -215,6 +228,10 @@ impl Dispatcher {
         via::write(&mut head, &tables.keys, message, request, &ours, &route::response_flow(request, &arrival));
         // Behind our Via, above every Record-Route and Path of others (RFC 3261 16.6 item 4, RFC 3327 5.2).
         record(&mut head, &Passing { tables, message, scan: &self.scan, request, arrival: &arrival, decision });
+
+        //= RFC 3261 section 16.6
+        //# If the copy does not contain a Max-Forwards header field, the proxy
+        //# MUST add one with a field value, which SHOULD be 70.
         if !request.max_forwards.is_present() {
             head.put(b"Max-Forwards: 70\r\n");
         }
@@ -230,15 +247,27 @@ impl Dispatcher {
     }
 
     /// Takes our Via off a response and sends it where the token in that Via says (RFC 3261 16.11, 18.1.2, 18.2.2).
-    fn on_response(&mut self, tables: &Tables, code: u16, arrival: Arrival, room: &mut Room<'_>) -> Verdict {
+    fn on_response(
+        &mut self,
+        tables: &Tables,
+        now_ms: u64,
+        code: u16,
+        arrival: Arrival,
+        room: &mut Room<'_>,
+    ) -> Verdict {
         let (message, scan) = (&*room.input, &self.scan);
         let readable = scan.faults.is_empty() && validate::single_headers_stand_once(scan).is_ok();
+        //= RFC 3261 section 18.3
+        //# If the message is a response, it MUST be discarded.
         let Some((via, end)) = validate::first_via(message, scan).zip(validate::end(message, scan).ok()) else {
             return Verdict::Drop(DropReason::MalformedResponse);
         };
         if !readable {
             return Verdict::Drop(DropReason::MalformedResponse);
         }
+        //= RFC 3261 section 16.11
+        //# If the address does not match the proxy, the message MUST be silently
+        //# discarded.
         let Some(mut token) = token::read_via_token(via.token.of(message)) else {
             return Verdict::Drop(DropReason::ResponseNotOurs);
         };
@@ -250,10 +279,16 @@ impl Dispatcher {
         let digest = token::read_branch(via.branch.of(message));
         let flow = digest.and_then(|digest| token.verify(&tables.keys, digest)).filter(listener_known);
         let Some((flow, digest)) = flow.zip(digest) else { return Verdict::Drop(DropReason::ResponseForged) };
+        if code >= 200 && scan.value(HeaderKind::CSeq).is_some_and(|cseq| cseq.of(message).ends_with(b"INVITE")) {
+            self.router.answered(digest, now_ms);
+        }
         let rebuild = match next {
             NextVia::Some(next) if is_answered_at(message, &next, flow.to) => None,
             NextVia::Some(_) => return Verdict::Drop(DropReason::ResponseForged),
             NextVia::Unreadable => return Verdict::Drop(DropReason::MalformedResponse),
+            //= RFC 3261 section 16.7
+            //# If no Via header field values remain in the response, the response was
+            //# meant for this element and MUST NOT be forwarded.
             NextVia::None => match lost_via(tables, message, scan, &token, digest).filter(|_| code == 100) {
                 Some(rebuild) => Some(rebuild),
                 None => return Verdict::Drop(DropReason::ResponseForUs),
@@ -262,6 +297,12 @@ impl Dispatcher {
 
         let mut head = Text::new(room.head);
         let start = scan.start_line.start as usize;
+        //= RFC 3261 section 16.11
+        //# the proxy MUST remove that header field value from the response and
+        //# forward the result to the location indicated in the next Via header
+        //# field value. The proxy MUST NOT add to, modify, or remove the message
+        //# body.
+        //
         // Our value alone where another follows in the same row, the whole row with its line end where none does.
         let (cut_start, cut_end) = match via.comma {
             0 => (row.start as usize, row.end as usize + 2),
@@ -278,6 +319,9 @@ impl Dispatcher {
             None => return Verdict::Drop(DropReason::TooLarge),
         }
         room.tail = cut_end..end;
+        //= RFC 3581 section 4
+        //# The response MUST be sent from the same address and port that the
+        //# corresponding request was received on.
         let from = match flow.listener {
             Some(index) => Sender::Listener { index, local: flow.local },
             None => Sender::Egress,
@@ -293,7 +337,7 @@ impl Dispatcher {
         arrival: Arrival,
         room: &mut Room<'_>,
     ) -> Verdict {
-        // RFC 3261 17.1.1.3: there is no response to ACK, whatever is wrong with it, be it the rest of its start line.
+        // RFC 3261 8.2.7: there is no response to ACK, whatever is wrong with it, be it the rest of its start line.
         let line = self.scan.start_line.of(room.input);
         if line.trim_ascii_start().split(|&octet| grammar::is_blank(octet)).next() == Some(b"ACK") {
             return Verdict::Drop(DropReason::AckRefused);

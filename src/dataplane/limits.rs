@@ -2,6 +2,10 @@
 
 /// Octets of the largest datagram a socket can deliver: 16 bits of UDP length. Receive slots are this large, so that no
 /// datagram is ever cut (RFC 3261 18.1.1 asks for 65,535).
+//= RFC 3261 section 18.1.1
+//# implementations MUST be able to handle messages up to the maximum
+//# datagram packet size. For UDP, this size is 65,535 bytes, including IP
+//# and UDP headers.
 pub const DATAGRAM_MAX: usize = 65_535;
 
 /// Octets of the largest UDP payload IPv4 can carry: 65,535 less 20 of IP and 8 of UDP header. A request that our Via
@@ -42,13 +46,17 @@ pub const BACKENDS_MAX: usize = u16::MAX as usize;
 /// Listeners: tokens name one by 8 bits and one value stands for the egress socket.
 pub const LISTENERS_MAX: usize = u8::MAX as usize;
 
-/// Entries of a shard's call memory. 65,536 entries of 16 octets: 1 MiB a shard, enough for 1,000 new calls a second
-/// that are remembered for a minute. When it is full the oldest entry of a set is forgotten, which is counted.
-pub const MEMORY_ENTRIES: usize = 1 << 16;
+/// Entries of each of a shard's two call memories. 262,144 entries of 16 octets: 4 MiB, enough for 6,000 new calls a
+/// second that ring for 10 s. When it is full the entry of a set that would end first is forgotten, which is counted.
+pub const MEMORY_ENTRIES: usize = 1 << 18;
 
 /// How long the call memory remembers a call, in milliseconds: 64*T1, the longest a transaction outlives its last
 /// message (RFC 3261 17.1.1.2), after each message of the call.
 pub const MEMORY_MS: u64 = 32_000;
+
+/// How long an INVITE without a final response is remembered, in milliseconds: Timer C, the longest that a proxy lets it
+/// ring (RFC 3261 16.6 item 11).
+pub const RINGING_MS: u64 = 180_000;
 
 /// Route values of one request that we take apart. RFC 3261 has no limit; a route set has as many as proxies that
 /// record-routed the call. More: 400.

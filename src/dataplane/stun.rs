@@ -17,6 +17,9 @@ const XOR_MAPPED_ADDRESS: [u8; 2] = [0x00, 0x20];
 const FINGERPRINT: u16 = 0x8028;
 
 /// Whether a datagram that begins with `first` is meant to be STUN (RFC 5626 8).
+//= RFC 5626 section 8
+//# the first octet of a STUN Binding method has a value of 0 or 1, while
+//# the first octet of a SIP message is never a 0 or 1.
 #[inline(always)]
 pub const fn looks_like_stun(first: u8) -> bool {
     first < 2

@@ -58,6 +58,8 @@ pub struct Listener {
     pub name: Box<str>,
     /// What it is bound to; may be a wildcard address.
     pub address: SocketAddr,
+    /// The address of ours that stands in what we write when it is bound to a wildcard and no message has told another.
+    pub host: IpAddr,
     /// Who is on the other side.
     pub side: Side,
     /// `host:port` under which the world reaches it: what we write into a Via that leaves through it. A wildcard

@@ -138,6 +138,11 @@ impl Head {
 
 /// Writes the value of our Via parameter for the transaction whose branch carries `digest`. `rebuild` is the client's
 /// sent-by and branch, where a 100 may lose them.
+//= RFC 3581 section 4
+//# a stateless proxy can encode the destination address and port of a
+//# request into the Via header field value that it inserts. When the
+//# response arrives, it can extract this information and use it to
+//# forward the response.
 #[inline(always)]
 pub fn write_via_token(out: &mut Text<'_>, keys: &Keys, flow: &Flow, digest: u64, rebuild: Option<(&[u8], &[u8])>) {
     let mut head = Head::new(flow, keys.current());

@@ -60,6 +60,9 @@ const BAD_START_LINE: Refusal = Refusal::new(400, "Bad Request-Line");
 
 /// Reads a request into `request`, which is left half-written when it is refused. `line` is what its start line was read
 /// as.
+//= RFC 3261 section 16.3
+//# Any other components, well-formed or not, SHOULD be ignored and remain
+//# unchanged when the message is forwarded.
 #[inline(always)]
 pub fn request(
     message: &[u8],
@@ -105,11 +108,24 @@ pub fn request(
     }
 
     // The order of 16.3: syntax is done; scheme, Max-Forwards, Proxy-Require.
+    //= RFC 3261 section 16.3
+    //# If the Request-URI has a URI whose scheme is not understood by the
+    //# proxy, the proxy SHOULD reject the request with a 416 (Unsupported URI
+    //# Scheme) response.
     if !policy.schemes.contains(&request.uri.scheme) {
         return Err(Refusal::new(416, "Unsupported URI Scheme"));
     }
     (request.max_forwards, request.hops_left) = max_forwards(message, scan)?;
+    //= RFC 3261 section 16.3
+    //# If the request contains a Proxy-Require header field (Section 20.29)
+    //# with one or more option-tags this element does not understand, the
+    //# element MUST return a 420 (Bad Extension) response.
     if scan.has(HeaderKind::ProxyRequire) && !matches!(request.method, Method::Ack | Method::Cancel) {
+        //= RFC 3261 section 8.2.2.3
+        //# Note that Require and Proxy-Require MUST NOT be used in a SIP CANCEL
+        //# request, or in an ACK request sent for a non-2xx response. These
+        //# header fields MUST be ignored if they are present in these requests.
+        //
         // 8.2.2.3, 16.3 item 5. It must not stand in CANCEL and ACK, and is ignored there.
         if unsupported_tags(message, scan, policy).next().is_some() {
             return Err(Refusal::new(420, "Bad Extension"));
@@ -119,6 +135,10 @@ pub fn request(
 }
 
 /// RFC 4475 3.3.8: a header that may stand once and stands twice is refused; two servers could read different ones.
+//= RFC 3261 section 7.3.1
+//# Multiple header field rows with the same field-name MAY be present in
+//# a message if and only if the entire field-value for that header field
+//# is defined as a comma-separated list
 #[inline(always)]
 pub fn single_headers_stand_once(scan: &Scan) -> Result<(), Refusal> {
     scan.ambiguous().map_or(Ok(()), |kind| Err(more_than_one(kind)))
@@ -152,6 +172,9 @@ fn call_id(message: &[u8], scan: &Scan) -> Option<Span> {
 }
 
 /// `CSeq = 1*DIGIT LWS Method`; the number fits 32 bits (RFC 4475 3.1.2.4), the method is the start line's.
+//= RFC 3261 section 20.16
+//# The sequence number MUST be expressible as a 32-bit unsigned integer.
+//# The method part of CSeq is case-sensitive.
 #[inline(always)]
 fn cseq(message: &[u8], scan: &Scan, method: Method, name: &[u8]) -> Result<u32, Refusal> {
     const BAD: Refusal = Refusal::new(400, "Bad CSeq");
@@ -184,6 +207,9 @@ pub fn end(message: &[u8], scan: &Scan) -> Result<u32, Refusal> {
 }
 
 /// `Max-Forwards = 1*DIGIT`, 0 to 255 (RFC 3261 20.22). Zero: 483 (16.3 item 3).
+//= RFC 3261 section 16.3
+//# If the request contains a Max-Forwards header field with a field value
+//# of zero (0), the element MUST NOT forward the request.
 #[inline(always)]
 fn max_forwards(message: &[u8], scan: &Scan) -> Result<(Span, u8), Refusal> {
     let Some(value) = scan.value(HeaderKind::MaxForwards) else { return Ok((Span::ABSENT, 0)) };

@@ -95,7 +95,7 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// An ACK for an answer of our own: it has arrived, and no backend knows the request (RFC 3261 8.2.7).
     AckForOwnReply => "ack_for_own_reply",
-    /// An ACK that would have to be refused: an ACK is never answered (RFC 3261 17.1.1.3).
+    /// An ACK that would have to be refused: an ACK is never answered (RFC 3261 8.2.7).
     AckRefused => "ack_refused",
     /// The source is not an address one can answer to: port 0, a broadcast, multicast or unspecified address.
     BadSource => "bad_source",

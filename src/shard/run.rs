@@ -215,6 +215,8 @@ impl<I: Io> Shard<I> {
         }
         counters.socket_drops[self.listeners].set(egress);
         let router = self.dispatcher.router();
+        counters.memory_followed.set(router.followed);
+        counters.memory_unknown.set(router.unknown);
         counters.memory_evicted.set(router.evicted);
         counters.strange_tokens.set(router.strange_tokens);
         counters.orphaned.set(router.orphaned);

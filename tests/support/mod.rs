@@ -35,8 +35,13 @@ pub fn keys() -> Keys {
 }
 
 pub fn settings() -> Settings {
-    let listener =
-        Listener { name: "edge".into(), address: address(LB), side: Side::Outside, advertised: Some(LB.into()) };
+    let listener = Listener {
+        name: "edge".into(),
+        address: address(LB),
+        host: address(LB).ip(),
+        side: Side::Outside,
+        advertised: Some(LB.into()),
+    };
     Settings {
         listeners: vec![listener],
         rules: Vec::new(),

@@ -132,6 +132,13 @@ fn write_with(
     if is_first {
         return Err(NoReply::NobodyToAnswer);
     }
+    //= RFC 3261 section 8.2.6.2
+    //# The From field of the response MUST equal the From header field of the
+    //# request. The Call-ID header field of the response MUST equal the
+    //# Call-ID header field of the request. The CSeq header field of the
+    //# response MUST equal the CSeq field of the request. The Via header
+    //# field values in the response MUST equal the Via header field values in
+    //# the request and MUST maintain the same ordering.
     let call_id = first(message, scan, HeaderKind::CallId).unwrap_or_default();
     let cseq = first(message, scan, HeaderKind::CSeq).unwrap_or_default();
     if let Some(from) = first(message, scan, HeaderKind::From) {
@@ -139,6 +146,9 @@ fn write_with(
     }
     if let Some(to) = first(message, scan, HeaderKind::To) {
         out.put(names.to).put(to);
+        //= RFC 3261 section 8.2.6.2
+        //# additionally, the UAS MUST add a tag to the To header field in the
+        //# response
         if tag(message, scan, HeaderKind::To) == Some(None) {
             let number = cseq.split(|&octet| grammar::is_lws(octet)).next().and_then(grammar::number);
             let number = number.and_then(|number| u32::try_from(number).ok()).unwrap_or_default();

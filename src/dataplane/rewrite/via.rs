@@ -38,6 +38,11 @@ pub fn transaction(keys: &Keys, message: &[u8], request: &Request) -> u64 {
 /// The digest of a transaction whose branch is unique to its client. Two clients can choose equal branches (SIPp makes
 /// them of process id and call number), so sent-by, Call-ID and CSeq number are mixed in: all of them are the same in
 /// CANCEL and ACK.
+//= RFC 3261 section 16.6
+//# The request method MUST NOT be included in the calculation of the
+//# branch parameter. In particular, CANCEL and ACK requests (for non-2xx
+//# responses) MUST have the same branch value as the corresponding
+//# request they cancel or acknowledge.
 #[inline(always)]
 pub fn digest(keys: &Keys, branch: &[u8], sent_by: &[u8], call_id: &[u8], cseq: u32) -> u64 {
     let mut digest = keys.branch();
@@ -49,6 +54,9 @@ pub fn digest(keys: &Keys, branch: &[u8], sent_by: &[u8], call_id: &[u8], cseq: 
 pub const START: &str = "Via: SIP/2.0/UDP ";
 
 /// Writes our Via row (RFC 3261 16.6 item 8).
+//= RFC 3261 section 16.6
+//# The proxy MUST insert a Via header field value into the copy before
+//# the existing Via header field values.
 #[inline(always)]
 pub fn write(out: &mut Text<'_>, keys: &Keys, message: &[u8], request: &Request, ours: &Ours<'_>, flow: &Flow) {
     ours.write_start(out);
@@ -111,10 +119,19 @@ impl Received {
             //# In fact, the server MUST insert a "received" parameter
             //# containing the source IP address that the request came from, even if
             //# it is identical to the value of the "sent-by" component.
+            //= RFC 3581 section 4
+            //# If this Via header field value contains an "rport" parameter with no
+            //# value, it MUST set the value of the parameter to the source port of
+            //# the request.
             let (address, port) = (Some(source.ip()), Some(source.port()));
             return Some(Received { place: via.rport, elsewhere: via.received, address, port });
         }
         let is_source = uri::address(via.host.of(message)) == Some(source.ip().to_canonical());
+        //= RFC 3261 section 18.2.1
+        //# If the host portion of the "sent-by" parameter contains a domain name,
+        //# or if it contains an IP address that differs from the packet source
+        //# address, the server MUST add a "received" parameter to that Via header
+        //# field value.
         let address = (!is_source).then_some(source.ip());
         let place = match via.received.is_present() {
             true => via.received,

@@ -32,6 +32,8 @@ pub fn with_key<T>(
     then: impl FnOnce(&[u8]) -> T,
 ) -> T {
     match affinity {
+        //= RFC 3261 section 20.8
+        //# Call-IDs are case-sensitive and are simply compared byte-by-byte.
         Affinity::CallId => then(other_call(message, scan, request.method).unwrap_or(request.call_id).of(message)),
         Affinity::Aor if request.method == Method::Register => {
             with_user_at_host(message, of(message, &request.to), then)

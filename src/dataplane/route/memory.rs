@@ -1,10 +1,11 @@
-//! The call memory: where calls went whose backend no hash can tell.
+//! The call memory: where a call or an open INVITE went, as long as neither a hash nor a token can tell.
 //!
-//! A fixed number of entries, allocated at start, in sets of four. A new call takes the entry of its set that would
-//! expire first; if that one was still in use, it is forgotten before its time, which is counted. Nothing else is kept
-//! per call, and pools that choose by hash do not use it at all.
+//! A fixed number of entries, allocated at start, in sets of four. A new one takes the entry of its set that would
+//! end first; if that one was still in use, it is forgotten before its time, which is counted. Since an INVITE that has
+//! its final response ends sooner than one that rings, a flood pushes out what is needed least. Nothing else is kept per
+//! call.
 
-use crate::dataplane::limits::{MEMORY_ENTRIES, MEMORY_MS};
+use crate::dataplane::limits::MEMORY_ENTRIES;
 
 /// Entries that share a hash: a look-up reads one cache line.
 const WAYS: usize = 4;
@@ -13,7 +14,7 @@ const SETS: usize = MEMORY_ENTRIES / WAYS;
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 struct Entry {
-    /// Digest of the call's key.
+    /// Digest of the call's key, or of the INVITE's transaction.
     digest: u64,
     /// Stable id of its backend.
     backend: u32,
@@ -54,17 +55,29 @@ impl Memory {
         &mut self.sets[digest as usize % SETS]
     }
 
-    /// The backend of the call with this digest; the call is remembered for another while.
+    /// The backend remembered under this digest.
     #[inline(always)]
     pub fn recall(&mut self, digest: u64, now_ms: u64) -> Option<u32> {
-        let now = units(now_ms);
-        let entry = self.set(digest).0.iter_mut().find(|entry| entry.digest == digest && entry.expires >= now)?;
-        entry.expires = units(now_ms + MEMORY_MS);
-        Some(entry.backend)
+        self.find(digest, now_ms).map(|entry| entry.backend)
     }
 
-    /// Remembers a call. Returns whether another had to be forgotten before its time.
-    pub fn remember(&mut self, digest: u64, backend: u32, now_ms: u64) -> bool {
+    /// Lets what is remembered under this digest end `for_ms` from now.
+    #[inline(always)]
+    pub fn keep(&mut self, digest: u64, now_ms: u64, for_ms: u64) {
+        if let Some(entry) = self.find(digest, now_ms) {
+            entry.expires = units(now_ms + for_ms);
+        }
+    }
+
+    #[inline(always)]
+    fn find(&mut self, digest: u64, now_ms: u64) -> Option<&mut Entry> {
+        let now = units(now_ms);
+        self.set(digest).0.iter_mut().find(|entry| entry.digest == digest && entry.expires >= now)
+    }
+
+    /// Remembers a backend for `for_ms`. Returns whether another entry had to be forgotten before its time.
+    #[inline(always)]
+    pub fn remember(&mut self, digest: u64, backend: u32, now_ms: u64, for_ms: u64) -> bool {
         let set = self.set(digest);
         let place = set.0.iter().position(|entry| entry.digest == digest && entry.expires != 0);
         let place = place.unwrap_or_else(|| {
@@ -73,7 +86,7 @@ impl Memory {
         });
         let entry = &mut set.0[place];
         let evicted = entry.digest != digest && entry.expires >= units(now_ms);
-        *entry = Entry { digest, backend, expires: units(now_ms + MEMORY_MS) };
+        *entry = Entry { digest, backend, expires: units(now_ms + for_ms) };
         evicted
     }
 }
@@ -81,14 +94,16 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::limits::MEMORY_MS;
 
     #[test]
     fn a_call_is_remembered_until_it_is_silent_for_too_long() {
         let mut memory = Memory::default();
         assert_eq!(memory.recall(7, 0), None);
-        assert!(!memory.remember(7, 42, 0));
+        assert!(!memory.remember(7, 42, 0, MEMORY_MS));
         assert_eq!(memory.recall(7, 20_000), Some(42));
-        assert_eq!(memory.recall(7, 50_000), Some(42), "the message before renewed it");
+        memory.keep(7, 20_000, MEMORY_MS);
+        assert_eq!(memory.recall(7, 50_000), Some(42));
         assert_eq!(memory.recall(7, 50_000 + MEMORY_MS + 2048), None);
     }
 
@@ -97,9 +112,9 @@ mod tests {
         let mut memory = Memory::default();
         let digest = |i: usize| (i * SETS) as u64 + 5;
         for i in 0..WAYS {
-            assert!(!memory.remember(digest(i), i as u32, i as u64 * 2000));
+            assert!(!memory.remember(digest(i), i as u32, i as u64 * 2000, MEMORY_MS));
         }
-        assert!(memory.remember(digest(WAYS), 99, 8000));
+        assert!(memory.remember(digest(WAYS), 99, 8000, MEMORY_MS));
         assert_eq!(memory.recall(digest(0), 8000), None);
         assert_eq!(memory.recall(digest(1), 8000), Some(1));
         assert_eq!(memory.recall(digest(WAYS), 8000), Some(99));
@@ -109,8 +124,8 @@ mod tests {
     fn expired_entries_are_taken_silently() {
         let mut memory = Memory::default();
         for i in 0..WAYS {
-            memory.remember((i * SETS) as u64, 1, 0);
+            memory.remember((i * SETS) as u64, 1, 0, MEMORY_MS);
         }
-        assert!(!memory.remember((WAYS * SETS) as u64, 2, 2 * MEMORY_MS));
+        assert!(!memory.remember((WAYS * SETS) as u64, 2, 2 * MEMORY_MS, MEMORY_MS));
     }
 }

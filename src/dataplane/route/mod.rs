@@ -8,6 +8,7 @@
 //!   the token of a flow was in it: 403, but for the client whose flow it is                                   O-4
 //!   a Route or, without one, the Request-URI names a backend: that one                                        R-5
 //!   another Route: 403, or ignored, by policy
+//!   the tables changed not long ago, and its INVITE went to a backend that lives: the same                    D-3
 //!   the pool of the first rule that matches; in it, by its strategy, the backend of the request's key
 //!   no backend is up: 503
 //! from inside:
@@ -26,10 +27,12 @@ pub mod route_token;
 pub mod routes;
 pub mod table;
 
+use crate::dataplane::limits::{MEMORY_MS, RINGING_MS};
 use crate::dataplane::rewrite::edit::Edits;
 use crate::dataplane::rewrite::via;
-use crate::dataplane::scan::Scan;
+use crate::dataplane::scan::{Scan, Span};
 use crate::dataplane::sip::header::HeaderKind;
+use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Uri;
 use crate::dataplane::tables::{Backend, ForeignRoute, Listener, Pool, Rule, Side, Strategy, Tables};
 use crate::dataplane::text::Text;
@@ -84,6 +87,8 @@ pub enum How {
     },
     /// The call memory: it is where its call went before.
     Memory,
+    /// Its INVITE went there, and the tables changed since.
+    Open,
     /// The first backend that is up.
     Priority,
     /// The slot of its transaction's hash.
@@ -138,14 +143,26 @@ pub enum Popped {
 /// A shard's router: what of routing needs memory.
 #[derive(Debug, Default)]
 pub struct Router {
-    memory: Memory,
+    /// Calls of pools whose strategy no hash can repeat, by their key.
+    calls: Memory,
+    /// INVITEs without a final response, and those that had one lately, by their transaction: what a client sends before
+    /// it has seen a token of ours (retransmission, CANCEL, ACK of a failure) has to go where they went.
+    open: Memory,
+    /// Until when that may be another backend than the table says: in the shard's milliseconds.
+    unsettled_until_ms: u64,
+    /// Whether the answer to "which backend" has changed since the last request.
+    has_changed: bool,
     /// Whose turn it is, for round robin.
     turn: u32,
     /// Backends that refused a datagram since the tables were built: passed over until the control plane has decided.
     suspects: Vec<u16>,
     /// Of these tables.
     generation: u64,
-    /// Calls that had to be forgotten before their time.
+    /// Requests that followed their INVITE to a backend which the table may not have named any more.
+    pub followed: u64,
+    /// Requests that may belong to an open INVITE of which nothing was known, while that might have mattered.
+    pub unknown: u64,
+    /// Calls and INVITEs that had to be forgotten before their time.
     pub evicted: u64,
     /// Requests from outside whose dialog token did not verify: mangled by a phone, forged, or of another secret.
     pub strange_tokens: u64,
@@ -172,6 +189,7 @@ impl Router {
         self.forget_suspects_of_other_tables(tables);
         if !self.suspects.contains(&index) && self.suspects.len() < SUSPECTS_MAX {
             self.suspects.push(index);
+            self.has_changed = true;
         }
         Some(index)
     }
@@ -179,17 +197,26 @@ impl Router {
     #[inline(always)]
     fn forget_suspects_of_other_tables(&mut self, tables: &Tables) {
         if self.generation != tables.generation {
+            // The first tables are no change.
+            self.has_changed = self.generation != 0;
             self.generation = tables.generation;
             self.suspects.clear();
         }
     }
 
     /// Decides where a request goes, and what that changes in it.
+    //= RFC 3261 section 16.11
+    //# Stateless proxies MUST NOT perform special processing for CANCEL
+    //# requests.
     #[inline(always)]
     pub fn route(&mut self, input: &Input<'_>, edits: &mut Edits) -> Result<Decision, Refusal> {
         self.forget_suspects_of_other_tables(input.tables);
+        if self.has_changed {
+            self.has_changed = false;
+            self.unsettled_until_ms = input.now_ms + RINGING_MS;
+        }
         let inside = input.tables.is_inside(input.arrival.from) || side_of(input) == Side::Inside;
-        let mut popped = Popped::Nothing;
+        let (mut popped, mut uri) = (Popped::Nothing, input.request.uri);
         if input.scan.has(HeaderKind::Route) {
             let by_route = self.by_route(input, edits, inside)?;
             if let Some(decision) = by_route.decision {
@@ -197,19 +224,58 @@ impl Router {
             }
             popped = by_route.popped;
         } else {
-            strip_maddr(input, edits);
+            uri = strip_maddr(input, edits);
         }
-        let uri = &input.request.uri;
-        if let Some(target) = target_of(input, uri, inside) {
+        if let Some(target) = target_of(input, &uri, inside) {
             return decide(input, target, How::RequestUri, popped);
         }
         if inside {
             return Err(NOT_FOUND);
         }
-        let (rule, pool) = self.pool(input)?;
-        let (index, how) = self.pick(input, pool).ok_or(UNAVAILABLE)?;
+        let begins = input.request.method == Method::Invite && !input.request.to.tag.is_present();
+        let belongs = begins || matches!(input.request.method, Method::Ack | Method::Cancel);
+        let (rule, (index, how)) = match self.followed(input, belongs) {
+            Some(index) => (None, (index, How::Open)),
+            None => {
+                let (rule, pool) = self.pool(input)?;
+                (rule, self.pick(input, pool).ok_or(UNAVAILABLE)?)
+            }
+        };
         let backend = input.tables.backends.get(index as usize).ok_or(UNAVAILABLE)?;
+        if begins {
+            let evicted = self.open.remember(input.transaction, backend.id, input.now_ms, RINGING_MS);
+            self.evicted += u64::from(evicted);
+        }
         Ok(Decision { to: backend.address, from: Sender::Egress, backend: Some(index), how, rule, popped })
+    }
+
+    /// The backend of the INVITE that this request repeats, cancels or acknowledges, if the table may say another by now.
+    #[inline(always)]
+    fn followed(&mut self, input: &Input<'_>, belongs: bool) -> Option<u16> {
+        if input.scan.has(HeaderKind::Replaces) || input.scan.has(HeaderKind::Join) {
+            // Its CANCEL and ACK will not name the other call.
+            self.unsettled_until_ms = input.now_ms + RINGING_MS;
+        }
+        if !belongs || input.now_ms >= self.unsettled_until_ms {
+            return None;
+        }
+        let Some(id) = self.open.recall(input.transaction, input.now_ms) else {
+            self.unknown += 1;
+            return None;
+        };
+        let &index = input.tables.by_id.get(&id)?;
+        let is_up = input.tables.backends.get(index as usize).is_some_and(|backend| backend.is_up);
+        if !is_up || self.suspects.contains(&index) {
+            return None;
+        }
+        self.followed += 1;
+        Some(index)
+    }
+
+    /// Learns that the INVITE of `transaction` has its final response: what follows comes within 64*T1.
+    #[inline(always)]
+    pub fn answered(&mut self, transaction: u64, now_ms: u64) {
+        self.open.keep(transaction, now_ms, MEMORY_MS);
     }
 
     #[inline(always)]
@@ -257,7 +323,8 @@ impl Router {
 
     fn round_robin(&mut self, input: &Input<'_>, pool: &Pool) -> Option<(u16, How)> {
         let digest = key_hash(input, pool);
-        if let Some(id) = self.memory.recall(digest, input.now_ms) {
+        if let Some(id) = self.calls.recall(digest, input.now_ms) {
+            self.calls.keep(digest, input.now_ms, MEMORY_MS);
             let known = pool
                 .up
                 .iter()
@@ -274,7 +341,7 @@ impl Router {
         self.turn = (place as u32 + 1) % count as u32;
         let index = pool.up[place];
         let id = input.tables.backends.get(index as usize)?.id;
-        self.evicted += u64::from(self.memory.remember(digest, id, input.now_ms));
+        self.evicted += u64::from(self.calls.remember(digest, id, input.now_ms, MEMORY_MS));
         Some((index, How::RoundRobin))
     }
 }
@@ -312,16 +379,21 @@ fn is_below(host: &[u8], domain: &str) -> bool {
     }
 }
 
-/// RFC 3261 16.4: a maddr that is ours is taken out, and a port and transport that are not the default with it.
-fn strip_maddr(input: &Input<'_>, edits: &mut Edits) {
-    let uri = &input.request.uri;
+/// RFC 3261 16.4: a maddr that is ours is taken out, and a port and transport that are not the default with it. Returns
+/// the Request-URI as it is then.
+//= RFC 3261 section 16.4
+//# the proxy MUST strip the maddr and any non-default port or transport
+//# parameter and continue processing as if those values had not been
+//# present in the request.
+fn strip_maddr(input: &Input<'_>, edits: &mut Edits) -> Uri {
+    let mut uri = input.request.uri;
     if !uri.has_maddr {
-        return;
+        return uri;
     }
-    let Some(maddr) = uri.param(input.message, b"maddr") else { return };
+    let Some(maddr) = uri.param(input.message, b"maddr") else { return uri };
     let host = maddr.value.unwrap_or_default().of(input.message);
     if !input.tables.is_own(host, uri.port) {
-        return;
+        return uri;
     }
     edits.cut(maddr.whole);
     if let Some(transport) = uri.param(input.message, b"transport") {
@@ -329,7 +401,9 @@ fn strip_maddr(input: &Input<'_>, edits: &mut Edits) {
     }
     if uri.port_text.is_present() && uri.port != 5060 {
         edits.cut(uri.port_text);
+        uri.port = 5060;
     }
+    uri
 }
 
 struct ByRoute {
@@ -357,8 +431,6 @@ impl Router {
                 uri = last.uri;
                 new_uri = Some(last.uri.whole);
             }
-        } else {
-            strip_maddr(input, edits);
         }
         //= RFC 3261 section 16.4
         //# If the first value in the Route header field indicates this proxy,
@@ -378,8 +450,8 @@ impl Router {
         }
         let by_token = self.target_of_token(input, popped, inside)?;
         let next = routes.first().map(|first| first.uri);
-        let named = target_of(input, next.as_ref().unwrap_or(&uri), inside);
-        if let (Some(_), None, None) = (next, by_token, named) {
+        let by_next = next.and_then(|next| target_of(input, &next, inside));
+        if let (Some(_), None, None) = (next, by_token, by_next) {
             if inside {
                 return Err(NOT_FOUND);
             }
@@ -388,18 +460,28 @@ impl Router {
             }
         }
         match next {
-            // 16.6 item 6: a strict router finds its own URI in the Request-URI and the rest of the way in Route.
-            Some(next) if !next.is_loose && (by_token.is_some() || named.is_some()) => {
+            //= RFC 3261 section 16.6
+            //# The proxy MUST place the Request-URI into the Route header field as
+            //# the last value.
+            //
+            // A strict router finds its own URI in the Request-URI and the rest of the way in Route.
+            Some(next) if !next.is_loose && (by_token.is_some() || by_next.is_some()) => {
                 routes.take_first();
                 routes.write(input.message, edits, Some(uri.whole));
-                replace_uri(input, edits, Some(next.whole));
+                replace_uri(input, edits, next.whole);
             }
             _ => {
                 routes.write(input.message, edits, None);
-                replace_uri(input, edits, new_uri);
+                match new_uri {
+                    Some(new_uri) => replace_uri(input, edits, new_uri),
+                    None => uri = strip_maddr(input, edits),
+                }
             }
         }
-        let how = if next.is_some() { How::Route } else { How::RequestUri };
+        let (named, how) = match next {
+            Some(_) => (by_next, How::Route),
+            None => (target_of(input, &uri, inside), How::RequestUri),
+        };
         let decision = match (by_token, named) {
             (Some(decision), _) => Some(Decision { popped, ..decision }),
             (None, Some(target)) => Some(decide(input, target, how, popped)?),
@@ -457,12 +539,10 @@ fn token_in(input: &Input<'_>, uri: &Uri, inside: bool) -> Popped {
     token.map_or(Popped::Stranger { of_flow: RouteToken::claims_flow(text) }, Popped::Token)
 }
 
-fn replace_uri(input: &Input<'_>, edits: &mut Edits, uri: Option<crate::dataplane::scan::Span>) {
-    if let Some(uri) = uri {
-        edits.replace(input.request.uri.whole, |text| {
-            text.put(uri.of(input.message));
-        });
-    }
+fn replace_uri(input: &Input<'_>, edits: &mut Edits, uri: Span) {
+    edits.replace(input.request.uri.whole, |text| {
+        text.put(uri.of(input.message));
+    });
 }
 
 fn is_own(input: &Input<'_>, uri: &Uri) -> bool {
@@ -533,8 +613,8 @@ fn name_of(tables: &Tables, index: u8, local: Option<IpAddr>) -> SentBy<'_> {
     match listener.and_then(|listener| listener.advertised.as_deref()) {
         Some(host_port) => SentBy::Listener(host_port),
         None => {
-            let bound = listener.map_or(SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 5060), |one| one.address);
-            SentBy::Address(SocketAddr::new(local.unwrap_or(bound.ip()), bound.port()))
+            let (host, port) = listener.map_or((IpAddr::from([0; 4]), 5060), |one| (one.host, one.address.port()));
+            SentBy::Address(SocketAddr::new(local.unwrap_or(host), port))
         }
     }
 }
@@ -583,6 +663,10 @@ pub fn response_flow(request: &Request, arrival: &Arrival) -> Flow {
 
 /// Where the response to a request from `source` goes: with `rport` to its source port, else to the port of sent-by.
 /// Never to an address that the client wrote: a `maddr` would make us shoot at whoever it names (RFC 4475 3.3.10).
+//= RFC 3261 section 18.2.2
+//# the response MUST be sent to the address in the "received" parameter,
+//# using the port indicated in the "sent-by" value, or using port 5060 if
+//# none is specified explicitly.
 #[inline(always)]
 pub fn response_address(via: Option<&crate::dataplane::sip::via::Via>, source: SocketAddr) -> SocketAddr {
     match via {

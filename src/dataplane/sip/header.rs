@@ -42,6 +42,9 @@ pub enum HeaderKind {
 pub const KINDS: usize = 13;
 
 /// Every spelling of every kind, lower-case; compact forms are those of RFC 3261 7.3.3. Of these kinds only some have one.
+//= RFC 3261 section 7.3.3
+//# Implementations MUST accept both the long and short forms of each
+//# header name.
 pub const NAMES: [(&str, HeaderKind); 18] = [
     ("call-id", HeaderKind::CallId),
     ("i", HeaderKind::CallId),

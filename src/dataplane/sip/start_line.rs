@@ -9,6 +9,9 @@ use crate::dataplane::text::copy_short;
 
 /// The methods we tell apart, for policy and for metrics. Methods are case-sensitive (RFC 3261 7.1): `invite` is
 /// [`Method::Other`], and forwarded like any method we do not know (16.3 item 1).
+//= RFC 3261 section 16.3
+//# An element MUST NOT refuse to proxy a request because it contains a
+//# method or header field it does not know about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 #[expect(missing_docs, reason = "each is the method of its name")]

@@ -9,6 +9,9 @@ pub const TOKEN_PARAM: &[u8] = b"vh";
 
 /// `z9hG4bK`: a branch that begins with it is unique to its transaction (RFC 3261 8.1.1.7). Compared without regard to
 /// case, as tokens are (7.3.1).
+//= RFC 3261 section 8.1.1.7
+//# The branch ID inserted by an element compliant with this specification
+//# MUST always begin with the characters "z9hG4bK".
 pub const COOKIE: &[u8; 7] = b"z9hG4bK";
 
 /// The first value of a Via row. What is not there is [`Span::ABSENT`].
@@ -70,7 +73,7 @@ fn by_grammar(message: &[u8], span: Span) -> Option<Via> {
     let host = take_host(&mut cursor)?;
     let mut via = Via { host, sent_by: host, port: DEFAULT_PORT, ..Via::default() };
     if cursor.take_separator(b':') {
-        via.port = cursor.take_port()?;
+        via.port = cursor.take_port().filter(|&port| port != 0)?;
         via.sent_by.end = cursor.at() as u32;
         via.has_blanks = via.sent_by.of(message).iter().any(|&octet| grammar::is_lws(octet));
     }
@@ -128,7 +131,7 @@ impl Via {
             ..Via::default()
         };
         if cursor.take(b':') {
-            self.port = cursor.take_port()?;
+            self.port = cursor.take_port().filter(|&port| port != 0)?;
             self.sent_by.end = cursor.at() as u32;
         }
         while !cursor.is_done() {

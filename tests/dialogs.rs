@@ -1,0 +1,456 @@
+//! A dialog keeps its backend for life: by the token in its route set, and before there is one by the call memory.
+
+mod support;
+
+use proptest::prelude::*;
+use std::collections::HashMap;
+use support::{BACKENDS, CLIENT, LB, Outcome, Path, address, backend, pool, settings, tables};
+use viahop::dataplane::keys::Keys;
+use viahop::dataplane::route::Arrival;
+use viahop::dataplane::tables::*;
+use viahop::dataplane::verdict::{Answer, DropReason, Sender, Verdict};
+
+/// A request of call `call` from the client, with more header rows if need be.
+fn request(method: &str, call: &str, uri: &str, tag: &str, rows: &str) -> String {
+    format!(
+        "{method} {uri} SIP/2.0\r\nVia: SIP/2.0/UDP {CLIENT};branch=z9hG4bK-{call}-{};rport\r\nMax-Forwards: 70\r\n\
+         From: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>{tag}\r\nCall-ID: {call}\r\nCSeq: 1 {method}\r\n\
+         {rows}Content-Length: 0\r\n\r\n",
+        // CANCEL and the ACK of a failure have the branch of their INVITE.
+        if matches!(method, "ACK" | "CANCEL") { "INVITE" } else { method },
+    )
+}
+
+fn to_bob(method: &str, call: &str, tag: &str, rows: &str) -> String {
+    request(method, call, "sip:b@example.net", tag, rows)
+}
+
+fn in_dialog(method: &str, call: &str, route: &str) -> String {
+    to_bob(method, call, ";tag=2", &format!("Route: {route}\r\n"))
+}
+
+fn target(outcome: &Outcome) -> String {
+    let Verdict::Forward { to, .. } = outcome.verdict else { panic!("{:?}\n{}", outcome.verdict, outcome.text()) };
+    to.to_string()
+}
+
+fn code(outcome: &Outcome) -> u16 {
+    let Verdict::Reply { answer: Answer::Status(code), .. } = outcome.verdict else { panic!("{:?}", outcome.verdict) };
+    code
+}
+
+/// Tables over `names`, of which those behind `!` are down.
+fn tables_of(generation: u64, names: &[&str]) -> Tables {
+    let mut pool = pool(&[]);
+    pool.backends = names
+        .iter()
+        .map(|name| BackendParts { is_up: !name.starts_with('!'), ..backend(name.trim_start_matches('!')) })
+        .collect();
+    Tables::new(generation, settings(), vec![pool], None)
+}
+
+fn change(path: &mut Path, names: &[&str]) {
+    path.tables = tables_of(path.tables.generation + 1, names).into();
+}
+
+/// Begins call `call` and returns the backend it went to and our Record-Route.
+fn begin(path: &mut Path, call: &str) -> (String, String) {
+    let invite = path.receive(to_bob("INVITE", call, "", "").as_bytes(), CLIENT);
+    let mut recorded = invite.rows("record-route");
+    assert_eq!(recorded.len(), 1, "{}", invite.text());
+    (target(&invite), recorded.remove(0))
+}
+
+#[test]
+fn a_dialog_stays_with_its_backend_through_a_thousand_changes_of_the_set() {
+    let names: Vec<String> = (0..12).map(|number| format!("10.1.0.{number}:5060")).collect();
+    let all: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut path = Path::new(tables_of(1, &all[..6]));
+    let seed = std::env::var("VIAHOP_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
+    println!("VIAHOP_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (changes, calls_each) = if cfg!(debug_assertions) { (60, 20) } else { (1_000, 100) };
+    let mut calls: Vec<(String, String, String)> = Vec::new();
+    let mut orphans = 0;
+    for turn in 0..changes {
+        for number in 0..calls_each {
+            let call = format!("c{turn}-{number}");
+            let (backend, route) = begin(&mut path, &call);
+            calls.push((call, backend, route));
+        }
+        // Any number of backends, from two on; some of them gone from the configuration, some down.
+        let mut set = all.clone();
+        random.shuffle(&mut set);
+        set.truncate(random.usize(2..=all.len()));
+        let marked: Vec<String> = set
+            .iter()
+            .enumerate()
+            .map(|(place, name)| if place > 1 && random.u8(..) < 40 { format!("!{name}") } else { (*name).to_owned() })
+            .collect();
+        change(&mut path, &marked.iter().map(String::as_str).collect::<Vec<_>>());
+        for _ in 0..2 * calls_each {
+            let (call, backend, route) = &calls[random.usize(..calls.len())];
+            let bye = path.receive(in_dialog("BYE", call, route).as_bytes(), CLIENT);
+            if marked.contains(backend) {
+                assert_eq!(target(&bye), *backend, "call {call} in change {turn}");
+            } else if marked.contains(&format!("!{backend}")) {
+                orphans += 1;
+                assert_ne!(target(&bye), *backend);
+            } else {
+                assert_eq!(code(&bye), 481);
+            }
+        }
+    }
+    assert_eq!(path.dispatcher.router().orphaned, orphans);
+    assert_eq!(path.dispatcher.router().strange_tokens, 0);
+}
+
+#[test]
+fn another_node_and_a_restarted_one_serve_the_dialog_as_well() {
+    let mut one = Path::new(tables());
+    let (backend, route) = begin(&mut one, "call");
+    let mut other = Path::new(tables_of(7, &BACKENDS.iter().rev().copied().collect::<Vec<_>>()));
+    assert_eq!(target(&other.receive(in_dialog("BYE", "call", &route).as_bytes(), CLIENT)), backend);
+    assert_eq!(begin(&mut other, "call").1, route, "a retransmission is recorded in the same octets");
+}
+
+#[test]
+fn a_token_of_another_call_or_secret_or_a_mangled_one_counts_as_none() {
+    let mut path = Path::new(tables());
+    let (_, route) = begin(&mut path, "call");
+    let by_key = target(&path.receive(to_bob("BYE", "other", ";tag=2", "").as_bytes(), CLIENT));
+    assert_eq!(target(&path.receive(in_dialog("BYE", "other", &route).as_bytes(), CLIENT)), by_key);
+    let token = route.split("vh=").nth(1).unwrap().trim_end_matches('>').to_owned();
+    for mangled in [token[..20].to_owned(), token.replace('0', "1"), format!("{token}00"), String::new()] {
+        let mangled = route.replace(&token, &mangled);
+        assert!(path.receive(in_dialog("BYE", "call", &mangled).as_bytes(), CLIENT).is_forward(), "{mangled}");
+    }
+    let upper = route.replace(&token, &token.to_uppercase());
+    let strange = path.dispatcher.router().strange_tokens;
+    path.receive(in_dialog("BYE", "call", &upper).as_bytes(), CLIENT);
+    assert_eq!(path.dispatcher.router().strange_tokens, strange, "letters in any case");
+    let mut stranger = settings();
+    stranger.keys = Keys::new(&[9; 16], &[9; 16], &[9; 16], 0);
+    let mut stranger = Path::new(Tables::new(1, stranger, vec![pool(&BACKENDS)], None));
+    assert!(stranger.receive(in_dialog("BYE", "call", &route).as_bytes(), CLIENT).is_forward());
+    assert_eq!(stranger.dispatcher.router().strange_tokens, 1);
+}
+
+#[test]
+fn a_backend_that_is_gone_ends_its_dialogs_and_nothing_else() {
+    let mut path = Path::new(tables());
+    let (backend, route) = begin(&mut path, "call");
+    let left: Vec<&str> = BACKENDS.into_iter().filter(|name| *name != backend).collect();
+    change(&mut path, &left);
+    assert_eq!(code(&path.receive(in_dialog("BYE", "call", &route).as_bytes(), CLIENT)), 481);
+    let ack = path.receive(in_dialog("ACK", "call", &route).as_bytes(), CLIENT);
+    assert_eq!(ack.verdict, Verdict::Drop(DropReason::AckRefused));
+    assert!(begin(&mut path, "next").0 != backend);
+}
+
+#[test]
+fn requests_of_the_backend_go_down_the_flow_of_the_client() {
+    let mut path = Path::new(tables());
+    let (backend, route) = begin(&mut path, "call");
+    // The Contact may be an address behind a NAT, or a name: the token knows better.
+    for uri in ["sip:a@192.168.1.5:5060", "sip:a@phone.invalid", "sip:a@10.0.0.13"] {
+        let bye = request("BYE", "call", uri, ";tag=1", &format!("Route: {route}\r\n"));
+        let outcome = path.receive(bye.as_bytes(), &backend);
+        let Verdict::Forward { to, from, .. } = outcome.verdict else { panic!("{:?}", outcome.verdict) };
+        assert_eq!((to, from), (address(CLIENT), Sender::Listener { index: 0, local: None }));
+        assert!(outcome.rows("route").is_empty() && outcome.rows("record-route").is_empty());
+    }
+    let forged = route.replace("vh=0", "vh=1");
+    let bye = in_dialog("BYE", "call", &forged);
+    assert_eq!(code(&path.receive(bye.as_bytes(), &backend)), 403);
+    // The listener that the token names is no more.
+    let mut other = settings();
+    other.listeners.clear();
+    path.tables = Tables::new(2, other, vec![pool(&BACKENDS)], None).into();
+    assert_eq!(code(&path.receive(in_dialog("BYE", "call", &route).as_bytes(), &backend)), 430);
+}
+
+#[test]
+fn a_call_that_a_backend_places_is_recorded_too() {
+    let mut path = Path::new(tables());
+    let invite = request("INVITE", "call", "sip:b@203.0.113.9", "", "");
+    let outcome = path.receive(invite.as_bytes(), BACKENDS[1]);
+    assert_eq!(target(&outcome), "203.0.113.9:5060");
+    let route = outcome.rows("record-route").remove(0);
+    let bye = path.receive(in_dialog("BYE", "call", &route).as_bytes(), "203.0.113.9:5060");
+    assert_eq!(target(&bye), BACKENDS[1]);
+    let bye = path.receive(in_dialog("BYE", "call", &route).as_bytes(), BACKENDS[1]);
+    assert_eq!(target(&bye), "203.0.113.9:5060");
+}
+
+#[test]
+fn what_begins_no_dialog_is_not_recorded() {
+    let mut path = Path::new(tables());
+    let recorded = |path: &mut Path, message: &str, source: &str| {
+        path.receive(message.as_bytes(), source).rows("record-route").len()
+    };
+    for method in ["INVITE", "SUBSCRIBE", "REFER", "FOO"] {
+        assert_eq!(recorded(&mut path, &to_bob(method, "call", "", ""), CLIENT), 1, "{method}");
+        assert_eq!(recorded(&mut path, &to_bob(method, "call", ";tag=2", ""), CLIENT), 0, "{method}");
+    }
+    for method in ["REGISTER", "MESSAGE", "OPTIONS", "BYE", "ACK", "CANCEL", "PUBLISH", "NOTIFY"] {
+        assert_eq!(recorded(&mut path, &to_bob(method, "call", "", ""), CLIENT), 0, "{method}");
+    }
+    // From one backend to another: they reach each other.
+    let between = request("INVITE", "call", &format!("sip:{}", BACKENDS[0]), "", "");
+    assert_eq!(recorded(&mut path, &between, BACKENDS[1]), 0);
+    // RFC 6665 4.3: the NOTIFY of a dialog that we are in.
+    let (_, route) = begin(&mut path, "call");
+    assert_eq!(recorded(&mut path, &in_dialog("NOTIFY", "call", &route), BACKENDS[0]), 1);
+    let mut without = settings();
+    without.policy.record_route = false;
+    let mut without = Path::new(Tables::new(1, without, vec![pool(&BACKENDS)], None));
+    assert_eq!(recorded(&mut without, &to_bob("INVITE", "call", "", ""), CLIENT), 0);
+}
+
+/// An IPv4 client and IPv6 backends, with a listener of each family.
+fn two_families() -> Path {
+    let mut settings = settings();
+    let v6 = "[2001:db8::100]:5060";
+    settings.listeners.push(Listener {
+        name: "six".into(),
+        address: address(v6),
+        host: address(v6).ip(),
+        side: Side::Outside,
+        advertised: Some(v6.into()),
+    });
+    settings.own.push(OwnName::Address(address(v6)));
+    Path::new(Tables::new(1, settings, vec![pool(&["[2001:db8::11]:5060", "[2001:db8::12]:5060"])], None))
+}
+
+#[test]
+fn between_address_families_there_are_two_and_both_are_taken_out() {
+    let mut path = two_families();
+    let invite = path.receive(to_bob("INVITE", "call", "", "").as_bytes(), CLIENT);
+    let backend = target(&invite);
+    let recorded = invite.rows("record-route");
+    assert_eq!(recorded.len(), 2, "{}", invite.text());
+    assert!(recorded[0].contains("[2001:db8::100]:5060") && recorded[1].contains(LB), "{recorded:?}");
+    // The callee's route set is in that order, the caller's in the other.
+    let bye = in_dialog("BYE", "call", &format!("{}, {}", recorded[0], recorded[1]));
+    let outcome = path.receive_on(bye.as_bytes(), Arrival { from: address(&backend), listener: Some(1), local: None });
+    assert_eq!(target(&outcome), CLIENT);
+    assert!(outcome.rows("route").is_empty());
+    let bye =
+        in_dialog("BYE", "call", &format!("{}\r\nRoute: {}, <sip:p@[2001:db8::77];lr>", recorded[1], recorded[0]));
+    let outcome = path.receive(bye.as_bytes(), CLIENT);
+    assert_eq!((target(&outcome), outcome.rows("route")), (backend, vec!["<sip:p@[2001:db8::77];lr>".to_owned()]));
+}
+
+#[test]
+fn an_inside_listener_is_what_backends_come_back_to() {
+    let mut settings = settings();
+    let inner = "10.0.0.1:5080";
+    let side = Side::Inside;
+    settings.listeners.push(Listener {
+        name: "in".into(),
+        address: address(inner),
+        host: address(inner).ip(),
+        side,
+        advertised: Some(inner.into()),
+    });
+    settings.own.push(OwnName::Address(address(inner)));
+    let mut path = Path::new(Tables::new(1, settings, vec![pool(&BACKENDS)], None));
+    let invite = path.receive(to_bob("INVITE", "call", "", "").as_bytes(), CLIENT);
+    let recorded = invite.rows("record-route");
+    assert!(recorded.len() == 2 && recorded[0].contains(inner) && recorded[1].contains(LB), "{recorded:?}");
+    let bye = in_dialog("BYE", "call", &recorded.join(", "));
+    let outcome =
+        path.receive_on(bye.as_bytes(), Arrival { from: address(BACKENDS[0]), listener: Some(1), local: None });
+    let Verdict::Forward { to, from, .. } = outcome.verdict else { panic!("{:?}", outcome.verdict) };
+    assert_eq!((to, from), (address(CLIENT), Sender::Listener { index: 0, local: None }));
+}
+
+#[test]
+fn a_strict_router_brings_the_token_in_the_request_uri() {
+    let mut path = Path::new(tables());
+    let (backend, route) = begin(&mut path, "call");
+    let ours = route.trim_matches(['<', '>']);
+    let bye = request("BYE", "call", ours, ";tag=2", "Route: <sip:b@203.0.113.80:5070>\r\n");
+    let outcome = path.receive(bye.as_bytes(), CLIENT);
+    assert_eq!(target(&outcome), backend);
+    assert!(outcome.text().starts_with("BYE sip:b@203.0.113.80:5070 SIP/2.0\r\n"), "{}", outcome.text());
+    assert!(outcome.rows("route").is_empty());
+}
+
+#[test]
+fn a_maddr_of_ours_before_a_strict_next_hop_is_no_reason_to_trip() {
+    let mut path = Path::new(tables());
+    let uri = "sip:bob@example.net:5070;maddr=192.0.2.100:5070;foo=bar";
+    for (uri, route) in [
+        ("sip:bob@example.net;maddr=192.0.2.100;foo=bar", "<sip:10.0.0.12>"),
+        (uri, "<sip:10.0.0.12>"),
+        ("sip:bob@example.net;maddr=192.0.2.100", "<sip:192.0.2.100;lr>, <sip:10.0.0.12>"),
+    ] {
+        let outcome =
+            path.receive(request("INVITE", "call", uri, "", &format!("Route: {route}\r\n")).as_bytes(), CLIENT);
+        assert_eq!(target(&outcome), "10.0.0.12:5060");
+        assert!(outcome.text().starts_with("INVITE sip:10.0.0.12 SIP/2.0\r\n"), "{}", outcome.text());
+        assert_eq!(outcome.rows("route").len(), 1);
+    }
+}
+
+// The call memory.
+
+/// A call of which the backend changes with the set: its INVITE, and the tables behind.
+fn moved(path: &mut Path, more: &[&str]) -> (String, String) {
+    let mut set = BACKENDS.to_vec();
+    set.extend(more);
+    let mut after = Path::new(tables_of(9, &set));
+    for number in 0.. {
+        let call = format!("moved-{number}");
+        let (before, _) = begin(path, &call);
+        if begin(&mut after, &call).0 != before {
+            change(path, &set);
+            return (call, before);
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn what_belongs_to_an_open_invite_follows_it_when_the_table_changes() {
+    let mut path = Path::new(tables());
+    let (call, backend) = moved(&mut path, &["10.0.0.14:5060"]);
+    for method in ["INVITE", "CANCEL", "ACK"] {
+        let outcome = path.receive(to_bob(method, &call, "", "").as_bytes(), CLIENT);
+        assert_eq!(target(&outcome), backend, "{method}");
+    }
+    assert_eq!(path.dispatcher.router().followed, 3);
+    assert_eq!(path.dispatcher.router().evicted, 0);
+}
+
+#[test]
+fn an_open_invite_of_a_dead_backend_goes_to_one_that_lives() {
+    let mut path = Path::new(tables());
+    let (backend, _) = begin(&mut path, "call");
+    let set: Vec<String> =
+        BACKENDS.iter().map(|name| if *name == backend { format!("!{name}") } else { (*name).to_owned() }).collect();
+    let set: Vec<&str> = set.iter().map(String::as_str).collect();
+    change(&mut path, &set);
+    let next = begin(&mut path, "call").0;
+    assert_ne!(next, backend);
+    // It is back, but the call rings elsewhere.
+    change(&mut path, &BACKENDS);
+    assert_eq!(target(&path.receive(to_bob("CANCEL", "call", "", "").as_bytes(), CLIENT)), next);
+    assert_eq!(begin(&mut path, "other").0, begin(&mut Path::new(tables()), "other").0);
+}
+
+#[test]
+fn the_cancel_of_an_invite_with_replaces_follows_it_though_it_names_no_other_call() {
+    let mut path = Path::new(tables());
+    let (elsewhere, _) = begin(&mut path, "replaced");
+    let own = (0..).map(|number| format!("own-{number}")).find(|call| begin(&mut path, call).0 != elsewhere).unwrap();
+    let own = format!("{own}x");
+    let rows = "Replaces: replaced;to-tag=1;from-tag=2\r\n";
+    let invite = path.receive(to_bob("INVITE", &own, "", rows).as_bytes(), CLIENT);
+    assert_eq!(target(&invite), elsewhere);
+    let cancel = path.receive(to_bob("CANCEL", &own, "", "").as_bytes(), CLIENT);
+    assert_eq!(target(&cancel), elsewhere);
+}
+
+// Path.
+
+const SUPPORTED: &str = "Supported: gruu, Path\r\n";
+
+fn registered(path: &mut Path, rows: &str) -> Vec<String> {
+    let register = request("REGISTER", "register", "sip:example.net", "", rows);
+    path.receive(register.as_bytes(), CLIENT).rows("path")
+}
+
+#[test]
+fn a_path_brings_requests_down_the_flow_of_the_registration() {
+    let mut path = Path::new(tables());
+    let value = registered(&mut path, SUPPORTED).remove(0);
+    assert!(value.starts_with("<sip:192.0.2.100:5060;lr;vh=") && !value.contains(";ob"), "{value}");
+    let notify = request("NOTIFY", "any", "sip:a@192.168.0.2", "", &format!("Route: {value}\r\n"));
+    let outcome = path.receive(notify.as_bytes(), BACKENDS[2]);
+    let Verdict::Forward { to, from, .. } = outcome.verdict else { panic!("{:?}", outcome.verdict) };
+    assert_eq!((to, from), (address(CLIENT), Sender::Listener { index: 0, local: None }));
+    // A call to it is recorded, so that the rest of its dialog takes the same way.
+    let invite = request("INVITE", "any", "sip:a@192.168.0.2", "", &format!("Route: {value}\r\n"));
+    let recorded = path.receive(invite.as_bytes(), BACKENDS[2]).rows("record-route");
+    assert_eq!(target(&path.receive(in_dialog("BYE", "any", &recorded[0]).as_bytes(), CLIENT)), BACKENDS[2]);
+    assert_eq!(target(&path.receive(in_dialog("BYE", "any", &recorded[0]).as_bytes(), BACKENDS[2])), CLIENT);
+    // Tampered with.
+    let other = notify.replace(";vh=8", ";vh=9");
+    assert_eq!(code(&path.receive(other.as_bytes(), BACKENDS[2])), 403);
+    assert_eq!(code(&path.receive(other.as_bytes(), CLIENT)), 403);
+}
+
+#[test]
+fn a_flow_is_its_clients_alone() {
+    let mut path = Path::new(tables());
+    let value = registered(&mut path, SUPPORTED).remove(0);
+    let invite = request("INVITE", "any", "sip:b@example.net", "", &format!("Route: {value}\r\n"));
+    let by_key = target(&path.receive(to_bob("INVITE", "any", "", "").as_bytes(), CLIENT));
+    assert_eq!(target(&path.receive(invite.as_bytes(), CLIENT)), by_key, "on its way out");
+    assert_eq!(code(&path.receive(invite.as_bytes(), "203.0.113.9:5060")), 403);
+}
+
+#[test]
+fn who_gets_a_path_is_said_by_client_and_policy() {
+    let mut path = Path::new(tables());
+    assert!(registered(&mut path, "").is_empty());
+    assert!(registered(&mut path, "Supported: pathetic, gruu\r\n").is_empty());
+    assert_eq!(registered(&mut path, "k:\r\n path\r\n").len(), 1);
+    let with_reg_id = format!("{SUPPORTED}Contact: <sip:a@192.168.0.2>;reg-id=1;+sip.instance=\"<urn:uuid:1>\"\r\n");
+    assert!(registered(&mut path, &with_reg_id)[0].ends_with(";ob>"));
+    // Behind another proxy the flow is that proxy's, not the phone's.
+    let behind = format!("{with_reg_id}Via: SIP/2.0/UDP 192.168.0.2;branch=z9hG4bK-2\r\n");
+    assert!(!registered(&mut path, &behind)[0].contains(";ob"));
+    for (policy, count) in [(PathPolicy::Always, 1), (PathPolicy::Off, 0)] {
+        let mut settings = settings();
+        settings.policy.path = policy;
+        let mut path = Path::new(Tables::new(1, settings, vec![pool(&BACKENDS)], None));
+        assert_eq!(registered(&mut path, if count == 1 { "" } else { SUPPORTED }).len(), count);
+    }
+}
+
+// Forgers.
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: if cfg!(debug_assertions) { 20 } else { 1_000 },
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    /// A thousand tries each: a million in a release build.
+    #[test]
+    fn no_forged_token_sends_a_request_to_anybody(seed in any::<u64>()) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut path = Path::new(support::shared_tables());
+        let (backend, route) = begin(&mut path, "call");
+        let value = registered(&mut path, SUPPORTED).remove(0);
+        for _ in 0..1_000 {
+            let genuine = if random.bool() { &route } else { &value };
+            let start = genuine.find("vh=").unwrap() + 3;
+            let mut octets = genuine.clone().into_bytes();
+            let place = random.usize(start..genuine.trim_end_matches('>').len());
+            octets[place] = *b"0123456789abcdef".iter().cycle().nth(random.usize(..16)).unwrap();
+            if octets == genuine.as_bytes() {
+                continue;
+            }
+            let forged = String::from_utf8(octets).unwrap();
+            let bye = in_dialog("BYE", "call", &forged);
+            let outcome = path.receive(bye.as_bytes(), &backend);
+            prop_assert!(!outcome.is_forward(), "{forged}: {:?}", outcome.verdict);
+        }
+    }
+}
+
+/// A short count of what tokens cost in octets: beyond this, fragments come sooner than they need.
+#[test]
+fn a_record_route_has_at_most_120_octets() {
+    let mut path = Path::new(tables());
+    let mut lengths = HashMap::new();
+    let (_, route) = begin(&mut path, "call");
+    lengths.insert("v4", "Record-Route: \r\n".len() + route.len());
+    assert!(lengths.values().all(|len| *len <= 120), "{lengths:?}");
+}
