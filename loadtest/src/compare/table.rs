@@ -1,5 +1,5 @@
-//! The table of a comparison: one block per load, one line per element, medians over the rounds with their spread, and the
-//! ratio to the null relay of the same round.
+//! The table of a comparison: one block per load, one line per element, medians over the rounds with their spread, the ratio
+//! to the null relay of the same round, and the latency that was added to that of the same round without an element.
 
 use super::rounds::{Outcome, Sample};
 use crate::latency::Short;
@@ -93,8 +93,19 @@ fn block(text: &mut String, outcome: &Outcome, load: Option<f64>) {
     let _ = writeln!(text, "{title}");
     let _ = writeln!(
         text,
-        "  {:<14} {:>11} {:>8}  {:>9} {:>15} {:>8}  {:>9} {:>9} {:>9}  {:>7}",
-        "element", "messages/s", "ratio", "CPU µs/m", "(spread)", "ratio", "p50", "p99", "syscalls", "lost"
+        "  {:<14} {:>11} {:>19}  {:>9} {:>15} {:>19}  {:>9} {:>9} {:>9} {:>9}  {:>9}  {:>7}",
+        "element",
+        "messages/s",
+        "ratio (spread)",
+        "CPU µs/m",
+        "(spread)",
+        "ratio (spread)",
+        "p50",
+        "p99",
+        "added p50",
+        "added p99",
+        "syscalls",
+        "lost"
     );
     let direct = Spread::of(of(&samples, "direct").map(|sample| sample.messages_per_second)).median;
     for name in names {
@@ -118,7 +129,7 @@ fn line(text: &mut String, outcome: &Outcome, samples: &[&Sample], name: &str, d
     let measured = name != "direct";
     let _ = write!(
         text,
-        "  {name:<14} {:>11.0} {:>8}  {:>9} {:>15} {:>8}  {:>9} {:>9} {:>9}  {:>7}",
+        "  {name:<14} {:>11.0} {:>19}  {:>9} {:>15} {:>19}  {:>9} {:>9} {:>9} {:>9}  {:>9}  {:>7}",
         rate.median,
         ratio(samples, name, |sample| sample.messages_per_second),
         if measured { format!("{:.2}", cpu.median) } else { "-".to_owned() },
@@ -126,6 +137,8 @@ fn line(text: &mut String, outcome: &Outcome, samples: &[&Sample], name: &str, d
         if measured { ratio(samples, name, |sample| sample.cpu_us_per_message) } else { "-".to_owned() },
         latency(p50),
         latency(p99),
+        added(samples, name, |sample| sample.round_trip_p50_ns),
+        added(samples, name, |sample| sample.round_trip_p99_ns),
         calls.unwrap_or("-".to_owned()),
         share(lost, sent),
     );
@@ -142,7 +155,7 @@ fn of<'a>(samples: &'a [&Sample], name: &str) -> impl Iterator<Item = &'a Sample
     samples.iter().copied().filter(move |sample| sample.element == name)
 }
 
-/// Median of the ratios to the baseline, each within its round; `-` where there is no baseline.
+/// Median and spread of the ratios to the baseline, each within its round; `-` where there is no baseline.
 fn ratio(samples: &[&Sample], name: &str, figure: impl Fn(&Sample) -> f64) -> String {
     let ratios: Vec<f64> = of(samples, name)
         .filter_map(|sample| {
@@ -150,7 +163,27 @@ fn ratio(samples: &[&Sample], name: &str, figure: impl Fn(&Sample) -> f64) -> St
             (figure(base) > 0.0).then(|| figure(sample) / figure(base))
         })
         .collect();
-    if ratios.is_empty() { "-".to_owned() } else { format!("{:.2}", Spread::of(ratios).median) }
+    if ratios.is_empty() {
+        return "-".to_owned();
+    }
+    let Spread { median, least, most } = Spread::of(ratios);
+    format!("{median:.2} ({least:.2}-{most:.2})")
+}
+
+/// Median of what an element added to the latency without an element, each within its round; `-` where that is not known.
+fn added(samples: &[&Sample], name: &str, figure: impl Fn(&Sample) -> u64) -> String {
+    let differences = of(samples, name).filter_map(|sample| {
+        let direct = of(samples, "direct").find(|direct| direct.round == sample.round && direct.load.is_some())?;
+        Some(figure(sample) as f64 - figure(direct) as f64)
+    });
+    let differences: Vec<f64> = differences.collect();
+    if name == "direct" || differences.is_empty() {
+        return "-".to_owned();
+    }
+    match Spread::of(differences).median {
+        less if less < 0.0 => format!("-{}", Short(-less as u64)),
+        more => Short(more as u64).to_string(),
+    }
 }
 
 fn share(lost: u64, sent: u64) -> String {
@@ -199,7 +232,26 @@ mod tests {
         let outcome = Outcome { samples, ..Outcome::default() };
         let text = render(&outcome);
         let line = text.lines().find(|line| line.contains("viahop")).unwrap();
-        assert!(line.contains("15.00") && line.contains("(10.00-20.00)") && line.contains("2.00"), "{text}");
+        assert!(
+            line.contains("15.00") && line.contains("(10.00-20.00)") && line.contains("2.00 (2.00-2.00)"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn added_latency_is_that_of_the_same_round() {
+        let with =
+            |element, round, p50_us: u64| Sample { round_trip_p50_ns: p50_us * 1000, ..sample(element, round, 1.0) };
+        let samples = [
+            with("direct", 0, 20),
+            with("viahop", 0, 50),
+            with("direct", 1, 40),
+            with("viahop", 1, 70),
+            with("viahop", 2, 999),
+        ];
+        let samples: Vec<&Sample> = samples.iter().collect();
+        assert_eq!(added(&samples, "viahop", |sample| sample.round_trip_p50_ns), "30µs");
+        assert_eq!(added(&samples, "direct", |sample| sample.round_trip_p50_ns), "-");
     }
 
     #[test]
