@@ -1,7 +1,8 @@
-//! Digest authentication (RFC 3261 22, RFC 7616): from a challenge and a password to credentials. MD5, SHA-256 and
-//! SHA-512-256, with `qop=auth` or, for servers of RFC 2069's time, without.
+//! Digest authentication (RFC 3261 22, RFC 7616), both sides: from a challenge and a password to credentials, and from
+//! credentials to whether they are right. MD5, SHA-256 and SHA-512-256, with `qop=auth` or, for servers of RFC 2069's time,
+//! without.
 
-use crate::sip::text::hex;
+use crate::rng::{mix, seed};
 use crate::sip::value::auth_param;
 use md5::Md5;
 use sha2::{Digest, Sha256, Sha512_256};
@@ -38,15 +39,9 @@ pub fn answer(challenge: &[u8], asked: &Asked<'_>) -> Option<String> {
         Some(_) => return None,
     };
     let Asked { user, password, method, uri, cnonce } = *asked;
-    let cnonce = String::from_utf8_lossy(&hex(cnonce)).into_owned();
-    //= RFC 7616 section 3.4.1
-    // response = KD(H(A1), nonce ":" nc ":" cnonce ":" qop ":" H(A2)); without qop as RFC 2069 had it.
-    let secret = hash(&format!("{user}:{realm}:{password}"));
-    let request = hash(&format!("{method}:{uri}"));
-    let response = match qop {
-        Some(qop) => hash(&format!("{secret}:{nonce}:00000001:{cnonce}:{qop}:{request}")),
-        None => hash(&format!("{secret}:{nonce}:{request}")),
-    };
+    let cnonce = format!("{cnonce:016x}");
+    let once = qop.map(|qop| ("00000001", &*cnonce, qop));
+    let response = response(hash, [user, realm, password], [method, uri], nonce, once);
     let mut text = format!(
         "Digest username=\"{user}\", realm=\"{realm}\", nonce=\"{nonce}\", uri=\"{uri}\", response=\"{response}\", algorithm={algorithm}"
     );
@@ -59,7 +54,83 @@ pub fn answer(challenge: &[u8], asked: &Asked<'_>) -> Option<String> {
     Some(text)
 }
 
-fn hash_of(algorithm: &str) -> Option<fn(&str) -> String> {
+/// `secret` is user, realm and password, `request` method and URI, `once` nc, cnonce and qop.
+fn response(
+    hash: Hash,
+    secret: [&str; 3],
+    request: [&str; 2],
+    nonce: &str,
+    once: Option<(&str, &str, &str)>,
+) -> String {
+    //= RFC 7616 section 3.4.1
+    // response = KD(H(A1), nonce ":" nc ":" cnonce ":" qop ":" H(A2)); without qop as RFC 2069 had it.
+    let (secret, request) = (hash(&secret.join(":")), hash(&request.join(":")));
+    match once {
+        Some((nc, cnonce, qop)) => hash(&format!("{secret}:{nonce}:{nc}:{cnonce}:{qop}:{request}")),
+        None => hash(&format!("{secret}:{nonce}:{request}")),
+    }
+}
+
+/// What callees demand of a REGISTER: one password for everybody, proven by digest. Nothing is remembered of a challenge:
+/// its nonce is a function of the Call-ID it was for.
+#[derive(Clone, Debug)]
+pub struct Realm {
+    algorithm: &'static str,
+    hash: Hash,
+    password: String,
+    key: u64,
+}
+
+/// What became of the demand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// The credentials are right.
+    Given,
+    /// There are none, or they answer another challenge.
+    Missing,
+    /// They are wrong.
+    Wrong,
+}
+
+impl Realm {
+    /// A realm with this password. `None`: the algorithm is none of MD5, SHA-256 and SHA-512-256.
+    pub fn new(algorithm: &str, password: &str) -> Option<Realm> {
+        let hash = hash_of(algorithm)?;
+        let algorithm = ALGORITHMS.into_iter().find(|known| known.eq_ignore_ascii_case(algorithm))?;
+        Some(Realm { algorithm, hash, password: password.to_owned(), key: seed() })
+    }
+
+    /// The challenge for a request with this digest of its Call-ID.
+    pub fn challenge(&self, call_id: u64) -> String {
+        let (nonce, algorithm) = (self.nonce(call_id), self.algorithm);
+        format!("Digest realm=\"viahop-load\", nonce=\"{nonce}\", algorithm={algorithm}, qop=\"auth\"")
+    }
+
+    /// Whether these credentials answer that challenge.
+    pub fn check(&self, credentials: Option<&[u8]>, method: &str, call_id: u64) -> Proof {
+        let Some(credentials) = credentials else { return Proof::Missing };
+        let param = |name: &[u8]| auth_param(credentials, name).and_then(|value| std::str::from_utf8(value).ok());
+        let of = |name: &[u8]| param(name).unwrap_or_default();
+        if of(b"nonce") != self.nonce(call_id) || of(b"realm") != "viahop-load" {
+            return Proof::Missing;
+        }
+        let secret = [of(b"username"), "viahop-load", &self.password];
+        let once = param(b"qop").map(|qop| (of(b"nc"), of(b"cnonce"), qop));
+        let expected = response(self.hash, secret, [method, of(b"uri")], of(b"nonce"), once);
+        if of(b"response") == expected { Proof::Given } else { Proof::Wrong }
+    }
+
+    fn nonce(&self, call_id: u64) -> String {
+        format!("{:016x}", mix(call_id ^ self.key))
+    }
+}
+
+/// The algorithms of RFC 7616 and RFC 8760, without their `-sess` forms.
+pub const ALGORITHMS: [&str; 3] = ["MD5", "SHA-256", "SHA-512-256"];
+
+type Hash = fn(&str) -> String;
+
+fn hash_of(algorithm: &str) -> Option<Hash> {
     match algorithm.to_ascii_uppercase().as_str() {
         "MD5" => Some(digits::<Md5>),
         "SHA-256" => Some(digits::<Sha256>),
@@ -108,6 +179,26 @@ mod tests {
         assert_eq!(digits::<Md5>("Mufasa:testrealm@host.com:Circle Of Life"), "939e7578ed9e3c518a452acee763bce9");
         assert_eq!(digits::<Md5>("GET:/dir/index.html"), "39aff3a2bab6126f332b942af96d3366");
         assert_eq!(seen, "670fd8c2df070c60b045671b8b24ff02");
+    }
+
+    #[test]
+    fn credentials_prove_the_password_and_only_for_their_own_challenge() {
+        for algorithm in ["md5", "SHA-256", "sha-512-256"] {
+            let realm = Realm::new(algorithm, "secret").unwrap();
+            let credentials = |challenge: &str, password| {
+                let asked = Asked { user: "alice", password, method: "REGISTER", uri: "sip:x", cnonce: 7 };
+                answer(challenge.as_bytes(), &asked).unwrap()
+            };
+            let right = credentials(&realm.challenge(5), "secret");
+            assert_eq!(realm.check(Some(right.as_bytes()), "REGISTER", 5), Proof::Given);
+            assert_eq!(realm.check(Some(right.as_bytes()), "INVITE", 5), Proof::Wrong);
+            assert_eq!(realm.check(Some(right.as_bytes()), "REGISTER", 6), Proof::Missing);
+            let wrong = credentials(&realm.challenge(5), "Secret");
+            assert_eq!(realm.check(Some(wrong.as_bytes()), "REGISTER", 5), Proof::Wrong);
+            assert_eq!(realm.check(None, "REGISTER", 5), Proof::Missing);
+            assert_eq!(realm.check(Some(b"Digest"), "REGISTER", 5), Proof::Missing);
+        }
+        assert!(Realm::new("SHA-1", "secret").is_none());
     }
 
     #[test]

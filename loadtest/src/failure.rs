@@ -27,7 +27,7 @@ pub enum Exit {
 pub struct Failure {
     /// How the program ends because of it.
     pub exit: Exit,
-    /// Which part of the work it was: `start`, `scenario`, `target`.
+    /// Which part of the work it was: `start`, `scenario`, `target`. Empty where `what` says that itself.
     topic: &'static str,
     what: String,
     help: Vec<String>,
@@ -37,6 +37,11 @@ impl Failure {
     /// A failure that ends the program with `exit`.
     pub fn new(exit: Exit, topic: &'static str, what: impl Into<String>) -> Failure {
         Failure { exit, topic, what: what.into(), help: Vec::new() }
+    }
+
+    /// One whose text is laid out already, from its first word on.
+    pub fn rendered(exit: Exit, text: impl Into<String>) -> Failure {
+        Failure::new(exit, "", text)
     }
 
     /// Adds what the user can do about it.
@@ -54,7 +59,10 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(to, "error[{}]: {}", self.topic, self.what)?;
+        match self.topic {
+            "" => to.write_str(&self.what)?,
+            topic => write!(to, "error[{topic}]: {}", self.what)?,
+        }
         for help in &self.help {
             write!(to, "\n   help: {help}")?;
         }

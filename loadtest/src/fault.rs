@@ -75,7 +75,8 @@ pub fn fate(faults: &[Fault], digest: u64) -> Fate {
     Fate::Fine
 }
 
-fn read_share(text: &str) -> Result<f64, String> {
+/// Reads a share: `5%` or `0.05`.
+pub fn read_share(text: &str) -> Result<f64, String> {
     let wrong = || format!("`{text}` is not a share; write 5% or 0.05");
     let share = match text.strip_suffix('%') {
         Some(percent) => percent.parse::<f64>().map_err(|_| wrong())? / 100.0,

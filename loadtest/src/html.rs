@@ -39,7 +39,7 @@ pub fn render(log: &Log) -> String {
         requests(&mut page, log);
     }
     page.push_str("<h2>Everything else</h2>");
-    let _ = write!(page, "<pre>{}</pre></main>", escape(&log.render()));
+    let _ = write!(page, "<pre>{}</pre></main>", escape(&crate::report::render(log)));
     page
 }
 

@@ -2,10 +2,11 @@
 //! and the logs of several machines add up exactly.
 
 use crate::clock::{self, SECOND_NS};
-use crate::latency::{Latencies, Short};
+use crate::latency::Latencies;
+use crate::sip::message::Method;
+use crate::tally::{Kind, Tally};
 use crate::{uac, uas, usage};
 use serde::{Deserialize, Serialize};
-use std::fmt::Write;
 
 /// Written into every log; a file with another mark is not read.
 pub const FORMAT: &str = "viahop-load log 1";
@@ -20,6 +21,8 @@ pub struct Log {
     pub began: String,
     /// The machine, or the machines.
     pub machine: String,
+    /// What the machine was like while it ran; of several machines, the worst.
+    pub conditions: Conditions,
     /// The command line, or one per machine.
     pub commands: Vec<String>,
     /// The calling side, if this run had one.
@@ -30,6 +33,29 @@ pub struct Log {
     pub seconds: Vec<Second>,
     /// What keeps this from being a whole and valid result: `VOID: …`, `PARTIAL: …`.
     pub marks: Vec<String>,
+}
+
+/// What a machine was like while a run went on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Conditions {
+    /// The share of the time that the hypervisor gave to others, 0 to 1.
+    pub steal: f64,
+    /// The most memory this process had, in KiB.
+    pub memory_kib: u64,
+}
+
+/// Messages of one kind on their way between callers and callees, of whom a log may know one side only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Of which kind.
+    pub kind: Kind,
+    /// Whether they go from the callers to the callees.
+    pub there: bool,
+    /// How many one side sent.
+    pub sent: Option<u64>,
+    /// How many reached the other side.
+    pub arrived: Option<u64>,
 }
 
 /// One second of a run.
@@ -48,6 +74,8 @@ pub struct Second {
     pub retransmissions: u64,
     /// Calls open at its end.
     pub open: u64,
+    /// The longest that a call was late in it, in nanoseconds.
+    pub lateness_max_ns: u64,
     /// Latencies of what was answered in it, as [`Latencies::steps`].
     pub latency: Vec<(u64, u64)>,
 }
@@ -70,6 +98,7 @@ impl Second {
             failed: self.failed + other.failed,
             retransmissions: self.retransmissions + other.retransmissions,
             open: self.open + other.open,
+            lateness_max_ns: self.lateness_max_ns.max(other.lateness_max_ns),
             latency: both.steps(),
         };
     }
@@ -82,6 +111,7 @@ impl Log {
             format: FORMAT.to_owned(),
             began: clock::utc(clock::unix_seconds()),
             machine: usage::machine(),
+            conditions: Conditions::default(),
             commands: vec![std::env::args().collect::<Vec<_>>().join(" ")],
             calls: None,
             callees: None,
@@ -112,6 +142,8 @@ impl Log {
         if !self.machine.contains(&other.machine) {
             self.machine = format!("{} + {}", self.machine, other.machine);
         }
+        self.conditions.steal = self.conditions.steal.max(other.conditions.steal);
+        self.conditions.memory_kib = self.conditions.memory_kib.max(other.conditions.memory_kib);
         self.commands.extend(other.commands.iter().cloned());
         match (&mut self.calls, &other.calls) {
             (Some(own), Some(other)) => own.add(other),
@@ -138,129 +170,51 @@ impl Log {
         calls.counts.placed as f64 * SECOND_NS as f64 / calls.placing_ns.max(1) as f64
     }
 
-    /// The report for people.
-    pub fn render(&self) -> String {
-        let mut text = String::new();
-        if let Some(calls) = &self.calls {
-            render_calls(&mut text, calls, self.rate());
+    /// What went between callers and callees, by kind, in the order in which a call has it.
+    pub fn flows(&self) -> Vec<Flow> {
+        let callers = self.calls.as_ref().map(|calls| (&calls.sent, &calls.received));
+        let callees = self.callees.as_ref().map(uas::Report::traffic);
+        let callees = callees.as_ref().map(|(sent, received)| (sent, received));
+        let ways = [
+            (true, callers.map(|callers| callers.0), callees.map(|callees| callees.1)),
+            (false, callees.map(|callees| callees.0), callers.map(|callers| callers.1)),
+        ];
+        let mut flows = Vec::new();
+        for (there, sent, arrived) in ways {
+            let mut kinds: Vec<Kind> =
+                [sent, arrived].into_iter().flatten().flat_map(Tally::kinds).map(|(kind, _)| kind).collect();
+            kinds.sort_unstable();
+            kinds.dedup();
+            let of = |tally: Option<&Tally>, kind| tally.map(|tally| tally.of(kind));
+            flows.extend(kinds.into_iter().map(|kind| Flow {
+                kind,
+                there,
+                sent: of(sent, kind),
+                arrived: of(arrived, kind),
+            }));
         }
-        if let Some(callees) = &self.callees {
-            render_callees(&mut text, callees);
-        }
-        for mark in &self.marks {
-            let _ = writeln!(text, "{mark}");
-        }
-        text
+        let place = |method| match method {
+            Method::Invite => 0,
+            // Comes right after the responses to its INVITE.
+            Method::Ack => 1,
+            Method::Bye => 3,
+            _ => 2,
+        };
+        flows.sort_by_key(|flow| (place(flow.kind.method), flow.kind));
+        flows
+    }
+}
+
+impl Flow {
+    /// How many were lost on the way; negative: how many came that the other side had not sent, made or copied in between.
+    pub fn lost(&self) -> Option<i64> {
+        Some(self.sent? as i64 - self.arrived? as i64)
     }
 }
 
 impl Default for Log {
     fn default() -> Log {
         Log::new()
-    }
-}
-
-fn render_calls(text: &mut String, report: &uac::Report, rate: f64) {
-    let counts = report.counts;
-    let _ = writeln!(
-        text,
-        "calls: placed {} ({rate:.1}/s), completed {}, failed {} ({:.3} %), cut {}; at most {} open",
-        counts.placed,
-        counts.completed,
-        counts.failed,
-        counts.failed as f64 * 100.0 / counts.placed.max(1) as f64,
-        counts.cut,
-        report.open_max
-    );
-    let _ = writeln!(
-        text,
-        "  {:<22} {:>10} {:>10} {:>8}  {:>8} {:>8} {:>8} {:>8} {:>8}",
-        "request", "sent", "answered", "again", "p50", "p90", "p99", "p99.9", "max"
-    );
-    for line in &report.lines {
-        let name = format!("{} {}", line.scenario, line.step);
-        let _ = write!(text, "  {name:<22} {:>10} {:>10} {:>8} ", line.sent, line.answered, line.retransmissions);
-        put_quantiles(text, &line.latency);
-        for (reason, count) in &line.failures {
-            let _ = writeln!(text, "    failed: {count} × {reason}");
-        }
-    }
-    for (name, latencies) in [("session request delay", &report.ringing), ("own lateness", &report.lateness)] {
-        if latencies.count() > 0 {
-            let _ = write!(text, "  {name:<22} {:>10} {:>10} {:>8} ", latencies.count(), "", "");
-            put_quantiles(text, latencies);
-        }
-    }
-    let _ = writeln!(
-        text,
-        "messages: {} requests and {} retransmissions sent, {} responses and {} requests received",
-        counts.requests, counts.retransmissions, counts.responses, counts.requests_received
-    );
-    let _ = writeln!(
-        text,
-        "checked: {} wrong, {} altered; {} copies, {} late, {} strays, {} malformed; {} refused (ICMP), {} unsent",
-        counts.wrong,
-        counts.altered,
-        counts.copies,
-        counts.late,
-        counts.strays,
-        counts.malformed,
-        counts.refused,
-        counts.unsent
-    );
-    for wrong in report.wrongs.iter().take(5) {
-        let _ = writeln!(text, "  wrong {}: {} in {}", wrong.what, wrong.row, wrong.call_id);
-    }
-}
-
-fn put_quantiles(text: &mut String, latencies: &Latencies) {
-    for quantile in [0.5, 0.9, 0.99, 0.999] {
-        let _ = write!(text, " {:>8}", Short(latencies.at(quantile)));
-    }
-    let _ = writeln!(text, " {:>8}", Short(latencies.max()));
-}
-
-fn render_callees(text: &mut String, report: &uas::Report) {
-    let total = report.total();
-    let _ = writeln!(
-        text,
-        "callees: {} calls on {} backends, {} requests; {} copies, {} resent, {} unacknowledged, {} unknown (481)",
-        total.calls,
-        report.backends.len(),
-        total.requests,
-        total.copies,
-        total.resent,
-        total.unacknowledged,
-        total.unknown
-    );
-    let _ = writeln!(
-        text,
-        "checked: {} at the wrong backend, {} of calls whose backend died, {} altered, {} out of order, {} malformed",
-        total.violations, total.orphans, total.altered, total.reordered, total.malformed
-    );
-    for violation in report.violations.iter().take(5) {
-        let _ = writeln!(
-            text,
-            "  {} of {} belongs to backend {} and reached backend {}",
-            violation.method, violation.call_id, violation.owner, violation.reached
-        );
-    }
-    if report.backends.len() > 1 {
-        for (index, backend) in report.backends.iter().enumerate() {
-            let share = backend.counts.calls as f64 * 100.0 / total.calls.max(1) as f64;
-            let _ = writeln!(
-                text,
-                "  backend {index}: {} calls ({share:.2} %), {} requests",
-                backend.counts.calls, backend.counts.requests
-            );
-        }
-    }
-    if report.forgotten > 0 {
-        let _ = writeln!(
-            text,
-            "  {} calls were forgotten early, so what happened to them later was not checked; --remember raises it",
-            report.forgotten
-        );
     }
 }
 
@@ -284,7 +238,7 @@ mod tests {
         let before = log(100, 1_000_000);
         let after = Log::read(&before.write()).unwrap();
         assert_eq!(after.write(), before.write());
-        assert_eq!(after.render(), before.render());
+        assert_eq!(crate::report::render(&after), crate::report::render(&before));
     }
 
     #[test]
@@ -300,6 +254,34 @@ mod tests {
         assert_eq!((both.seconds.len(), both.seconds[0].placed), (1, 150));
         assert_eq!(both.seconds[0].latencies().count(), 2);
         assert_eq!(both.rate(), 150.0);
+    }
+
+    #[test]
+    fn what_one_side_sent_and_the_other_never_saw_was_lost_on_the_way() {
+        let tally = |counts: &[(Kind, u64)]| {
+            let mut tally = Tally::default();
+            counts.iter().for_each(|(kind, count)| tally.note_many(*kind, *count));
+            tally
+        };
+        let (invite, ok, bye) =
+            (Kind::request(Method::Invite), Kind::response(200, Method::Invite), Kind::request(Method::Bye));
+        let trying = Kind::response(100, Method::Invite);
+        let mut log = log(10, 1);
+        let calls = log.calls.as_mut().unwrap();
+        (calls.sent, calls.received) = (tally(&[(bye, 9), (invite, 10)]), tally(&[(ok, 9), (trying, 10)]));
+        let backend = uas::BackendState {
+            sent: tally(&[(ok, 9)]),
+            received: tally(&[(invite, 9), (bye, 9)]),
+            ..Default::default()
+        };
+        log.callees = Some(uas::Report { backends: vec![backend], ..uas::Report::default() });
+        let flows: Vec<_> = log.flows().iter().map(|flow| (flow.kind, flow.there, flow.lost())).collect();
+        assert_eq!(
+            flows,
+            [(invite, true, Some(1)), (trying, false, Some(-10)), (ok, false, Some(0)), (bye, true, Some(0))]
+        );
+        log.callees = None;
+        assert!(log.flows().iter().all(|flow| flow.lost().is_none()));
     }
 
     #[test]

@@ -5,9 +5,10 @@ use crate::failure::Failure;
 use crate::fault::Fault;
 use crate::latency::{Latencies, Short};
 use crate::log::{Log, Second};
-use crate::sys::process::stop_signals;
+use crate::sys::process::{peak_memory_kib, stop_signals};
 use crate::uac::{self, Uac};
 use crate::uas::{self, Uas};
+use crate::usage;
 use std::time::Duration;
 
 /// How often a run is looked after.
@@ -15,6 +16,11 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// A second of the series beyond this many is not kept, only counted in the totals: a day.
 const SECONDS_MAX: usize = 86_400;
+
+/// From this share of stolen time on a machine is said to be noisy, and from this share of waiting for a core that
+/// something else had.
+const STEAL_MAX: f64 = 0.005;
+const WAITING_MAX: f64 = 0.05;
 
 /// The lateness that 999 of 1000 calls may have before a run says more about the generator than about the element.
 pub const LATENESS_MAX_NS: u64 = 10 * MS_NS;
@@ -45,14 +51,45 @@ pub enum Wish {
     Rate(f64),
 }
 
-/// Runs it. `progress` hears of each second, with the time since the start in nanoseconds; `wish` is asked what the user
-/// wants.
-pub fn run(
-    plan: &Plan,
-    mut progress: impl FnMut(u64, &Second, &Log),
-    mut wish: impl FnMut() -> Option<Wish>,
-) -> Result<Log, Failure> {
+/// The state of a run, second by second.
+#[derive(Debug)]
+pub struct Progress<'a> {
+    /// Since the start, in nanoseconds.
+    pub at_ns: u64,
+    /// The second that has just passed.
+    pub second: &'a Second,
+    /// The calling side since the start, empty where there is none.
+    pub callers: &'a uac::Snapshot,
+    /// The called side since the start, empty where there is none.
+    pub callees: &'a uas::Report,
+    /// Calls a second that are asked for.
+    pub rate: f64,
+    /// Whether no calls are placed for the time being.
+    pub paused: bool,
+}
+
+/// Who watches a run.
+pub trait Watcher {
+    /// A second has passed, or the last part of one.
+    fn on_second(&mut self, progress: &Progress<'_>);
+
+    /// What the user wants; asked some fifty times a second.
+    fn wish(&mut self) -> Option<Wish>;
+}
+
+/// Nobody.
+impl Watcher for () {
+    fn on_second(&mut self, _: &Progress<'_>) {}
+
+    fn wish(&mut self) -> Option<Wish> {
+        None
+    }
+}
+
+/// Runs it.
+pub fn run(plan: &Plan, watcher: &mut impl Watcher) -> Result<Log, Failure> {
     let mut log = Log::new();
+    let steal = usage::steal_ticks();
     let uas = plan.callees.clone().map(Uas::start).transpose()?;
     let start = now_ns();
     let mut calls = plan.calls.clone();
@@ -72,7 +109,7 @@ pub fn run(
     let mut next = start + SECOND_NS;
     loop {
         std::thread::sleep(LOOK);
-        while let Some(wish) = wish() {
+        while let Some(wish) = watcher.wish() {
             watch.grant(wish);
         }
         watch.heed_signals();
@@ -83,10 +120,13 @@ pub fn run(
             continue;
         }
         next += SECOND_NS;
-        let second = watch.second(&mut before, now);
-        progress(now - start, &second, &log);
+        let (callers, callees) = watch.snapshots();
+        let second = watch.second(&mut before, now, &callers, &callees);
+        let (rate, paused) = (watch.rate, watch.paused);
+        let (second, callers, callees) = (&second, &callers, &callees);
+        watcher.on_second(&Progress { at_ns: now - start, second, callers, callees, rate, paused });
         if log.seconds.len() < SECONDS_MAX {
-            log.seconds.push(second);
+            log.seconds.push(second.clone());
         }
         if over {
             break;
@@ -96,6 +136,10 @@ pub fn run(
     // The last ACK is on its way when the last call is complete.
     std::thread::sleep(LOOK);
     log.callees = watch.uas.take().map(Uas::join);
+    // A tick is a hundredth of a second, whatever the kernel's own is (USER_HZ).
+    let stolen_ns = usage::steal_ticks().saturating_sub(steal) as f64 * SECOND_NS as f64 / 100.0;
+    log.conditions.steal = stolen_ns / (now_ns() - start).max(1) as f64 / usage::cores() as f64;
+    log.conditions.memory_kib = peak_memory_kib();
     judge(plan, watch.wishes, &mut log);
     Ok(log)
 }
@@ -165,10 +209,19 @@ impl Watch {
         }
     }
 
+    fn snapshots(&self) -> (uac::Snapshot, uas::Report) {
+        let callers = self.uac.as_ref().map(Uac::snapshot).unwrap_or_default();
+        (callers, self.uas.as_ref().map(Uas::snapshot).unwrap_or_default())
+    }
+
     /// What has happened since `before`, which becomes the present.
-    fn second(&self, before: &mut (u64, uac::Counts, uas::Counts), now: u64) -> Second {
-        let calls = self.uac.as_ref().map(Uac::snapshot).unwrap_or_default();
-        let callees = self.uas.as_ref().map(Uas::snapshot).unwrap_or_default();
+    fn second(
+        &self,
+        before: &mut (u64, uac::Counts, uas::Counts),
+        now: u64,
+        calls: &uac::Snapshot,
+        callees: &uas::Report,
+    ) -> Second {
         let (then, calls_then, callees_then) = *before;
         *before = (now, calls.counts, callees.total());
         if self.uac.is_none() {
@@ -184,6 +237,7 @@ impl Watch {
             failed: calls.counts.failed - calls_then.failed,
             retransmissions: calls.counts.retransmissions - calls_then.retransmissions,
             open: calls.open,
+            lateness_max_ns: calls.lateness.max(),
             latency: calls.latency.steps(),
         }
     }
@@ -191,26 +245,73 @@ impl Watch {
 
 /// Marks what is not a whole and valid result.
 fn judge(plan: &Plan, wishes: u32, log: &mut Log) {
-    let Some(calls) = &log.calls else { return };
+    let mut marks = Vec::new();
+    if let Some(calls) = &log.calls {
+        judge_callers(plan, wishes, calls, &mut marks);
+    }
+    if let Some(callees) = &log.callees {
+        judge_callees(callees, &mut marks);
+    }
+    if log.conditions.steal > STEAL_MAX {
+        marks.push(format!("NOISY: the hypervisor took {:.1} % of the time", log.conditions.steal * 100.0));
+    }
+    log.marks.extend(marks);
+}
+
+fn judge_callers(plan: &Plan, wishes: u32, calls: &uac::Report, marks: &mut Vec<String>) {
+    let counts = calls.counts;
     if wishes > 0 {
-        log.marks.push("PARTIAL: ended by the user".to_owned());
-    } else if calls.counts.cut > 0 {
-        log.marks.push(format!("PARTIAL: {} calls were still open when the time to end had passed", calls.counts.cut));
+        marks.push("PARTIAL: ended by the user".to_owned());
+    } else if counts.cut > 0 {
+        marks.push(format!("PARTIAL: {} calls were still open when the time to end had passed (--drain)", counts.cut));
+    }
+    if counts.unplaced > 0 {
+        let due = counts.placed + counts.unplaced;
+        marks.push(format!(
+            "VOID: the rate is beyond this generator: {} of {due} calls that were due could not be placed; \
+             lower --rate, or give it more --cores",
+            counts.unplaced
+        ));
     }
     let late = calls.lateness.at(0.999);
     if late > plan.lateness_max_ns {
         let (late, limit) = (Short(late), Short(plan.lateness_max_ns));
-        log.marks.push(format!(
+        marks.push(format!(
             "VOID: the generator was late: one call in a thousand by {late} and more, {limit} is allowed (--lateness-max)"
         ));
     }
-    let answered = calls.lines.iter().map(|line| line.answered).sum::<u64>();
-    if answered == 0 && calls.counts.placed > 0 {
-        let why = match calls.counts.refused {
+    if counts.received() == 0 && counts.placed > 0 {
+        let why = match counts.refused {
             0 => "nothing came back: the target swallows what it gets, or its answers go elsewhere",
             _ => "nobody listens there (ICMP port unreachable)",
         };
-        log.marks.push(format!("VOID: not one request was answered; {why}"));
+        marks.push(format!("VOID: not one request was answered; {why}"));
+    }
+    judge_shards("callers", counts.overflowed, calls.panicked, calls.usage.waiting_ns, calls.lives_ns, marks);
+}
+
+fn judge_callees(callees: &uas::Report, marks: &mut Vec<String>) {
+    let overflowed = callees.total().overflowed;
+    judge_shards("callees", overflowed, callees.panicked, callees.usage.waiting_ns, callees.lives_ns, marks);
+}
+
+/// What makes the generator the one to blame, on either side.
+fn judge_shards(side: &str, overflowed: u64, panicked: u64, waiting_ns: u64, lives_ns: u64, marks: &mut Vec<String>) {
+    if overflowed > 0 {
+        marks.push(format!(
+            "VOID: {overflowed} datagrams for the {side} were dropped by this machine's own full receive buffers; \
+             net.core.rmem_max may be too small, or the {side} too slow"
+        ));
+    }
+    if panicked > 0 {
+        marks.push(format!("VOID: {panicked} of the {side}' threads panicked, which is a mistake in viahop-load"));
+    }
+    let waiting = waiting_ns as f64 / lives_ns.max(1) as f64;
+    if waiting > WAITING_MAX {
+        marks.push(format!(
+            "NOISY: for {:.1} % of the time the {side} waited for a core that something else had",
+            waiting * 100.0
+        ));
     }
 }
 
@@ -220,7 +321,7 @@ pub fn line(at_ns: u64, second: &Second) -> String {
     let latencies: Latencies = second.latencies();
     let quantile = |quantile| Short(latencies.at(quantile)).to_string();
     format!(
-        "{:>6.1}s  {:>9.1} calls/s  {:>9.1} done/s  failed {:<6} again {:<6} open {:<8} p50 {:>7} p99 {:>7} max {:>7}",
+        "{:>6.1}s  {:>9.1} calls/s  {:>9.1} done/s  failed {:<6} again {:<6} open {:<8} p50 {:>7} p99 {:>7} max {:>7} late {:>7}",
         at_ns as f64 / SECOND_NS as f64,
         per_second(second.placed),
         per_second(second.completed),
@@ -229,6 +330,7 @@ pub fn line(at_ns: u64, second: &Second) -> String {
         second.open,
         quantile(0.5),
         quantile(0.99),
-        quantile(1.0)
+        quantile(1.0),
+        Short(second.lateness_max_ns).to_string()
     )
 }

@@ -4,6 +4,9 @@ mod support;
 
 use support::{Meddler, Way, any_port, call_number, timers};
 use viahop_load::clock::{MS_NS, SECOND_NS};
+use viahop_load::digest::{ALGORITHMS, Realm};
+use viahop_load::impair::Impairment;
+use viahop_load::log::Log;
 use viahop_load::scenario::{BUILT_IN, Mix, Scenario};
 use viahop_load::uac::ask::ask;
 use viahop_load::uac::{self, Uac};
@@ -37,6 +40,8 @@ fn assert_clean(called: &uac::Report, took: &uas::Report) {
     assert_eq!(caller.completed, caller.placed, "{caller:?} {:?}", called.lines);
     assert_eq!((caller.failed, caller.cut, caller.wrong, caller.altered), (0, 0, 0, 0), "{:?}", called.wrongs);
     assert_eq!((caller.strays, caller.late, caller.malformed, caller.refused, caller.unsent), (0, 0, 0, 0, 0));
+    assert_eq!((caller.unsealed, caller.unexpected, caller.overflowed, callee.unsealed), (0, 0, 0, 0));
+    assert_eq!((callee.moved, callee.reordered, callee.overflowed), (0, 0, 0), "{:?}", took.moves);
     assert_eq!((callee.violations, callee.orphans, callee.unknown), (0, 0, 0), "{:?}", took.violations);
     assert_eq!((callee.altered, callee.malformed, callee.unacknowledged, callee.abandoned), (0, 0, 0, 0));
     assert_eq!(took.backends.iter().map(|backend| backend.open).sum::<u64>(), 0);
@@ -45,13 +50,18 @@ fn assert_clean(called: &uac::Report, took: &uas::Report) {
 #[test]
 fn every_scenario_that_is_built_in_goes_as_it_says() {
     for (name, _) in BUILT_IN {
-        let uas = callees(1, PATIENT);
-        let hold_ns = 3 * MS_NS;
-        let uac = Uac::start(uac::Config { hold_ns, ..callers(uas.addresses()[0], 200, name) }).unwrap();
+        let realm = (*name == "register-digest").then(|| Realm::new("SHA-256", "secret").unwrap());
+        let config =
+            uas::Config { backends: vec![any_port()], timers: timers(PATIENT), realm, ..uas::Config::default() };
+        let uas = Uas::start(config).unwrap();
+        let (hold_ns, password) = (3 * MS_NS, Some("secret".into()));
+        let uac = Uac::start(uac::Config { hold_ns, password, ..callers(uas.addresses()[0], 200, name) }).unwrap();
         let called = uac.join();
         // What the last ACK says is heard before the callee is asked.
         std::thread::sleep(std::time::Duration::from_millis(20));
         let mut took = uas.join();
+        let log = Log { calls: Some(called.clone()), callees: Some(took.clone()), ..Log::new() };
+        assert!(log.flows().iter().all(|flow| flow.lost() == Some(0)), "{name}: {:?}", log.flows());
         if matches!(*name, "busy" | "cancel") {
             took.backends[0].open = 0; // They are kept for T4, so that late copies are told apart from new calls.
         }
@@ -60,6 +70,27 @@ fn every_scenario_that_is_built_in_goes_as_it_says() {
         assert!(called.lines.iter().all(|line| line.answered == 200 && line.latency.count() == 200), "{name}");
         assert_eq!(called.lateness.count(), 200);
     }
+}
+
+#[test]
+fn a_register_is_accepted_with_the_right_password_and_no_other() {
+    for algorithm in ALGORITHMS {
+        let realm = Realm::new(algorithm, "secret");
+        let uas = Uas::start(uas::Config { backends: vec![any_port()], realm, ..uas::Config::default() }).unwrap();
+        let calls = |password: &str| {
+            let config = callers(uas.addresses()[0], 50, "register-digest");
+            Uac::start(uac::Config { password: Some(password.into()), ..config }).unwrap().join()
+        };
+        let called = calls("secret");
+        assert_eq!((called.counts.completed, called.lines[0].challenged), (50, 50), "{:?}", called.lines);
+        let called = calls("Secret");
+        assert_eq!(called.lines[0].failures.get("403"), Some(&50), "{:?}", called.lines);
+        let took = uas.join().total();
+        assert_eq!((took.registers, took.challenged, took.forbidden, took.altered), (50, 100, 50, 0));
+    }
+    let uas = callees(1, PATIENT);
+    let called = Uac::start(callers(uas.addresses()[0], 10, "register-digest")).unwrap().join();
+    assert_eq!(called.lines[0].failures.get("not challenged"), Some(&10), "a registrar that lets anybody in fails");
 }
 
 #[test]
@@ -99,6 +130,73 @@ fn a_network_that_loses_every_tenth_datagram_costs_retransmissions_and_no_call()
     assert_eq!(took.calls, 300, "a retransmission opens no second call");
 }
 
+//= RFC 3261 section 17.1.2.2
+// Timer E: T1, 2 T1, 4 T1, then T2 = 8 T1 until Timer F, 64 T1: at 1, 3, 7, 15, 23, … 63 T1, ten in all.
+#[test]
+fn a_request_that_nobody_answers_is_sent_eleven_times_and_given_up() {
+    let uas = callees(1, PATIENT);
+    let meddler = Meddler::start(uas.addresses().to_vec(), |_, _| vec![]);
+    let config = uac::Config { timers: timers(BRISK), ..callers(meddler.address, 10, "options") };
+    let called = Uac::start(config).unwrap().join();
+    assert_eq!(called.lines[0].failures.get("timeout: no response"), Some(&10));
+    assert_eq!((called.lines[0].sent, called.lines[0].retransmissions), (10, 100));
+}
+
+//= RFC 3261 section 13.3.1.4
+// The 200 goes out again at the same times, which are those of Timer G as well, until the ACK comes or 64 T1 are over
+// (Timer H).
+#[test]
+fn a_200_whose_ack_never_comes_is_sent_eleven_times_and_given_up() {
+    let uas = Uas::start(uas::Config { backends: vec![any_port()], timers: timers(BRISK), ..uas::Config::default() })
+        .unwrap();
+    let meddler = Meddler::start(uas.addresses().to_vec(), |_, octets| match octets.starts_with(b"ACK") {
+        true => vec![],
+        false => vec![(octets, 0)],
+    });
+    let hold_ns = 80 * BRISK * MS_NS;
+    let called = Uac::start(uac::Config { hold_ns, ..callers(meddler.address, 10, "call") }).unwrap().join();
+    assert_eq!(
+        (called.counts.completed, called.counts.failed),
+        (10, 0),
+        "a BYE ends it all the same: {:?}",
+        called.lines
+    );
+    let took = uas.join().total();
+    assert_eq!((took.resent, took.unacknowledged), (100, 10));
+    assert_eq!(called.counts.copies, 100);
+}
+
+#[test]
+fn a_bad_network_on_the_callers_side_costs_no_call_and_is_not_taken_for_the_elements_doing() {
+    let uas = callees(1, BRISK);
+    let impairment = Impairment { loss: 0.05, duplication: 0.1, reordering: 0.1 };
+    let config = uac::Config { impairment, timers: timers(BRISK), ..callers(uas.addresses()[0], 500, "call") };
+    let called = Uac::start(config).unwrap().join();
+    let counts = called.counts;
+    assert_eq!((counts.completed, counts.failed, counts.wrong), (500, 0, 0), "{:?}", called.lines);
+    let done = counts.on_purpose;
+    assert!(done.lost > 80 && done.duplicated > 80 && done.reordered > 80, "{done:?}");
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let took = uas.join().total();
+    assert!(took.copies > 80, "{took:?}");
+    assert!(took.reordered > 5, "a BYE that overtook its ACK: {took:?}");
+    assert_eq!((took.calls, took.violations, took.altered), (500, 0, 0));
+}
+
+#[test]
+fn a_call_whose_messages_come_from_two_addresses_of_the_element_is_said_to_have_moved() {
+    let uas = callees(1, PATIENT);
+    let meddler = Meddler::start(uas.addresses().to_vec(), |way, octets| {
+        let moves = way == Way::There && octets.starts_with(b"BYE") && call_number(&octets).is_multiple_of(4);
+        vec![(octets, usize::from(moves))]
+    });
+    let called = Uac::start(callers(meddler.address, 200, "call")).unwrap().join();
+    assert_eq!(called.counts.completed, 200, "{:?}", called.lines);
+    let took = uas.join();
+    assert!((20..80).contains(&took.total().moved), "{:?}", took.total());
+    assert_eq!((&*took.moves[0].method, took.total().violations), ("BYE", 0));
+}
+
 #[test]
 fn duplicates_and_late_copies_are_told_apart_from_calls() {
     let uas = callees(1, PATIENT);
@@ -111,26 +209,77 @@ fn duplicates_and_late_copies_are_told_apart_from_calls() {
     assert!(took.copies >= 200, "{took:?}");
 }
 
+/// A change that something on the way makes to messages of one kind.
+struct Change {
+    way: Way,
+    /// What the messages begin with.
+    of: &'static str,
+    from: &'static str,
+    to: &'static str,
+    /// What counts it: one for each, no more and no less.
+    noticed: fn(&uac::Counts, &uas::Counts) -> u64,
+}
+
+/// A proxy alters every twentieth message of a kind. Whatever it alters, each is noticed, exactly once, by whom it reached.
 #[test]
-fn whatever_is_altered_on_the_way_is_noticed_every_time() {
-    let uas = callees(1, PATIENT);
-    let altered = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
-    let counter = std::sync::Arc::clone(&altered);
-    let mut number = 0;
-    let meddler = Meddler::start(uas.addresses().to_vec(), move |_, mut octets| {
-        number += u64::from(octets.ends_with(b"sendrecv\r\n"));
-        if number % 20 == 19 && octets.ends_with(b"sendrecv\r\n") {
-            let at = octets.len() - 10;
-            octets[at..].copy_from_slice(b"sendonly\r\n");
+fn five_percent_altered_on_the_way_are_noticed_every_time() {
+    const ALTERED_THERE: fn(&uac::Counts, &uas::Counts) -> u64 = |_, took| took.altered;
+    const ALTERED_BACK: fn(&uac::Counts, &uas::Counts) -> u64 = |called, _| called.altered;
+    const WRONG_BACK: fn(&uac::Counts, &uas::Counts) -> u64 = |called, _| called.wrong;
+    const UNREADABLE: fn(&uac::Counts, &uas::Counts) -> u64 = |called, took| called.malformed + took.malformed;
+    const NOBODYS: fn(&uac::Counts, &uas::Counts) -> u64 = |called, _| called.strays;
+    let change = |way, of, from, to, noticed| Change { way, of, from, to, noticed };
+    let (there, back) = (Way::There, Way::Back);
+    for Change { way, of, from, to, noticed } in [
+        change(there, "INVITE", "a=sendrecv", "a=sendonly", ALTERED_THERE),
+        change(there, "INVITE", "\r\nv=0\r\n", "\r\nv=1\r\n", ALTERED_THERE),
+        change(there, "INVITE", "Contact: <sip:caller", "Contact: <sip:dealer", ALTERED_THERE),
+        change(there, "INVITE", "application/sdp", "application/sdq", ALTERED_THERE),
+        change(there, "ACK", "User-Agent", "Expires: 5\r\nUser-Agent", ALTERED_THERE),
+        change(there, "BYE", "To: <", "To: \"B\" <", ALTERED_THERE),
+        change(there, "INVITE", "Content-Length: ", "Content-Length: 9", UNREADABLE),
+        change(back, "SIP/2.0 200", "a=sendrecv", "a=inactive", ALTERED_BACK),
+        change(back, "SIP/2.0 180", "180", "183", ALTERED_BACK),
+        change(back, "SIP/2.0 200", "Contact: <sip:callee", "Contact: <sip:called", ALTERED_BACK),
+        change(back, "SIP/2.0 180", "X-Load: ", "X-Load: 0", ALTERED_BACK),
+        change(back, "SIP/2.0 180", ";rport", ";mangled;rport", WRONG_BACK),
+        change(back, "SIP/2.0 180", "\r\nFrom:", "\r\nVia: SIP/2.0/UDP h\r\nFrom:", WRONG_BACK),
+        change(back, "SIP/2.0 180", "From: <sip:c", "From: <sip:k", WRONG_BACK),
+        change(back, "SIP/2.0 180", "Call-ID: ", "Call-ID: 0", WRONG_BACK),
+        change(back, "SIP/2.0 180", "CSeq: 1", "CSeq: 2", WRONG_BACK),
+        change(back, "SIP/2.0 180", "branch=z9hG4bK", "branch=z9hG4bk", NOBODYS),
+        change(back, "SIP/2.0 180", "Via:", "Via;", UNREADABLE),
+    ] {
+        let uas = callees(1, PATIENT);
+        let altered = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let counter = std::sync::Arc::clone(&altered);
+        let mut number = 0;
+        let meddler = Meddler::start(uas.addresses().to_vec(), move |this_way, octets| {
+            let text = String::from_utf8(octets).unwrap();
+            if this_way != way || !text.starts_with(of) || !text.contains(from) {
+                return vec![(text.into(), 0)];
+            }
+            number += 1;
+            if number % 20 != 7 {
+                return vec![(text.into(), 0)];
+            }
             counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        }
-        vec![(octets, 0)]
-    });
-    let called = Uac::start(callers(meddler.address, 400, "call")).unwrap().join();
-    let took = uas.join().total();
-    let altered = altered.load(std::sync::atomic::Ordering::Relaxed);
-    assert!((39..=41).contains(&altered), "every twentieth of 800 bodies: {altered}");
-    assert_eq!(called.counts.altered + took.altered, altered);
+            vec![(text.replacen(from, to, 1).into(), 0)]
+        });
+        let called = Uac::start(callers(meddler.address, 400, "call")).unwrap().join();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let took = uas.join().total();
+        let altered = altered.load(std::sync::atomic::Ordering::Relaxed);
+        let what = format!("{of}: {from:?} -> {to:?}");
+        assert!(
+            (15..=25).contains(&altered),
+            "{what}: every twentieth of 400, more or less with losses and copies: {altered}"
+        );
+        assert_eq!(noticed(&called.counts, &took), altered, "{what}: {:?} {took:?}", called.counts);
+        let c = called.counts;
+        let all = c.altered + c.wrong + c.malformed + c.strays + took.altered + took.malformed;
+        assert_eq!(all, altered, "{what}: noticed once each: {c:?} {took:?}");
+    }
 }
 
 #[test]

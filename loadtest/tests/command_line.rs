@@ -69,8 +69,36 @@ fn a_scenario_with_a_mistake_is_shown_with_its_place() {
     std::fs::write(&file, "name = \"x\"\n[[step]]\nsend = \"INVITE\"\nexpect = 99\n").unwrap();
     let output = run(&["run", "--listen", ANY, "--scenario", &file]);
     assert_eq!(output.code, 3);
-    assert!(output.stderr.contains("call.toml:4:10: 99 is not a final status code"), "{}", output.stderr);
-    assert!(output.stderr.contains("         ^^"), "{}", output.stderr);
+    let said = &output.stderr;
+    assert!(said.starts_with("error[scenario]: 99 is not a final status code (200 to 699)\n --> "), "{said}");
+    assert!(said.contains("call.toml:4:10\n") && said.contains("4 | expect = 99\n  |          ^^\n"), "{said}");
+}
+
+#[test]
+fn a_mix_is_a_file_of_scenarios_that_lie_beside_it() {
+    let dir = Dir::new("mix");
+    std::fs::write(dir.path("ping.toml"), "name = \"ping\"\n[[step]]\nsend = \"OPTIONS\"\n").unwrap();
+    let mix = "name = \"both\"\n[[part]]\nscenario = \"ping.toml\"\nweight = 1\n[[part]]\nscenario = \"message\"\nweight = 1\n";
+    std::fs::write(dir.path("both.toml"), mix).unwrap();
+    let output =
+        run(&["run", "--listen", ANY, "--scenario", &dir.path("both.toml"), "--rate", "500", "-m", "100", "-q"]);
+    assert_eq!(output.code, 0, "{}", output.all());
+    assert!(output.stdout.contains("ping OPTIONS") && output.stdout.contains("message MESSAGE"), "{}", output.stdout);
+    let output = run(&[
+        "run",
+        "--listen",
+        ANY,
+        "--scenario",
+        "mix",
+        "--rate",
+        "500",
+        "--calls",
+        "200",
+        "-q",
+        "--assert",
+        "failed==0",
+    ]);
+    assert_eq!(output.code, 0, "{}", output.all());
 }
 
 #[test]
@@ -112,6 +140,178 @@ fn faults_are_done_as_told_and_seen_as_what_they_are() {
     let output = run(&args);
     assert_eq!(output.code, 0, "{}", output.all());
     assert!(output.stdout.contains("× 503"), "{}", output.stdout);
+}
+
+#[test]
+fn a_callee_that_never_answers_ends_the_run_after_64_t1_with_what_there_was() {
+    let dir = Dir::new("silent");
+    let json = dir.path("run.json");
+    let args =
+        ["run", "--listen", ANY, "--calls", "5", "--t1", "10ms", "-q", "--fault", "silent=100%", "--json", &json];
+    let output = run(&args);
+    assert_eq!(output.code, 1, "{}", output.all());
+    assert!(output.stdout.contains("failed: 5 × timeout: no response"), "{}", output.stdout);
+    assert!(output.stdout.contains("VOID: not one request was answered; nothing came back"), "{}", output.stdout);
+    assert!(
+        output.stdout.contains("callees: 0 calls on 1 backends, 35 requests"),
+        "they were heard: {}",
+        output.stdout
+    );
+    let log = std::fs::read_to_string(&json).unwrap();
+    assert!(log.contains("VOID: not one request was answered"), "the mark is kept with the log");
+}
+
+#[test]
+fn a_rate_that_no_machine_can_do_ends_in_time_and_is_void() {
+    let args = [
+        "run",
+        "--listen",
+        ANY,
+        "--rate",
+        "50000000",
+        "--seconds",
+        "0.2",
+        "--calls-max",
+        "2000",
+        "--drain",
+        "1s",
+        "-q",
+    ];
+    let output = run(&args);
+    assert_eq!(output.code, 1, "{}", output.all());
+    assert!(output.stdout.contains("VOID: the rate is beyond this generator: "), "{}", output.stdout);
+    assert!(output.stdout.contains("× no room for more calls"), "{}", output.stdout);
+}
+
+#[test]
+fn too_few_file_descriptors_are_said_with_what_to_type() {
+    let program = env!("CARGO_BIN_EXE_viahop-load");
+    let line = format!("ulimit -n 40; exec {program} uac --target sip:127.0.0.1:9 --sockets 100");
+    let output = ended(Command::new("sh").args(["-c", &line]));
+    assert_eq!(output.code, 4, "{}", output.all());
+    assert!(
+        output.stderr.contains("100 sockets need 116 file descriptors, and this process may have 40"),
+        "{}",
+        output.stderr
+    );
+    assert!(output.stderr.contains("ulimit -n "), "{}", output.stderr);
+}
+
+#[test]
+fn a_run_that_is_interrupted_keeps_what_there_was_and_says_that_it_is_not_all() {
+    let dir = Dir::new("interrupted");
+    let json = dir.path("run.json");
+    let program = env!("CARGO_BIN_EXE_viahop-load");
+    let args = format!("run --listen {ANY} --rate 200 --seconds 60 --lateness-max 10s --json {json}");
+    // The shell sends the interrupt when the first second has been printed.
+    let line = format!(
+        "{program} {args} > {dir}/out & child=$!; while ! grep -q calls/s {dir}/out; do sleep 0.05; done; kill -INT $child; wait $child",
+        dir = dir.0.display()
+    );
+    let output = ended(Command::new("sh").args(["-c", &line]));
+    assert_eq!(output.code, 0, "{}", output.all());
+    let printed = std::fs::read_to_string(dir.0.join("out")).unwrap();
+    assert!(printed.contains("PARTIAL: ended by the user"), "{printed}");
+    let output = run(&["report", &json, "--assert", "failed==0", "--assert", "placed>=100"]);
+    assert_eq!(output.code, 0, "{}", output.all());
+    assert!(output.stdout.contains("PARTIAL: ended by the user"), "{}", output.stdout);
+}
+
+#[test]
+fn a_bad_network_on_purpose_is_counted_as_such() {
+    let mut args = vec!["run", "--listen", ANY, "--rate", "500", "--calls", "300", "--t1", "50ms", "-q"];
+    args.extend(["--lose", "5%", "--duplicate", "10%", "--reorder", "0.1", "--assert", "failed==0"]);
+    let output = run(&args);
+    assert_eq!(output.code, 0, "{}", output.all());
+    let line = output.stdout.lines().find(|line| line.starts_with("on purpose:")).unwrap();
+    assert!(line.contains(" lost") && line.contains(" sent twice") && line.contains(" kept back"), "{line}");
+    assert!(output.stdout.contains("retransmissions"), "{}", output.stdout);
+}
+
+#[test]
+fn a_backend_is_killed_and_comes_back_at_the_times_given() {
+    let mut args = vec!["run", "--listen", ANY, "--rate", "200", "--seconds", "1.5", "--t1", "5ms", "-q"];
+    args.extend(["--fault", "down=0@0.4-0.8", "--assert", "failed>10", "--assert", "completed>100"]);
+    let output = run(&args);
+    assert_eq!(output.code, 0, "{}", output.all());
+    assert!(output.stdout.contains("refused (ICMP)"), "{}", output.stdout);
+    assert_eq!(run(&["run", "--listen", ANY, "--fault", "down=1@1-2"]).code, 2, "there is only backend 0");
+}
+
+#[test]
+fn a_registrar_challenges_and_a_scenario_without_a_password_is_refused_before_the_start() {
+    let args = ["run", "--listen", ANY, "--scenario", "register-digest", "--calls", "20", "-q"];
+    let output = run(&args);
+    assert_eq!(output.code, 2, "{}", output.all());
+    assert!(output.stderr.contains("--password"), "{}", output.stderr);
+    let output =
+        run(&[&args[..], &["--challenge", "sha-256", "--password", "secret", "--assert", "failed==0"]].concat());
+    assert_eq!(output.code, 0, "{}", output.all());
+    assert!(output.stdout.contains("401 REGISTER") && output.stdout.contains("20 challenged"), "{}", output.stdout);
+    assert_eq!(run(&["uas", "--listen", ANY, "--challenge", "md5"]).code, 2);
+    assert_eq!(run(&["uas", "--listen", ANY, "--challenge", "sha-1", "--password", "x"]).code, 2);
+}
+
+#[test]
+fn what_was_lost_is_attributed_to_its_message_and_its_way() {
+    let output = run(&["run", "--listen", ANY, "--calls", "50", "--rate", "500", "-q"]);
+    assert_eq!(output.code, 0, "{}", output.all());
+    for line in [
+        "  INVITE           caller -> callee           50         50\n",
+        "  180 INVITE       caller <- callee           50         50\n",
+        "  ACK              caller -> callee           50         50\n",
+        "  200 BYE          caller <- callee           50         50\n",
+        "RFC 6076: SER 100.000 %, SEER 100.000 %, ISA 0.000 %\n",
+    ] {
+        assert!(output.stdout.contains(line), "{line}{}", output.stdout);
+    }
+}
+
+#[test]
+fn a_terminal_has_a_live_screen_and_the_keys_of_sipp() {
+    let program = env!("CARGO_BIN_EXE_viahop-load");
+    let line = format!("{program} run --listen {ANY} --rate 100 --seconds 60 --lateness-max 10s");
+    // script(1) gives it a terminal and hands on what comes through the pipe. The keys: a tenth more, pause, pause, end.
+    let dir = Dir::new("screen");
+    let keys = format!(
+        "(sleep 1.5; printf '*'; sleep 1; printf pp; sleep 1; printf q; sleep 3) | script -qec '{line}' {}",
+        dir.path("typescript")
+    );
+    let output = ended(Command::new("sh").args(["-c", &keys]));
+    if output.stderr.contains("not found") {
+        eprintln!("skipped: script is not installed");
+        return;
+    }
+    assert_eq!(output.code, 0, "{}", output.all());
+    for part in ["calls/s", "q end (again: at once)", "110.0/s asked", "PARTIAL: ended by the user", "\x1b[?25h"] {
+        assert!(output.stdout.contains(part), "{part}: {}", output.stdout);
+    }
+}
+
+#[test]
+fn a_search_names_its_steps_its_setup_and_its_result() {
+    let args = ["search", "--listen", ANY, "--rate", "50", "--seconds", "0.2", "--confirmations", "2", "--rise", "0.5"];
+    let limited = ["--fault", "unavailable=100%"];
+    let output = run(&[&args[..], &limited].concat());
+    assert_eq!(output.code, 1, "{}", output.all());
+    let output = run(&[&args[..], &["--lateness-max", "1ns"]].concat());
+    assert_eq!(output.code, 1, "{}", output.all());
+    assert!(output.stdout.contains("INVALID: generator-limited"), "{}", output.stdout);
+}
+
+#[test]
+fn a_comparison_prints_ratios_with_their_spread() {
+    if viahop_load::sys::process::cores().len() < 2 {
+        eprintln!("skipped: a comparison takes two cores");
+        return;
+    }
+    let mut args = vec!["compare", "--element", "direct", "--element", "relay", "--element", "relay-scalar"];
+    args.extend(["--rounds", "2", "--time", "100ms", "--rate", "2000", "--no-saturation"]);
+    let output = run(&args);
+    assert_eq!(output.code, 0, "{}", output.all());
+    assert!(output.stdout.contains("2000 requests/s, Poisson"), "{}", output.stdout);
+    let line = output.stdout.lines().find(|line| line.contains("relay-scalar")).unwrap();
+    assert!(line.matches('(').count() >= 2, "CPU and its ratio, each with its spread: {line}");
 }
 
 #[test]
@@ -159,8 +359,12 @@ fn run(args: &[&str]) -> Ended {
         "run" | "uac" | "search" => &["--lateness-max", "10s"][..],
         _ => &[],
     };
-    let mut command = Command::new(env!("CARGO_BIN_EXE_viahop-load"));
-    let Output { status, stdout, stderr } = command.args(args).args(lateness).output().unwrap();
+    let lateness = if args.contains(&"--lateness-max") { &[] } else { lateness };
+    ended(Command::new(env!("CARGO_BIN_EXE_viahop-load")).args(args).args(lateness))
+}
+
+fn ended(command: &mut Command) -> Ended {
+    let Output { status, stdout, stderr } = command.output().unwrap();
     Ended {
         code: status.code().unwrap_or(-1),
         stdout: String::from_utf8(stdout).unwrap(),

@@ -2,18 +2,22 @@
 
 use crate::assertion::Assertion;
 use crate::clock::{SECOND_NS, ns};
+use crate::digest::{ALGORITHMS, Realm};
 use crate::endpoint::parse_listen;
 use crate::failure::{Exit, Failure};
+use crate::fault::{Fault, read_share};
+use crate::impair::Impairment;
 use crate::latency::Latencies;
 use crate::log::Log;
 use crate::rng;
-use crate::run::{self, LATENESS_MAX_NS, Plan};
-use crate::scenario::{BUILT_IN, Mix, Scenario};
+use crate::run::{self, LATENESS_MAX_NS, Plan, Progress, Watcher, Wish};
+use crate::scenario::{BUILT_IN, BUILT_IN_MIXES, Mix, Scenario, read_parts};
 use crate::schedule::Arrivals;
+use crate::screen::Screen;
 use crate::sys::process;
 use crate::sys::socket::Socket;
 use crate::timer::Timers;
-use crate::{hgrm, html, keys, uac, uas};
+use crate::{hgrm, html, report, uac, uas};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -25,28 +29,30 @@ pub type Cores = Vec<Option<usize>>;
 /// Options of the calling side.
 #[derive(Debug, clap::Args)]
 pub struct Calling {
-    /// Calls per second.
-    #[arg(long, default_value_t = 100.0, value_parser = positive, env = "VIAHOP_LOAD_RATE")]
+    /// Session attempt rate: calls per second, all cores together.
+    #[arg(long, short, default_value_t = 100.0, value_parser = positive, env = "VIAHOP_LOAD_RATE")]
     pub rate: f64,
     /// How long calls are placed, in seconds.
     #[arg(long, default_value_t = 10.0, value_parser = positive)]
     pub seconds: f64,
     /// Place no more than so many calls.
-    #[arg(long, value_name = "N")]
+    #[arg(long, short = 'm', value_name = "N")]
     pub calls: Option<u64>,
-    /// A scenario: a name of those that are built in (see `scenarios`), or a TOML file; with =WEIGHT to mix several.
-    #[arg(long = "scenario", value_name = "SCENARIO", default_value = "call")]
+    /// What a call does: a name of those that are built in (see `viahop-load scenarios`), or a TOML file. Several, each with
+    /// =WEIGHT behind it, are mixed.
+    #[arg(long = "scenario", value_name = "SCENARIO[=WEIGHT]", default_value = "call")]
     pub scenarios: Vec<String>,
-    /// How long an answered call lasts.
-    #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
+    /// Session duration: how long an answered call lasts.
+    #[arg(long, short = 'd', default_value = "0s", value_parser = humantime::parse_duration)]
     pub hold: Duration,
     /// How calls are spread in time.
     #[arg(long, value_enum, default_value_t = ArrivalsName::Constant)]
     pub arrivals: ArrivalsName,
-    /// How long calls that are open may go on after the last was placed. Beyond 32 s every transaction has ended by itself.
+    /// How long calls that are open may go on after the last was placed; what is open then is cut. Beyond the hold time and
+    /// 32 s every transaction has ended by itself.
     #[arg(long, default_value = "40s", value_parser = humantime::parse_duration)]
     pub drain: Duration,
-    /// Our own address. Default: the loopback's.
+    /// Our own address. Default: the one from which the kernel would send to the target.
     #[arg(long, value_name = "IP")]
     pub from: Option<IpAddr>,
     /// Sockets per core: elements that spread by source address see so many phones.
@@ -55,10 +61,10 @@ pub struct Calling {
     /// Different callers and callees.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub users: u64,
-    /// Calls that may be open at the same time, per core.
-    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    /// Calls that may be open at the same time, per core. A call beyond is not placed and counts as failed.
+    #[arg(long, short = 'l', value_name = "N", default_value_t = 1 << 20)]
     pub calls_max: usize,
-    /// T1 of RFC 3261: the gap before the first retransmission.
+    /// T1 of RFC 3261: the gap before the first retransmission. T2, T4 and Timers B, F and H follow in proportion.
     #[arg(long, default_value = "500ms", value_parser = humantime::parse_duration)]
     pub t1: Duration,
     /// User name for digest authentication, when challenged. Default: the caller's own, as in its From.
@@ -67,6 +73,15 @@ pub struct Calling {
     /// Password for digest authentication, when challenged.
     #[arg(long, value_name = "PASSWORD", env = "VIAHOP_LOAD_PASSWORD")]
     pub password: Option<String>,
+    /// A bad network on purpose: lose this share of what callers send, and of what comes for them.
+    #[arg(long, value_name = "SHARE", value_parser = read_share, default_value = "0%")]
+    pub lose: f64,
+    /// A bad network on purpose: send this share of datagrams twice.
+    #[arg(long, value_name = "SHARE", value_parser = read_share, default_value = "0%")]
+    pub duplicate: f64,
+    /// A bad network on purpose: keep this share of datagrams back for 20 ms, so that others overtake them.
+    #[arg(long, value_name = "SHARE", value_parser = read_share, default_value = "0%")]
+    pub reorder: f64,
     /// Decides Call-IDs, tags and arrivals. Default: another one each time.
     #[arg(long)]
     pub seed: Option<u64>,
@@ -90,16 +105,19 @@ pub struct Called {
     /// Where backends listen: udp:ADDRESS:PORT or udp:ADDRESS:FIRST-LAST, one backend per port. May be given several times.
     #[arg(long, value_name = "ADDRESS", default_value = "udp:127.0.0.1:6000", env = "VIAHOP_LOAD_BACKENDS")]
     pub listen: Vec<String>,
-    /// From the 180 to the 200.
+    /// How long a callee's phone rings: from the 180 to the 200.
     #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
     pub ring: Duration,
-    /// Calls whose backend is remembered, to notice when a message of theirs reaches another.
+    /// Calls whose backend is remembered, to notice when a message of theirs reaches another. 8 octets each.
     #[arg(long, value_name = "N", default_value_t = crate::owners::CALLS_REMEMBERED)]
     pub remember: usize,
+    /// Challenge every REGISTER, and accept it only with the password: MD5, SHA-256 or SHA-512-256.
+    #[arg(long, value_name = "ALGORITHM", value_parser = read_algorithm)]
+    pub challenge: Option<&'static str>,
     /// A fault on purpose: silent=SHARE (take no notice), refuse=SHARE (486), unavailable=SHARE (503), slow=TIME (answer
     /// so much later), down=BACKEND@FROM-TO (killed and brought back, in seconds from the start). May be given several times.
-    #[arg(long = "fault", value_name = "FAULT", value_parser = crate::fault::Fault::read)]
-    pub faults: Vec<crate::fault::Fault>,
+    #[arg(long = "fault", value_name = "FAULT", value_parser = Fault::read)]
+    pub faults: Vec<Fault>,
 }
 
 /// What is written down, and what is demanded.
@@ -117,9 +135,22 @@ pub struct Written {
     /// What has to be so in the end, or the exit code is 99: failed==0, p99<2ms. May be given several times.
     #[arg(long = "assert", value_name = "CONDITION", value_parser = Assertion::read)]
     pub assertions: Vec<Assertion>,
-    /// No line per second.
+    /// No live screen, and no line per second.
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+/// One line per second, for pipes and files.
+struct Lines;
+
+impl Watcher for Lines {
+    fn on_second(&mut self, progress: &Progress<'_>) {
+        println!("{}", run::line(progress.at_ns, progress.second));
+    }
+
+    fn wish(&mut self) -> Option<Wish> {
+        None
+    }
 }
 
 impl Calling {
@@ -145,14 +176,21 @@ impl Calling {
         };
         config.password = self.password.clone();
         config.user = self.user.clone();
+        if let Some(scenario) =
+            config.mix.scenarios().find(|scenario| scenario.needs_password() && self.password.is_none())
+        {
+            let what = format!("the scenario `{}` has to prove a password, and there is none", scenario.name);
+            return Err(Failure::new(Exit::Usage, "scenario", what).help("--password, or VIAHOP_LOAD_PASSWORD"));
+        }
+        config.impairment = Impairment { loss: self.lose, duplication: self.duplicate, reordering: self.reorder };
         enough_descriptors(config.sockets * config.cores.len())?;
         Ok(config)
     }
 }
 
 impl Called {
-    /// As the library wants it.
-    pub fn config(&self, cores: Cores) -> Result<uas::Config, Failure> {
+    /// As the library wants it. `password` is what a REGISTER has to prove, if it is challenged.
+    pub fn config(&self, cores: Cores, password: Option<&str>) -> Result<uas::Config, Failure> {
         let mut backends = Vec::new();
         for listen in &self.listen {
             let addresses =
@@ -160,7 +198,24 @@ impl Called {
             backends.extend(addresses);
         }
         enough_descriptors(backends.len())?;
+        let down = self.faults.iter().find_map(|fault| match fault {
+            Fault::Down { backend, .. } if *backend >= backends.len() => Some(*backend),
+            _ => None,
+        });
+        if let Some(backend) = down {
+            let what = format!("there is no backend {backend}; {} are numbered from 0", backends.len());
+            return Err(Failure::new(Exit::Usage, "fault", what));
+        }
+        let realm = match (self.challenge, password) {
+            (None, _) => None,
+            (Some(algorithm), Some(password)) => Realm::new(algorithm, password),
+            (Some(_), None) => {
+                let what = "--challenge demands a password, and there is none";
+                return Err(Failure::new(Exit::Usage, "uas", what).help("--password, or VIAHOP_LOAD_PASSWORD"));
+            }
+        };
         Ok(uas::Config {
+            realm,
             backends,
             cores,
             ring_ns: ns(self.ring),
@@ -175,18 +230,12 @@ impl Written {
     /// Runs the plan, shows it, writes it down, and says how the program is to end.
     pub fn run(&self, plan: &Plan) -> super::Outcome {
         process::catch_stop_signals();
-        let mut keys = keys::Keys::open();
-        if keys.is_some() {
-            eprintln!("keys: + - one hundredth, * / one tenth more or less, p pause, q end (twice: at once)");
-        }
-        let progress = |at: u64, second: &crate::log::Second, _: &Log| {
-            if !self.quiet {
-                println!("{}", run::line(at, second));
-            }
+        let log = match (self.quiet, Screen::open(plan)) {
+            (true, _) => run::run(plan, &mut ())?,
+            (false, Some(mut screen)) => run::run(plan, &mut screen)?,
+            (false, None) => run::run(plan, &mut Lines)?,
         };
-        let log = run::run(plan, progress, || keys.as_mut().and_then(keys::Keys::wish))?;
-        drop(keys);
-        print!("{}", log.render());
+        print!("{}", report::render(&log));
         self.write(&log)?;
         Ok(self.judge(&log))
     }
@@ -270,21 +319,42 @@ fn mix(texts: &[String]) -> Result<Mix, Failure> {
             }
             None => (text.as_str(), 1.0),
         };
-        parts.push((scenario(name)?, weight));
+        // The parts of a mix share its weight.
+        let own = read_scenarios(name)?;
+        let total: f64 = own.iter().map(|(_, weight)| weight).sum();
+        parts.extend(own.into_iter().map(|(scenario, part)| (scenario, part / total * weight)));
     }
     Mix::new(parts).ok_or_else(|| Failure::new(Exit::Usage, "scenario", "no scenario has a weight above 0"))
 }
 
-fn scenario(name: &str) -> Result<Scenario, Failure> {
-    if let Some(scenario) = Scenario::built_in(name) {
-        return Ok(scenario);
-    }
-    let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
-    let text = std::fs::read_to_string(name).map_err(|error| {
-        Failure::new(Exit::Config, "scenario", format!("{name}: {error}"))
-            .help(format!("a file, or one of those that are built in: {}", names.join(", ")))
-    })?;
-    Scenario::read(name, &text).map_err(|problem| Failure::new(Exit::Config, "scenario", problem.to_string()))
+/// The scenario or the mix of this name, or in this file.
+fn read_scenarios(name: &str) -> Result<Vec<(Scenario, f64)>, Failure> {
+    let built_in = BUILT_IN.iter().chain(BUILT_IN_MIXES);
+    let text = match built_in.clone().find(|(known, _)| *known == name) {
+        Some((_, text)) => (*text).to_owned(),
+        None => std::fs::read_to_string(name).map_err(|error| {
+            let names: Vec<&str> = built_in.map(|(name, _)| *name).collect();
+            Failure::new(Exit::Config, "scenario", format!("{name}: {error}"))
+                .help(format!("a file, or one of those that are built in: {}", names.join(", ")))
+        })?,
+    };
+    // What a mix names is built in, or a file beside its own.
+    let find = |part: &str| {
+        let path = Path::new(name).with_file_name(part);
+        Scenario::built_in(part).map_or_else(
+            || {
+                let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+                Scenario::read(&path.display().to_string(), &text).map_err(|problem| problem.to_string())
+            },
+            Ok,
+        )
+    };
+    read_parts(name, &text, find).map_err(|problem| Failure::rendered(Exit::Config, problem.to_string()))
+}
+
+fn read_algorithm(text: &str) -> Result<&'static str, String> {
+    let known = ALGORITHMS.into_iter().find(|algorithm| algorithm.eq_ignore_ascii_case(text));
+    known.ok_or_else(|| format!("`{text}` is none of {}", ALGORITHMS.join(", ")))
 }
 
 fn timers(t1: Duration) -> Timers {
@@ -303,13 +373,15 @@ fn local_address(target: SocketAddr) -> Result<IpAddr, Failure> {
 
 /// Sixteen beyond the sockets: standard streams, epoll and eventfd of each shard, files.
 fn enough_descriptors(sockets: usize) -> Result<(), Failure> {
-    let (wanted, allowed) = (sockets as u64 + 16, process::descriptors_max());
+    let wanted = sockets as u64 + 16;
+    let allowed = process::raise_descriptors(wanted);
     if wanted <= allowed {
         return Ok(());
     }
     let what = format!("{sockets} sockets need {wanted} file descriptors, and this process may have {allowed}");
     Err(Failure::new(Exit::Environment, "start", what)
-        .help(format!("raise the limit before the start: ulimit -n {}", wanted * 2)))
+        .help(format!("raise the limit before the start: ulimit -n {}", wanted * 2))
+        .help("a service: LimitNOFILE= in its unit"))
 }
 
 #[cfg(test)]
@@ -329,6 +401,9 @@ mod tests {
     #[test]
     fn scenarios_are_named_or_files_and_have_weights() {
         assert_eq!(mix(&["call=3".into(), "options".into()]).unwrap().scenarios().len(), 2);
+        let mixed = mix(&["mix".into(), "options=1".into()]).unwrap();
+        assert!(mixed.scenarios().len() > 5);
+        assert_eq!(&*mixed.scenario(mixed.choose(0.51)).name, "options", "a mix has the weight of one");
         assert!(mix(&["nowhere.toml".into()]).unwrap_err().to_string().contains("built in"));
         assert!(mix(&["call=x".into()]).is_err());
         assert!(mix(&["call=0".into()]).is_err());

@@ -22,7 +22,7 @@ pub fn run(args: &Args) -> Outcome {
     for other in logs {
         log.add(&other?);
     }
-    print!("{}", log.render());
+    print!("{}", crate::report::render(&log));
     args.written.write(&log)?;
     Ok(args.written.judge(&log))
 }

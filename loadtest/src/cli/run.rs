@@ -34,7 +34,8 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 fn plan(args: &Args) -> Result<Plan, crate::failure::Failure> {
-    let callees = args.called.config(shards(args.callee_cores.as_deref().unwrap_or_default()))?;
+    let cores = shards(args.callee_cores.as_deref().unwrap_or_default());
+    let callees = args.called.config(cores, args.calling.password.as_deref())?;
     let target = args.target.unwrap_or(callees.backends[0]);
     Ok(Plan {
         calls: Some(args.calling.config(target, shards(args.cores.as_deref().unwrap_or_default()))?),

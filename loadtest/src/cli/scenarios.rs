@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use crate::failure::{Exit, Failure};
-use crate::scenario::{BUILT_IN, Scenario};
+use crate::scenario::{BUILT_IN, BUILT_IN_MIXES, Scenario, read_parts};
 use std::process::ExitCode;
 
 /// List the scenarios that are built in, or print one as a file to start from.
@@ -15,11 +15,18 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let Some(name) = &args.name else {
         for scenario in BUILT_IN.iter().filter_map(|(name, _)| Scenario::built_in(name)) {
-            println!("{:<10} {}", scenario.name, scenario.about);
+            println!("{:<16} {}", scenario.name, scenario.about);
+        }
+        for (name, text) in BUILT_IN_MIXES {
+            let find = |part: &str| Scenario::built_in(part).ok_or_else(|| part.to_owned());
+            let parts = read_parts(name, text, find).unwrap_or_default();
+            let parts: Vec<String> =
+                parts.iter().map(|(scenario, weight)| format!("{weight} {}", scenario.name)).collect();
+            println!("{name:<16} A mix: {}", parts.join(", "));
         }
         return Ok(ExitCode::SUCCESS);
     };
-    let Some((_, text)) = BUILT_IN.iter().find(|(built_in, _)| built_in == name) else {
+    let Some((_, text)) = BUILT_IN.iter().chain(BUILT_IN_MIXES).find(|(built_in, _)| built_in == name) else {
         return Err(
             Failure::new(Exit::Usage, "scenario", format!("`{name}` is not built in")).help("viahop-load scenarios")
         );

@@ -128,7 +128,8 @@ fn attempt(args: &Args, target: Option<SocketAddr>, rate: u64) -> Result<Trial, 
     if process::stop_signals() > 0 {
         return Err(Failure::new(Exit::Failed, "search", "ended by the user before it had a result"));
     }
-    let callees = args.called.config(shards(args.callee_cores.as_deref().unwrap_or_default()))?;
+    let cores = shards(args.callee_cores.as_deref().unwrap_or_default());
+    let callees = args.called.config(cores, args.calling.password.as_deref())?;
     let straight = target.is_none();
     let target = target.unwrap_or(callees.backends[0]);
     let mut calls = args.calling.config(target, shards(args.cores.as_deref().unwrap_or_default()))?;
@@ -137,7 +138,7 @@ fn attempt(args: &Args, target: Option<SocketAddr>, rate: u64) -> Result<Trial, 
     calls.drain_ns = calls.hold_ns + ns(DRAIN_MAX.min(args.calling.drain));
     let lateness_max_ns = ns(*args.calling.lateness_max);
     let plan = Plan { calls: Some(calls), callees: Some(callees), straight, until_ns: u64::MAX, lateness_max_ns };
-    let log = run::run(&plan, |_, _, _| (), || None)?;
+    let log = run::run(&plan, &mut ())?;
     Ok(judge(args, rate, &log))
 }
 

@@ -8,7 +8,7 @@ use crate::run::Plan;
 /// Play backends: answer what comes, and keep book of which call reached whom.
 ///
 /// What a backend does with a call is decided by whom it is for: busy… gets 486, ring… gets 180 and nothing more until
-/// CANCEL, everybody else 180 and 200.
+/// CANCEL, everybody else 180 and 200. Any other request gets 200, a SUBSCRIBE also its NOTIFY.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// End by itself after so many seconds. Default: when it is told to (Ctrl-C).
@@ -17,6 +17,9 @@ pub struct Args {
     /// Cores, one shard each: 0,2-3. Default: one shard, anywhere.
     #[arg(long, value_parser = read_cores, value_name = "LIST")]
     cores: Option<Cores>,
+    /// The password that --challenge demands.
+    #[arg(long, value_name = "PASSWORD", env = "VIAHOP_LOAD_PASSWORD")]
+    password: Option<String>,
     #[command(flatten)]
     called: Called,
     #[command(flatten)]
@@ -24,7 +27,8 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let callees = args.called.config(shards(args.cores.as_deref().unwrap_or_default()))?;
+    let cores = shards(args.cores.as_deref().unwrap_or_default());
+    let callees = args.called.config(cores, args.password.as_deref())?;
     for (index, address) in callees.backends.iter().enumerate() {
         eprintln!("backend {index} udp:{address}");
     }

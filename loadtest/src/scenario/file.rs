@@ -1,8 +1,10 @@
-//! What is written in a scenario file, and how it becomes a [`Scenario`].
+//! What is written in a scenario file, and how it becomes a [`Scenario`] or the parts of a mix.
 
-use super::{Body, Pause, Problem, Receive, STEPS_MAX, Scenario, Send, Step};
+use super::{Body, PARTS_MAX, Pause, Problem, Receive, STEPS_MAX, Scenario, Send, Step};
 use crate::clock;
 use crate::sip::message::Method;
+use annotate_snippets::renderer::DecorStyle;
+use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde::Deserialize;
 use std::ops::Range;
 use toml::Spanned;
@@ -13,9 +15,9 @@ struct File {
     name: Box<str>,
     #[serde(default)]
     about: Box<str>,
-    #[serde(default = "callee")]
-    callee: Spanned<Box<str>>,
-    step: Vec<Spanned<FileStep>>,
+    callee: Option<Spanned<Box<str>>>,
+    step: Option<Vec<Spanned<FileStep>>>,
+    part: Option<Vec<Spanned<FilePart>>>,
 }
 
 #[derive(Deserialize)]
@@ -29,6 +31,8 @@ struct FileStep {
     name: Option<Box<str>>,
     body: Option<FileBody>,
     expect: Option<Spanned<u16>>,
+    #[serde(default)]
+    challenge: bool,
     cancel: Option<Spanned<Box<str>>>,
 }
 
@@ -40,8 +44,17 @@ enum FileBody {
     Text,
 }
 
-fn callee() -> Spanned<Box<str>> {
-    Spanned::new(0..0, "callee".into())
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FilePart {
+    scenario: Spanned<Box<str>>,
+    weight: Spanned<f64>,
+}
+
+/// What a file turned out to be.
+pub(super) enum Content {
+    Mix(Vec<(Scenario, f64)>),
+    Scenario(Scenario),
 }
 
 /// Methods a caller may be told to send. ACK and CANCEL belong to an INVITE and are sent with it.
@@ -58,36 +71,81 @@ const METHODS: [Method; 10] = [
     Method::Refer,
 ];
 
-pub(super) fn read(origin: &str, text: &str) -> Result<Scenario, Problem> {
+/// Reads a file. `find` knows the scenarios that a mix names.
+pub(super) fn read(
+    origin: &str,
+    text: &str,
+    find: impl Fn(&str) -> Result<Scenario, String>,
+) -> Result<Content, Problem> {
     let file: File = toml::from_str(text).map_err(|error| {
         let span = error.span().unwrap_or(0..0);
         problem(origin, text, span, error.message())
     })?;
-    let wrong = |span: Range<usize>, what: &str| Err(problem(origin, text, span, what));
-    if file.step.is_empty() || file.step.len() > STEPS_MAX {
-        return wrong(0..0, &format!("a scenario has 1 to {STEPS_MAX} steps, this one {}", file.step.len()));
+    let read = match (&file.step, &file.part) {
+        (Some(steps), None) => read_scenario(&file, steps).map(Content::Scenario),
+        (None, Some(parts)) => read_mix(&file, parts, find).map(Content::Mix),
+        _ => {
+            Err((0..0, "a scenario has [[step]] entries, a mix of scenarios [[part]] entries; no file has both".into()))
+        }
+    };
+    read.map_err(|(span, what)| problem(origin, text, span, &what))
+}
+
+fn read_mix(
+    file: &File,
+    parts: &[Spanned<FilePart>],
+    find: impl Fn(&str) -> Result<Scenario, String>,
+) -> Result<Vec<(Scenario, f64)>, Wrong> {
+    if let Some(callee) = &file.callee {
+        return Err((callee.span(), "a mix has no callee; each of its scenarios has one".to_owned()));
     }
-    let user = file.callee.get_ref();
-    if user.is_empty() || !user.bytes().all(|octet| octet.is_ascii_alphanumeric() || b"-_.+".contains(&octet)) {
-        return wrong(file.callee.span(), "the user part of a callee is letters, digits and -_.+");
+    if parts.is_empty() || parts.len() > PARTS_MAX {
+        return Err((0..0, format!("a mix has 1 to {PARTS_MAX} parts, this one {}", parts.len())));
+    }
+    let mut read = Vec::new();
+    for part in parts {
+        let FilePart { scenario, weight } = part.get_ref();
+        if !weight.get_ref().is_finite() || *weight.get_ref() < 0.0 {
+            return Err((weight.span(), "a weight is a number that is not below 0".to_owned()));
+        }
+        read.push((find(scenario.get_ref()).map_err(|why| (scenario.span(), why))?, *weight.get_ref()));
+    }
+    if read.iter().all(|(_, weight)| *weight == 0.0) {
+        return Err((0..0, "no part has a weight above 0".to_owned()));
+    }
+    Ok(read)
+}
+
+fn read_scenario(file: &File, file_steps: &[Spanned<FileStep>]) -> Result<Scenario, Wrong> {
+    if file_steps.is_empty() || file_steps.len() > STEPS_MAX {
+        return Err((0..0, format!("a scenario has 1 to {STEPS_MAX} steps, this one {}", file_steps.len())));
+    }
+    let callee = file.callee.as_ref().map_or("callee", |callee| callee.get_ref());
+    if callee.is_empty() || !callee.bytes().all(|octet| octet.is_ascii_alphanumeric() || b"-_.+".contains(&octet)) {
+        let span = file.callee.as_ref().map_or(0..0, Spanned::span);
+        return Err((span, "the user part of a callee is letters, digits and -_.+".to_owned()));
     }
     let mut steps = Vec::new();
-    for step in &file.step {
+    for step in file_steps {
         let span = step.span();
         let step = step.get_ref();
-        let of_send = step.expect.is_some() || step.body.is_some() || step.cancel.is_some() || step.expires.is_some();
+        let of_send = step.expect.is_some()
+            || step.body.is_some()
+            || step.cancel.is_some()
+            || step.expires.is_some()
+            || step.challenge;
         let read = match (&step.send, &step.pause, &step.receive) {
             (Some(_), None, None) if step.within.is_none() => read_send(step).map(Step::Send),
             (None, Some(pause), None) if !of_send && step.within.is_none() => read_pause(pause).map(Step::Pause),
             (None, None, Some(receive)) if !of_send => read_receive(step, receive).map(Step::Receive),
             _ => Err((span, "a step has either `send`, or `receive`, or `pause`, and what belongs to it".to_owned())),
         };
-        steps.push(read.map_err(|(span, what)| problem(origin, text, span, &what))?);
+        steps.push(read?);
     }
     if !matches!(steps.first(), Some(Step::Send(_))) {
-        return wrong(file.step[0].span(), "the first step is a request");
+        return Err((file_steps[0].span(), "the first step is a request".to_owned()));
     }
-    Ok(Scenario { name: file.name, about: file.about, callee: file.callee.into_inner(), steps })
+    Ok(Scenario { name: file.name.clone(), about: file.about.clone(), callee: callee.into(), steps })
 }
 
 type Wrong = (Range<usize>, String);
@@ -121,7 +179,7 @@ fn read_send(step: &FileStep) -> Result<Send, Wrong> {
         Some(FileBody::Text) => Body::Text,
     };
     let name = step.name.clone().unwrap_or_else(|| method.name().into());
-    Ok(Send { name, method, expect, body, cancel_ns, expires: step.expires })
+    Ok(Send { name, method, expect, body, cancel_ns, expires: step.expires, challenge: step.challenge })
 }
 
 fn read_receive(step: &FileStep, receive: &Spanned<Box<str>>) -> Result<Receive, Wrong> {
@@ -150,19 +208,18 @@ fn read_duration(text: &Spanned<Box<str>>) -> Result<u64, Wrong> {
 }
 
 /// ```text
-/// call.toml:5:8: `INVIT` is not a request a caller sends; these are: …
-///   5 | send = "INVIT"
-///     |        ^^^^^^^
+/// error[scenario]: `INVIT` is not a request a caller sends; these are: …
+///  --> call.toml:5:8
+///   |
+/// 5 | send = "INVIT"
+///   |        ^^^^^^^
 /// ```
 fn problem(origin: &str, text: &str, span: Range<usize>, what: &str) -> Problem {
-    let start = span.start.min(text.len());
-    let line_start = text[..start].rfind('\n').map_or(0, |at| at + 1);
-    let line = text[line_start..].lines().next().unwrap_or_default();
-    let number = text[..start].matches('\n').count() + 1;
-    let column = text[line_start..start].chars().count() + 1;
-    let width = text.get(span.clone()).unwrap_or_default().lines().next().unwrap_or_default().chars().count().max(1);
-    let (gutter, gap, carets) = (format!("{number:>4}"), " ".repeat(column - 1), "^".repeat(width));
-    Problem(format!("{origin}:{number}:{column}: {what}\n{gutter} | {line}\n     | {gap}{carets}"))
+    let end = span.end.min(text.len());
+    let mark = AnnotationKind::Primary.span(span.start.min(end)..end);
+    let snippet = Snippet::source(text).path(origin).annotation(mark);
+    let report = Level::ERROR.primary_title(what).id("scenario").element(snippet);
+    Problem(Renderer::plain().decor_style(DecorStyle::Ascii).render(&[report]).to_string())
 }
 
 #[cfg(test)]
@@ -183,15 +240,40 @@ mod tests {
             ("receive = \"ACK\"", "wait for", ":4:11:"),
             ("receive = \"NOTIFY\"\nbody = \"sdp\"", "either", ":3:1:"),
             ("send = \"INVITE\"\nbody = \"json\"", "unknown variant `json`", ":5:8:"),
+            ("pause = \"hold\"\nchallenge = true", "either", ":3:1:"),
         ] {
             let text = format!("name = \"x\"\n\n[[step]]\n{steps}\n");
-            let problem = read("x.toml", &text).unwrap_err().to_string();
-            assert!(problem.contains(said), "{steps}: {problem}");
-            assert!(problem.starts_with(&format!("x.toml{place}")), "{steps}: {problem}");
-            assert!(problem.contains('^'));
+            assert_points(&text, said, place);
         }
-        assert!(read("x.toml", "name = \"x\"\nstep = []").is_err());
-        assert!(read("x.toml", "name = \"x").is_err());
-        assert!(read("x.toml", "").is_err());
+        for text in ["name = \"x\"\nstep = []", "name = \"x\"", "name = \"x", "", "name = \"x\"\npart = []"] {
+            assert!(read("x.toml", text, find).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_mix_is_scenarios_and_weights() {
+        let part = |scenario: &str, weight: &str| format!("[[part]]\nscenario = \"{scenario}\"\nweight = {weight}\n");
+        let text = format!("name = \"x\"\n{}{}", part("call", "8"), part("options", "0.5"));
+        let Ok(Content::Mix(parts)) = read("x.toml", &text, find) else { panic!("{text}") };
+        let parts: Vec<(&str, f64)> = parts.iter().map(|(scenario, weight)| (&*scenario.name, *weight)).collect();
+        assert_eq!(parts, [("call", 8.0), ("options", 0.5)]);
+
+        assert_points(&format!("name = \"x\"\n{}", part("cal", "1")), "`cal`", ":3:12:");
+        assert_points(&format!("name = \"x\"\n{}", part("call", "-1")), "not below 0", ":4:10:");
+        assert_points(&format!("name = \"x\"\n{}", part("call", "0")), "above 0", ":1:1:");
+        assert_points(&format!("name = \"x\"\ncallee = \"a\"\n{}", part("call", "1")), "no callee", ":2:10:");
+        assert_points(&format!("name = \"x\"\n[[step]]\nsend = \"BYE\"\n{}", part("call", "1")), "both", ":1:1:");
+    }
+
+    /// The text is refused, with these words, and the place is shown.
+    fn assert_points(text: &str, said: &str, place: &str) {
+        let problem = read("x.toml", text, find).err().unwrap().to_string();
+        assert!(problem.contains(said), "{text}: {problem}");
+        assert!(problem.contains(&format!(" --> x.toml{}\n", place.trim_end_matches(':'))), "{text}: {problem}");
+        assert!(problem.contains('^'), "{problem}");
+    }
+
+    fn find(name: &str) -> Result<Scenario, String> {
+        Scenario::built_in(name).ok_or_else(|| format!("there is no `{name}`"))
     }
 }

@@ -12,6 +12,7 @@
 //! expect = 200               # anything else is a failure
 //! cancel = "10ms"            # CANCEL so long after the first provisional response
 //! expires = 600              # a row Expires
+//! challenge = true           # it has to be challenged (401 or 407) once before it succeeds
 //!
 //! [[step]]
 //! pause = "hold"             # a duration, or "hold": what the command line says
@@ -21,15 +22,29 @@
 //! within = "5s"              # or it is a failure
 //! ```
 //!
-//! The scenarios in `loadtest/scenarios/` are built into the program and known by name.
+//! A mix is a file of scenarios by weight:
+//!
+//! ```toml
+//! name = "mix"
+//!
+//! [[part]]
+//! scenario = "call"          # one that is built in, or a file beside this one
+//! weight = 60
+//! ```
+//!
+//! The scenarios and the mix in `loadtest/scenarios/` are built into the program and known by name.
 
 mod file;
 
 use crate::sip::message::Method;
+use file::Content;
 use std::fmt;
 
 /// Steps of one scenario. Each request takes two branch numbers of the 256 a call has.
 pub const STEPS_MAX: usize = 64;
+
+/// Scenarios of one mix.
+pub const PARTS_MAX: usize = 64;
 
 /// A scenario that can be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +101,8 @@ pub struct Send {
     pub expect: u16,
     /// What it carries.
     pub body: Body,
+    /// Whether it fails unless it is challenged once.
+    pub challenge: bool,
     /// CANCEL so many nanoseconds after the first provisional response.
     pub cancel_ns: Option<u64>,
     /// The value of a row Expires, in seconds. REGISTER has one anyway.
@@ -120,15 +137,46 @@ pub const BUILT_IN: &[(&str, &str)] = &[
     ("cancel", include_str!("../../scenarios/cancel.toml")),
     ("busy", include_str!("../../scenarios/busy.toml")),
     ("register", include_str!("../../scenarios/register.toml")),
+    ("register-digest", include_str!("../../scenarios/register-digest.toml")),
     ("options", include_str!("../../scenarios/options.toml")),
     ("subscribe", include_str!("../../scenarios/subscribe.toml")),
     ("message", include_str!("../../scenarios/message.toml")),
 ];
 
+/// The mixes that are built in, by name.
+pub const BUILT_IN_MIXES: &[(&str, &str)] = &[("mix", include_str!("../../scenarios/mix.toml"))];
+
+/// Reads the text of a file that holds a scenario or a mix: the scenarios with their weights, one alone with 1. `origin` is
+/// the file's name, for the error. `find` gives the scenarios that a mix names, or says why there is none.
+pub fn read_parts(
+    origin: &str,
+    text: &str,
+    find: impl Fn(&str) -> Result<Scenario, String>,
+) -> Result<Vec<(Scenario, f64)>, Problem> {
+    match file::read(origin, text, find)? {
+        Content::Mix(parts) => Ok(parts),
+        Content::Scenario(scenario) => Ok(vec![(scenario, 1.0)]),
+    }
+}
+
 impl Scenario {
-    /// Reads a file's text. `origin` is the file's name, for the error.
+    /// Reads the text of a file that holds one scenario. `origin` is the file's name, for the error.
     pub fn read(origin: &str, text: &str) -> Result<Scenario, Problem> {
-        file::read(origin, text)
+        match file::read(origin, text, |_| Err("a mix cannot be a part of a mix".to_owned()))? {
+            Content::Scenario(scenario) => Ok(scenario),
+            Content::Mix(_) => Err(Problem("error[scenario]: this is a mix, and one scenario is wanted".to_owned())),
+        }
+    }
+
+    /// Whether one of its requests has to be challenged, so that it cannot succeed without a password.
+    pub fn needs_password(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Send(send) if send.challenge))
+    }
+
+    /// Whether this step, or one that follows it, waits for such a request.
+    pub fn awaits(&self, method: Method, step: usize) -> bool {
+        let waits = |step: &Step| matches!(step, Step::Receive(receive) if receive.method == method);
+        self.steps.iter().skip(step).any(waits)
     }
 
     /// The scenario of this name, if it is built in.
@@ -194,6 +242,11 @@ mod tests {
             assert_eq!(Scenario::built_in(name).unwrap(), scenario);
         }
         assert!(Scenario::built_in("nothing").is_none());
+        for (name, text) in BUILT_IN_MIXES {
+            let find = |name: &str| Scenario::built_in(name).ok_or_else(|| name.to_owned());
+            assert!(read_parts(name, text, find).unwrap().len() > 1);
+            assert!(Scenario::read(name, text).is_err());
+        }
     }
 
     #[test]

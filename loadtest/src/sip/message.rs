@@ -29,7 +29,7 @@ pub enum Name {
     UserAgent,
     Via,
     WwwAuthenticate,
-    /// Our own: what the sender says about itself, see `verify/seal.rs`.
+    /// Our own: what the sender says about itself, see [`seal`](crate::seal).
     XLoad,
     Other,
 }
@@ -56,7 +56,7 @@ impl Default for Rows {
 }
 
 /// The methods there are scenarios for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "each is named as the method it stands for")]
 pub enum Method {
     Ack,
@@ -172,7 +172,7 @@ impl<'a> Message<'a> {
 
     #[inline]
     fn row_value(&self, row: &Row) -> &'a [u8] {
-        self.octets[usize::from(row.value)..usize::from(row.end)].trim_ascii()
+        trim_lws(&self.octets[usize::from(row.value)..usize::from(row.end)])
     }
 }
 
@@ -306,6 +306,19 @@ fn name_of(name: &[u8]) -> Name {
 
 fn trim_cr(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
+}
+
+/// Without the linear white space around it (RFC 3261 25.1), which also holds the line ends of folded rows. No other octet
+/// is white space to SIP, a form feed in particular is not.
+#[inline]
+fn trim_lws(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t' | b'\r' | b'\n', rest @ ..] = value {
+        value = rest;
+    }
+    while let [rest @ .., b' ' | b'\t' | b'\r' | b'\n'] = value {
+        value = rest;
+    }
+    value
 }
 
 /// A decimal number and nothing else. `None` beyond 32 bits.

@@ -53,6 +53,17 @@ impl Address {
         u16::from_be_bytes([self.octets[2], self.octets[3]])
     }
 
+    /// A number that two different addresses hardly ever share: for those who only want to know whether it is another one.
+    #[inline]
+    pub fn digest(&self) -> u64 {
+        // Port and IPv4 address are the second to eighth octet, and are all there is to an IPv4 address.
+        let head = |at: usize| u64::from_ne_bytes(std::array::from_fn(|index| self.octets[at + index]));
+        match self.len {
+            28 => head(0) ^ crate::rng::mix(head(8)).rotate_left(1) ^ crate::rng::mix(!head(16)),
+            _ => head(0),
+        }
+    }
+
     /// As the standard library has it; `0.0.0.0:0` where there is no address.
     pub fn to_std(&self) -> SocketAddr {
         let at = |index: usize| self.octets[index];
@@ -113,6 +124,22 @@ mod tests {
             assert_eq!(kernel.port(), address.port());
             assert_eq!(Address::from_kernel(&kernel.octets, kernel.len), kernel);
         }
+    }
+
+    #[test]
+    fn different_addresses_have_different_digests() {
+        let texts = [
+            "127.0.0.1:5060",
+            "127.0.0.1:5061",
+            "127.0.0.2:5060",
+            "[::1]:5060",
+            "[::1]:5061",
+            "[::2]:5060",
+            "[1::1]:5060",
+        ];
+        let digests: std::collections::HashSet<u64> =
+            texts.map(|text| Address::from(text.parse::<SocketAddr>().unwrap()).digest()).into();
+        assert_eq!(digests.len(), texts.len());
     }
 
     #[test]

@@ -8,5 +8,4 @@ pub mod address;
 pub mod batch;
 pub mod process;
 pub mod socket;
-pub mod terminal;
 pub mod wait;

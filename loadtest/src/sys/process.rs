@@ -67,7 +67,20 @@ pub fn descriptors_max() -> u64 {
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } < 0 { u64::MAX } else { limit.rlim_cur }
 }
 
-/// Kibibytes of memory this process has in RAM right now, and of its peak.
+/// Makes sure that this process may have `wanted` file descriptors open, as far as the hard limit allows, and says how many
+/// it may have.
+pub fn raise_descriptors(wanted: u64) -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is writable and of the type the call fills.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 && limit.rlim_cur < wanted {
+        limit.rlim_cur = wanted.min(limit.rlim_max);
+        // SAFETY: `limit` is readable and of the type the call reads.
+        let _ = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
+    descriptors_max()
+}
+
+/// The most memory that this process has had, in KiB.
 pub fn peak_memory_kib() -> u64 {
     // SAFETY: all-zero is a valid rusage, and the call fills it.
     let usage = unsafe {

@@ -10,6 +10,10 @@ use std::os::fd::{AsRawFd, RawFd};
 /// 40 ms at 150,000 messages a second. What the kernel really gave is in [`Socket::receive_buffer_octets`].
 pub const BUFFER_OCTETS: usize = 8 << 20;
 
+/// What `SO_MEMINFO` fills (`linux/sock_diag.h`), and where in it the drops are. libc has no names for them.
+const SK_MEMINFO_VARS: usize = 9;
+const SK_MEMINFO_DROPS: usize = 8;
+
 /// A bound UDP socket.
 #[derive(Debug)]
 pub struct Socket {
@@ -70,6 +74,17 @@ impl Socket {
             libc::getsockopt(self.fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, (&raw mut value).cast(), &raw mut len)
         };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value.max(0) as usize) }
+    }
+
+    /// Datagrams that came for this socket and were dropped since it was opened, nearly always because its buffer was full.
+    pub fn dropped(&self) -> u64 {
+        let mut values = [0u32; SK_MEMINFO_VARS];
+        let mut len = size_of_val(&values) as libc::socklen_t;
+        // SAFETY: `values` is writable and `len` says how large it is; the descriptor is open for as long as `self` lives.
+        let result = unsafe {
+            libc::getsockopt(self.fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, values.as_mut_ptr().cast(), &raw mut len)
+        };
+        if result < 0 { 0 } else { u64::from(values[SK_MEMINFO_DROPS]) }
     }
 
     /// One datagram into `room`: its length and its source, `None` where there is none.
@@ -197,6 +212,22 @@ mod tests {
         let first = bound();
         let error = Socket::bind(first.local()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn what_a_full_buffer_drops_is_counted() {
+        let (left, right) = (bound(), bound());
+        right.set_option(libc::SOL_SOCKET, libc::SO_RCVBUF, 0).unwrap();
+        assert_eq!(right.dropped(), 0);
+        for _ in 0..100 {
+            left.send_to(&[0; 1000], &Address::from(right.local())).unwrap();
+        }
+        let (mut room, mut received) = ([0; 1000], 0);
+        while right.receive_from(&mut room).unwrap().is_some() {
+            received += 1;
+        }
+        assert!(received < 100);
+        assert_eq!(right.dropped(), 100 - received);
     }
 
     #[test]

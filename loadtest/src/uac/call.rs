@@ -8,6 +8,7 @@
 //! ```
 
 use crate::sip::message::Method;
+use crate::sip::value::{param, uri};
 use crate::sys::address::Address;
 
 /// Where a call is.
@@ -84,9 +85,10 @@ pub struct Call {
 #[derive(Debug, Default)]
 pub struct Peer {
     octets: Vec<u8>,
-    /// tag_end <= target_end <= octets.len()
+    /// tag_end <= target_end <= strict_end <= octets.len()
     tag_end: usize,
     target_end: usize,
+    strict_end: usize,
 }
 
 impl Peer {
@@ -100,9 +102,14 @@ impl Peer {
         &self.octets[self.tag_end..self.target_end]
     }
 
-    /// The route set, as rows of a request.
+    /// The nearest hop, if it is a strict router, which wants to see itself in the Request-URI. Empty otherwise.
+    pub fn strict_router(&self) -> &[u8] {
+        &self.octets[self.target_end..self.strict_end]
+    }
+
+    /// The route set, as rows of a request, without a strict router that is in front of it.
     pub fn route_rows(&self) -> &[u8] {
-        &self.octets[self.target_end..]
+        &self.octets[self.strict_end..]
     }
 
     /// Whether there is a dialog.
@@ -113,24 +120,30 @@ impl Peer {
     /// There is no dialog.
     pub fn forget(&mut self) {
         self.octets.clear();
-        (self.tag_end, self.target_end) = (0, 0);
+        (self.tag_end, self.target_end, self.strict_end) = (0, 0, 0);
     }
 
     /// The remote target has moved.
     pub fn retarget(&mut self, target: &[u8]) {
         if target != self.target() {
+            let strict = self.strict_end - self.target_end;
             self.octets.splice(self.tag_end..self.target_end, target.iter().copied());
             self.target_end = self.tag_end + target.len();
+            self.strict_end = self.target_end + strict;
         }
     }
 
     /// There is one: `routes` are the URIs of the route set, the nearest first.
     pub fn learn<'a>(&mut self, tag: &[u8], target: &[u8], routes: impl Iterator<Item = &'a [u8]>) {
+        let mut routes = routes.peekable();
         self.octets.clear();
         self.octets.extend_from_slice(tag);
         self.tag_end = self.octets.len();
         self.octets.extend_from_slice(target);
         self.target_end = self.octets.len();
+        let strict = routes.next_if(|first| param(uri(first), b"lr").is_none());
+        self.octets.extend_from_slice(strict.map_or(&[], uri));
+        self.strict_end = self.octets.len();
         for route in routes {
             self.octets.extend_from_slice(b"Route: ");
             self.octets.extend_from_slice(route);

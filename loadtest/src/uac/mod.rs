@@ -19,6 +19,7 @@ mod worker;
 
 use crate::clock::{SECOND_NS, now_ns};
 use crate::failure::{Exit, Failure, cannot_bind};
+use crate::impair::{Impaired, Impairment};
 use crate::latency::Latencies;
 use crate::remote::{self, Remote};
 use crate::rng;
@@ -27,18 +28,24 @@ use crate::schedule::Arrivals;
 use crate::sys::process;
 use crate::sys::socket::Socket;
 use crate::sys::wait::Waiter;
+use crate::tally::Tally;
 use crate::timer::Timers;
+use crate::usage::{self, Usage};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use worker::Worker;
 
-/// Responses that are kept with what was wrong about them. All are counted.
+/// Messages that are kept with what was wrong about them. All are counted.
 pub const WRONGS_LISTED: usize = 32;
+
+/// How long after the time of the last call a shard that has fallen behind may go on placing calls, in nanoseconds. What is
+/// due beyond that is not placed and counted in [`Counts::unplaced`], so that a rate that no machine can do ends too.
+pub const OVERTIME_NS: u64 = 2 * SECOND_NS;
 
 /// What the calling side is to do.
 #[derive(Clone, Debug)]
@@ -75,6 +82,8 @@ pub struct Config {
     pub user: Option<String>,
     /// Password when challenged; `None`: a challenge is a final response like any other.
     pub password: Option<String>,
+    /// The bad network that callers are to have.
+    pub impairment: Impairment,
     /// What decides Call-IDs, tags and arrivals.
     pub seed: u64,
 }
@@ -103,6 +112,7 @@ impl Config {
             timers: Timers::default(),
             user: None,
             password: None,
+            impairment: Impairment::default(),
             seed: rng::seed(),
         }
     }
@@ -121,6 +131,9 @@ pub struct Counts {
     pub failed: u64,
     /// Calls that were still open when the run ended. Neither completed nor failed.
     pub cut: u64,
+    /// Calls that were due and never placed, because this machine had fallen behind by more than [`OVERTIME_NS`]. Not among
+    /// those placed.
+    pub unplaced: u64,
     /// Requests sent, ACK and CANCEL included, retransmissions not.
     pub requests: u64,
     /// Requests sent again by Timers A and E.
@@ -133,27 +146,41 @@ pub struct Counts {
     pub copies: u64,
     /// Responses for a call that is over.
     pub late: u64,
-    /// Responses that belong to nothing of this run.
+    /// Responses that belong to nothing of this run: see [`Wrong`].
     pub strays: u64,
+    /// Requests received within a call whose scenario waits for none such: see [`Wrong`].
+    pub unexpected: u64,
     /// Responses that RFC 3261 does not allow: see [`Wrong`]. They are discarded.
     pub wrong: u64,
     /// Responses whose seal is broken: something on the way changed what it must not. They are taken all the same.
     pub altered: u64,
+    /// Messages without a seal, other than a 100: the element made them, or the callee is not of our kind.
+    pub unsealed: u64,
     /// Datagrams that are no SIP message.
     pub malformed: u64,
     /// ICMP errors: nobody listens there, or there is no way.
     pub refused: u64,
     /// Datagrams the kernel did not take.
     pub unsent: u64,
+    /// Datagrams that came and were dropped because our own receive buffers were full: this machine was too slow.
+    pub overflowed: u64,
+    /// What was done to datagrams on purpose.
+    pub on_purpose: Impaired,
 }
 
 impl Counts {
+    /// Messages received, of any kind.
+    pub fn received(&self) -> u64 {
+        self.responses + self.requests_received + self.malformed
+    }
+
     /// Adds what another counted.
     pub fn add(&mut self, other: &Counts) {
         self.placed += other.placed;
         self.completed += other.completed;
         self.failed += other.failed;
         self.cut += other.cut;
+        self.unplaced += other.unplaced;
         self.requests += other.requests;
         self.retransmissions += other.retransmissions;
         self.responses += other.responses;
@@ -161,22 +188,27 @@ impl Counts {
         self.copies += other.copies;
         self.late += other.late;
         self.strays += other.strays;
+        self.unexpected += other.unexpected;
         self.wrong += other.wrong;
         self.altered += other.altered;
+        self.unsealed += other.unsealed;
         self.malformed += other.malformed;
         self.refused += other.refused;
         self.unsent += other.unsent;
+        self.overflowed += other.overflowed;
+        self.on_purpose.add(&other.on_purpose);
     }
 }
 
-/// A response that RFC 3261 does not allow.
+/// A message that RFC 3261 does not allow, or that nobody waited for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wrong {
-    /// What is wrong: `Via`, `Call-ID`, `From`, `To tag`, `CSeq`.
+    /// What is wrong about it: `Via`, `Call-ID`, `From`, `To tag`, `CSeq`; `altered`, its seal being broken; `stray`, no
+    /// call of this run having asked for it; `unexpected`, no step of its scenario waiting for it.
     pub what: Box<str>,
     /// The Call-ID of the call it was taken to belong to.
     pub call_id: Box<str>,
-    /// The row, as it came.
+    /// The row that is wrong, as it came, or its first line.
     pub row: Box<str>,
 }
 
@@ -187,6 +219,12 @@ pub struct Line {
     pub scenario: Box<str>,
     /// The step's name.
     pub step: Box<str>,
+    /// The method of the request.
+    pub method: Box<str>,
+    /// The final response that is a success; 0 for a request that is awaited.
+    pub expect: u16,
+    /// Whether a call begins with it.
+    pub opens: bool,
     /// How often it was sent, retransmissions not counted.
     pub sent: u64,
     /// How often the expected final response came; of a request that is awaited, how often it came.
@@ -208,6 +246,10 @@ pub struct Snapshot {
     pub counts: Counts,
     /// Calls that are open.
     pub open: u64,
+    /// Messages sent and received since the start, by kind.
+    pub sent: Tally,
+    /// See `sent`.
+    pub received: Tally,
     /// Requests answered since the last snapshot: from the scheduled time to the final response.
     pub latency: Latencies,
     /// How late calls were placed since the last snapshot.
@@ -223,6 +265,10 @@ pub struct Report {
     pub counts: Counts,
     /// One per request of each scenario.
     pub lines: Vec<Line>,
+    /// Messages handed to the network, copies and retransmissions included, by kind.
+    pub sent: Tally,
+    /// Messages that came, by kind.
+    pub received: Tally,
     /// From the scheduled time of an INVITE to its first provisional response other than 100: the Session Request Delay of
     /// RFC 6076 4.3.1.
     pub ringing: Latencies,
@@ -236,6 +282,12 @@ pub struct Report {
     pub elapsed_ns: u64,
     /// Most calls that were open at the same time. Over several shards: the sum of each one's most.
     pub open_max: u64,
+    /// CPU time of all shards together.
+    pub usage: Usage,
+    /// The lives of all shards together, in nanoseconds: what [`Report::usage`] is a share of.
+    pub lives_ns: u64,
+    /// Shards that ended by a panic, which is a mistake in this program. What they had counted is missing.
+    pub panicked: u64,
 }
 
 impl Report {
@@ -256,12 +308,17 @@ impl Report {
                 None => self.lines.push(line.clone()),
             }
         }
+        self.sent.add(&other.sent);
+        self.received.add(&other.received);
         self.ringing.add(&other.ringing);
         self.lateness.add(&other.lateness);
         self.wrongs.extend(other.wrongs.iter().cloned());
         self.placing_ns = self.placing_ns.max(other.placing_ns);
         self.elapsed_ns = self.elapsed_ns.max(other.elapsed_ns);
         self.open_max += other.open_max;
+        self.usage.add(&other.usage);
+        self.lives_ns += other.lives_ns;
+        self.panicked += other.panicked;
     }
 }
 
@@ -282,8 +339,8 @@ impl Line {
 pub struct Uac {
     shards: Vec<Remote<Command>>,
     threads: Vec<JoinHandle<Report>>,
-    /// What each shard had counted when it ended.
-    ended: Arc<[OnceLock<Counts>]>,
+    /// The state of each shard when it ended.
+    ended: Arc<[Mutex<Snapshot>]>,
     addresses: Vec<SocketAddr>,
 }
 
@@ -302,7 +359,7 @@ impl Uac {
             config.cores.push(None);
         }
         let shards = config.cores.len();
-        let ended = (0..shards).map(|_| OnceLock::new()).collect();
+        let ended = (0..shards).map(|_| Mutex::default()).collect();
         let mut uac = Uac { shards: Vec::new(), threads: Vec::new(), ended, addresses: Vec::new() };
         let config = Arc::new(config);
         let mut workers = Vec::new();
@@ -329,10 +386,11 @@ impl Uac {
                     // A core that is not to be had was refused by the command line; here the kernel places the thread.
                     let _ = process::pin_this_thread(core);
                 }
-                let report = worker.run(start);
+                let born = now_ns();
+                worker.run(start);
                 // Before the worker and its inbox go: whoever asks in vain finds this.
-                let _ = ended[number].set(report.counts);
-                report
+                *ended[number].lock().unwrap_or_else(PoisonError::into_inner) = worker.snapshot();
+                Report { usage: usage::of_this_thread(), lives_ns: now_ns() - born, ..worker.end() }
             };
             let thread = std::thread::Builder::new().name(format!("uac-{number}")).spawn(run).map_err(cannot_start)?;
             uac.threads.push(thread);
@@ -349,11 +407,16 @@ impl Uac {
     pub fn snapshot(&self) -> Snapshot {
         let mut all = Snapshot { finished: self.is_finished(), ..Snapshot::default() };
         for (number, shard) in self.shards.iter().enumerate() {
-            let ended =
-                || Snapshot { counts: *self.ended[number].get().unwrap_or(&Counts::default()), ..Snapshot::default() };
+            let ended = || {
+                let mut last = self.ended[number].lock().unwrap_or_else(PoisonError::into_inner);
+                let (latency, lateness) = (std::mem::take(&mut last.latency), std::mem::take(&mut last.lateness));
+                Snapshot { latency, lateness, ..last.clone() }
+            };
             let part = shard.ask(Command::Snapshot).unwrap_or_else(ended);
             all.counts.add(&part.counts);
             all.open += part.open;
+            all.sent.add(&part.sent);
+            all.received.add(&part.received);
             all.latency.add(&part.latency);
             all.lateness.add(&part.lateness);
         }
@@ -385,7 +448,8 @@ impl Uac {
     pub fn join(mut self) -> Report {
         let mut report = Report::default();
         for thread in std::mem::take(&mut self.threads) {
-            report.add(&thread.join().unwrap_or_default());
+            let panicked = |_| Report { panicked: 1, ..Report::default() };
+            report.add(&thread.join().unwrap_or_else(panicked));
         }
         report
     }
@@ -406,14 +470,21 @@ fn lines(mix: &Mix) -> (Vec<Line>, Vec<Vec<usize>>) {
     let (mut lines, mut places) = (Vec::new(), Vec::new());
     for scenario in mix.scenarios() {
         let mut of_scenario = Vec::new();
-        for step in &scenario.steps {
+        for (index, step) in scenario.steps.iter().enumerate() {
             of_scenario.push(lines.len());
-            let name = match step {
+            let (name, method, expect) = match step {
                 Step::Pause(_) => continue,
-                Step::Receive(receive) => &receive.name,
-                Step::Send(send) => &send.name,
+                Step::Receive(receive) => (&receive.name, receive.method, 0),
+                Step::Send(send) => (&send.name, send.method, send.expect),
             };
-            lines.push(Line { scenario: scenario.name.clone(), step: name.clone(), ..Line::default() });
+            lines.push(Line {
+                scenario: scenario.name.clone(),
+                step: name.clone(),
+                method: method.name().into(),
+                expect,
+                opens: index == 0,
+                ..Line::default()
+            });
         }
         places.push(of_scenario);
     }

@@ -5,7 +5,7 @@ use super::Config;
 use super::call::Call;
 use crate::rng::{mix, unmix};
 use crate::scenario::Body;
-use crate::seal::Sealed;
+use crate::seal::{Sealed, put_seal};
 use crate::sip::message::Method;
 use crate::sip::text::{Text, from_hex, hex};
 use crate::sip::value::are_params_as_sent;
@@ -125,11 +125,6 @@ impl Stationery {
         own.octets() == value
     }
 
-    /// The Call-ID, for people.
-    pub fn call_id(&self, id: u64) -> String {
-        format!("{id:016x}@{}", String::from_utf8_lossy(&self.host))
-    }
-
     /// The Request-URI of a request of `call`.
     pub fn uri(&self, call: &Call, request: &Request<'_>) -> String {
         let mut room = [0; 1024];
@@ -155,6 +150,15 @@ impl Stationery {
         out.put(b";rport\r\nMax-Forwards: 70\r\n");
         if request.in_dialog {
             out.put(call.peer.route_rows());
+            //= RFC 3261 section 12.2.1.1
+            //# The
+            //# UAC MUST then place the remote target URI into the Route header field
+            //# as the last value.
+            if !call.peer.strict_router().is_empty() {
+                out.put(b"Route: <");
+                out.put(call.peer.target());
+                out.put(b">\r\n");
+            }
         }
         let from = value(out, b"From: ", |out| self.put_from(out, id, call.number));
         let to = value(out, b"To: ", |out| self.put_to(out, call, request, user));
@@ -181,40 +185,41 @@ impl Stationery {
             out.put(&call.credentials);
         }
         out.put(b"User-Agent: viahop-load\r\n");
-        match request.method {
-            Method::Invite => out.put(b"Allow: INVITE, ACK, BYE, CANCEL, OPTIONS, NOTIFY\r\n"),
-            Method::Subscribe => out.put(b"Event: presence\r\n"),
-            _ => {}
+        if request.method == Method::Invite {
+            out.put(b"Allow: INVITE, ACK, BYE, CANCEL, OPTIONS, NOTIFY\r\n");
         }
+        let event = (request.method == Method::Subscribe).then(|| value(out, b"Event: ", |out| out.put(b"presence")));
         let usual = (request.method == Method::Register).then_some(3600);
-        if let Some(expires) = request.expires.or(usual) {
-            out.put(b"Expires: ");
-            out.put_number(u64::from(expires));
-            out.put(b"\r\n");
-        }
+        let expires =
+            request.expires.or(usual).map(|expires| value(out, b"Expires: ", |out| out.put_number(u64::from(expires))));
         let (body, content_type) = match request.body {
             Body::None => (&[][..], &[][..]),
             Body::Sdp => (&self.sdp[..], &b"application/sdp"[..]),
             Body::Text => (&b"Watson, come here."[..], &b"text/plain"[..]),
         };
         let written = out.octets();
+        let written_if = |range: Option<std::ops::Range<usize>>| range.map_or(&[][..], |range| &written[range]);
         let sealed = Sealed {
+            start: request.method.name().as_bytes(),
             from: &written[from],
             to: &written[to],
             call_id: &written[call_id],
             cseq: &written[cseq],
-            contact: contact.map_or(&[], |contact| &written[contact]),
+            contact: written_if(contact),
+            event: written_if(event),
+            expires: written_if(expires),
             content_type,
             body,
+            ..Sealed::default()
         };
         let seal = sealed.digest();
-        out.put(b"X-Load: ");
-        out.put_hex(seal);
+        put_seal(out, seal);
         if !body.is_empty() {
-            out.put(b"\r\nContent-Type: ");
+            out.put(b"Content-Type: ");
             out.put(content_type);
+            out.put(b"\r\n");
         }
-        out.put(b"\r\nContent-Length: ");
+        out.put(b"Content-Length: ");
         out.put_number(body.len() as u64);
         out.put(b"\r\n\r\n");
         out.put(body);
@@ -229,8 +234,10 @@ impl Stationery {
 
     /// The Request-URI, which is also what credentials are for.
     fn put_uri(&self, out: &mut Text<'_>, call: &Call, request: &Request<'_>, user: u64) {
-        if request.in_dialog && !call.peer.target().is_empty() {
-            out.put(call.peer.target());
+        let peer = &call.peer;
+        let target = if peer.strict_router().is_empty() { peer.target() } else { peer.strict_router() };
+        if request.in_dialog && !target.is_empty() {
+            out.put(target);
         } else {
             out.put(b"sip:");
             //= RFC 3261 section 10.2
@@ -364,12 +371,59 @@ mod tests {
         });
     }
 
+    //= RFC 3261 section 12.2.1.1
+    //# If the route set is not empty, and its first URI does not contain the
+    //# lr parameter, the UAC MUST place the first URI from the route set
+    //# into the Request-URI, stripping any parameters that are not allowed
+    //# in a Request-URI.
+    #[test]
+    fn a_strict_router_finds_itself_in_the_request_uri() {
+        let mut call = Call::free();
+        let routes = [&b"<sip:old.example:5070>"[..], b"<sip:far;lr>"];
+        call.peer.learn(b"them", b"sip:bob@192.0.2.5", routes.into_iter());
+        call.peer.retarget(b"sip:bob@192.0.2.77:5080");
+        written(&call, &Request { body: Body::None, ..request(Method::Bye, true) }, |message| {
+            assert_eq!(message.start, Start::Request(Method::Bye, b"sip:old.example:5070"));
+            let routes: Vec<_> = message.values(Name::Route).collect();
+            assert_eq!(routes, [&b"<sip:far;lr>"[..], b"<sip:bob@192.0.2.77:5080>"]);
+        });
+    }
+
     #[test]
     fn a_register_is_for_the_domain_and_about_the_caller() {
         written(&Call { number: 5, ..Call::free() }, &request(Method::Register, false), |message| {
             assert_eq!(message.start, Start::Request(Method::Register, b"sip:127.0.0.1:5060"));
             assert!(message.value(Name::To).unwrap().starts_with(b"<sip:caller5@127.0.0.1:5060>"));
         });
+    }
+
+    /// Every octet of a request in turn is altered. What stays unnoticed is what hops may change, what nobody acts on, and
+    /// the Via, which is checked when it comes back.
+    #[test]
+    fn no_octet_that_counts_can_be_altered_unnoticed() {
+        let stationery = stationery();
+        for method in [Method::Invite, Method::Bye, Method::Register, Method::Subscribe] {
+            let mut room = [0; 4096];
+            let mut out = Text::new(&mut room);
+            stationery.put(&mut out, &Call::free(), stationery.id(9, 4), &request(method, false));
+            let len = out.finish().unwrap();
+            let mut rows = Rows::default();
+            for at in 0..len {
+                room[at] ^= 1;
+                let noticed = match Message::read(&room[..len], &mut rows) {
+                    Err(_) => true,
+                    Ok(message) => seal::check(&message) != Verdict::Intact,
+                };
+                room[at] ^= 1;
+                let before = String::from_utf8_lossy(&room[..at]).into_owned();
+                let line = before.rsplit("\r\n").next().unwrap_or_default();
+                let row = String::from_utf8_lossy(&room[at - line.len()..len]).into_owned();
+                let row = row.lines().next().unwrap_or_default();
+                let may_change = [method.name(), "Via", "Max-Forwards", "User-Agent", "Allow"];
+                let unsealed = may_change.iter().any(|name| row.starts_with(name));
+                assert!(noticed || unsealed, "octet {at}, {} of {row:?}", line.len());
+            }
+        }
     }
 
     #[test]

@@ -8,17 +8,18 @@
 
 use super::call::{Call, Cancel, State};
 use super::request::{Request, SLOTS_MAX, Stationery};
-use super::{Command, Config, Counts, Report, Snapshot, WRONGS_LISTED, Wrong, lines};
+use super::{Command, Config, Counts, OVERTIME_NS, Report, Snapshot, WRONGS_LISTED, Wrong, lines};
 use crate::clock::{SECOND_NS, now_ns};
 use crate::digest::{self, Asked};
+use crate::impair::BadNetwork;
 use crate::latency::Latencies;
 use crate::pace::{LINGER_NS, Pace};
 use crate::remote::Inbox;
 use crate::rng::{Rng, mix};
 use crate::scenario::{Body, Pause, Send, Step};
 use crate::schedule::Schedule;
-use crate::seal::{self, Verdict};
-use crate::sip::answer::{destination, echo};
+use crate::seal::{self, Sealed, Verdict, code_digits, put_seal};
+use crate::sip::answer::{Echoed, Span, destination, echo};
 use crate::sip::message::{Malformed, Message, Method, Name, Rows, Start};
 use crate::sip::text::Text;
 use crate::sip::value::{address, cseq, param, split, split_first, tag, uri, uri_host_port};
@@ -26,6 +27,7 @@ use crate::sys::address::Address;
 use crate::sys::batch::{BATCH_MAX, Receiver, Sender, drain_errors};
 use crate::sys::socket::Socket;
 use crate::sys::wait::{Waiter, wake_on_time};
+use crate::tally::Kind;
 use crate::timer::Wheel;
 use std::io;
 use std::sync::Arc;
@@ -33,6 +35,9 @@ use std::time::Duration;
 
 /// Calls placed in one turn before responses get theirs.
 const PLACED_PER_TURN: u32 = 64;
+
+/// Octets that are kept of a row that was wrong.
+const ROW_MAX: usize = 200;
 
 /// Receives of one socket in a row before the others get their turn.
 const RECEIVES_MAX: usize = 4;
@@ -89,6 +94,7 @@ struct Port {
     socket: Socket,
     sender: Sender,
     stationery: Stationery,
+    network: Option<BadNetwork>,
 }
 
 /// What is particular to one request of a call.
@@ -132,7 +138,8 @@ impl Worker {
         for (index, socket) in sockets.into_iter().enumerate() {
             waiter.add(&socket, index as u32)?;
             let stationery = Stationery::new(socket.local(), &config, key);
-            ports.push(Port { socket, sender: Sender::new(), stationery });
+            let network = BadNetwork::new(config.impairment, rng.next_u64());
+            ports.push(Port { socket, sender: Sender::new(), stationery, network });
         }
         let shards = config.cores.len() as u64;
         // The calls that do not divide go to the first shards.
@@ -167,7 +174,8 @@ impl Worker {
         Ok(Worker { io, shard })
     }
 
-    pub(super) fn run(&mut self, start_ns: u64) -> Report {
+    /// Runs until all is over, or until the waiter fails.
+    pub(super) fn run(&mut self, start_ns: u64) {
         wake_on_time();
         let Worker { io, shard } = self;
         shard.begin(start_ns);
@@ -183,7 +191,7 @@ impl Worker {
             }
             shard.flush();
             if shard.is_over(now_ns()) {
-                return shard.end();
+                return;
             }
             let now = now_ns();
             let mut timeout = shard.next_ns(now).saturating_sub(now).min(SECOND_NS);
@@ -194,12 +202,22 @@ impl Worker {
                 timeout = 0;
             }
             if io.waiter.wait(timeout, &mut io.ready).is_err() {
-                return shard.end();
+                return;
             }
             while let Some(port) = io.ready.pop() {
                 shard.receive(io, port as usize);
             }
         }
+    }
+
+    /// The state of this moment.
+    pub(super) fn snapshot(&mut self) -> Snapshot {
+        self.shard.snapshot()
+    }
+
+    /// What it all came to.
+    pub(super) fn end(&mut self) -> Report {
+        self.shard.end()
     }
 }
 
@@ -220,18 +238,22 @@ impl Shard {
         let now = now_ns();
         match command {
             Command::Rate(rate) => self.schedule.set_rate(rate, now),
-            Command::Snapshot(reply) => {
-                let snapshot = Snapshot {
-                    counts: self.report.counts,
-                    open: self.open,
-                    latency: std::mem::take(&mut self.recent),
-                    lateness: std::mem::take(&mut self.recent_lateness),
-                    finished: false,
-                };
-                let _ = reply.send(snapshot);
-            }
+            Command::Snapshot(reply) => drop(reply.send(self.snapshot())),
             Command::Cut => (self.end_ns, self.cut_ns) = (0, 0),
             Command::Stop => self.end_ns = 0,
+        }
+    }
+
+    fn snapshot(&mut self) -> Snapshot {
+        self.report.counts.overflowed = self.ports.iter().map(|port| port.socket.dropped()).sum();
+        Snapshot {
+            counts: self.report.counts,
+            open: self.open,
+            sent: self.report.sent.clone(),
+            received: self.report.received.clone(),
+            latency: std::mem::take(&mut self.recent),
+            lateness: std::mem::take(&mut self.recent_lateness),
+            finished: false,
         }
     }
 
@@ -243,10 +265,14 @@ impl Shard {
     /// When there is something to do without a datagram coming in.
     fn next_ns(&self, now: u64) -> u64 {
         let due = if self.is_placing(now) { self.schedule.next_ns().min(self.end_ns) } else { u64::MAX };
-        due.min(self.wheel.next_ns()).min(self.cut_ns)
+        let kept = self.ports.iter().filter_map(|port| Some(port.network.as_ref()?.next_ns())).min();
+        due.min(self.wheel.next_ns()).min(self.cut_ns).min(kept.unwrap_or(u64::MAX))
     }
 
     fn is_over(&mut self, now: u64) -> bool {
+        if self.is_placing(now) && now > self.end_ns.saturating_add(OVERTIME_NS) {
+            self.give_up_placing();
+        }
         if self.is_placing(now) {
             return false;
         }
@@ -256,8 +282,17 @@ impl Shard {
         self.open == 0 || now >= self.cut_ns
     }
 
+    /// The rate is beyond this machine: what is due and has not been placed by now never is.
+    fn give_up_placing(&mut self) {
+        let missing =
+            self.end_ns.saturating_sub(self.schedule.next_ns()) as f64 * self.schedule.rate() / SECOND_NS as f64;
+        self.report.counts.unplaced += (missing.ceil() as u64).min(self.left);
+        self.left = 0;
+    }
+
     fn end(&mut self) -> Report {
         self.report.counts.cut = self.open;
+        self.report.counts.overflowed = self.ports.iter().map(|port| port.socket.dropped()).sum();
         let mut report = std::mem::take(&mut self.report);
         // The last call's gap belongs to the time calls were placed in.
         let gap = if self.schedule.rate() > 0.0 { (SECOND_NS as f64 / self.schedule.rate()) as u64 } else { 0 };
@@ -385,14 +420,14 @@ impl Shard {
         let in_dialog = call.peer.is_known();
         let callee = self.config.mix.scenario(usize::from(call.scenario)).callee.as_bytes();
         let request = Request { method, body, expires, callee, transaction, cseq, in_dialog, failure_tag };
-        let Port { socket, sender, stationery } = port;
-        if sender.is_full() {
-            flush(socket, sender, &mut self.report.counts);
-        }
-        let mut out = Text::new(sender.room());
-        stationery.put(&mut out, call, id, &request);
+        port.make_room(&mut self.report.counts);
+        let mut out = Text::new(port.sender.room());
+        port.stationery.put(&mut out, call, id, &request);
         match out.finish() {
-            Some(len) => sender.push(len, call.next_hop),
+            Some(len) => {
+                port.sender.push(len, call.next_hop);
+                self.report.sent.note(Kind::request(method));
+            }
             None => self.report.counts.unsent += 1,
         }
     }
@@ -507,6 +542,10 @@ impl Shard {
             let now = now_ns();
             for index in 0..io.receiver.filled() {
                 let (octets, from) = io.receiver.datagram(index);
+                let counts = &mut self.report.counts;
+                if self.ports[port].network.as_mut().is_some_and(|network| network.loses(&mut counts.on_purpose)) {
+                    continue;
+                }
                 match Message::read(octets, &mut io.rows) {
                     Ok(message) => match message.start {
                         Start::Request(method, _) => self.on_request(port, &message, method, from, now),
@@ -526,28 +565,40 @@ impl Shard {
     /// Something wants to know something of us: a keep-alive by OPTIONS, the BYE of a callee that gave up.
     fn on_request(&mut self, port: usize, message: &Message<'_>, method: Method, from: Address, now: u64) {
         self.report.counts.requests_received += 1;
+        self.report.received.note(Kind::request(method));
         if method == Method::Ack {
             return;
         }
-        if seal::check(message) == Verdict::Altered {
-            self.report.counts.altered += 1;
-        }
+        self.check_seal(message);
         let slot = self.call_of(port, message);
         let in_dialog = message.value(Name::To).and_then(tag).is_some();
-        let Port { socket, sender, .. } = &mut self.ports[port];
-        if sender.is_full() {
-            flush(socket, sender, &mut self.report.counts);
-        }
-        let mut out = Text::new(sender.room());
-        out.put(if slot.is_some() || !in_dialog {
-            b"SIP/2.0 200 OK\r\n"
-        } else {
-            b"SIP/2.0 481 Call/Transaction Does Not Exist\r\n"
-        });
-        let whole = echo(message, from, b"viahop-load", false, &mut out).is_some();
+        let port = &mut self.ports[port];
+        port.make_room(&mut self.report.counts);
+        let mut out = Text::new(port.sender.room());
+        let (code, line) = match slot.is_some() || !in_dialog {
+            true => (200, "SIP/2.0 200 OK\r\n"),
+            false => (481, "SIP/2.0 481 Call/Transaction Does Not Exist\r\n"),
+        };
+        out.put(line.as_bytes());
+        let echoed = echo(message, from, b"viahop-load", false, &mut out);
+        let written = out.octets();
+        let of = |span: fn(&Echoed) -> Span| echoed.as_ref().map_or(&[][..], |echoed| span(echoed).of(written));
+        let sealed = Sealed {
+            start: &code_digits(code),
+            from: of(|echoed| echoed.from),
+            to: of(|echoed| echoed.to),
+            call_id: of(|echoed| echoed.call_id),
+            cseq: of(|echoed| echoed.cseq),
+            ..Sealed::default()
+        };
+        let seal = sealed.digest();
+        put_seal(&mut out, seal);
         out.put(b"Content-Length: 0\r\n\r\n");
-        match (whole, destination(message, from), out.finish()) {
-            (true, Some(to), Some(len)) => sender.push(len, to),
+        match (echoed, destination(message, from), out.finish()) {
+            (Some(_), Some(to), Some(len)) => {
+                port.sender.push(len, to);
+                self.report.sent.note(Kind::response(code, method));
+            }
             _ => self.report.counts.malformed += 1,
         }
         if let Some(slot) = slot {
@@ -580,7 +631,11 @@ impl Shard {
                 self.on_received(slot, now);
             }
             // RFC 6665 4.1.2.4: a NOTIFY may well overtake the response to its SUBSCRIBE.
-            _ => call.early = Some(method),
+            _ if scenario.awaits(method, usize::from(call.step)) => call.early = Some(method),
+            _ => {
+                self.report.counts.unexpected += 1;
+                self.list("unexpected", message, method.name().as_bytes());
+            }
         }
     }
 
@@ -600,16 +655,18 @@ impl Shard {
 
     fn on_response(&mut self, port: usize, message: &Message<'_>, code: u16, now: u64) {
         self.report.counts.responses += 1;
+        let method = message.value(Name::CSeq).and_then(cseq).map_or(Method::Other, |(_, method)| Method::read(method));
+        self.report.received.note(Kind::response(code, method));
         let via = message.value(Name::Via).unwrap_or_default();
         let branch = param(split_first(via).0, b"branch").unwrap_or_default();
-        let Some((id, transaction)) = Stationery::read_branch(branch) else {
-            self.report.counts.strays += 1;
-            return;
+        let place = |(id, transaction)| {
+            let (slot, generation) = self.ports[port].stationery.place_of(id);
+            let call = self.calls.get(slot as usize).filter(|call| call.generation >= generation)?;
+            Some((id, transaction, slot, generation, call))
         };
-        let (slot, generation) = self.ports[port].stationery.place_of(id);
-        let Some(call) = self.calls.get(slot as usize).filter(|call| call.generation >= generation) else {
+        let Some((id, transaction, slot, generation, call)) = Stationery::read_branch(branch).and_then(place) else {
             self.report.counts.strays += 1;
-            return;
+            return self.list("stray", message, via);
         };
         if call.generation != generation || call.state == State::Free {
             self.report.counts.late += 1;
@@ -618,16 +675,36 @@ impl Shard {
         let response = Response { message, code, slot, id, transaction, now };
         if let Err((what, row)) = self.check(port, &response) {
             self.report.counts.wrong += 1;
-            if self.report.wrongs.len() < WRONGS_LISTED {
-                let call_id = self.ports[port].stationery.call_id(id).into();
-                self.report.wrongs.push(Wrong { what: what.into(), call_id, row: String::from_utf8_lossy(row).into() });
-            }
-            return;
+            return self.list(what, message, row);
         }
-        if seal::check(message) == Verdict::Altered {
-            self.report.counts.altered += 1;
+        if code > 100 {
+            self.check_seal(message);
         }
         self.take(&response);
+    }
+
+    fn check_seal(&mut self, message: &Message<'_>) {
+        match seal::check(message) {
+            Verdict::Altered => {
+                self.report.counts.altered += 1;
+                self.list(
+                    "altered",
+                    message,
+                    message.octets().split(|octet| *octet == b'\r').next().unwrap_or_default(),
+                );
+            }
+            Verdict::Intact => {}
+            Verdict::Unsealed => self.report.counts.unsealed += 1,
+        }
+    }
+
+    /// Keeps a message that should not have come, if there is room.
+    fn list(&mut self, what: &str, message: &Message<'_>, row: &[u8]) {
+        let text = |octets: &[u8]| String::from_utf8_lossy(&octets[..octets.len().min(ROW_MAX)]).into();
+        if self.report.wrongs.len() < WRONGS_LISTED {
+            let call_id = text(message.value(Name::CallId).unwrap_or_default());
+            self.report.wrongs.push(Wrong { what: what.into(), call_id, row: text(row) });
+        }
     }
 
     /// Whether a response is what RFC 3261 lets a response to this call be.
@@ -750,6 +827,9 @@ impl Shard {
         }
         if code != send.expect {
             return self.fail(slot, &code.to_string(), now);
+        }
+        if send.challenge && self.calls[slot as usize].credentials.is_empty() {
+            return self.fail(slot, "not challenged", now);
         }
         let line =
             self.places[usize::from(self.calls[slot as usize].scenario)][usize::from(self.calls[slot as usize].step)];
@@ -935,9 +1015,9 @@ impl Shard {
     }
 
     fn flush(&mut self) {
-        for Port { socket, sender, .. } in &mut self.ports {
-            if !sender.is_empty() {
-                flush(socket, sender, &mut self.report.counts);
+        for port in &mut self.ports {
+            if !port.sender.is_empty() || port.network.is_some() {
+                port.flush(&mut self.report.counts);
             }
         }
         if self.due.is_empty() {
@@ -952,9 +1032,29 @@ impl Shard {
     }
 }
 
-fn flush(socket: &Socket, sender: &mut Sender, counts: &mut Counts) {
-    sender.flush(socket, &mut |error| match error.unsent {
-        true => counts.unsent += 1,
-        false => counts.refused += 1,
-    });
+impl Port {
+    /// Makes room for one more message.
+    #[inline]
+    fn make_room(&mut self, counts: &mut Counts) {
+        if self.sender.is_full() {
+            self.flush(counts);
+        }
+    }
+
+    fn flush(&mut self, counts: &mut Counts) {
+        loop {
+            let Counts { unsent, refused, on_purpose, .. } = counts;
+            let more = match &mut self.network {
+                Some(network) => network.send(&mut self.sender, now_ns(), on_purpose),
+                None => false,
+            };
+            self.sender.flush(&self.socket, &mut |error| match error.unsent {
+                true => *unsent += 1,
+                false => *refused += 1,
+            });
+            if !more {
+                return;
+            }
+        }
+    }
 }

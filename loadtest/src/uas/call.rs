@@ -46,10 +46,13 @@ pub struct Call {
     pub cseq: u32,
     /// Status of the final response, once there is one.
     pub code: u16,
+    /// Digest of the address its last request came from: an element with a port for each of its cores shows here which of
+    /// them had it.
+    pub source: u64,
     /// Where responses to the INVITE go.
     pub to: Address,
-    /// What responses to the INVITE copy from it; of a subscription, the NOTIFY as it was sent. Kept with its room when the place is used again, so that a steady load
-    /// allocates nothing.
+    /// What responses to the INVITE copy from it; of a subscription, the NOTIFY as it was sent. Kept with its room when the
+    /// place is used again, so that a steady load allocates nothing.
     pub rows: Vec<u8>,
     /// Whether the NOTIFY that is going on is the last of its subscription.
     pub last: bool,
@@ -72,6 +75,7 @@ impl Call {
             backend: 0,
             cseq: 0,
             code: 0,
+            source: 0,
             to: Address::NONE,
             rows: Vec::new(),
             last: false,

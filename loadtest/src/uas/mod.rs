@@ -17,6 +17,7 @@ mod call;
 mod worker;
 
 use crate::clock::{SECOND_NS, now_ns};
+use crate::digest::Realm;
 use crate::failure::{Exit, Failure, cannot_bind};
 use crate::fault::Fault;
 use crate::owners::{BACKENDS_MAX, CALLS_REMEMBERED, Owners};
@@ -24,7 +25,9 @@ use crate::remote::{self, Remote};
 use crate::sys::process;
 use crate::sys::socket::Socket;
 use crate::sys::wait::Waiter;
+use crate::tally::Tally;
 use crate::timer::Timers;
+use crate::usage::{self, Usage};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::io;
@@ -59,6 +62,8 @@ pub struct Config {
     pub calls_remembered: usize,
     /// Whether new calls are listed for [`Uas::take_new_calls`].
     pub list_new_calls: bool,
+    /// What a REGISTER has to prove, if anything.
+    pub realm: Option<Realm>,
     /// What backends do wrong. [`Fault::Down`] is whoever calls [`Uas::kill`]'s business.
     pub faults: Vec<Fault>,
 }
@@ -74,6 +79,7 @@ impl Default for Config {
             silence_max_ns: 600 * SECOND_NS,
             calls_remembered: CALLS_REMEMBERED,
             list_new_calls: false,
+            realm: None,
             faults: Vec::new(),
         }
     }
@@ -115,8 +121,12 @@ pub struct Counts {
     pub byes: u64,
     /// CANCEL requests that reached a ringing call.
     pub cancels: u64,
-    /// REGISTER requests.
+    /// REGISTER requests that were accepted.
     pub registers: u64,
+    /// REGISTER requests that were challenged (401).
+    pub challenged: u64,
+    /// REGISTER requests whose credentials were wrong (403).
+    pub forbidden: u64,
     /// OPTIONS requests.
     pub options: u64,
     /// Subscriptions taken.
@@ -137,17 +147,24 @@ pub struct Counts {
     pub violations: u64,
     /// Messages of a call whose backend has died since.
     pub orphans: u64,
+    /// Messages of a call that came from another address of the element than the one before. Of an element that sends from
+    /// one port per core: from another core.
+    pub moved: u64,
     /// BYE requests that came before the ACK of their call, and requests with a lower CSeq than one before: something was
     /// overtaken on the way, or lost.
     pub reordered: u64,
     /// Messages whose seal is broken: something on the way changed what it must not.
     pub altered: u64,
+    /// Messages without a seal: the element made them, or the caller is not of our kind.
+    pub unsealed: u64,
     /// Datagrams that are no SIP message, or a request that cannot be answered.
     pub malformed: u64,
     /// Responses that reached this backend and belong to nothing it asked.
     pub responses: u64,
     /// Calls refused because there was no room for more.
     pub refused: u64,
+    /// Datagrams that came and were dropped because our own receive buffer was full: this machine was too slow.
+    pub overflowed: u64,
 }
 
 impl Counts {
@@ -159,6 +176,8 @@ impl Counts {
         self.byes += other.byes;
         self.cancels += other.cancels;
         self.registers += other.registers;
+        self.challenged += other.challenged;
+        self.forbidden += other.forbidden;
         self.options += other.options;
         self.subscriptions += other.subscriptions;
         self.notified += other.notified;
@@ -169,11 +188,14 @@ impl Counts {
         self.unknown += other.unknown;
         self.violations += other.violations;
         self.orphans += other.orphans;
+        self.moved += other.moved;
         self.reordered += other.reordered;
         self.altered += other.altered;
+        self.unsealed += other.unsealed;
         self.malformed += other.malformed;
         self.responses += other.responses;
         self.refused += other.refused;
+        self.overflowed += other.overflowed;
     }
 }
 
@@ -201,11 +223,26 @@ pub struct Violation {
     pub reached: usize,
 }
 
+/// A message of a call that came from another address of the element than the one before it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    /// The Call-ID.
+    pub call_id: Box<str>,
+    /// The method of the message.
+    pub method: Box<str>,
+    /// Where it came from.
+    pub from: SocketAddr,
+}
+
 /// One backend at the moment of a snapshot, or at the end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendState {
     /// What it counted since the start, all its lives together.
     pub counts: Counts,
+    /// Messages handed to the network, by kind.
+    pub sent: Tally,
+    /// Messages that came, by kind.
+    pub received: Tally,
     /// Calls it holds.
     pub open: u64,
     /// Whether its socket is open.
@@ -219,11 +256,19 @@ pub struct Report {
     pub backends: Vec<BackendState>,
     /// The first [`VIOLATIONS_LISTED`] of each shard.
     pub violations: Vec<Violation>,
+    /// The first [`VIOLATIONS_LISTED`] of each shard.
+    pub moves: Vec<Move>,
     /// Calls that were forgotten because more were going on than [`Config::calls_remembered`]; violations among them
     /// were not noticed.
     pub forgotten: u64,
     /// New calls that were not listed because nobody fetched the list.
     pub unlisted: u64,
+    /// CPU time of all shards together, once they have ended.
+    pub usage: Usage,
+    /// The lives of all shards together, in nanoseconds: what [`Report::usage`] is a share of.
+    pub lives_ns: u64,
+    /// Shards that ended by a panic, which is a mistake in this program. What they had counted is missing.
+    pub panicked: u64,
 }
 
 impl Report {
@@ -236,8 +281,22 @@ impl Report {
             reached: violation.reached + own,
             ..violation
         }));
+        self.moves.extend(other.moves.iter().cloned());
         self.forgotten += other.forgotten;
         self.unlisted += other.unlisted;
+        self.usage.add(&other.usage);
+        self.lives_ns += other.lives_ns;
+        self.panicked += other.panicked;
+    }
+
+    /// Messages of all backends together, by kind: those sent, and those that came.
+    pub fn traffic(&self) -> (Tally, Tally) {
+        let (mut sent, mut received) = (Tally::default(), Tally::default());
+        for backend in &self.backends {
+            sent.add(&backend.sent);
+            received.add(&backend.received);
+        }
+        (sent, received)
     }
 
     /// All backends together.
@@ -252,7 +311,7 @@ impl Report {
 pub struct Uas {
     addresses: Vec<SocketAddr>,
     shards: Vec<Remote<Command>>,
-    threads: Vec<JoinHandle<Vec<Snapshot>>>,
+    threads: Vec<JoinHandle<Ended>>,
     shared: Arc<Shared>,
 }
 
@@ -277,11 +336,19 @@ enum Command {
     Stop,
 }
 
+/// What a shard leaves behind.
+struct Ended {
+    backends: Vec<Snapshot>,
+    usage: Usage,
+    life_ns: u64,
+}
+
 /// One backend's part of a report.
 struct Snapshot {
     index: usize,
     state: BackendState,
     violations: Vec<Violation>,
+    moves: Vec<Move>,
 }
 
 impl Uas {
@@ -328,7 +395,9 @@ impl Uas {
                 // A core that is not to be had was refused by the command line; here the kernel places the thread.
                 let _ = process::pin_this_thread(core);
             }
-            worker.run()
+            let born = now_ns();
+            let backends = worker.run();
+            Ended { backends, usage: usage::of_this_thread(), life_ns: now_ns() - born }
         };
         let thread = std::thread::Builder::new().name(format!("uas-{number}")).spawn(run).map_err(cannot_start)?;
         self.shards.push(remote);
@@ -374,8 +443,18 @@ impl Uas {
     /// Stops, waits for the shards and says what there was.
     pub fn join(mut self) -> Report {
         self.stop();
-        let parts = std::mem::take(&mut self.threads).into_iter().flat_map(|thread| thread.join().unwrap_or_default());
-        self.report(parts.collect())
+        let (mut parts, mut usage, mut lives_ns, mut panicked) = (Vec::new(), Usage::default(), 0, 0);
+        for thread in std::mem::take(&mut self.threads) {
+            match thread.join() {
+                Ok(ended) => {
+                    parts.extend(ended.backends);
+                    usage.add(&ended.usage);
+                    lives_ns += ended.life_ns;
+                }
+                Err(_) => panicked += 1,
+            }
+        }
+        Report { usage, lives_ns, panicked, ..self.report(parts) }
     }
 
     /// Shard of a backend, and its place in the shard.
@@ -389,11 +468,14 @@ impl Uas {
         let mut report = Report {
             backends: vec![BackendState::default(); self.addresses.len()],
             violations: Vec::new(),
+            moves: Vec::new(),
             forgotten: self.shared.owners.forgotten(),
             unlisted,
+            ..Report::default()
         };
         for part in parts {
             report.violations.extend(part.violations);
+            report.moves.extend(part.moves);
             report.backends[part.index] = part.state;
         }
         report

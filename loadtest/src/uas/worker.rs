@@ -5,19 +5,20 @@
 //! ```
 //!
 //! A request is answered in the turn in which it was received. Nothing is allocated per message once the places of calls
-//! have been used.
+//! have been used (a NOTIFY, a challenge and a fault are put together as text, and do).
 
 use super::call::{Call, State};
 use super::{
-    BackendState, Command, Counts, Manner, NEW_CALLS_MAX, NewCall, Shared, Snapshot, VIOLATIONS_LISTED, Violation,
+    BackendState, Command, Counts, Manner, Move, NEW_CALLS_MAX, NewCall, Shared, Snapshot, VIOLATIONS_LISTED, Violation,
 };
 use crate::clock::{SECOND_NS, now_ns};
+use crate::digest::Proof;
 use crate::fault::{Fate, Fault, fate};
 use crate::owners::{Owner, digest};
 use crate::pace::{LINGER_NS, Pace};
 use crate::remote::Inbox;
 use crate::rng::mix;
-use crate::seal::{self, Sealed, Verdict};
+use crate::seal::{self, Sealed, Verdict, code_digits, put_seal};
 use crate::sip::answer::{Echoed, destination, echo, reason};
 use crate::sip::message::{Malformed, Message, Method, Name, Rows, Start};
 use crate::sip::text::{Text, from_hex, hex};
@@ -26,6 +27,7 @@ use crate::sys::address::Address;
 use crate::sys::batch::{BATCH_MAX, Receiver, Sender, drain_errors};
 use crate::sys::socket::Socket;
 use crate::sys::wait::{Waiter, wake_on_time};
+use crate::tally::{Kind, Tally};
 use crate::timer::Wheel;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -78,8 +80,11 @@ struct Backend {
     address: SocketAddr,
     sender: Sender,
     counts: Counts,
+    sent: Tally,
+    received: Tally,
     open: u64,
     violations: Vec<Violation>,
+    moves: Vec<Move>,
     /// Responses that leave later, and when: what [`Fault::Slow`] holds back.
     held: VecDeque<(u64, Address, Box<[u8]>)>,
     slow_ns: u64,
@@ -93,6 +98,7 @@ struct Backend {
 /// What a response carries besides what it copies.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Carries {
+    Challenge,
     Contact,
     Nothing,
     Sdp,
@@ -179,9 +185,8 @@ impl Shard {
 
     fn kill(&mut self, place: usize) {
         let backend = &mut self.backends[place];
-        if backend.socket.take().is_none() {
-            return;
-        }
+        let Some(socket) = backend.socket.take() else { return };
+        backend.counts.overflowed += socket.dropped();
         backend.sender.clear();
         self.shared.owners.died(backend.index);
         for slot in 0..self.calls.len() as u32 {
@@ -203,10 +208,21 @@ impl Shard {
     }
 
     fn snapshots(&self) -> Vec<Snapshot> {
-        let snapshot = |backend: &Backend| Snapshot {
-            index: backend.index,
-            state: BackendState { counts: backend.counts, open: backend.open, alive: backend.socket.is_some() },
-            violations: backend.violations.clone(),
+        let snapshot = |backend: &Backend| {
+            let dropped = backend.socket.as_ref().map_or(0, Socket::dropped);
+            let counts = Counts { overflowed: backend.counts.overflowed + dropped, ..backend.counts };
+            Snapshot {
+                index: backend.index,
+                state: BackendState {
+                    counts,
+                    sent: backend.sent.clone(),
+                    received: backend.received.clone(),
+                    open: backend.open,
+                    alive: backend.socket.is_some(),
+                },
+                violations: backend.violations.clone(),
+                moves: backend.moves.clone(),
+            }
         };
         self.backends.iter().map(snapshot).collect()
     }
@@ -252,15 +268,18 @@ impl Shard {
     }
 
     fn on_message(&mut self, place: usize, message: &Message<'_>, from: Address, now: u64) {
-        let counts = &mut self.backends[place].counts;
+        let Backend { counts, received, .. } = &mut self.backends[place];
+        match seal::check(message) {
+            Verdict::Altered => counts.altered += 1,
+            Verdict::Intact => {}
+            Verdict::Unsealed => counts.unsealed += 1,
+        }
         let (method, request_uri) = match message.start {
             Start::Request(method, request_uri) => (method, request_uri),
             Start::Response(code) => return self.on_response(place, message, code, now),
         };
         counts.requests += 1;
-        if seal::check(message) == Verdict::Altered {
-            counts.altered += 1;
-        }
+        received.note(Kind::request(method));
         let (Some(call_id), Some(from_row), Some(to_row), Some((number, _))) = (
             message.value(Name::CallId),
             message.value(Name::From),
@@ -285,6 +304,7 @@ impl Shard {
             key,
             now,
         };
+        self.check_source(&request);
         match method {
             Method::Ack => self.on_ack(&request),
             Method::Bye => self.on_bye(&request),
@@ -330,10 +350,8 @@ impl Shard {
             self.backends[request.place].counts.copies += 1;
             return;
         }
-        match fate(&self.shared.config.faults, request.digest) {
-            Fate::Fine => {}
-            Fate::Nothing => return,
-            Fate::Code(code) => return self.answer(request, code, Carries::Nothing),
+        if self.meets_its_fate(request) {
+            return;
         }
         if self.calls.len() - self.free.len() >= self.shared.config.calls_max {
             self.backends[request.place].counts.refused += 1;
@@ -351,6 +369,16 @@ impl Shard {
         self.ring(slot, Manner::of(request.user), request.now);
     }
 
+    /// Does what the faults have in store for a request outside of dialogs, and says whether that was all.
+    fn meets_its_fate(&mut self, request: &Request<'_>) -> bool {
+        match fate(&self.shared.config.faults, request.digest) {
+            Fate::Fine => return false,
+            Fate::Nothing => {}
+            Fate::Code(code) => self.answer(request, code, Carries::Nothing),
+        }
+        true
+    }
+
     /// Takes a place for the dialog that this request opens.
     fn occupy(&mut self, request: &Request<'_>) -> u32 {
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -359,6 +387,7 @@ impl Shard {
         });
         let call = &mut self.calls[slot as usize];
         (call.key, call.digest, call.backend) = (request.key, request.digest, request.place);
+        call.source = request.from.digest();
         (call.state, call.cseq) = (State::Up, 0);
         self.by_key.insert(request.key, slot);
         let backend = &mut self.backends[request.place];
@@ -438,25 +467,23 @@ impl Shard {
         let call = &mut self.calls[slot as usize];
         let counts = &mut self.backends[call.backend].counts;
         match call.state {
-            State::Answered | State::Notifying if now >= call.give_up_ns => {
+            // A copy that was due before the end is not left out because this machine was late.
+            State::Answered | State::Notifying if now >= call.give_up_ns && call.due_ns >= call.give_up_ns => {
                 counts.unacknowledged += 1;
                 self.release(slot);
             }
-            State::Answered => {
-                call.interval_ns = (call.interval_ns * 2).min(timers.t2_ns);
-                call.due_ns = (now + call.interval_ns).min(call.give_up_ns);
-                counts.resent += 1;
-                let due = call.due_ns;
+            State::Answered | State::Notifying if now < call.due_ns => {
+                let due = call.due_ns.min(call.give_up_ns);
                 self.wheel.arm(slot, due);
-                self.send_final(slot);
             }
-            State::Notifying => {
+            State::Answered | State::Notifying => {
                 call.interval_ns = (call.interval_ns * 2).min(timers.t2_ns);
-                call.due_ns = (now + call.interval_ns).min(call.give_up_ns);
+                // From when it was due, so that a late wake-up does not shift all that follow.
+                call.due_ns = (call.due_ns + call.interval_ns).max(now);
                 counts.resent += 1;
-                let due = call.due_ns;
+                let (due, notifying) = (call.due_ns.min(call.give_up_ns), call.state == State::Notifying);
                 self.wheel.arm(slot, due);
-                self.send_notify(slot);
+                if notifying { self.send_notify(slot) } else { self.send_final(slot) }
             }
             State::Ringing => {
                 let code = call.code;
@@ -523,6 +550,9 @@ impl Shard {
             self.check_owner(request);
             return self.answer_unknown(request);
         }
+        if !request.in_dialog && self.meets_its_fate(request) {
+            return;
+        }
         self.answer(request, 200, Carries::Contact);
         let slot = match request.call {
             Some(slot) if request.number <= self.calls[slot as usize].cseq => {
@@ -569,11 +599,15 @@ impl Shard {
 
     fn send_notify(&mut self, slot: u32) {
         let call = &self.calls[slot as usize];
-        self.backends[call.backend].send_octets(call.to, &call.rows);
+        let backend = &mut self.backends[call.backend];
+        backend.send_octets(call.to, &call.rows);
+        backend.sent.note(Kind::request(Method::Notify));
     }
 
     /// A response: to a NOTIFY of ours, or to nothing.
     fn on_response(&mut self, place: usize, message: &Message<'_>, code: u16, now: u64) {
+        let method = message.value(Name::CSeq).and_then(cseq).map_or(Method::Other, |(_, method)| Method::read(method));
+        self.backends[place].received.note(Kind::response(code, method));
         let branch = message.value(Name::Via).and_then(|via| param(via, b"branch")?.strip_prefix(b"z9hG4bK"));
         let slot = branch.and_then(|branch| self.by_key.get(&from_hex(branch)?).copied());
         let of_last = |slot: &u32| {
@@ -599,19 +633,58 @@ impl Shard {
     }
 
     fn on_other(&mut self, request: &Request<'_>) {
-        let counts = &mut self.backends[request.place].counts;
-        match request.method {
-            Method::Register => counts.registers += 1,
-            Method::Options => counts.options += 1,
-            _ => {}
-        }
         if request.in_dialog {
             self.check_owner(request);
             if request.call.is_none() {
                 return self.answer_unknown(request);
             }
+        } else if self.meets_its_fate(request) {
+            return;
+        }
+        let counts = &mut self.backends[request.place].counts;
+        match request.method {
+            Method::Register => return self.on_register(request),
+            Method::Options => counts.options += 1,
+            _ => {}
         }
         self.answer(request, 200, Carries::Contact);
+    }
+
+    fn on_register(&mut self, request: &Request<'_>) {
+        let shared = Arc::clone(&self.shared);
+        let proof = shared.config.realm.as_ref().map_or(Proof::Given, |realm| {
+            realm.check(request.message.value(Name::Authorization), request.method.name(), request.digest)
+        });
+        let counts = &mut self.backends[request.place].counts;
+        let (count, code, carries) = match proof {
+            Proof::Given => (&mut counts.registers, 200, Carries::Contact),
+            //= RFC 3261 section 10.3
+            //# A registrar SHOULD authenticate the UAC.
+            Proof::Missing => (&mut counts.challenged, 401, Carries::Challenge),
+            // Not a second 401, so that a caller with the wrong password is not asked for ever.
+            Proof::Wrong => (&mut counts.forbidden, 403, Carries::Nothing),
+        };
+        *count += 1;
+        self.answer(request, code, carries);
+    }
+
+    /// Notes whether a request within a call came from where the one before it came from.
+    fn check_source(&mut self, request: &Request<'_>) {
+        let Some(slot) = request.call else { return };
+        let source = request.from.digest();
+        if std::mem::replace(&mut self.calls[slot as usize].source, source) == source {
+            return;
+        }
+        let Backend { counts, moves, .. } = &mut self.backends[request.place];
+        counts.moved += 1;
+        if moves.len() < VIOLATIONS_LISTED {
+            let call_id = request.message.value(Name::CallId).unwrap_or_default();
+            moves.push(Move {
+                call_id: String::from_utf8_lossy(call_id).into(),
+                method: request.method.name().into(),
+                from: request.from.to_std(),
+            });
+        }
     }
 
     /// Notes whether the call of this request is where it belongs.
@@ -656,14 +729,22 @@ impl Shard {
             self.backends[request.place].counts.malformed += 1;
             return;
         };
-        let register = (request.method == Method::Register).then_some(request.message);
-        self.backends[request.place].send(to, code, &self.scratch[..len], &echoed, carries, register);
+        let register = (request.method == Method::Register && code == 200).then_some(request.message);
+        let challenge = match (&self.shared.config.realm, carries) {
+            (Some(realm), Carries::Challenge) => realm.challenge(request.digest),
+            _ => String::new(),
+        };
+        let response =
+            Response { to, kind: Kind::response(code, request.method), carries, register, challenge: &challenge };
+        self.backends[request.place].send(&response, &self.scratch[..len], &echoed);
     }
 
     /// Sends a response to the INVITE of a call.
     fn send_of_call(&mut self, slot: u32, code: u16, carries: Carries) {
         let call = &self.calls[slot as usize];
-        self.backends[call.backend].send(call.to, code, &call.rows, &call.echoed, carries, None);
+        let kind = Kind::response(code, Method::Invite);
+        let response = Response { to: call.to, kind, carries, register: None, challenge: "" };
+        self.backends[call.backend].send(&response, &call.rows, &call.echoed);
     }
 
     /// The call is over: its place is free, and the record of owners remembers that it was here.
@@ -699,6 +780,17 @@ struct Request<'a> {
     now: u64,
 }
 
+/// A response, but for what it copies.
+struct Response<'a> {
+    to: Address,
+    kind: Kind,
+    carries: Carries,
+    /// The REGISTER whose bindings it confirms.
+    register: Option<&'a Message<'a>>,
+    /// The value of WWW-Authenticate.
+    challenge: &'a str,
+}
+
 impl Backend {
     fn new(index: usize, socket: Socket, slow_ns: u64) -> Backend {
         let address = socket.local();
@@ -713,8 +805,11 @@ impl Backend {
             address,
             sender: Sender::new(),
             counts: Counts::default(),
+            sent: Tally::default(),
+            received: Tally::default(),
             open: 0,
             violations: Vec::new(),
+            moves: Vec::new(),
             held: VecDeque::new(),
             slow_ns,
             contact: format!("<sip:callee@{address}>").into(),
@@ -723,29 +818,24 @@ impl Backend {
         }
     }
 
-    /// Writes a response and lets it wait for the next flush. `register`: whose bindings are confirmed.
-    fn send(
-        &mut self,
-        to: Address,
-        code: u16,
-        rows: &[u8],
-        echoed: &Echoed,
-        carries: Carries,
-        register: Option<&Message<'_>>,
-    ) {
+    /// Writes a response and lets it wait for the next flush. `rows` are those it copies.
+    fn send(&mut self, response: &Response<'_>, rows: &[u8], echoed: &Echoed) {
+        let Response { to, kind, carries, register, challenge } = *response;
         if self.sender.is_full() {
             self.flush();
         }
         let body = if carries == Carries::Sdp { &self.sdp[..] } else { &[] };
         let content_type = if body.is_empty() { &[][..] } else { b"application/sdp" };
-        let own_contact = if carries == Carries::Nothing { &[][..] } else { &self.contact };
+        let own_contact = if matches!(carries, Carries::Contact | Carries::Sdp) { &self.contact[..] } else { &[] };
         let registered = register.and_then(|register| register.value(Name::Contact));
         let contact = registered.unwrap_or(own_contact);
+        let expires = register.map_or(&[][..], |register| register.value(Name::Expires).unwrap_or(b"3600"));
+        let digits = code_digits(kind.code);
         let mut out = Text::new(self.sender.room());
         out.put(b"SIP/2.0 ");
-        out.put_number(u64::from(code));
+        out.put(&digits);
         out.put(b" ");
-        out.put(reason(code).as_bytes());
+        out.put(reason(kind.code).as_bytes());
         out.put(b"\r\n");
         out.put(rows);
         if !contact.is_empty() {
@@ -753,22 +843,30 @@ impl Backend {
             out.put(contact);
             out.put(b"\r\n");
         }
-        if let Some(register) = register {
+        if !expires.is_empty() {
             out.put(b"Expires: ");
-            out.put(register.value(Name::Expires).unwrap_or(b"3600"));
+            out.put(expires);
+            out.put(b"\r\n");
+        }
+        if !challenge.is_empty() {
+            out.put(b"WWW-Authenticate: ");
+            out.put(challenge.as_bytes());
             out.put(b"\r\n");
         }
         out.put(&self.signature);
         let sealed = Sealed {
+            start: &digits,
             from: echoed.from.of(rows),
             to: echoed.to.of(rows),
             call_id: echoed.call_id.of(rows),
             cseq: echoed.cseq.of(rows),
             contact,
+            expires,
             content_type,
             body,
+            ..Sealed::default()
         };
-        sealed.put(&mut out);
+        put_seal(&mut out, sealed.digest());
         if !body.is_empty() {
             out.put(b"Content-Type: application/sdp\r\n");
         }
@@ -777,7 +875,10 @@ impl Backend {
         out.put(b"\r\n\r\n");
         out.put(body);
         match out.finish() {
-            Some(len) => self.sender.push(len, to),
+            Some(len) => {
+                self.sender.push(len, to);
+                self.sent.note(kind);
+            }
             None => self.counts.malformed += 1,
         }
     }
@@ -810,6 +911,8 @@ impl Backend {
             from.put(&to_tag(request.key));
         }
         let cseq = format!("{} NOTIFY", request.number);
+        let event = message.value(Name::Event).unwrap_or(b"presence");
+        let state = if last { &b"terminated;reason=timeout"[..] } else { b"active" };
         let address = self.address;
         out.put(b"NOTIFY ");
         out.put(target);
@@ -823,8 +926,8 @@ impl Backend {
             (b"Call-ID", row(Name::CallId)),
             (b"CSeq", cseq.as_bytes()),
             (b"Contact", &self.contact),
-            (b"Event", message.value(Name::Event).unwrap_or(b"presence")),
-            (b"Subscription-State", if last { &b"terminated;reason=timeout"[..] } else { b"active" }),
+            (b"Event", event),
+            (b"Subscription-State", state),
         ]);
         for (name, value) in rows {
             out.put(name);
@@ -833,14 +936,17 @@ impl Backend {
             out.put(b"\r\n");
         }
         let sealed = Sealed {
+            start: b"NOTIFY",
             from: from.octets(),
             to: row(Name::From),
             call_id: row(Name::CallId),
             cseq: cseq.as_bytes(),
             contact: &self.contact,
+            event,
+            subscription_state: state,
             ..Sealed::default()
         };
-        sealed.put(out);
+        put_seal(out, sealed.digest());
         out.put(b"Content-Length: 0\r\n\r\n");
     }
 

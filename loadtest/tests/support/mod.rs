@@ -2,7 +2,6 @@
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
-use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,32 +27,34 @@ pub struct Meddler {
 
 impl Meddler {
     /// `meddle` gets each datagram and gives back what is to be sent instead: octets, and the callee (ignored on the way
-    /// back).
+    /// back). There are as many numbers again as there are callees: those mean the same callees, reached from a second
+    /// socket, as an element with two cores might.
     pub fn start(
         callees: Vec<SocketAddr>,
         mut meddle: impl FnMut(Way, Vec<u8>) -> Vec<(Vec<u8>, usize)> + Send + 'static,
     ) -> Meddler {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
-        let address = socket.local_addr().unwrap();
+        let sockets = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let address = sockets[0].local_addr().unwrap();
+        // The second socket is only looked at while the first has nothing, which is often enough for what comes there.
+        sockets[0].set_read_timeout(Some(Duration::from_millis(2))).unwrap();
+        sockets[1].set_nonblocking(true).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let run = move || {
             let (mut room, mut caller) = (vec![0; 65_536], None);
             while !stopped.load(Ordering::Relaxed) {
-                let (len, from) = match socket.recv_from(&mut room) {
-                    Ok(received) => received,
-                    Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
-                    Err(_) => continue,
-                };
+                let received = sockets[1].recv_from(&mut room).or_else(|_| sockets[0].recv_from(&mut room));
+                // Nothing there, or ICMP about a callee that is gone.
+                let Ok((len, from)) = received else { continue };
                 let way = if callees.contains(&from) { Way::Back } else { Way::There };
                 if way == Way::There {
                     caller = Some(from);
                 }
                 for (octets, callee) in meddle(way, room[..len].to_vec()) {
-                    let to = if way == Way::There { Some(callees[callee]) } else { caller };
+                    let to = if way == Way::There { Some(callees[callee % callees.len()]) } else { caller };
+                    let socket = usize::from(way == Way::There && callee >= callees.len());
                     if let Some(to) = to {
-                        let _ = socket.send_to(&octets, to);
+                        let _ = sockets[socket].send_to(&octets, to);
                     }
                 }
             }
