@@ -8,6 +8,9 @@
 //!                                  `rise` successes in a row
 //! ```
 //!
+//! Who falls again soon after it rose needs twice as many successes the next time, and twice as many again: each return
+//! moves its keys, and a backend that flaps would have every transaction of theirs split between two servers.
+//!
 //! A backend starts up, so that a restart of ours never empties a healthy pool; but unproven, so that the first probe
 //! that fails takes it down. A refusal (ICMP: nobody listens there) is an answer of the backend's own kernel and needs
 //! no second opinion; silence may be a lost datagram and does.
@@ -57,12 +60,23 @@ pub struct Detector {
     is_proven: bool,
     /// Outcomes in a row that speak against the state. Below `fall` when up, below `rise` when down.
     against: u32,
+    /// Successes in a row since it rose, up to [`CALM`].
+    calm: u32,
+    /// Whether it ever rose: the first fall is no flapping.
+    has_risen: bool,
+    /// How often it fell before it was calm.
+    flaps: u32,
 }
+
+/// Successes in a row after which a backend no longer counts as one that flaps.
+const CALM: u32 = 30;
+/// Doublings of `rise` at most.
+const FLAPS_MAX: u32 = 5;
 
 impl Detector {
     /// A backend that nobody has asked yet.
     pub fn new(fall: u32, rise: u32) -> Detector {
-        Detector { fall, rise, is_up: true, is_proven: false, against: 0 }
+        Detector { fall, rise, is_up: true, is_proven: false, against: 0, calm: 0, has_risen: false, flaps: 0 }
     }
 
     /// The same state under other thresholds: after a reload.
@@ -82,17 +96,23 @@ impl Detector {
         if speaks_for_up == self.is_up {
             self.against = 0;
             self.is_proven |= speaks_for_up;
+            self.calm = (self.calm + u32::from(speaks_for_up)).min(CALM);
             return false;
         }
         self.against += 1;
         let enough = match self.is_up {
             true if outcome == Outcome::Refused || !self.is_proven => 1,
             true => self.fall,
-            false => self.rise,
+            false => self.rise << self.flaps,
         };
         if self.against < enough {
             return false;
         }
+        if self.is_up && self.has_risen {
+            self.flaps = if self.calm < CALM { (self.flaps + 1).min(FLAPS_MAX) } else { 0 };
+        }
+        self.has_risen |= !self.is_up;
+        self.calm = 0;
         (self.is_up, self.against, self.is_proven) = (!self.is_up, 0, true);
         true
     }
@@ -114,6 +134,20 @@ mod tests {
                 if detector.is_up() { '+' } else { '-' }
             })
             .collect()
+    }
+
+    #[test]
+    fn who_flaps_needs_twice_as_many_successes_each_time_until_it_is_calm() {
+        let mut detector = Detector::new(1, 2);
+        let rises_after = |detector: &mut Detector| {
+            detector.on_outcome(Refused);
+            assert!(!detector.is_up());
+            (1..).find(|_| detector.on_outcome(Alive(200))).unwrap_or(0)
+        };
+        detector.on_outcome(Alive(200));
+        assert_eq!([(); 8].map(|()| rises_after(&mut detector)), [2, 4, 8, 16, 32, 64, 64, 64]);
+        (0..CALM).for_each(|_| assert!(!detector.on_outcome(Alive(200))));
+        assert_eq!([(); 2].map(|()| rises_after(&mut detector)), [2, 4]);
     }
 
     #[test]
