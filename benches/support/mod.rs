@@ -64,6 +64,7 @@ pub fn tables() -> Tables {
         weight: 100,
         priority: 0,
         is_up: true,
+        serves: Serves::Calls,
         via_host: "192.0.2.100".into(),
         counters: Arc::new(BackendCounters::new(1)),
     });

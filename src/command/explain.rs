@@ -5,6 +5,7 @@ use super::health::get;
 use super::service::runtime;
 use super::{FAILED, USAGE, environment, fail, tell};
 use crate::cli;
+use serde::Deserialize;
 use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
@@ -14,6 +15,7 @@ use viahop::control::cluster::Cluster;
 use viahop::control::config::load;
 use viahop::control::config::problem::{Problem, Report};
 use viahop::control::health::detector::Outcome;
+use viahop::control::operator::State;
 use viahop::control::resolve::resolve;
 use viahop::control::secret::{self, Obtained};
 use viahop::dataplane::dispatch::{Dispatcher, EgressPorts};
@@ -110,10 +112,15 @@ fn ask_the_living(url: &str, cluster: &mut Cluster) -> Result<EgressPorts, Probl
     let (_, text) = get(url, Duration::from_secs(2)).map_err(|error| wrong(format!("{url}: {error}")))?;
     let status: serde_json::Value =
         serde_json::from_str(&text).map_err(|error| wrong(format!("{url} is no status of viahop: {error}")))?;
-    for down in status["backends"].as_array().into_iter().flatten().filter(|one| one["state"] == "down") {
-        let pools = cluster.pools.iter_mut().filter(|pool| down["pool"] == *pool.name);
-        for backend in pools.flat_map(|pool| &mut pool.backends).filter(|one| down["name"] == *one.name) {
-            backend.detector.on_outcome(Outcome::Refused);
+    for one in status["backends"].as_array().into_iter().flatten() {
+        let pools = cluster.pools.iter_mut().filter(|pool| one["pool"] == *pool.name);
+        for backend in pools.flat_map(|pool| &mut pool.backends).filter(|backend| one["name"] == *backend.name) {
+            if one["state"] == "down" {
+                backend.detector.on_outcome(Outcome::Refused);
+            }
+            backend.state.now = State::deserialize(&one["operator"]).unwrap_or(backend.state.now);
+            let weight = one["weight"].as_u64().and_then(|weight| u32::try_from(weight).ok());
+            backend.weight.now = weight.unwrap_or(backend.weight.now);
         }
     }
     let shard = &status["shards"][0];

@@ -112,6 +112,7 @@ impl Written {
             name: None,
             weight: None,
             priority: None,
+            state: None,
         };
         let mut at = whole.start + uri.len() + 1;
         let mut rest = uri.to_owned();

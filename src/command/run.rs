@@ -73,7 +73,7 @@ fn announce(view: &View) {
         info!(event = "listening", listener = %name, %address);
     }
     for backend in &view.backends {
-        info!(event = "backend", pool = %backend.pool, backend = %backend.name, address = %backend.address, weight = backend.weight);
+        info!(event = "backend", pool = %backend.pool, backend = %backend.name, address = %backend.address, weight = backend.weight.now, state = %backend.state.now);
     }
     let cores: Vec<String> = view.fixed.shards.iter().map(|shard| shard.core.to_string()).collect();
     info!(

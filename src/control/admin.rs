@@ -76,8 +76,8 @@ async fn ready(State(shown): State<Shown>) -> Response {
 fn unready(view: &View) -> String {
     let mut pools: Vec<&str> = view.backends.iter().map(|backend| &backend.pool[..]).collect();
     pools.dedup();
-    pools.retain(|pool| !view.backends.iter().any(|backend| &*backend.pool == *pool && backend.is_up));
-    format!("no backend is up in: {}\n", pools.join(", "))
+    pools.retain(|pool| !view.backends.iter().any(|backend| &*backend.pool == *pool && backend.takes_new));
+    format!("no backend takes new calls in: {}\n", pools.join(", "))
 }
 
 async fn status(State(shown): State<Shown>) -> Response {

@@ -8,6 +8,7 @@
 
 use super::config::{Health, Policy};
 use super::health::detector::{Detector, Outcome};
+use super::operator::{Setting, State};
 use super::resolve::{self, Place, Resolved};
 use crate::dataplane::counters::BackendCounters;
 use crate::dataplane::keys::Keys;
@@ -29,6 +30,8 @@ pub struct Cluster {
     policy: tables::Policy,
     /// 16 hex digits by which nodes of a fleet can tell whether they route alike.
     pub hash: String,
+    /// What goes into the hash beside the pools.
+    hashed: String,
 }
 
 /// A pool.
@@ -51,8 +54,10 @@ pub struct Backend {
     pub name: Box<str>,
     /// Where it is.
     pub place: Place,
+    /// What the operator wants of it.
+    pub state: Setting<State>,
     /// Share of new keys.
-    pub weight: u32,
+    pub weight: Setting<u32>,
     /// Order, for [`tables::Strategy::Priority`].
     pub priority: u32,
     /// Its state.
@@ -69,16 +74,14 @@ impl Cluster {
     /// The cluster that `resolved` describes, served by `shards` shards. What `before` knew of a backend of the same pool,
     /// name and address is taken over. `now` is in seconds since 1970, `fingerprint` that of the secret.
     pub fn new(resolved: Resolved, before: Option<&Cluster>, shards: usize, now: u64, fingerprint: &str) -> Cluster {
-        let hash = hash(&resolved, fingerprint);
+        let hashed = format!("{fingerprint}\n{:?}\n", resolved.config.routes);
         let Resolved { config, backends: places, own } = resolved;
-        let known = |pool: &str, name: &str, place: Place| {
-            let pool = before?.pools.iter().find(|old| *old.name == *pool)?;
-            pool.backends.iter().find(|old| *old.name == *name && old.place.address == place.address)
-        };
+        let named = |pool: &str, name: &str| before?.backend(pool, name);
         let pools = config.pools.into_iter().zip(places).map(|(pool, places)| {
             let thresholds = pool.health.as_ref().map_or((1, 1), |health| (health.fall, health.rise));
             let backends = pool.backends.into_iter().zip(places).map(|(backend, place)| {
-                let old = known(&pool.name, &backend.name, place);
+                let named = named(&pool.name, &backend.name);
+                let old = named.filter(|old| old.place.address == place.address);
                 // Without probes nobody would ever bring a backend back up.
                 let detector = match old.filter(|_| pool.health.is_some()) {
                     Some(old) => old.detector.with_thresholds(thresholds.0, thresholds.1),
@@ -87,7 +90,8 @@ impl Cluster {
                 Backend {
                     name: backend.name.into(),
                     place,
-                    weight: backend.weight,
+                    state: named.map_or(Setting::new(backend.state), |old| old.state.reloaded(backend.state)),
+                    weight: named.map_or(Setting::new(backend.weight), |old| old.weight.reloaded(backend.weight)),
                     priority: backend.priority,
                     detector,
                     last_probe: old.and_then(|old| old.last_probe),
@@ -125,15 +129,22 @@ impl Cluster {
             pool: route.pool,
         });
         let proxy_require = proxy_require.into_iter().map(Into::into).collect();
+        let pools: Vec<Pool> = pools.collect();
         Cluster {
-            pools: pools.collect(),
+            hash: hash(&hashed, &pools),
+            hashed,
+            pools,
             listeners: listeners.collect(),
             rules: rules.collect(),
             inside,
             own,
             policy: tables::Policy { foreign_route, record_route, path, schemes, proxy_require },
-            hash,
         }
+    }
+
+    /// Brings the hash up to date after an operator changed a backend's state or weight.
+    pub fn rehash(&mut self) {
+        self.hash = hash(&self.hashed, &self.pools);
     }
 
     /// The tables that follow. Takes a few milliseconds when a slot table has to be worked out.
@@ -163,13 +174,24 @@ impl Cluster {
         })
     }
 
+    /// The backend of this name in the pool of that name.
+    pub fn backend(&self, pool: &str, name: &str) -> Option<&Backend> {
+        let pool = self.pools.iter().find(|one| *one.name == *pool)?;
+        pool.backends.iter().find(|one| *one.name == *name)
+    }
+
     /// Whether every pool has a backend that takes new keys.
     pub fn is_ready(&self) -> bool {
-        self.pools.iter().all(|pool| pool.backends.iter().any(|backend| backend.detector.is_up()))
+        self.pools.iter().all(|pool| pool.backends.iter().any(Backend::takes_new))
     }
 }
 
 impl Backend {
+    /// Whether it takes new keys.
+    pub fn takes_new(&self) -> bool {
+        self.state.now == State::Ready && self.weight.now > 0 && self.detector.is_up()
+    }
+
     fn parts(&self) -> BackendParts {
         let via_host = match self.place.local {
             IpAddr::V4(local) => local.to_string(),
@@ -178,9 +200,10 @@ impl Backend {
         BackendParts {
             name: self.name.clone(),
             address: self.place.address,
-            weight: self.weight,
+            weight: self.weight.now,
             priority: self.priority,
-            is_up: self.detector.is_up(),
+            is_up: self.detector.is_up() && self.state.now == State::Ready,
+            serves: self.state.now.serves(self.detector.is_up()),
             via_host: via_host.into(),
             counters: self.counters.clone(),
         }
@@ -205,16 +228,17 @@ pub fn moved_slots(before: &Tables, after: &Tables) -> Vec<(Box<str>, usize)> {
     moved
 }
 
-/// A digest of all that decides where a message goes: what nodes of a fleet must have in common. Addresses of listeners
-/// may differ between nodes and are left out.
-fn hash(resolved: &Resolved, fingerprint: &str) -> String {
-    let mut text = format!("{fingerprint}\n{:?}\n", resolved.config.routes);
-    for (pool, places) in resolved.config.pools.iter().zip(&resolved.backends) {
+/// A digest of all that decides where a message goes, but for what probes find out: what nodes of a fleet must have in
+/// common. Addresses of listeners may differ between nodes and are left out. `hashed` is what goes in beside the pools.
+fn hash(hashed: &str, pools: &[Pool]) -> String {
+    let mut text = hashed.to_owned();
+    for pool in pools {
         text.push_str(&format!("{} {:?} {:?}\n", pool.name, pool.affinity, pool.strategy));
-        let rows = pool.backends.iter().zip(places);
-        let mut rows: Vec<String> = rows
-            .map(|(one, place)| format!("{} {} {} {}\n", one.name, place.address, one.weight, one.priority))
-            .collect();
+        let row = |one: &Backend| {
+            let state = if one.state.now == State::Ready { "" } else { one.state.now.word() };
+            format!("{} {} {} {} {state}\n", one.name, one.place.address, one.weight.now, one.priority)
+        };
+        let mut rows: Vec<String> = pool.backends.iter().map(row).collect();
         // The order of backends means nothing.
         rows.sort();
         text.extend(rows);
@@ -259,6 +283,18 @@ pub mod tests {
         assert_eq!(up, [true, false]);
         assert!(Arc::ptr_eq(&before.pools[0].backends[1].counters, &after.pools[0].backends[1].counters));
         assert!(after.is_ready());
+    }
+
+    #[test]
+    fn an_operators_choice_outlives_a_reload_even_at_another_address() {
+        let at = |port: u16| text(&[port, 2]).replace(&format!(":{port}\" }}"), &format!(":{port}\", name = \"a\" }}"));
+        let mut before = cluster(&at(1), None);
+        before.pools[0].backends[0].state.now = State::Drain;
+        before.pools[0].backends[0].weight.now = 7;
+        let after = cluster(&at(3), Some(&before));
+        let moved = after.backend("proxies", "a").unwrap();
+        assert_eq!((moved.state.now, moved.weight.now, moved.place.address.port()), (State::Drain, 7, 3));
+        assert!(!moved.takes_new() && after.is_ready());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Labels take only values that the configuration or this program lists: nothing that traffic brings can add a series.
 
+use super::operator::State;
 use super::view::{ProbeTimes, View};
 use crate::dataplane::counters::{Counter, Histogram, Kind};
 use crate::dataplane::verdict::{Answer, DropReason};
@@ -263,6 +264,7 @@ fn messages(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
 fn backends(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
     let mut forwarded_rows = Vec::new();
     let (mut responses, mut errors, mut states) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut wanted, mut weights) = (Vec::new(), Vec::new());
     for backend in &view.backends {
         let (pool, name) = (&backend.pool, &backend.name);
         let requests = backend.counters.sum(|shard| shard.requests.get());
@@ -277,6 +279,11 @@ fn backends(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
         for (label, is) in [("up", backend.is_up), ("down", !backend.is_up)] {
             states.push((pool.clone(), name.clone(), label, f64::from(u8::from(is))));
         }
+        for state in State::ALL {
+            let is = f64::from(u8::from(backend.state.now == state));
+            wanted.push((pool.clone(), name.clone(), state.word(), is));
+        }
+        weights.push((pool.clone(), name.clone(), f64::from(backend.weight.now)));
     }
     let elsewhere = view.sum(|counters| counters.forwarded_elsewhere.get());
     let none: Labels<'_> = vec![("pool", ""), ("backend", ""), ("kind", "other")];
@@ -308,6 +315,18 @@ fn backends(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
         states
             .iter()
             .map(|(pool, name, state, is)| (vec![("pool", &pool[..]), ("backend", &name[..]), ("state", *state)], *is)),
+    )?;
+    out.gauge(
+        "viahop_backend_operator_state",
+        "1 for the state an operator or the file has put a backend in, 0 for the others",
+        wanted
+            .iter()
+            .map(|(pool, name, state, is)| (vec![("pool", &pool[..]), ("backend", &name[..]), ("state", *state)], *is)),
+    )?;
+    out.gauge(
+        "viahop_backend_weight",
+        "Share of new keys relative to the other backends of the pool, as it is in force",
+        weights.iter().map(|(pool, name, weight)| (vec![("pool", &pool[..]), ("backend", &name[..])], *weight)),
     )?;
     out.counter(
         "viahop_affinity_moves",

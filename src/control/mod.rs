@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod config;
 pub mod health;
 pub mod metrics;
+pub mod operator;
 pub mod resolve;
 pub mod run;
 pub mod secret;

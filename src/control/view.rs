@@ -3,6 +3,7 @@
 
 use super::cluster::Cluster;
 use super::health::detector::Outcome;
+use super::operator::{Setting, State};
 use crate::dataplane::counters::{BackendCounters, Counter, ShardCounters};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -79,6 +80,8 @@ pub enum Reason {
     BackendDown,
     /// A backend takes new keys again.
     BackendUp,
+    /// An operator changed a backend's state or weight.
+    Operator,
     /// The configuration was read again.
     Reload,
 }
@@ -89,6 +92,7 @@ impl Reason {
         match self {
             Reason::BackendDown => "backend_down",
             Reason::BackendUp => "backend_up",
+            Reason::Operator => "operator",
             Reason::Reload => "reload",
         }
     }
@@ -103,10 +107,16 @@ pub struct BackendView {
     pub name: Box<str>,
     /// Where it is.
     pub address: SocketAddr,
-    /// Whether it takes new keys.
+    /// Whether it answers probes, or is not probed.
     pub is_up: bool,
+    /// Whether it takes new keys: it is up, the operator has nothing against it, and its weight is not zero.
+    pub takes_new: bool,
+    /// What the operator wants of it.
+    pub state: Setting<State>,
+    /// The same and more in Kamailio's letters.
+    pub flags: &'static str,
     /// Share of new keys.
-    pub weight: u32,
+    pub weight: Setting<u32>,
     /// Order.
     pub priority: u32,
     /// The last probe, and how long it took.
@@ -172,6 +182,13 @@ impl View {
                 name: backend.name.clone(),
                 address: backend.place.address,
                 is_up: backend.detector.is_up(),
+                takes_new: backend.takes_new(),
+                state: backend.state,
+                flags: backend.state.now.flags(
+                    backend.detector.is_up(),
+                    backend.detector.is_trying(),
+                    cluster.pools[pool].health.is_some(),
+                ),
                 weight: backend.weight,
                 priority: backend.priority,
                 last_probe: backend.last_probe,
@@ -241,8 +258,13 @@ struct BackendStatus<'a> {
     name: &'a str,
     address: SocketAddr,
     state: &'static str,
+    operator: State,
+    operator_written: State,
+    flags: &'static str,
+    takes_new: bool,
     changed_at: u64,
     weight: u32,
+    weight_written: u32,
     priority: u32,
     last_probe: Option<String>,
     last_probe_ms: Option<f64>,
@@ -258,8 +280,13 @@ impl<'a> BackendStatus<'a> {
             name: &view.name,
             address: view.address,
             state: if view.is_up { "up" } else { "down" },
+            operator: view.state.now,
+            operator_written: view.state.written,
+            flags: view.flags,
+            takes_new: view.takes_new,
             changed_at: view.changed_at,
-            weight: view.weight,
+            weight: view.weight.now,
+            weight_written: view.weight.written,
             priority: view.priority,
             last_probe: view.last_probe.map(|(outcome, _)| outcome.to_string()),
             last_probe_ms: view.last_probe.map(|(_, took)| (took.as_secs_f64() * 1e6).round() / 1e3),

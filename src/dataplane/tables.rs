@@ -10,6 +10,7 @@ use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Scheme;
 use ahash::AHashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The inputs of the data path.
@@ -82,14 +83,27 @@ pub struct Backend {
     pub weight: u32,
     /// Lower comes first, for [`Strategy::Priority`].
     pub priority: u32,
-    /// Whether it takes new keys.
+    /// Whether it takes new keys. With a weight of zero it takes none all the same.
     pub is_up: bool,
+    /// What it gets beside new keys.
+    pub serves: Serves,
     /// The host, in Via form, that it can answer us at: the local address towards it, or what the operator says.
     pub via_host: Box<str>,
     /// How our Via towards it begins, up to the port: the same for every request, so it is put together once.
     pub via_start: Box<str>,
     /// What was sent to it and received from it, over all shards and generations.
     pub counters: Arc<BackendCounters>,
+}
+
+/// What a backend gets beside new keys, which [`Backend::is_up`] decides about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serves {
+    /// All that belongs to it: its dialogs, calls that were remembered for it, and what names it.
+    Calls,
+    /// What names it by its address, since nobody else could take that. It does not answer.
+    Named,
+    /// Nothing: it is in maintenance.
+    Nothing,
 }
 
 /// Backends that are interchangeable for new calls.
@@ -101,9 +115,11 @@ pub struct Pool {
     pub affinity: Affinity,
     /// How a backend is found for them.
     pub strategy: Strategy,
-    /// Slot to backend, over the backends that are up.
+    /// Indexes of its backends, in whatever state.
+    pub members: Range<usize>,
+    /// Slot to backend, over the backends that take new keys.
     pub table: Arc<SlotTable>,
-    /// Indexes of the backends that are up, ordered by priority and then by name.
+    /// Indexes of the backends that take new keys, ordered by priority and then by name.
     pub up: Vec<u16>,
     /// What the table was made of.
     contenders: Vec<Contender>,
@@ -250,6 +266,8 @@ pub struct BackendParts {
     pub priority: u32,
     /// See [`Backend::is_up`].
     pub is_up: bool,
+    /// See [`Backend::serves`].
+    pub serves: Serves,
     /// See [`Backend::via_host`].
     pub via_host: Box<str>,
     /// See [`Backend::counters`].
@@ -286,10 +304,11 @@ impl Tables {
         let (mut by_address, mut by_id) = (AHashMap::new(), AHashMap::new());
         for (pool, part) in parts.into_iter().enumerate() {
             let (mut contenders, mut up) = (Vec::new(), Vec::new());
-            for BackendParts { name, address, weight, priority, is_up, via_host, counters } in part.backends {
+            let first = backends.len();
+            for BackendParts { name, address, weight, priority, is_up, serves, via_host, counters } in part.backends {
                 let index = backends.len() as u16;
                 let digest = keys.backend(&name);
-                if is_up {
+                if is_up && weight > 0 {
                     contenders.push(Contender { index, digest, weight });
                     up.push(index);
                 }
@@ -305,6 +324,7 @@ impl Tables {
                     weight,
                     priority,
                     is_up,
+                    serves,
                     via_host,
                     via_start,
                     counters,
@@ -317,7 +337,8 @@ impl Tables {
             let same = previous.and_then(|tables| tables.pools.iter().find(|old| old.contenders == contenders));
             let table = same.map_or_else(|| Arc::new(SlotTable::build(&contenders)), |old| old.table.clone());
             let PoolParts { name, affinity, strategy, .. } = part;
-            pools.push(Pool { name, affinity, strategy, table, up, contenders });
+            let members = first..backends.len();
+            pools.push(Pool { name, affinity, strategy, members, table, up, contenders });
         }
         Tables { generation, listeners, backends, by_address, by_id, pools, rules, inside, own, keys, policy, draining }
     }

@@ -66,6 +66,7 @@ pub fn backend(address_text: &str) -> BackendParts {
         weight: 100,
         priority: 0,
         is_up: true,
+        serves: Serves::Calls,
         via_host: "192.0.2.100".into(),
         counters: Arc::new(BackendCounters::new(1)),
     }

@@ -102,6 +102,8 @@ pub struct Backend {
     pub weight: Value<i64>,
     /// Order, for `strategy = "priority"`.
     pub priority: Value<i64>,
+    /// `ready`, `drain` or `maint`.
+    pub state: Value<String>,
 }
 
 /// How the backends of a pool are watched.
@@ -166,6 +168,8 @@ pub struct Admin {
     pub listen: Value<String>,
     /// Whether that may be an address that others reach.
     pub allow_remote: Value<bool>,
+    /// Path of the socket that `viahop ctl` speaks to, or `off`.
+    pub socket: Value<String>,
 }
 
 /// What is written to standard error.

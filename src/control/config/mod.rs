@@ -14,6 +14,9 @@ pub mod problem;
 
 mod read;
 
+pub use read::{SOCKET_PATH_MAX, WEIGHT_MAX, closest, did_you_mean};
+
+use super::operator::State;
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Scheme;
 use crate::dataplane::tables::{Affinity, ForeignRoute, Network, PathPolicy, Side, Strategy};
@@ -39,6 +42,8 @@ pub struct Config {
     pub policy: Policy,
     /// Where HTTP is served; `None`: nowhere.
     pub admin: Option<SocketAddr>,
+    /// Where `viahop ctl` is served.
+    pub socket: Socket,
     /// Where the secret is.
     pub secret: Secret,
     /// The address to send to IPv4 backends from, if not the kernel's choice.
@@ -107,6 +112,8 @@ pub struct Backend {
     pub weight: u32,
     /// Order, for [`Strategy::Priority`].
     pub priority: u32,
+    /// What it is used for at first.
+    pub state: State,
     /// Where it stands in the source.
     pub at: Range<usize>,
 }
@@ -165,6 +172,17 @@ pub struct Policy {
     pub schemes: Vec<Scheme>,
     /// Option tags of Proxy-Require that are passed on, in lower case.
     pub proxy_require: Vec<String>,
+}
+
+/// Where the socket of `viahop ctl` is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Socket {
+    /// Where such sockets are on this machine, if we may make one there.
+    Default,
+    /// Nowhere.
+    Off,
+    /// There.
+    Path(PathBuf),
 }
 
 /// Where the fleet's secret is.

@@ -4,7 +4,8 @@
 use super::address::{self, AddressError, HostPort};
 use super::file::{self, Value};
 use super::problem::Problem;
-use super::{Backend, Config, Cores, Health, Listen, Log, LogFormat, Policy, Pool, Route, Secret};
+use super::{Backend, Config, Cores, Health, Listen, Log, LogFormat, Policy, Pool, Route, Secret, Socket};
+use crate::control::operator::State;
 use crate::dataplane::limits::{BACKENDS_MAX, LISTENERS_MAX};
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Scheme;
@@ -19,7 +20,10 @@ use toml::Spanned;
 const SECRET_MIN: usize = 16;
 
 /// Largest weight: products of weights and logarithms stay within 128 bits by far, and more steps say nothing.
-const WEIGHT_MAX: i64 = 10_000;
+pub const WEIGHT_MAX: i64 = 10_000;
+
+/// Octets of a path in a socket's address, without the zero that ends it: unix(7).
+pub const SOCKET_PATH_MAX: usize = 107;
 
 /// What `file` means, and what is wrong with it. Without a configuration there is an error among the problems.
 pub fn read(file: &file::File, text: &str) -> (Option<Config>, Vec<Problem>) {
@@ -44,6 +48,7 @@ impl Reader<'_> {
             cores: self.cores(balancer),
             policy: self.policy(&file.policy),
             admin: self.admin(&file.admin),
+            socket: self.socket(&file.admin),
             secret: self.secret(balancer),
             egress_v4,
             egress_v6,
@@ -334,14 +339,14 @@ impl Reader<'_> {
         let weight = match &one.weight {
             Some(weight) if *weight.get_ref() == 0 => {
                 self.error(weight.span(), "weight 0 would get no calls", "leave the backend out").help = Some(
-                    "to empty a backend of calls, take it out of the file and reload: its calls stay until they end"
-                        .into(),
+                    "to empty a backend of calls, write `state = \"drain\"`, or `viahop ctl backend NAME drain`".into(),
                 );
                 1
             }
             weight => self.number(weight, 100, 1, WEIGHT_MAX, "weight"),
         };
         let priority = self.number(&one.priority, 0, 0, i64::from(u16::MAX), "priority");
+        let state = self.word(&one.state, State::Ready, &State::ALL.map(|state| (state.word(), state)));
         let target = self.address(&one.uri, address::backend_uri)?;
         if targets.insert(target.clone(), one.uri.span()).is_some() {
             let label = "leave one of them out, or add up their weights";
@@ -349,7 +354,7 @@ impl Reader<'_> {
             return None;
         }
         let name = self.name(&one.name, names, || target.to_string(), one.uri.span());
-        Some(Backend { name, target, weight, priority, at: one.uri.span() })
+        Some(Backend { name, target, weight, priority, state, at: one.uri.span() })
     }
 
     fn health(&mut self, health: &file::Health) -> Option<Health> {
@@ -523,6 +528,21 @@ impl Reader<'_> {
         Some(address)
     }
 
+    fn socket(&mut self, admin: &file::Admin) -> Socket {
+        let Some(value) = &admin.socket else { return Socket::Default };
+        let path = value.get_ref();
+        if path == "off" {
+            return Socket::Off;
+        }
+        if !path.starts_with('/') {
+            self.error(value.span(), format!("`{path}` is no path from the root"), "like `/run/viahop/ctl.sock`, or `off`");
+        } else if path.len() > SOCKET_PATH_MAX {
+            let title = format!("the path of the socket has {} octets", path.len());
+            self.error(value.span(), title, format!("the kernel takes {SOCKET_PATH_MAX} at most"));
+        }
+        Socket::Path(path.into())
+    }
+
     fn log(&mut self, log: &file::Log) -> Log {
         use tracing::Level;
         let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
@@ -539,7 +559,7 @@ fn nowhere(title: impl Into<String>) -> Problem {
 }
 
 /// `did you mean `…`?`, or a list of what there is.
-fn did_you_mean(word: &str, known: &[&str]) -> String {
+pub fn did_you_mean(word: &str, known: &[&str]) -> String {
     match closest(word, known) {
         Some(name) => format!("did you mean `{name}`?"),
         None => format!("there are: {}", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")),
@@ -547,7 +567,7 @@ fn did_you_mean(word: &str, known: &[&str]) -> String {
 }
 
 /// The known word that looks most like `word`, if it looks enough like it.
-fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+pub fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let likeness = |name: &str| strsim::jaro_winkler(word, name);
     let best = known.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
     (likeness(best) > 0.8).then_some(best)

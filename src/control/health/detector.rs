@@ -90,6 +90,11 @@ impl Detector {
         self.is_up
     }
 
+    /// Whether it is up and the last that was heard of it speaks against it.
+    pub fn is_trying(&self) -> bool {
+        self.is_up && self.against > 0
+    }
+
     /// Takes note of an outcome. Returns whether the state changed.
     pub fn on_outcome(&mut self, outcome: Outcome) -> bool {
         let speaks_for_up = matches!(outcome, Outcome::Alive(_));

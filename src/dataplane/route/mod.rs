@@ -4,9 +4,9 @@
 //! from outside, in this order; the first that applies:
 //!   the Request-URI is ours and loose (a strict router was upstream): the last Route value takes its place    R-1
 //!   the top Route is ours: taken out, twice if need be                                                        R-3
-//!   a token of its dialog was in it: the backend it names; if that is down, by the key; if it is gone, 481
+//!   a token of its dialog was in it: the backend it names; if that does not serve, by the key; if it is gone, 481
 //!   the token of a flow was in it: 403, but for the client whose flow it is                                   O-4
-//!   a Route or, without one, the Request-URI names a backend: that one                                        R-5
+//!   a Route or, without one, the Request-URI names a backend: that one; 503 if it is in maintenance           R-5
 //!   another Route: 403, or ignored, by policy
 //!   the tables changed not long ago, and its INVITE went to a backend that lives: the same                    D-3
 //!   the pool of the first rule that matches; in it, by its strategy, the backend of the request's key
@@ -34,7 +34,7 @@ use crate::dataplane::scan::{Scan, Span};
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Uri;
-use crate::dataplane::tables::{Backend, ForeignRoute, Listener, Pool, Rule, Side, Strategy, Tables};
+use crate::dataplane::tables::{Backend, ForeignRoute, Listener, Pool, Rule, Serves, Side, Strategy, Tables};
 use crate::dataplane::text::Text;
 use crate::dataplane::token::Flow;
 use crate::dataplane::validate::{Refusal, Request};
@@ -176,6 +176,8 @@ const SUSPECTS_MAX: usize = 64;
 const FORBIDDEN: Refusal = Refusal::new(403, "Route Is Not Ours");
 const NOT_FOUND: Refusal = Refusal::new(404, "Next Hop Is Not An Address");
 const UNAVAILABLE: Refusal = Refusal::new(503, "No Backend Available");
+// RFC 5057 5.1: 503 ends the transaction and not the dialog, which may go on when the backend is back.
+const IN_MAINTENANCE: Refusal = Refusal::new(503, "Backend In Maintenance");
 const TAMPERED: Refusal = Refusal::new(403, "Route Token Does Not Verify");
 const NOT_YOURS: Refusal = Refusal::new(403, "Flow Is Another Client's");
 const FLOW_GONE: Refusal = Refusal::new(430, "Flow Failed");
@@ -264,8 +266,8 @@ impl Router {
             return None;
         };
         let &index = input.tables.by_id.get(&id)?;
-        let is_up = input.tables.backends.get(index as usize).is_some_and(|backend| backend.is_up);
-        if !is_up || self.suspects.contains(&index) {
+        let backend = input.tables.backends.get(index as usize);
+        if backend.is_none_or(|backend| backend.serves != Serves::Calls) || self.suspects.contains(&index) {
             return None;
         }
         self.followed += 1;
@@ -325,11 +327,12 @@ impl Router {
         let digest = key_hash(input, pool);
         if let Some(id) = self.calls.recall(digest, input.now_ms) {
             self.calls.keep(digest, input.now_ms, MEMORY_MS);
-            let known = pool
-                .up
-                .iter()
-                .find(|&&index| input.tables.backends.get(index as usize).is_some_and(|backend| backend.id == id));
-            if let Some(&index) = known.filter(|index| !self.suspects.contains(index)) {
+            let is_it = |index: &usize| {
+                let backend = input.tables.backends.get(*index);
+                backend.is_some_and(|backend| backend.id == id && backend.serves == Serves::Calls)
+            };
+            let known = pool.members.clone().find(is_it).map(|index| index as u16);
+            if let Some(index) = known.filter(|index| !self.suspects.contains(index)) {
                 return Some((index, How::Memory));
             }
         }
@@ -519,7 +522,7 @@ impl Router {
         };
         let &index = tables.by_id.get(&backend).ok_or(GONE)?;
         let backend = tables.backends.get(index as usize).ok_or(GONE)?;
-        if !backend.is_up || self.suspects.contains(&index) {
+        if backend.serves != Serves::Calls || self.suspects.contains(&index) {
             // Another server may share its state; one that does not answers 481 itself.
             self.orphaned += 1;
             return Ok(None);
@@ -563,9 +566,12 @@ fn target_of(input: &Input<'_>, uri: &Uri, inside: bool) -> Option<SocketAddr> {
 
 /// The decision for a target that the message names itself.
 fn decide(input: &Input<'_>, to: SocketAddr, how: How, popped: Popped) -> Result<Decision, Refusal> {
-    let backend = input.tables.by_address.get(&to).copied();
-    if backend.is_some() {
-        return Ok(Decision { to, from: Sender::Egress, backend, how, rule: None, popped });
+    if let Some(&index) = input.tables.by_address.get(&to) {
+        let backend = input.tables.backends.get(index as usize);
+        if backend.is_some_and(|backend| backend.serves == Serves::Nothing) {
+            return Err(IN_MAINTENANCE);
+        }
+        return Ok(Decision { to, from: Sender::Egress, backend: Some(index), how, rule: None, popped });
     }
     let from = listener_towards(input, to).ok_or(NOT_FOUND)?;
     if !is_somebody(to) || input.tables.is_own_address(to) {
