@@ -47,7 +47,8 @@ const STRATEGIES: [Strategy; 4] = [Strategy::Hash, Strategy::Priority, Strategy:
 #[test]
 fn a_backend_that_drains_is_in_maintenance_or_weighs_nothing_gets_no_new_call_by_any_strategy() {
     for strategy in STRATEGIES {
-        for (is_up, serves, weight) in [(false, Serves::Calls, 100), (false, Serves::Nothing, 100), (true, Serves::Calls, 0)]
+        for (is_up, serves, weight) in
+            [(false, Serves::Calls, 100), (false, Serves::Nothing, 100), (true, Serves::Calls, 0)]
         {
             let counts = new_calls(&mut Path::new(tables(strategy, is_up, serves, weight)));
             assert!(!counts.contains_key(BACKENDS[0]), "{strategy:?} {serves:?} {weight}: {counts:?}");
@@ -60,9 +61,8 @@ fn a_backend_that_drains_is_in_maintenance_or_weighs_nothing_gets_no_new_call_by
 fn a_dialog_stays_with_its_backend_while_that_drains_and_goes_by_its_key_when_it_does_not_serve() {
     let ready = || tables(Strategy::Hash, true, Serves::Calls, 100);
     let mut path = Path::new(ready());
-    let call = (0..).find(|&call| {
-        target(&path.receive(&request("INVITE", "sip:b@example.net", call, ""), CLIENT)) == BACKENDS[0]
-    });
+    let call = (0..)
+        .find(|&call| target(&path.receive(&request("INVITE", "sip:b@example.net", call, ""), CLIENT)) == BACKENDS[0]);
     let call = call.unwrap();
     let invite = path.receive(&request("INVITE", "sip:b@example.net", call, ""), CLIENT);
     let route = format!("Route: {}\r\n", invite.rows("record-route")[0]);
@@ -83,9 +83,8 @@ fn a_dialog_stays_with_its_backend_while_that_drains_and_goes_by_its_key_when_it
 #[test]
 fn a_remembered_call_of_a_round_robin_pool_stays_with_its_backend_while_that_drains() {
     let mut path = Path::new(tables(Strategy::RoundRobin, true, Serves::Calls, 100));
-    let homes: Vec<String> = (0..30)
-        .map(|call| target(&path.receive(&request("INVITE", "sip:b@example.net", call, ""), CLIENT)))
-        .collect();
+    let homes: Vec<String> =
+        (0..30).map(|call| target(&path.receive(&request("INVITE", "sip:b@example.net", call, ""), CLIENT))).collect();
     let again = |path: &mut Path| -> Vec<String> {
         (0..30).map(|call| target(&path.receive(&request("BYE", "sip:b@example.net", call, ""), CLIENT))).collect()
     };
@@ -103,8 +102,7 @@ fn a_backend_that_is_named_gets_its_request_unless_it_is_in_maintenance() {
     let uri = format!("sip:b@{}", BACKENDS[0]);
     let route = format!("Route: <sip:{};lr>\r\n", BACKENDS[0]);
     for request in [request("INVITE", &uri, 1, ""), request("INVITE", "sip:b@example.net", 1, &route)] {
-        for (serves, expected) in
-            [(Serves::Calls, BACKENDS[0]), (Serves::Named, BACKENDS[0]), (Serves::Nothing, "503")]
+        for (serves, expected) in [(Serves::Calls, BACKENDS[0]), (Serves::Named, BACKENDS[0]), (Serves::Nothing, "503")]
         {
             let mut path = Path::new(tables(Strategy::Hash, false, serves, 100));
             assert_eq!(target(&path.receive(&request, CLIENT)), expected, "{serves:?}");

@@ -73,6 +73,9 @@ impl Written {
             name: None,
             affinity: None,
             strategy: None,
+            outlier: file::Outlier::default(),
+            slow_start: None,
+            panic: None,
             health: file::Health { probe, ..file::Health::default() },
             backend: backends,
         });

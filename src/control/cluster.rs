@@ -8,9 +8,10 @@
 
 use super::config::{Health, Policy};
 use super::health::detector::{Detector, Outcome};
+use super::health::outlier::{Limits, Outlier, Sickness, Traffic, most_ejected};
 use super::operator::{Setting, State};
 use super::resolve::{self, Place, Resolved};
-use crate::dataplane::counters::BackendCounters;
+use crate::dataplane::counters::{BackendCounters, Counter};
 use crate::dataplane::keys::Keys;
 use crate::dataplane::tables::{self, BackendParts, Listener, Network, OwnName, PoolParts, Rule, Settings, Tables};
 use sha2::{Digest, Sha256};
@@ -41,6 +42,12 @@ pub struct Pool {
     pub name: Box<str>,
     /// How its backends are watched, if they are.
     pub health: Option<Health>,
+    /// When real answers count against a backend, if at all.
+    pub outlier: Option<Limits>,
+    /// How long a backend that comes back takes to its full share.
+    pub slow_start: Duration,
+    /// Per cent of backends that take new keys below which all that the operator has nothing against do.
+    pub panic: u32,
     /// The backends.
     pub backends: Vec<Backend>,
     affinity: tables::Affinity,
@@ -60,8 +67,12 @@ pub struct Backend {
     pub weight: Setting<u32>,
     /// Order, for [`tables::Strategy::Priority`].
     pub priority: u32,
-    /// Its state.
+    /// What probes say.
     pub detector: Detector,
+    /// What its answers to real requests say.
+    pub outlier: Outlier,
+    /// Seconds since it came back, while it has less than its full share.
+    pub back_s: Option<u64>,
     /// What came of the last probe, and how long that took.
     pub last_probe: Option<(Outcome, Duration)>,
     /// When its state last changed, in seconds since 1970.
@@ -94,6 +105,8 @@ impl Cluster {
                     weight: named.map_or(Setting::new(backend.weight), |old| old.weight.reloaded(backend.weight)),
                     priority: backend.priority,
                     detector,
+                    outlier: old.map_or_else(Outlier::default, |old| old.outlier.clone()),
+                    back_s: old.and_then(|old| old.back_s),
                     last_probe: old.and_then(|old| old.last_probe),
                     changed_at: old.map_or(now, |old| old.changed_at),
                     counters: old.map_or_else(|| Arc::new(BackendCounters::new(shards)), |old| old.counters.clone()),
@@ -103,6 +116,9 @@ impl Cluster {
                 backends: backends.collect(),
                 name: pool.name.into(),
                 health: pool.health,
+                outlier: pool.outlier,
+                slow_start: pool.slow_start,
+                panic: pool.panic,
                 affinity: pool.affinity,
                 strategy: pool.strategy,
             }
@@ -162,7 +178,7 @@ impl Cluster {
             name: pool.name.clone(),
             affinity: pool.affinity,
             strategy: pool.strategy,
-            backends: pool.backends.iter().map(Backend::parts).collect(),
+            backends: pool.backends.iter().map(|backend| backend.parts(pool)).collect(),
         });
         Tables::new(generation, settings, parts.collect(), previous)
     }
@@ -180,19 +196,117 @@ impl Cluster {
         pool.backends.iter().find(|one| *one.name == *name)
     }
 
+    /// A second passed. Returns what it brought, with the indexes of pool and backend.
+    pub fn on_second(&mut self) -> Vec<((usize, usize), Turn)> {
+        let pools = self.pools.iter_mut().enumerate();
+        pools
+            .flat_map(|(pool, one)| one.on_second().into_iter().map(move |(index, turn)| ((pool, index), turn)))
+            .collect()
+    }
+
     /// Whether every pool has a backend that takes new keys.
     pub fn is_ready(&self) -> bool {
         self.pools.iter().all(|pool| pool.backends.iter().any(Backend::takes_new))
     }
 }
 
-impl Backend {
-    /// Whether it takes new keys.
-    pub fn takes_new(&self) -> bool {
-        self.state.now == State::Ready && self.weight.now > 0 && self.detector.is_up()
+/// Tenths of its weight that a backend has, `since` seconds after it came back.
+fn tenths(since: u64, slow_start: Duration) -> u32 {
+    (since * 10).checked_div(slow_start.as_secs()).map_or(10, |tenths| tenths.clamp(1, 10) as u32)
+}
+
+/// What a second brought for a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It takes no new keys for so many seconds.
+    Ejected(Sickness, u64),
+    /// It would have been ejected, but too many are already.
+    Spared(Sickness),
+    /// Its ejection is over.
+    Back,
+    /// It has another tenth of its weight.
+    Grown,
+}
+
+impl Pool {
+    /// Whether so few backends take new keys that all that are ready are used: when most seem dead at once, it is rather
+    /// the probes or the network between that fail, and the living would not carry the load of all.
+    pub fn panics(&self) -> bool {
+        let ready = self.backends.iter().filter(|backend| backend.state.now == State::Ready).count();
+        let taking = self.backends.iter().filter(|backend| backend.takes_new()).count();
+        taking * 100 < ready * self.panic as usize
     }
 
-    fn parts(&self) -> BackendParts {
+    /// A second passed. Returns what it brought, with the index of the backend.
+    fn on_second(&mut self) -> Vec<(usize, Turn)> {
+        let mut turns = Vec::new();
+        let mut ejected = self.backends.iter().filter(|backend| backend.outlier.is_ejected()).count();
+        let count = self.backends.len();
+        for (index, backend) in self.backends.iter_mut().enumerate() {
+            if let Some(since) = &mut backend.back_s {
+                let before = tenths(*since, self.slow_start);
+                *since += 1;
+                if tenths(*since, self.slow_start) > before {
+                    turns.push((index, Turn::Grown));
+                }
+                if *since >= self.slow_start.as_secs() {
+                    backend.back_s = None;
+                }
+            }
+            let Some(limits) = &self.outlier else { continue };
+            let was_ejected = backend.outlier.is_ejected();
+            let sickness = backend.outlier.on_second(backend.traffic(), limits);
+            if was_ejected && !backend.outlier.is_ejected() {
+                ejected -= 1;
+                backend.starts_slowly(self.slow_start);
+                turns.push((index, Turn::Back));
+            }
+            match sickness.filter(|_| backend.takes_new()) {
+                Some(sickness) if ejected < most_ejected(count, limits) => {
+                    ejected += 1;
+                    turns.push((index, Turn::Ejected(sickness, backend.outlier.eject(limits))));
+                }
+                Some(sickness) => turns.push((index, Turn::Spared(sickness))),
+                None => {}
+            }
+        }
+        turns
+    }
+}
+
+impl Backend {
+    /// It came back: its share grows, if the pool wants that.
+    pub fn starts_slowly(&mut self, slow_start: Duration) {
+        self.back_s = (!slow_start.is_zero()).then_some(0);
+    }
+
+    /// Whether it takes new keys.
+    pub fn takes_new(&self) -> bool {
+        self.state.now == State::Ready && self.weight.now > 0 && self.detector.is_up() && !self.outlier.is_ejected()
+    }
+
+    /// What it was sent and what came back so far.
+    fn traffic(&self) -> Traffic {
+        let responses = |classes: std::ops::Range<usize>| {
+            self.counters.sum(|shard| shard.responses[classes.clone()].iter().map(Counter::get).sum())
+        };
+        Traffic {
+            requests: self.counters.sum(|shard| shard.requests.get()),
+            answers: responses(0..6),
+            finals: responses(1..6),
+            unavailable: self.counters.sum(|shard| shard.unavailable.get()),
+        }
+    }
+
+    /// Its weight, less while it starts slowly: a tenth of it at first, then as the time goes.
+    fn weight_in(&self, pool: &Pool) -> u32 {
+        match self.back_s {
+            Some(since) => (self.weight.now * tenths(since, pool.slow_start) / 10).max(1).min(self.weight.now),
+            None => self.weight.now,
+        }
+    }
+
+    fn parts(&self, pool: &Pool) -> BackendParts {
         let via_host = match self.place.local {
             IpAddr::V4(local) => local.to_string(),
             IpAddr::V6(local) => format!("[{local}]"),
@@ -200,9 +314,9 @@ impl Backend {
         BackendParts {
             name: self.name.clone(),
             address: self.place.address,
-            weight: self.weight.now,
+            weight: self.weight_in(pool),
             priority: self.priority,
-            is_up: self.detector.is_up() && self.state.now == State::Ready,
+            is_up: if pool.panics() { self.state.now == State::Ready } else { self.takes_new() },
             serves: self.state.now.serves(self.detector.is_up()),
             via_host: via_host.into(),
             counters: self.counters.clone(),
@@ -283,6 +397,57 @@ pub mod tests {
         assert_eq!(up, [true, false]);
         assert!(Arc::ptr_eq(&before.pools[0].backends[1].counters, &after.pools[0].backends[1].counters));
         assert!(after.is_ready());
+    }
+
+    #[test]
+    fn who_answers_with_503_takes_no_new_keys_but_half_of_the_pool_always_does() {
+        let mut cluster = cluster(&text(&[1, 2, 3, 4]), None);
+        let sick = |cluster: &Cluster, index: usize| {
+            let shard = cluster.pools[0].backends[index].counters.shard(0).unwrap();
+            shard.requests.add(50);
+            shard.responses[4].add(50);
+            shard.unavailable.add(50);
+        };
+        (0..4).for_each(|index| sick(&cluster, index));
+        assert_eq!(cluster.on_second(), []);
+        (0..4).for_each(|index| sick(&cluster, index));
+        let turns = cluster.on_second();
+        assert!(
+            matches!(
+                turns[..],
+                [(_, Turn::Ejected(..)), (_, Turn::Ejected(..)), (_, Turn::Spared(_)), (_, Turn::Spared(_))]
+            ),
+            "{turns:?}"
+        );
+        let tables = cluster.tables(1, &keys(), false, None);
+        let up: Vec<bool> = tables.backends.iter().map(|backend| backend.is_up).collect();
+        assert_eq!(up, [false, false, true, true]);
+        assert!(tables.backends.iter().all(|backend| backend.serves == tables::Serves::Calls), "their dialogs go on");
+    }
+
+    #[test]
+    fn a_backend_that_comes_back_gets_its_share_in_tenths() {
+        let mut cluster = cluster(&text(&[1, 2]).replace("backend =", "slow_start = \"20s\"\nbackend ="), None);
+        let slow_start = cluster.pools[0].slow_start;
+        cluster.pools[0].backends[0].starts_slowly(slow_start);
+        let weight = |cluster: &Cluster| cluster.pools[0].backends[0].weight_in(&cluster.pools[0]);
+        assert_eq!(weight(&cluster), 10);
+        let grown = (0..30).filter(|_| !cluster.on_second().is_empty()).count();
+        assert_eq!((grown, weight(&cluster)), (9, 100));
+    }
+
+    #[test]
+    fn in_panic_all_that_are_ready_are_used() {
+        let mut cluster = cluster(&text(&[1, 2, 3, 4]).replace("backend =", "panic = 50\nbackend ="), None);
+        let ups = |cluster: &Cluster| {
+            let tables = cluster.tables(1, &keys(), false, None);
+            tables.backends.iter().filter(|backend| backend.is_up).count()
+        };
+        cluster.pools[0].backends[3].state.now = State::Maint;
+        cluster.pools[0].backends[0].detector.on_outcome(Outcome::Timeout);
+        assert_eq!(ups(&cluster), 2);
+        cluster.pools[0].backends[1].detector.on_outcome(Outcome::Timeout);
+        assert_eq!(ups(&cluster), 3, "one of three: panic");
     }
 
     #[test]

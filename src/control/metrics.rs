@@ -264,7 +264,7 @@ fn messages(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
 fn backends(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
     let mut forwarded_rows = Vec::new();
     let (mut responses, mut errors, mut states) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut wanted, mut weights) = (Vec::new(), Vec::new());
+    let (mut wanted, mut weights, mut ejections) = (Vec::new(), Vec::new(), Vec::new());
     for backend in &view.backends {
         let (pool, name) = (&backend.pool, &backend.name);
         let requests = backend.counters.sum(|shard| shard.requests.get());
@@ -276,6 +276,7 @@ fn backends(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
             responses.push((pool.clone(), name.clone(), label, count));
         }
         errors.push((pool.clone(), name.clone(), backend.counters.sum(|shard| shard.errors.get())));
+        ejections.push((pool.clone(), name.clone(), f64::from(u8::from(backend.is_ejected))));
         for (label, is) in [("up", backend.is_up), ("down", !backend.is_up)] {
             states.push((pool.clone(), name.clone(), label, f64::from(u8::from(is))));
         }
@@ -322,6 +323,11 @@ fn backends(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
         wanted
             .iter()
             .map(|(pool, name, state, is)| (vec![("pool", &pool[..]), ("backend", &name[..]), ("state", *state)], *is)),
+    )?;
+    out.gauge(
+        "viahop_backend_ejected",
+        "1 while a backend takes no new keys because of what it answers to real requests",
+        ejections.iter().map(|(pool, name, is)| (vec![("pool", &pool[..]), ("backend", &name[..])], *is)),
     )?;
     out.gauge(
         "viahop_backend_weight",

@@ -14,7 +14,7 @@
 //! floods the log (`Limiter`).
 
 use super::admin;
-use super::cluster::{Cluster, moved_slots};
+use super::cluster::{Backend, Cluster, Turn, moved_slots};
 use super::config::problem::{Problem, Report};
 use super::config::{Config, Health, Loaded, load};
 use super::health::detector::Outcome;
@@ -173,6 +173,7 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
         watches: Vec::new(),
         report_to,
         suspects: HashSet::new(),
+        panicking: HashSet::new(),
         renew_at: None,
         limiter: Limiter::default(),
         drain: None,
@@ -230,6 +231,8 @@ struct Control {
     report_to: mpsc::Sender<probe::Report>,
     /// Backends that refused a datagram while they were up: shards pass over them until the next tables.
     suspects: HashSet<SocketAddr>,
+    /// Pools so short of backends that all are used.
+    panicking: HashSet<Box<str>>,
     /// When tables are to be renewed for suspects that nobody probes.
     renew_at: Option<Instant>,
     limiter: Limiter,
@@ -281,6 +284,14 @@ impl Control {
             }
         }
         self.shared.tables.store(Arc::new(after));
+        for pool in &self.cluster.pools {
+            if pool.panics() && self.panicking.insert(pool.name.clone()) {
+                let effect = "all backends that are ready get new calls, dead or not";
+                error!(event = "pool_panic", pool = %pool.name, below = pool.panic, effect);
+            } else if !pool.panics() && self.panicking.remove(&pool.name) {
+                info!(event = "pool_calm", pool = %pool.name);
+            }
+        }
         // Tables that shards have not seen take their suspicions along.
         self.suspects.clear();
         self.renew_at = None;
@@ -323,6 +334,7 @@ impl Control {
     fn on_probe(&mut self, report: probe::Report) {
         let Some(watched) = self.watches.iter().find(|watched| watched.number == report.watch) else { return };
         let pool = self.cluster.pools.iter_mut().find(|pool| pool.name == watched.pool);
+        let slow_start = pool.as_ref().map_or(Duration::ZERO, |pool| pool.slow_start);
         let backends = pool.map(|pool| &mut pool.backends);
         let Some(backend) = backends.and_then(|all| all.iter_mut().find(|backend| backend.name == watched.name)) else {
             return;
@@ -343,6 +355,7 @@ impl Control {
         backend.changed_at = unix_now();
         let (pool, backend_name, address) = (watched.pool.clone(), watched.name.clone(), backend.place.address);
         if backend.detector.is_up() {
+            backend.starts_slowly(slow_start);
             info!(event = "backend_up", %pool, backend = %backend_name, %address, reason = %outcome);
             self.publish(Some(Reason::BackendUp));
         } else {
@@ -374,8 +387,36 @@ impl Control {
         watched.for_each(|watched| watched.watch.hurry());
     }
 
+    /// What real answers say of backends, and the slow start of those that came back.
+    fn judge(&mut self) {
+        let turns = self.cluster.on_second();
+        let mut has_changed = false;
+        for ((pool, index), turn) in turns {
+            let (pool, backend) = (&self.cluster.pools[pool].name, &self.cluster.pools[pool].backends[index]);
+            let Backend { name, place: Place { address, .. }, .. } = backend;
+            has_changed |= !matches!(turn, Turn::Spared(_));
+            match turn {
+                Turn::Ejected(reason, for_s) => {
+                    warn!(event = "backend_ejected", %pool, backend = %name, %address, %reason, for_s);
+                }
+                Turn::Spared(reason) => {
+                    if let Some(not_shown) = self.limiter.allow("backend_spared") {
+                        let note = "not ejected: `max_ejected` of its pool are already";
+                        warn!(event = "backend_spared", %pool, backend = %name, %address, %reason, note, not_shown);
+                    }
+                }
+                Turn::Back => info!(event = "backend_back", %pool, backend = %name, %address),
+                Turn::Grown => {}
+            }
+        }
+        if has_changed {
+            self.publish(Some(Reason::Outlier));
+        }
+    }
+
     fn on_tick(&mut self) {
         let now = Instant::now();
+        self.judge();
         if self.renew_at.is_some_and(|at| at <= now) {
             self.publish(None);
         }

@@ -80,6 +80,8 @@ pub enum Reason {
     BackendDown,
     /// A backend takes new keys again.
     BackendUp,
+    /// Real answers spoke against a backend, or its time out of rotation is over, or its share grew.
+    Outlier,
     /// An operator changed a backend's state or weight.
     Operator,
     /// The configuration was read again.
@@ -92,6 +94,7 @@ impl Reason {
         match self {
             Reason::BackendDown => "backend_down",
             Reason::BackendUp => "backend_up",
+            Reason::Outlier => "outlier",
             Reason::Operator => "operator",
             Reason::Reload => "reload",
         }
@@ -109,7 +112,9 @@ pub struct BackendView {
     pub address: SocketAddr,
     /// Whether it answers probes, or is not probed.
     pub is_up: bool,
-    /// Whether it takes new keys: it is up, the operator has nothing against it, and its weight is not zero.
+    /// Whether it is out of rotation for what it answers.
+    pub is_ejected: bool,
+    /// Whether it takes new keys: it is up and not ejected, the operator has nothing against it, and its weight is not zero.
     pub takes_new: bool,
     /// What the operator wants of it.
     pub state: Setting<State>,
@@ -182,6 +187,7 @@ impl View {
                 name: backend.name.clone(),
                 address: backend.place.address,
                 is_up: backend.detector.is_up(),
+                is_ejected: backend.outlier.is_ejected(),
                 takes_new: backend.takes_new(),
                 state: backend.state,
                 flags: backend.state.now.flags(
@@ -258,6 +264,7 @@ struct BackendStatus<'a> {
     name: &'a str,
     address: SocketAddr,
     state: &'static str,
+    ejected: bool,
     operator: State,
     operator_written: State,
     flags: &'static str,
@@ -280,6 +287,7 @@ impl<'a> BackendStatus<'a> {
             name: &view.name,
             address: view.address,
             state: if view.is_up { "up" } else { "down" },
+            ejected: view.is_ejected,
             operator: view.state.now,
             operator_written: view.state.written,
             flags: view.flags,

@@ -225,6 +225,8 @@ pub struct BackendShard {
     pub requests: Counter,
     /// Responses from it that were passed on, by the first digit of their code less one.
     pub responses: [Counter; 6],
+    /// Of these, 503.
+    pub unavailable: Counter,
     /// ICMP errors that named it, or refusals to send to it.
     pub errors: Counter,
 }

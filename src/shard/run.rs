@@ -295,7 +295,10 @@ impl Fates for Ledger<'_> {
         };
         match code {
             None => of_backend.requests.add(1),
-            Some(code) => of_backend.responses[(code / 100).clamp(1, 6) as usize - 1].add(1),
+            Some(code) => {
+                of_backend.responses[(code / 100).clamp(1, 6) as usize - 1].add(1);
+                of_backend.unavailable.add(u64::from(code == 503));
+            }
         }
     }
 

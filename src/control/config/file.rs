@@ -85,9 +85,32 @@ pub struct Pool {
     /// How backends are watched.
     #[serde(default)]
     pub health: Health,
+    /// What their answers to real requests are allowed to be.
+    #[serde(default)]
+    pub outlier: Outlier,
+    /// How long a backend that comes back takes to its full share.
+    pub slow_start: Value<String>,
+    /// Per cent of backends below which health is not believed.
+    pub panic: Value<i64>,
     /// The backends.
     #[serde(default)]
     pub backend: Vec<Backend>,
+}
+
+/// Passive health.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outlier {
+    /// Whether it counts.
+    pub on: Value<bool>,
+    /// Per cent of final answers that may be 503.
+    pub share: Value<i64>,
+    /// Answers below which nothing is concluded.
+    pub requests: Value<i64>,
+    /// How long a backend is ejected the first time.
+    pub eject: Value<String>,
+    /// Per cent of backends that may be ejected at a time.
+    pub max_ejected: Value<i64>,
 }
 
 /// A server.

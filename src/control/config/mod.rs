@@ -16,6 +16,7 @@ mod read;
 
 pub use read::{SOCKET_PATH_MAX, WEIGHT_MAX, closest, did_you_mean};
 
+use super::health::outlier::Limits;
 use super::operator::State;
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Scheme;
@@ -97,6 +98,12 @@ pub struct Pool {
     pub strategy: Strategy,
     /// How backends are watched, if they are.
     pub health: Option<Health>,
+    /// When their answers to real requests count against them, if at all.
+    pub outlier: Option<Limits>,
+    /// How long a backend that comes back takes to its full share of new keys; zero: no time.
+    pub slow_start: Duration,
+    /// Per cent of backends that take new keys below which all of them do.
+    pub panic: u32,
     /// The backends.
     pub backends: Vec<Backend>,
 }

@@ -5,6 +5,7 @@ use super::address::{self, AddressError, HostPort};
 use super::file::{self, Value};
 use super::problem::Problem;
 use super::{Backend, Config, Cores, Health, Listen, Log, LogFormat, Policy, Pool, Route, Secret, Socket};
+use crate::control::health::outlier::Limits;
 use crate::control::operator::State;
 use crate::dataplane::limits::{BACKENDS_MAX, LISTENERS_MAX};
 use crate::dataplane::sip::start_line::Method;
@@ -326,6 +327,9 @@ impl Reader<'_> {
             affinity: self.word(&pool.affinity, Affinity::CallId, &affinities),
             strategy,
             health: self.health(&pool.health),
+            outlier: self.outlier(&pool.outlier),
+            slow_start: self.duration(&pool.slow_start, Duration::ZERO, Duration::ZERO..=Duration::from_secs(3600)),
+            panic: self.number(&pool.panic, 0, 0, 100, "`panic`"),
             backends,
         }
     }
@@ -375,6 +379,17 @@ impl Reader<'_> {
             ok: self.codes(&health.ok),
         };
         health.probe.as_ref().is_none_or(|probe| *probe.get_ref()).then_some(read)
+    }
+
+    fn outlier(&mut self, outlier: &file::Outlier) -> Option<Limits> {
+        let second = Duration::from_secs(1);
+        let read = Limits {
+            share: self.number(&outlier.share, 40, 1, 100, "`share`"),
+            requests: u64::from(self.number(&outlier.requests, 20, 1, 1_000_000, "`requests`")),
+            eject: self.duration(&outlier.eject, 10 * second, second..=3600 * second),
+            max_ejected: self.number(&outlier.max_ejected, 50, 0, 100, "`max_ejected`"),
+        };
+        outlier.on.as_ref().is_none_or(|on| *on.get_ref()).then_some(read)
     }
 
     /// Codes and classes. By default everything but 5xx shows that somebody is at home; 501 does too, since that server
@@ -535,7 +550,11 @@ impl Reader<'_> {
             return Socket::Off;
         }
         if !path.starts_with('/') {
-            self.error(value.span(), format!("`{path}` is no path from the root"), "like `/run/viahop/ctl.sock`, or `off`");
+            self.error(
+                value.span(),
+                format!("`{path}` is no path from the root"),
+                "like `/run/viahop/ctl.sock`, or `off`",
+            );
         } else if path.len() > SOCKET_PATH_MAX {
             let title = format!("the path of the socket has {} octets", path.len());
             self.error(value.span(), title, format!("the kernel takes {SOCKET_PATH_MAX} at most"));
