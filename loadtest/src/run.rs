@@ -287,24 +287,24 @@ fn judge_callers(plan: &Plan, wishes: u32, calls: &uac::Report, marks: &mut Vec<
         };
         marks.push(format!("VOID: not one request was answered; {why}"));
     }
-    judge_shards("callers", counts.overflowed, calls.panicked, calls.usage.waiting_ns, calls.lives_ns, marks);
+    judge_shards("callers", counts.overflowed, calls.broken, calls.usage.waiting_ns, calls.lives_ns, marks);
 }
 
 fn judge_callees(callees: &uas::Report, marks: &mut Vec<String>) {
     let overflowed = callees.total().overflowed;
-    judge_shards("callees", overflowed, callees.panicked, callees.usage.waiting_ns, callees.lives_ns, marks);
+    judge_shards("callees", overflowed, callees.broken, callees.usage.waiting_ns, callees.lives_ns, marks);
 }
 
 /// What makes the generator the one to blame, on either side.
-fn judge_shards(side: &str, overflowed: u64, panicked: u64, waiting_ns: u64, lives_ns: u64, marks: &mut Vec<String>) {
+fn judge_shards(side: &str, overflowed: u64, broken: u64, waiting_ns: u64, lives_ns: u64, marks: &mut Vec<String>) {
     if overflowed > 0 {
         marks.push(format!(
             "VOID: {overflowed} datagrams for the {side} were dropped by this machine's own full receive buffers; \
              net.core.rmem_max may be too small, or the {side} too slow"
         ));
     }
-    if panicked > 0 {
-        marks.push(format!("VOID: {panicked} of the {side}' threads panicked, which is a mistake in viahop-load"));
+    if broken > 0 {
+        marks.push(format!("VOID: {broken} of the {side}' threads ended before their time; what went wrong is above"));
     }
     let waiting = waiting_ns as f64 / lives_ns.max(1) as f64;
     if waiting > WAITING_MAX {

@@ -114,6 +114,18 @@ fn shards_sockets_and_a_mix_share_one_run() {
 }
 
 #[test]
+fn messages_that_share_their_way_through_the_kernel_arrive_as_any_others() {
+    let backends = vec![any_port(); 2];
+    let config = uas::Config { backends, segments: true, timers: timers(PATIENT), ..uas::Config::default() };
+    let uas = Uas::start(config).unwrap();
+    let config = callers(uas.addresses()[0], 2000, "call");
+    let called = Uac::start(uac::Config { segments: true, rate: 20_000.0, ..config }).unwrap().join();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    assert_clean(&called, &uas.join());
+    assert_eq!(called.counts.placed, 2000);
+}
+
+#[test]
 fn a_network_that_loses_every_tenth_datagram_costs_retransmissions_and_no_call() {
     let uas = callees(1, BRISK);
     let mut number = 0;

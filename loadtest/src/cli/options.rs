@@ -82,6 +82,10 @@ pub struct Calling {
     /// A bad network on purpose: keep this share of datagrams back for 20 ms, so that others overtake them.
     #[arg(long, value_name = "SHARE", value_parser = read_share, default_value = "0%")]
     pub reorder: f64,
+    /// Let messages of one length share their way through the kernel (UDP GSO), callers' and callees': one core then sends
+    /// more, in tighter bursts.
+    #[arg(long)]
+    pub gso: bool,
     /// Decides Call-IDs, tags and arrivals. Default: another one each time.
     #[arg(long)]
     pub seed: Option<u64>,
@@ -182,6 +186,7 @@ impl Calling {
             let what = format!("the scenario `{}` has to prove a password, and there is none", scenario.name);
             return Err(Failure::new(Exit::Usage, "scenario", what).help("--password, or VIAHOP_LOAD_PASSWORD"));
         }
+        config.segments = self.gso;
         config.impairment = Impairment { loss: self.lose, duplication: self.duplicate, reordering: self.reorder };
         enough_descriptors(config.sockets * config.cores.len())?;
         Ok(config)

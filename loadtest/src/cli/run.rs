@@ -35,7 +35,8 @@ pub fn run(args: &Args) -> Outcome {
 
 fn plan(args: &Args) -> Result<Plan, crate::failure::Failure> {
     let cores = shards(args.callee_cores.as_deref().unwrap_or_default());
-    let callees = args.called.config(cores, args.calling.password.as_deref())?;
+    let mut callees = args.called.config(cores, args.calling.password.as_deref())?;
+    callees.segments = args.calling.gso;
     let target = args.target.unwrap_or(callees.backends[0]);
     Ok(Plan {
         calls: Some(args.calling.config(target, shards(args.cores.as_deref().unwrap_or_default()))?),

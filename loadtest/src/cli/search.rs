@@ -129,7 +129,8 @@ fn attempt(args: &Args, target: Option<SocketAddr>, rate: u64) -> Result<Trial, 
         return Err(Failure::new(Exit::Failed, "search", "ended by the user before it had a result"));
     }
     let cores = shards(args.callee_cores.as_deref().unwrap_or_default());
-    let callees = args.called.config(cores, args.calling.password.as_deref())?;
+    let mut callees = args.called.config(cores, args.calling.password.as_deref())?;
+    callees.segments = args.calling.gso;
     let straight = target.is_none();
     let target = target.unwrap_or(callees.backends[0]);
     let mut calls = args.calling.config(target, shards(args.cores.as_deref().unwrap_or_default()))?;

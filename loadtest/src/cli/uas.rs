@@ -20,6 +20,10 @@ pub struct Args {
     /// The password that --challenge demands.
     #[arg(long, value_name = "PASSWORD", env = "VIAHOP_LOAD_PASSWORD")]
     password: Option<String>,
+    /// Let responses of one length share their way through the kernel (UDP GSO): one core then sends more, in tighter
+    /// bursts.
+    #[arg(long)]
+    gso: bool,
     #[command(flatten)]
     called: Called,
     #[command(flatten)]
@@ -28,7 +32,8 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome {
     let cores = shards(args.cores.as_deref().unwrap_or_default());
-    let callees = args.called.config(cores, args.password.as_deref())?;
+    let mut callees = args.called.config(cores, args.password.as_deref())?;
+    callees.segments = args.gso;
     for (index, address) in callees.backends.iter().enumerate() {
         eprintln!("backend {index} udp:{address}");
     }

@@ -47,11 +47,34 @@ pub struct Row {
 
 /// Room for the rows of one message, used again for each.
 #[derive(Debug)]
-pub struct Rows(Vec<Row>);
+pub struct Rows {
+    rows: Vec<Row>,
+    /// For each name the number of its first row, counted from 1; 0 where there is none.
+    first: [u16; NAMES],
+}
+
+/// How many names there are.
+const NAMES: usize = Name::Other as usize + 1;
 
 impl Default for Rows {
     fn default() -> Rows {
-        Rows(Vec::with_capacity(ROWS_MAX))
+        Rows { rows: Vec::with_capacity(ROWS_MAX), first: [0; NAMES] }
+    }
+}
+
+impl Rows {
+    fn clear(&mut self) {
+        self.rows.clear();
+        self.first = [0; NAMES];
+    }
+
+    #[inline]
+    fn push(&mut self, row: Row) {
+        self.rows.push(row);
+        let first = &mut self.first[row.name as usize];
+        if *first == 0 {
+            *first = self.rows.len() as u16;
+        }
     }
 }
 
@@ -108,7 +131,7 @@ pub struct Message<'a> {
     octets: &'a [u8],
     /// The first line.
     pub start: Start<'a>,
-    rows: &'a [Row],
+    rows: &'a Rows,
     /// What follows the empty line, as long as Content-Length says.
     pub body: &'a [u8],
 }
@@ -116,7 +139,6 @@ pub struct Message<'a> {
 impl<'a> Message<'a> {
     /// Reads one datagram.
     pub fn read(octets: &'a [u8], rows: &'a mut Rows) -> Result<Message<'a>, Malformed> {
-        let rows = &mut rows.0;
         rows.clear();
         if octets.iter().all(|octet| matches!(octet, b'\r' | b'\n' | 0)) {
             return Err(Malformed::KeepAlive);
@@ -146,24 +168,28 @@ impl<'a> Message<'a> {
     /// The value of the first field of this name.
     #[inline]
     pub fn value(&self, name: Name) -> Option<&'a [u8]> {
-        self.rows.iter().find(|row| row.name == name).map(|row| self.row_value(row))
+        let first = usize::from(self.rows.first[name as usize]);
+        self.rows.rows.get(first.wrapping_sub(1)).map(|row| self.row_value(row))
     }
 
     /// The values of all fields of this name, in order.
     pub fn values(&self, name: Name) -> impl DoubleEndedIterator<Item = &'a [u8]> + Clone + use<'a> {
         let message = *self;
-        self.rows.iter().filter(move |row| row.name == name).map(move |row| message.row_value(row))
+        let first = usize::from(self.rows.first[name as usize]);
+        // Without one, from behind the last.
+        let rest = self.rows.rows.get(first.wrapping_sub(1)..).unwrap_or_default();
+        rest.iter().filter(move |row| row.name == name).map(move |row| message.row_value(row))
     }
 
     /// All rows: the field, and its whole line without the line end.
     pub fn lines(&self) -> impl Iterator<Item = (Name, &'a [u8])> + use<'a> {
         let octets = self.octets;
-        self.rows.iter().map(move |row| (row.name, &octets[usize::from(row.start)..usize::from(row.end)]))
+        self.rows.rows.iter().map(move |row| (row.name, &octets[usize::from(row.start)..usize::from(row.end)]))
     }
 
     /// The value of a field we have no name for.
     pub fn value_of_other(&self, name: &str) -> Option<&'a [u8]> {
-        self.rows.iter().filter(|row| row.name == Name::Other).find_map(|row| {
+        self.rows.rows.iter().filter(|row| row.name == Name::Other).find_map(|row| {
             let line = &self.octets[usize::from(row.start)..usize::from(row.end)];
             let colon = memchr(b':', line)?;
             line[..colon].trim_ascii_end().eq_ignore_ascii_case(name.as_bytes()).then(|| self.row_value(row))
@@ -221,7 +247,7 @@ impl Method {
 }
 
 /// Reads header rows from `at` and says where the body begins.
-fn read_rows(octets: &[u8], mut at: usize, rows: &mut Vec<Row>) -> Result<usize, Malformed> {
+fn read_rows(octets: &[u8], mut at: usize, rows: &mut Rows) -> Result<usize, Malformed> {
     loop {
         let end = at + memchr(b'\n', &octets[at..]).ok_or(Malformed::NoEnd)?;
         let line = trim_cr(&octets[at..end]);
@@ -230,18 +256,20 @@ fn read_rows(octets: &[u8], mut at: usize, rows: &mut Vec<Row>) -> Result<usize,
             //= RFC 3261 section 7.3.1
             //# Header fields can be extended over multiple lines by preceding each extra line with at least one SP or
             //# horizontal tab (HT).
-            Some(b' ' | b'\t') => rows.last_mut().ok_or(Malformed::Line)?.end = (at + line.len()) as u16,
+            Some(b' ' | b'\t') => rows.rows.last_mut().ok_or(Malformed::Line)?.end = (at + line.len()) as u16,
             Some(_) => {
-                if rows.len() == ROWS_MAX {
+                if rows.rows.len() == ROWS_MAX {
                     return Err(Malformed::TooLong);
                 }
                 let colon = memchr(b':', line).ok_or(Malformed::Line)?;
                 let name = line[..colon].trim_ascii_end();
-                if name.is_empty() || !name.iter().all(|octet| octet.is_ascii_graphic()) {
+                let known = if name.is_empty() { Name::Other } else { name_of(name) };
+                // One that is known is one.
+                if known == Name::Other && (name.is_empty() || !name.iter().all(|octet| octet.is_ascii_graphic())) {
                     return Err(Malformed::Line);
                 }
                 rows.push(Row {
-                    name: name_of(name),
+                    name: known,
                     start: at as u16,
                     value: (at + colon + 1) as u16,
                     end: (at + line.len()) as u16,

@@ -107,16 +107,17 @@ pub fn hex(number: u64) -> [u8; 16] {
 #[inline]
 pub fn from_hex(digits: &[u8]) -> Option<u64> {
     let digits: &[u8; 16] = digits.get(..16)?.try_into().ok()?;
-    let mut number = 0u64;
-    for &digit in digits {
-        let nibble = match digit {
-            b'0'..=b'9' => digit - b'0',
-            b'a'..=b'f' => digit - b'a' + 10,
-            _ => return None,
-        };
-        number = number << 4 | u64::from(nibble);
-    }
-    Some(number)
+    // `hex` backwards. Of a digit the lower four bits count, of a letter, which has bit 6, those and nine more.
+    let wide = u128::from_be_bytes(*digits);
+    let letters = wide >> 6 & 0x0101_0101_0101_0101_0101_0101_0101_0101;
+    let mut wide = (wide & 0x0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f) + letters * 9;
+    wide = (wide | wide >> 4) & 0x00ff_00ff_00ff_00ff_00ff_00ff_00ff_00ff;
+    wide = (wide | wide >> 8) & 0x0000_ffff_0000_ffff_0000_ffff_0000_ffff;
+    wide = (wide | wide >> 16) & 0x0000_0000_ffff_ffff_0000_0000_ffff_ffff;
+    wide |= wide >> 32;
+    let number = wide as u64;
+    // Whatever is no digit at all gives a number that is written differently.
+    (hex(number) == *digits).then_some(number)
 }
 
 #[cfg(test)]
@@ -134,6 +135,13 @@ mod tests {
             }
         }
         assert_eq!(from_hex(b"0123456789ABCDEF"), None);
+        for octet in (0..=255).filter(|octet| !b"0123456789abcdef".contains(octet)) {
+            for at in 0..16 {
+                let mut digits = *b"0123456789abcdef";
+                digits[at] = octet;
+                assert_eq!(from_hex(&digits), None, "{octet} at {at}");
+            }
+        }
         assert_eq!(from_hex(b"0123"), None);
     }
 

@@ -1,6 +1,6 @@
 //! What the values of header fields hold: tags, branches, URIs, numbers.
 
-use memchr::memchr;
+use memchr::{memchr, memchr2};
 
 /// The `tag` of a From or To.
 pub fn tag(value: &[u8]) -> Option<&[u8]> {
@@ -41,6 +41,14 @@ pub fn param<'a>(value: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 /// Whether the parameters of a Via of ours are what they were, `;branch=…;rport`, but for what hops fill in (RFC 3581 4): a
 /// value for `rport`, and `received`. In which order they write them is up to them.
 pub fn are_params_as_sent(params: &[u8], branch: &[u8]) -> bool {
+    // Mostly they come as they were sent, with a port and nothing else, or with an address behind it.
+    let filled_in = params.strip_prefix(b";branch=").and_then(|rest| rest.strip_prefix(branch));
+    if let Some(rest) = filled_in.and_then(|rest| rest.strip_prefix(b";rport=")) {
+        let digits = rest.iter().take_while(|octet| octet.is_ascii_digit()).count();
+        if digits > 0 && (rest.len() == digits || is_received(&rest[digits..])) {
+            return true;
+        }
+    }
     let Some(params) = params.strip_prefix(b";") else { return false };
     let (mut rports, mut branches) = (0, 0);
     let known = params.split(|octet| *octet == b';').all(|param| {
@@ -55,6 +63,12 @@ pub fn are_params_as_sent(params: &[u8], branch: &[u8]) -> bool {
         plain && (is(b"rport") || is(b"branch") || is(b"received"))
     });
     known && rports == 1 && branches == 1
+}
+
+/// Whether this is `;received=` and an address, and nothing else.
+fn is_received(param: &[u8]) -> bool {
+    let address = param.strip_prefix(b";received=").unwrap_or_default();
+    !address.is_empty() && address.iter().all(|octet| octet.is_ascii_hexdigit() || b".:[]".contains(octet))
 }
 
 /// Number and method of a CSeq.
@@ -157,8 +171,11 @@ fn params_of_name_addr(value: &[u8]) -> &[u8] {
 }
 
 fn find_outside_quotes(text: &[u8], wanted: u8) -> Option<usize> {
+    let mut at = memchr2(wanted, b'"', text)?;
+    if text[at] == wanted {
+        return Some(at);
+    }
     let mut quoted = false;
-    let mut at = 0;
     while let Some(&octet) = text.get(at) {
         match octet {
             b'\\' if quoted => at += 1,

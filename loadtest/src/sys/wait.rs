@@ -54,19 +54,14 @@ impl Waiter {
             tv_nsec: (timeout_ns % 1_000_000_000) as libc::c_long,
         };
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; READY_MAX];
-        // SAFETY: `events` is writable for the entries announced, `timeout` readable, the signal mask absent.
-        let result = unsafe {
-            libc::epoll_pwait2(
-                self.epoll.as_raw_fd(),
-                events.as_mut_ptr(),
-                events.len() as libc::c_int,
-                &raw const timeout,
-                std::ptr::null(),
-            )
+        let waited = match self.wait2(&mut events, &timeout) {
+            // Linux before 5.11, and valgrind.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => self.wait_by_poll(&mut events, &timeout),
+            waited => waited,
         };
-        let count = match usize::try_from(result) {
+        let count = match waited {
             Ok(count) => count,
-            Err(_) => super::socket::none_if_nothing_there(io::Error::last_os_error())?.unwrap_or(0),
+            Err(error) => super::socket::none_if_nothing_there(error)?.unwrap_or(0),
         };
         let mut woken = false;
         for event in &events[..count] {
@@ -82,6 +77,33 @@ impl Waiter {
             let _ = unsafe { libc::read(self.wakeup.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
         }
         Ok(())
+    }
+
+    fn wait2(&self, events: &mut [libc::epoll_event], timeout: &libc::timespec) -> io::Result<usize> {
+        // SAFETY: `events` is writable for the entries announced, `timeout` readable, the signal mask absent.
+        let result = unsafe {
+            libc::epoll_pwait2(
+                self.epoll.as_raw_fd(),
+                events.as_mut_ptr(),
+                events.len() as libc::c_int,
+                timeout,
+                std::ptr::null(),
+            )
+        };
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// The same with two system calls: `ppoll`, which has had nanoseconds for longer, on the epoll descriptor itself.
+    fn wait_by_poll(&self, events: &mut [libc::epoll_event], timeout: &libc::timespec) -> io::Result<usize> {
+        let mut poll = libc::pollfd { fd: self.epoll.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd, writable, as announced; `timeout` readable, the signal mask absent.
+        if unsafe { libc::ppoll(&raw mut poll, 1, timeout, std::ptr::null()) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let room = events.len() as libc::c_int;
+        // SAFETY: `events` is writable for the entries announced.
+        let result = unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), room, 0) };
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }
 
     fn add_fd(&self, fd: i32, token: u64) -> io::Result<()> {
@@ -140,6 +162,22 @@ mod tests {
         waiter.wait(60 * SECOND_NS, &mut ready).unwrap();
         assert!(now_ns() - before < 30 * SECOND_NS);
         assert_eq!(ready, [7]);
+    }
+
+    #[test]
+    fn where_there_is_no_epoll_pwait2_there_is_poll() {
+        let socket = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let waiter = Waiter::new().unwrap();
+        waiter.add(&socket, 7).unwrap();
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; READY_MAX];
+        let timeout = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+        let before = now_ns();
+        assert_eq!(waiter.wait_by_poll(&mut events, &timeout).unwrap(), 0);
+        assert!(now_ns() - before >= MS_NS);
+        socket.send_to(b"now", &Address::from(socket.local())).unwrap();
+        let long = libc::timespec { tv_sec: 60, tv_nsec: 0 };
+        assert_eq!(waiter.wait_by_poll(&mut events, &long).unwrap(), 1);
+        assert_eq!({ events[0].u64 }, 7);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 use crate::sip::message::Method;
 use crate::sip::value::{param, uri};
 use crate::sys::address::Address;
+use crate::sys::batch::Order;
 
 /// Where a call is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +76,8 @@ pub struct Call {
     pub give_up_ns: u64,
     /// Where requests go.
     pub next_hop: Address,
+    /// Its messages among those that are about to leave.
+    pub order: Order,
     pub peer: Peer,
     /// The row with credentials, once a challenge has asked for them; with its line end.
     pub credentials: Vec<u8>,
@@ -174,6 +177,7 @@ impl Call {
             timer_ns: 0,
             give_up_ns: 0,
             next_hop: Address::NONE,
+            order: Order::default(),
             peer: Peer::default(),
             credentials: Vec::new(),
         }

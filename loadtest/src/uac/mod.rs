@@ -26,7 +26,7 @@ use crate::rng;
 use crate::scenario::{Mix, Scenario, Step};
 use crate::schedule::Arrivals;
 use crate::sys::process;
-use crate::sys::socket::Socket;
+use crate::sys::socket::{PATIENT_BUFFER_OCTETS, Socket};
 use crate::sys::wait::Waiter;
 use crate::tally::Tally;
 use crate::timer::Timers;
@@ -82,6 +82,9 @@ pub struct Config {
     pub user: Option<String>,
     /// Password when challenged; `None`: a challenge is a final response like any other.
     pub password: Option<String>,
+    /// Whether messages of one length share their way through the kernel (UDP GSO), which lets one core send more. Not done
+    /// in a bad network.
+    pub segments: bool,
     /// The bad network that callers are to have.
     pub impairment: Impairment,
     /// What decides Call-IDs, tags and arrivals.
@@ -112,6 +115,7 @@ impl Config {
             timers: Timers::default(),
             user: None,
             password: None,
+            segments: false,
             impairment: Impairment::default(),
             seed: rng::seed(),
         }
@@ -286,8 +290,9 @@ pub struct Report {
     pub usage: Usage,
     /// The lives of all shards together, in nanoseconds: what [`Report::usage`] is a share of.
     pub lives_ns: u64,
-    /// Shards that ended by a panic, which is a mistake in this program. What they had counted is missing.
-    pub panicked: u64,
+    /// Shards that ended before their time: by a panic, which is a mistake in this program and costs what they had counted, or
+    /// because the kernel would not let them wait.
+    pub broken: u64,
 }
 
 impl Report {
@@ -318,7 +323,7 @@ impl Report {
         self.open_max += other.open_max;
         self.usage.add(&other.usage);
         self.lives_ns += other.lives_ns;
-        self.panicked += other.panicked;
+        self.broken += other.broken;
     }
 }
 
@@ -367,7 +372,8 @@ impl Uac {
             let mut sockets = Vec::new();
             for _ in 0..config.sockets.clamp(1, 1024) {
                 let address = SocketAddr::new(config.from, 0);
-                let socket = Socket::bind(address).map_err(|error| cannot_bind(address, &error))?;
+                let socket =
+                    Socket::bind_with(address, PATIENT_BUFFER_OCTETS).map_err(|error| cannot_bind(address, &error))?;
                 uac.addresses.push(socket.local());
                 sockets.push(socket);
             }
@@ -387,10 +393,18 @@ impl Uac {
                     let _ = process::pin_this_thread(core);
                 }
                 let born = now_ns();
-                worker.run(start);
+                let result = worker.run(start);
+                if let Err(error) = &result {
+                    eprintln!("error[uac]: callers' thread {number} cannot wait: {error}");
+                }
                 // Before the worker and its inbox go: whoever asks in vain finds this.
                 *ended[number].lock().unwrap_or_else(PoisonError::into_inner) = worker.snapshot();
-                Report { usage: usage::of_this_thread(), lives_ns: now_ns() - born, ..worker.end() }
+                Report {
+                    usage: usage::of_this_thread(),
+                    lives_ns: now_ns() - born,
+                    broken: u64::from(result.is_err()),
+                    ..worker.end()
+                }
             };
             let thread = std::thread::Builder::new().name(format!("uac-{number}")).spawn(run).map_err(cannot_start)?;
             uac.threads.push(thread);
@@ -448,8 +462,8 @@ impl Uac {
     pub fn join(mut self) -> Report {
         let mut report = Report::default();
         for thread in std::mem::take(&mut self.threads) {
-            let panicked = |_| Report { panicked: 1, ..Report::default() };
-            report.add(&thread.join().unwrap_or_else(panicked));
+            let broken = |_| Report { broken: 1, ..Report::default() };
+            report.add(&thread.join().unwrap_or_else(broken));
         }
         report
     }

@@ -139,7 +139,9 @@ impl Worker {
             waiter.add(&socket, index as u32)?;
             let stationery = Stationery::new(socket.local(), &config, key);
             let network = BadNetwork::new(config.impairment, rng.next_u64());
-            ports.push(Port { socket, sender: Sender::new(), stationery, network });
+            let segments = config.segments && network.is_none();
+            let sender = if segments { Sender::segmenting() } else { Sender::new() };
+            ports.push(Port { socket, sender, stationery, network });
         }
         let shards = config.cores.len() as u64;
         // The calls that do not divide go to the first shards.
@@ -174,8 +176,8 @@ impl Worker {
         Ok(Worker { io, shard })
     }
 
-    /// Runs until all is over, or until the waiter fails.
-    pub(super) fn run(&mut self, start_ns: u64) {
+    /// Runs until all is over.
+    pub(super) fn run(&mut self, start_ns: u64) -> io::Result<()> {
         wake_on_time();
         let Worker { io, shard } = self;
         shard.begin(start_ns);
@@ -191,7 +193,7 @@ impl Worker {
             }
             shard.flush();
             if shard.is_over(now_ns()) {
-                return;
+                return Ok(());
             }
             let now = now_ns();
             let mut timeout = shard.next_ns(now).saturating_sub(now).min(SECOND_NS);
@@ -201,9 +203,7 @@ impl Worker {
                 std::thread::sleep(Duration::from_nanos(LINGER_NS));
                 timeout = 0;
             }
-            if io.waiter.wait(timeout, &mut io.ready).is_err() {
-                return;
-            }
+            io.waiter.wait(timeout, &mut io.ready)?;
             while let Some(port) = io.ready.pop() {
                 shard.receive(io, port as usize);
             }
@@ -425,7 +425,9 @@ impl Shard {
         port.stationery.put(&mut out, call, id, &request);
         match out.finish() {
             Some(len) => {
-                port.sender.push(len, call.next_hop);
+                let call = &mut self.calls[slot as usize];
+                let level = call.order.next(&port.sender);
+                port.sender.push_at(len, call.next_hop, level);
                 self.report.sent.note(Kind::request(method));
             }
             None => self.report.counts.unsent += 1,

@@ -14,6 +14,7 @@
 
 use crate::sip::answer::Echoed;
 use crate::sys::address::Address;
+use crate::sys::batch::Order;
 
 /// Where a call is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub struct Call {
     pub source: u64,
     /// Where responses to the INVITE go.
     pub to: Address,
+    /// Its messages among those that are about to leave.
+    pub order: Order,
     /// What responses to the INVITE copy from it; of a subscription, the NOTIFY as it was sent. Kept with its room when the
     /// place is used again, so that a steady load allocates nothing.
     pub rows: Vec<u8>,
@@ -77,6 +80,7 @@ impl Call {
             code: 0,
             source: 0,
             to: Address::NONE,
+            order: Order::default(),
             rows: Vec::new(),
             last: false,
             echoed: Echoed::default(),

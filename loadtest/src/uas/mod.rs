@@ -23,7 +23,7 @@ use crate::fault::Fault;
 use crate::owners::{BACKENDS_MAX, CALLS_REMEMBERED, Owners};
 use crate::remote::{self, Remote};
 use crate::sys::process;
-use crate::sys::socket::Socket;
+use crate::sys::socket::{PATIENT_BUFFER_OCTETS, Socket};
 use crate::sys::wait::Waiter;
 use crate::tally::Tally;
 use crate::timer::Timers;
@@ -60,6 +60,9 @@ pub struct Config {
     pub silence_max_ns: u64,
     /// Calls whose backend is remembered, over all shards.
     pub calls_remembered: usize,
+    /// Whether messages of one length share their way through the kernel (UDP GSO), which lets one core send more. Not done
+    /// by backends that are slow on purpose.
+    pub segments: bool,
     /// Whether new calls are listed for [`Uas::take_new_calls`].
     pub list_new_calls: bool,
     /// What a REGISTER has to prove, if anything.
@@ -78,6 +81,7 @@ impl Default for Config {
             calls_max: 1 << 20,
             silence_max_ns: 600 * SECOND_NS,
             calls_remembered: CALLS_REMEMBERED,
+            segments: false,
             list_new_calls: false,
             realm: None,
             faults: Vec::new(),
@@ -267,8 +271,9 @@ pub struct Report {
     pub usage: Usage,
     /// The lives of all shards together, in nanoseconds: what [`Report::usage`] is a share of.
     pub lives_ns: u64,
-    /// Shards that ended by a panic, which is a mistake in this program. What they had counted is missing.
-    pub panicked: u64,
+    /// Shards that ended before their time: by a panic, which is a mistake in this program and costs what they had counted, or
+    /// because the kernel would not let them wait.
+    pub broken: u64,
 }
 
 impl Report {
@@ -286,7 +291,7 @@ impl Report {
         self.unlisted += other.unlisted;
         self.usage.add(&other.usage);
         self.lives_ns += other.lives_ns;
-        self.panicked += other.panicked;
+        self.broken += other.broken;
     }
 
     /// Messages of all backends together, by kind: those sent, and those that came.
@@ -341,6 +346,7 @@ struct Ended {
     backends: Vec<Snapshot>,
     usage: Usage,
     life_ns: u64,
+    broken: bool,
 }
 
 /// One backend's part of a report.
@@ -364,7 +370,8 @@ impl Uas {
         config.cores.truncate(config.backends.len());
         let mut sockets = Vec::new();
         for address in &mut config.backends {
-            let socket = Socket::bind(*address).map_err(|error| cannot_bind(*address, &error))?;
+            let socket =
+                Socket::bind_with(*address, PATIENT_BUFFER_OCTETS).map_err(|error| cannot_bind(*address, &error))?;
             *address = socket.local();
             sockets.push(socket);
         }
@@ -396,8 +403,11 @@ impl Uas {
                 let _ = process::pin_this_thread(core);
             }
             let born = now_ns();
-            let backends = worker.run();
-            Ended { backends, usage: usage::of_this_thread(), life_ns: now_ns() - born }
+            let (backends, result) = worker.run();
+            if let Err(error) = &result {
+                eprintln!("error[uas]: callees' thread {number} cannot wait: {error}");
+            }
+            Ended { backends, usage: usage::of_this_thread(), life_ns: now_ns() - born, broken: result.is_err() }
         };
         let thread = std::thread::Builder::new().name(format!("uas-{number}")).spawn(run).map_err(cannot_start)?;
         self.shards.push(remote);
@@ -443,18 +453,19 @@ impl Uas {
     /// Stops, waits for the shards and says what there was.
     pub fn join(mut self) -> Report {
         self.stop();
-        let (mut parts, mut usage, mut lives_ns, mut panicked) = (Vec::new(), Usage::default(), 0, 0);
+        let (mut parts, mut usage, mut lives_ns, mut broken) = (Vec::new(), Usage::default(), 0, 0);
         for thread in std::mem::take(&mut self.threads) {
             match thread.join() {
                 Ok(ended) => {
                     parts.extend(ended.backends);
                     usage.add(&ended.usage);
                     lives_ns += ended.life_ns;
+                    broken += u64::from(ended.broken);
                 }
-                Err(_) => panicked += 1,
+                Err(_) => broken += 1,
             }
         }
-        Report { usage, lives_ns, panicked, ..self.report(parts) }
+        Report { usage, lives_ns, broken, ..self.report(parts) }
     }
 
     /// Shard of a backend, and its place in the shard.

@@ -25,7 +25,7 @@ use crate::sip::text::{Text, from_hex, hex};
 use crate::sip::value::{address, cseq, param, split, split_first, tag, uri, uri_host_port, uri_user};
 use crate::sys::address::Address;
 use crate::sys::batch::{BATCH_MAX, Receiver, Sender, drain_errors};
-use crate::sys::socket::Socket;
+use crate::sys::socket::{PATIENT_BUFFER_OCTETS, Socket};
 use crate::sys::wait::{Waiter, wake_on_time};
 use crate::tally::{Kind, Tally};
 use crate::timer::Wheel;
@@ -117,7 +117,9 @@ impl Worker {
         let mut backends = Vec::new();
         for (place, (index, socket)) in sockets.into_iter().enumerate() {
             waiter.add(&socket, place as u32)?;
-            backends.push(Backend::new(index, socket, slow_ns));
+            let segments = shared.config.segments && slow_ns == 0;
+            let sender = if segments { Sender::segmenting() } else { Sender::new() };
+            backends.push(Backend { sender, ..Backend::new(index, socket, slow_ns) });
         }
         let receiver = Receiver::new(BATCH_MAX);
         let io = Io { receiver, rows: Rows::default(), inbox, ready: Vec::new(), fired: Vec::new() };
@@ -135,13 +137,14 @@ impl Worker {
         Ok(Worker { io, shard })
     }
 
-    pub(super) fn run(mut self) -> Vec<Snapshot> {
+    /// Runs until it is told to stop, and says what there was.
+    pub(super) fn run(mut self) -> (Vec<Snapshot>, io::Result<()>) {
         wake_on_time();
         let Worker { io, shard } = &mut self;
         loop {
             while let Some(command) = io.inbox.next() {
                 if matches!(command, Command::Stop) {
-                    return shard.snapshots();
+                    return (shard.snapshots(), Ok(()));
                 }
                 shard.obey(command);
             }
@@ -156,8 +159,8 @@ impl Worker {
                 std::thread::sleep(Duration::from_nanos(LINGER_NS.min(timeout)));
                 timeout = 0;
             }
-            if shard.waiter.wait(timeout, &mut io.ready).is_err() {
-                return shard.snapshots();
+            if let Err(error) = shard.waiter.wait(timeout, &mut io.ready) {
+                return (shard.snapshots(), Err(error));
             }
             while let Some(place) = io.ready.pop() {
                 shard.receive(io, place as usize);
@@ -200,7 +203,7 @@ impl Shard {
     fn restore(&mut self, place: usize) -> io::Result<()> {
         let backend = &mut self.backends[place];
         if backend.socket.is_none() {
-            let socket = Socket::bind(backend.address)?;
+            let socket = Socket::bind_with(backend.address, PATIENT_BUFFER_OCTETS)?;
             self.waiter.add(&socket, place as u32)?;
             backend.socket = Some(socket);
         }
@@ -598,9 +601,12 @@ impl Shard {
     }
 
     fn send_notify(&mut self, slot: u32) {
-        let call = &self.calls[slot as usize];
+        let call = &mut self.calls[slot as usize];
         let backend = &mut self.backends[call.backend];
-        backend.send_octets(call.to, &call.rows);
+        backend.make_room();
+        let level = call.order.next(&backend.sender);
+        backend.sender.room()[..call.rows.len()].copy_from_slice(&call.rows);
+        backend.sender.push_at(call.rows.len(), call.to, level);
         backend.sent.note(Kind::request(Method::Notify));
     }
 
@@ -734,17 +740,23 @@ impl Shard {
             (Some(realm), Carries::Challenge) => realm.challenge(request.digest),
             _ => String::new(),
         };
-        let response =
-            Response { to, kind: Kind::response(code, request.method), carries, register, challenge: &challenge };
-        self.backends[request.place].send(&response, &self.scratch[..len], &echoed);
+        let backend = &mut self.backends[request.place];
+        backend.make_room();
+        let level = request.call.map_or(0, |slot| self.calls[slot as usize].order.next(&backend.sender));
+        let kind = Kind::response(code, request.method);
+        let response = Response { to, level, kind, carries, register, challenge: &challenge };
+        backend.send(&response, &self.scratch[..len], &echoed);
     }
 
     /// Sends a response to the INVITE of a call.
     fn send_of_call(&mut self, slot: u32, code: u16, carries: Carries) {
-        let call = &self.calls[slot as usize];
+        let call = &mut self.calls[slot as usize];
+        let backend = &mut self.backends[call.backend];
+        backend.make_room();
+        let level = call.order.next(&backend.sender);
         let kind = Kind::response(code, Method::Invite);
-        let response = Response { to: call.to, kind, carries, register: None, challenge: "" };
-        self.backends[call.backend].send(&response, &call.rows, &call.echoed);
+        let response = Response { to: call.to, level, kind, carries, register: None, challenge: "" };
+        backend.send(&response, &call.rows, &call.echoed);
     }
 
     /// The call is over: its place is free, and the record of owners remembers that it was here.
@@ -783,6 +795,8 @@ struct Request<'a> {
 /// A response, but for what it copies.
 struct Response<'a> {
     to: Address,
+    /// Its place among the messages of its call.
+    level: u8,
     kind: Kind,
     carries: Carries,
     /// The REGISTER whose bindings it confirms.
@@ -818,12 +832,17 @@ impl Backend {
         }
     }
 
-    /// Writes a response and lets it wait for the next flush. `rows` are those it copies.
-    fn send(&mut self, response: &Response<'_>, rows: &[u8], echoed: &Echoed) {
-        let Response { to, kind, carries, register, challenge } = *response;
+    /// Makes room for one more message.
+    #[inline]
+    fn make_room(&mut self) {
         if self.sender.is_full() {
             self.flush();
         }
+    }
+
+    /// Writes a response into the room that has been made and lets it wait for the next flush. `rows` are those it copies.
+    fn send(&mut self, response: &Response<'_>, rows: &[u8], echoed: &Echoed) {
+        let Response { to, level, kind, carries, register, challenge } = *response;
         let body = if carries == Carries::Sdp { &self.sdp[..] } else { &[] };
         let content_type = if body.is_empty() { &[][..] } else { b"application/sdp" };
         let own_contact = if matches!(carries, Carries::Contact | Carries::Sdp) { &self.contact[..] } else { &[] };
@@ -876,20 +895,11 @@ impl Backend {
         out.put(body);
         match out.finish() {
             Some(len) => {
-                self.sender.push(len, to);
+                self.sender.push_at(len, to, level);
                 self.sent.note(kind);
             }
             None => self.counts.malformed += 1,
         }
-    }
-
-    /// Lets octets that are written wait for the next flush.
-    fn send_octets(&mut self, to: Address, octets: &[u8]) {
-        if self.sender.is_full() {
-            self.flush();
-        }
-        self.sender.room()[..octets.len()].copy_from_slice(octets);
-        self.sender.push(octets.len(), to);
     }
 
     /// Writes the NOTIFY that follows a SUBSCRIBE.
