@@ -5,9 +5,14 @@ mod support;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use support::any_port;
 use viahop_load::clock::{MS_NS, SECOND_NS};
+use viahop_load::fault::Fault;
+use viahop_load::relay::{Mode, Relay};
 use viahop_load::uac::{self, Uac};
 use viahop_load::uas::{self, Uas};
 
@@ -41,6 +46,103 @@ fn sipps_caller_and_our_callees_agree_on_every_call() {
     let counts = took.total();
     assert_eq!((counts.calls, counts.acks, counts.byes), (CALLS, CALLS, CALLS), "{counts:?}");
     assert_eq!((counts.copies, counts.resent, counts.malformed, took.backends[0].open), (0, 0, 0, 0));
+}
+
+/// The same calls through the same element to the same callees, of whom none fails in the one run and half of the calls in
+/// the other: what SIPp counts and what we count agree within 5 %.
+#[test]
+fn sipp_and_we_agree_on_rate_and_failures_through_the_same_element() {
+    const PLACED: u64 = 2500;
+    if sipp(&["-v"]).is_none() {
+        return;
+    }
+    for failing in [0.0, 0.5] {
+        let faults = vec![Fault::Unavailable(failing)];
+        let uas = Uas::start(uas::Config { backends: vec![any_port()], faults, ..uas::Config::default() }).unwrap();
+        let element = Element::start(uas.addresses()[0]);
+
+        let (sipps_rate, sipps_failed) = sipp_calls(element.address, PLACED);
+        let config = uac::Config { rate: 500.0, calls: PLACED, ..uac::Config::new(element.address) };
+        let called = Uac::start(uac::Config { drain_ns: 5 * SECOND_NS, ..config }).unwrap().join();
+
+        assert_eq!(called.counts.placed, PLACED);
+        let rate = PLACED as f64 * SECOND_NS as f64 / called.placing_ns as f64;
+        assert!((rate / sipps_rate - 1.0).abs() < 0.05, "{rate} and {sipps_rate} calls/s");
+        let (failed, sipps_failed) = (called.counts.failed as f64, sipps_failed as f64);
+        assert!((failed - sipps_failed).abs() / PLACED as f64 <= 0.05, "{failed} and {sipps_failed} of {PLACED}");
+        if failing == 0.0 {
+            assert_eq!((failed, sipps_failed), (0.0, 0.0), "{:?}", called.lines);
+        }
+    }
+}
+
+/// Calls of SIPp at 500 a second, as it counted them itself: their rate, and how many failed.
+fn sipp_calls(to: SocketAddr, calls: u64) -> (f64, u64) {
+    let stats = std::env::temp_dir().join(format!("viahop-load-sipp-{}-{}.csv", std::process::id(), to.port()));
+    let (to, calls, stats_name) = (to.to_string(), calls.to_string(), stats.display().to_string());
+    let mut caller = sipp(&[
+        "-sn",
+        "uac",
+        &to,
+        "-i",
+        "127.0.0.1",
+        "-r",
+        "500",
+        "-m",
+        &calls,
+        "-d",
+        "0",
+        "-timeout",
+        "60",
+        "-trace_stat",
+        "-stf",
+        &stats_name,
+        "-fd",
+        "1",
+    ])
+    .unwrap();
+    wait(&mut caller, Duration::from_secs(90)).expect("SIPp ends by itself");
+    let text = std::fs::read_to_string(&stats).unwrap();
+    let _ = std::fs::remove_file(&stats);
+    let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split(';').collect()).collect();
+    let column = |name: &str| rows[0].iter().position(|column| *column == name).unwrap();
+    let last = rows.last().unwrap();
+    let number = |name: &str| last[column(name)].parse::<f64>().unwrap();
+    // The mean over the run has the time in it that SIPp waits for the last calls; the periods while it places have not.
+    let created = column("OutgoingCall(P)");
+    let full = rows[1..].iter().map(|row| row[created].parse::<f64>().unwrap()).filter(|placed| *placed > 0.0);
+    let mut full: Vec<f64> = full.collect();
+    full.sort_by(f64::total_cmp);
+    (full[full.len() / 2], number("FailedCall(C)") as u64)
+}
+
+/// An element in the path that looks at nothing.
+struct Element {
+    address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Element {
+    fn start(callee: SocketAddr) -> Element {
+        let mut relay = Relay::bind(any_port(), callee).unwrap();
+        let (address, stop) = (relay.local(), Arc::new(AtomicBool::new(false)));
+        let stopped = Arc::clone(&stop);
+        let run = move || {
+            relay.run(Mode::Batched, || stopped.load(Ordering::Relaxed)).unwrap();
+        };
+        let thread = std::thread::Builder::new().name("relay".into()).spawn(run).unwrap();
+        Element { address, stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Element {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 /// SIPp, if there is one.

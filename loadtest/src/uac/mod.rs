@@ -280,7 +280,7 @@ pub struct Report {
     pub lateness: Latencies,
     /// The first [`WRONGS_LISTED`] of each shard.
     pub wrongs: Vec<Wrong>,
-    /// From the first call's due time to the last's, in nanoseconds: what rates refer to.
+    /// From the first call's due time to when the last was placed, and a gap more, in nanoseconds: what rates refer to.
     pub placing_ns: u64,
     /// From the start to the end of the last call, in nanoseconds.
     pub elapsed_ns: u64,

@@ -81,7 +81,7 @@ struct Shard {
     /// Due times of the calls placed in this turn.
     due: Vec<u64>,
     first_due_ns: u64,
-    last_due_ns: u64,
+    last_placed_ns: u64,
     /// Where each scenario's steps are among `report.lines`.
     places: Vec<Vec<usize>>,
     report: Report,
@@ -164,7 +164,7 @@ impl Worker {
             next_number: number as u64,
             due: Vec::new(),
             first_due_ns: u64::MAX,
-            last_due_ns: 0,
+            last_placed_ns: 0,
             places,
             report: Report { lines, ..Report::default() },
             recent: Latencies::default(),
@@ -296,7 +296,7 @@ impl Shard {
         let mut report = std::mem::take(&mut self.report);
         // The last call's gap belongs to the time calls were placed in.
         let gap = if self.schedule.rate() > 0.0 { (SECOND_NS as f64 / self.schedule.rate()) as u64 } else { 0 };
-        report.placing_ns = (self.last_due_ns + gap).saturating_sub(self.first_due_ns);
+        report.placing_ns = (self.last_placed_ns + gap).saturating_sub(self.first_due_ns);
         report.elapsed_ns = now_ns().saturating_sub(self.first_due_ns);
         report
     }
@@ -316,7 +316,7 @@ impl Shard {
     fn place(&mut self, due: u64, now: u64) {
         self.report.counts.placed += 1;
         self.first_due_ns = self.first_due_ns.min(due);
-        self.last_due_ns = due;
+        self.last_placed_ns = now;
         let number = self.next_number;
         self.next_number += self.config.cores.len() as u64;
         let scenario = self.config.mix.choose(self.rng.next_unit());
