@@ -1,16 +1,22 @@
 //! A report as one page: no script, no font, no picture from elsewhere. The plots are SVG, drawn here.
 
 use crate::clock::{MS_NS, SECOND_NS};
+use crate::kpi::Kpis;
 use crate::latency::{Latencies, Short};
 use crate::log::{Log, Second};
+use crate::report::gap;
+use crate::uas;
 use std::fmt::Write;
 
 /// Inner width and height of a plot, in SVG units, and the room around it for what is written on its axes.
-const WIDTH: f64 = 860.0;
+const WIDTH: f64 = 930.0;
 const HEIGHT: f64 = 220.0;
 const LEFT: f64 = 70.0;
 const BELOW: f64 = 46.0;
 const ABOVE: f64 = 14.0;
+
+/// Messages that were wrong and are shown.
+const WRONGS_SHOWN: usize = 64;
 
 /// Points of one line. A run of more seconds is thinned: each point is then the highest of its seconds.
 const POINTS_MAX: usize = 800;
@@ -18,59 +24,100 @@ const POINTS_MAX: usize = 800;
 /// The page.
 pub fn render(log: &Log) -> String {
     let mut page = String::from(HEAD);
-    let _ = write!(page, "<h1>viahop-load</h1><p class=sub>{} · {}</p>", escape(&log.began), escape(&log.machine));
+    let _ = write!(page, "<h1>viahop-load</h1><p>{} · {}</p>", escape(&log.began), escape(&log.machine));
     for command in &log.commands {
         let _ = write!(page, "<pre class=command>{}</pre>", escape(command));
     }
-    for mark in &log.marks {
-        let _ = write!(page, "<p class=mark>{}</p>", escape(mark));
-    }
+    marks(&mut page, log);
     cards(&mut page, log);
     if !log.seconds.is_empty() {
         page.push_str("<h2>Calls per second</h2>");
         rates(&mut page, &log.seconds);
-        page.push_str("<h2>Latency over time</h2><p>Requests answered in each second, from their scheduled time.</p>");
-        latencies(&mut page, &log.seconds);
     }
     if let Some(calls) = &log.calls {
-        page.push_str("<h2>Latency by percentile</h2><p>All requests, from their scheduled time; and the generator's own lateness, which is part of it.</p>");
+        page.push_str("<h2>Latency over time</h2><p>Requests answered in each second, from the time they were due; and the most that a call was placed late, which is part of it.</p>");
+        latencies(&mut page, &log.seconds);
+        page.push_str("<h2>Latency by percentile</h2><p>The further right, the rarer: at p99 one request in a hundred took longer.</p>");
         percentiles(&mut page, &calls.latency(), &calls.lateness);
-        page.push_str("<h2>Requests</h2>");
+        page.push_str("<h2>Requests</h2><p>From the time each was due to its final response.</p>");
         requests(&mut page, log);
     }
-    page.push_str("<h2>Everything else</h2>");
-    let _ = write!(page, "<pre>{}</pre></main>", escape(&crate::report::render(log)));
+    messages(&mut page, log);
+    if let Some(callees) = log.callees.as_ref().filter(|callees| callees.backends.len() > 1) {
+        backends(&mut page, callees);
+    }
+    wrongs(&mut page, log);
+    let _ = write!(
+        page,
+        "<h2>As text</h2><details><summary>The report as the program printed it</summary><pre>{}</pre></details></main>",
+        escape(&crate::report::render(log))
+    );
     page
 }
 
 const HEAD: &str = "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>viahop-load</title><style>
-:root{--ink:#1d2329;--dim:#5d6872;--line:#d9dee3;--back:#fff;--a:#1f6f8b;--b:#c2571a;--c:#7a3e9d;--bad:#b3261e}
-@media(prefers-color-scheme:dark){:root{--ink:#e4e8ec;--dim:#98a3ad;--line:#353d45;--back:#14181c;--a:#6cc0dc;--b:#f0955c;--c:#c79ae0;--bad:#ff8a80}}
-body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,sans-serif}main{max-width:960px;margin:0 auto;padding:2rem 1.2rem}
-h1{margin:0;font-size:1.6rem}h2{margin:2.2rem 0 .4rem;font-size:1.1rem}p{margin:.2rem 0;color:var(--dim)}
-pre{overflow-x:auto;font:12.5px/1.5 ui-monospace,monospace;border:1px solid var(--line);border-radius:6px;padding:.7rem}.command{border:0;padding:0;color:var(--dim);white-space:pre-wrap}
-.mark{color:var(--bad);font-weight:600}.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:.7rem;margin:1.2rem 0}
-.cards div{border:1px solid var(--line);border-radius:6px;padding:.6rem .8rem}.cards b{display:block;font-size:1.35rem;font-variant-numeric:tabular-nums}.cards span{color:var(--dim);font-size:.85rem}
-.bad b{color:var(--bad)}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}td,th{padding:.3rem .5rem;text-align:right;border-bottom:1px solid var(--line)}th{color:var(--dim);font-weight:500}td:first-child,th:first-child{text-align:left}
-svg{width:100%;height:auto;display:block}svg text{fill:var(--dim);font-size:11px}.grid{stroke:var(--line)}.a{stroke:var(--a);fill:none}.b{stroke:var(--b);fill:none}.c{stroke:var(--c);fill:none}.a,.b,.c{stroke-width:1.8}
-svg .ka{fill:var(--a)}svg .kb{fill:var(--b)}svg .kc{fill:var(--c)}.scroll{overflow-x:auto}</style><main>";
+:root{--ink:#1d2329;--dim:#5d6872;--line:#d9dee3;--soft:#f4f6f8;--back:#fff;--a:#1f6f8b;--b:#c2571a;--c:#7a3e9d;--d:#7d8791;--bad:#b3261e;--warn:#8a5a00;--good:#2e6b34}
+@media(prefers-color-scheme:dark){:root{--ink:#e4e8ec;--dim:#98a3ad;--line:#353d45;--soft:#1c2227;--back:#14181c;--a:#6cc0dc;--b:#f0955c;--c:#c79ae0;--d:#77828c;--bad:#ff8a80;--warn:#e0b050;--good:#86c98d}}
+body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,sans-serif}main{max-width:1040px;margin:0 auto;padding:1.6rem 1.2rem}
+h1{margin:0;font-size:1.5rem}h2{margin:2rem 0 .3rem;font-size:1.1rem}p{margin:.2rem 0;color:var(--dim)}
+pre{overflow-x:auto;font:12.5px/1.5 ui-monospace,monospace;border:1px solid var(--line);border-radius:6px;padding:.7rem}.command{border:0;padding:0;margin:.4rem 0;color:var(--dim);white-space:pre-wrap}
+.mark{border-left:4px solid;padding:.25rem .7rem;margin:.4rem 0;background:var(--soft)}.void{color:var(--bad);font-weight:600}.partial,.noisy{color:var(--warn)}.valid{color:var(--good)}
+.cards{display:grid;grid-template-columns:repeat(6,1fr);gap:.6rem;margin:1rem 0}@media(max-width:800px){.cards{grid-template-columns:repeat(3,1fr)}}
+.cards div{border:1px solid var(--line);border-radius:6px;padding:.5rem .7rem}.cards b{display:block;font-size:1.3rem;font-variant-numeric:tabular-nums;white-space:nowrap}.cards span{color:var(--dim);font-size:.85rem}
+.bad b,td.bad{color:var(--bad)}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.93rem}td,th{padding:.25rem .5rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}th{color:var(--dim);font-weight:500}td:first-child,th:first-child,.text{text-align:left!important}td.wrap{white-space:normal}
+.none{color:var(--dim)}.bar{background:var(--a);height:.7rem;border-radius:2px;min-width:1px}.share{width:40%}.mono{font:12.5px ui-monospace,monospace}
+svg{width:100%;height:auto;display:block}svg text{fill:var(--dim);font-size:11px}.grid{stroke:var(--line)}.a,.b,.c,.d{fill:none;stroke-width:1.8}.a{stroke:var(--a)}.b{stroke:var(--b)}.c{stroke:var(--c)}.d{stroke:var(--d);stroke-dasharray:4 3}
+svg .ka{fill:var(--a)}svg .kb{fill:var(--b)}svg .kc{fill:var(--c)}svg .kd{fill:var(--d)}.scroll{overflow-x:auto}summary{cursor:pointer;color:var(--dim)}</style><main>";
+
+/// Whether the result counts.
+fn marks(page: &mut String, log: &Log) {
+    for mark in &log.marks {
+        let class = mark.split(':').next().unwrap_or_default().to_ascii_lowercase();
+        let _ = write!(page, "<p class='mark {}'>{}</p>", escape(&class), escape(mark));
+    }
+    if log.marks.is_empty() {
+        page.push_str(
+            "<p class='mark valid'>VALID: every call was placed in time, and the generator lost nothing of its own</p>",
+        );
+    }
+}
 
 fn cards(page: &mut String, log: &Log) {
     let mut cards: Vec<(&str, String, bool)> = Vec::new();
+    let mut altered = None;
     if let Some(calls) = &log.calls {
         let (counts, latency) = (calls.counts, calls.latency());
+        let share = counts.failed as f64 * 100.0 / counts.placed.max(1) as f64;
         cards.push(("calls per second", format!("{:.1}", log.rate()), false));
         cards.push(("calls placed", counts.placed.to_string(), false));
-        cards.push(("failed", counts.failed.to_string(), counts.failed > 0));
-        cards.push(("p50", Short(latency.at(0.5)).to_string(), false));
-        cards.push(("p99", Short(latency.at(0.99)).to_string(), false));
+        cards.push((
+            "calls failed",
+            if counts.failed > 0 { format!("{share:.2} %") } else { "0".to_owned() },
+            counts.failed > 0,
+        ));
+        cards.push(("latency p50", Short(latency.at(0.5)).to_string(), false));
+        cards.push(("latency p99", Short(latency.at(0.99)).to_string(), false));
+        cards.push(("own lateness p99.9", Short(calls.lateness.at(0.999)).to_string(), false));
+        if let Some(ser) = Kpis::of(calls).ser {
+            cards.push(("established (SER)", format!("{ser:.2} %"), false));
+        }
         cards.push(("retransmissions", counts.retransmissions.to_string(), counts.retransmissions > 0));
+        let wrong = counts.wrong + counts.strays + counts.unexpected + counts.malformed;
+        cards.push(("wrong or unexpected", wrong.to_string(), wrong > 0));
+        altered = Some(counts.altered);
     }
     if let Some(callees) = &log.callees {
         let total = callees.total();
-        cards.push(("calls taken", total.calls.to_string(), false));
+        altered = Some(altered.unwrap_or(0) + total.altered);
+        if log.calls.is_none() {
+            cards.push(("calls taken", total.calls.to_string(), false));
+            cards.push(("requests", total.requests.to_string(), false));
+        }
         cards.push(("at the wrong backend", total.violations.to_string(), total.violations > 0));
-        cards.push(("altered", total.altered.to_string(), total.altered > 0));
+        cards.push(("moved to another core", total.moved.to_string(), total.moved > 0));
+    }
+    if let Some(altered) = altered {
+        cards.push(("altered on the way", altered.to_string(), altered > 0));
     }
     page.push_str("<div class=cards>");
     for (name, figure, bad) in cards {
@@ -81,7 +128,7 @@ fn cards(page: &mut String, log: &Log) {
 }
 
 fn requests(page: &mut String, log: &Log) {
-    page.push_str("<div class=scroll><table><tr><th>request<th>sent<th>answered<th>again<th>p50<th>p90<th>p99<th>p99.9<th>max<th>failures");
+    page.push_str("<div class=scroll><table><tr><th>request<th>sent<th>answered<th>again<th>p50<th>p90<th>p99<th>p99.9<th>max<th class=text>failures");
     for line in log.calls.iter().flat_map(|calls| &calls.lines) {
         let _ = write!(
             page,
@@ -96,7 +143,85 @@ fn requests(page: &mut String, log: &Log) {
             let _ = write!(page, "<td>{}", Short(line.latency.at(quantile)));
         }
         let failures: Vec<String> = line.failures.iter().map(|(reason, count)| format!("{count} × {reason}")).collect();
-        let _ = write!(page, "<td>{}", escape(&failures.join(", ")));
+        let class = if failures.is_empty() { "text" } else { "'text bad wrap'" };
+        let _ = write!(page, "<td class={class}>{}", escape(&failures.join(", ")));
+    }
+    page.push_str("</table></div>");
+}
+
+fn messages(page: &mut String, log: &Log) {
+    let flows = log.flows();
+    if flows.is_empty() {
+        return;
+    }
+    page.push_str("<h2>Messages</h2><p>Copies and retransmissions included. What one side sent and the other never saw was lost on the way.</p>");
+    page.push_str("<div class=scroll><table><tr><th>message<th class=text>way<th>sent<th>arrived<th class=text>gap");
+    for flow in &flows {
+        let number =
+            |count: Option<u64>| count.map_or("<span class=none>–</span>".to_owned(), |count| count.to_string());
+        let way = if flow.there { "caller → callee" } else { "caller ← callee" };
+        let (sent, arrived) = (number(flow.sent), number(flow.arrived));
+        let class = if flow.lost().is_some_and(|lost| lost > 0) { "'text bad'" } else { "text" };
+        let _ = write!(
+            page,
+            "<tr><td>{}<td class=text>{way}<td>{sent}<td>{arrived}<td class={class}>{}",
+            flow.kind,
+            escape(gap(flow).trim_start())
+        );
+    }
+    page.push_str("</table></div>");
+}
+
+fn backends(page: &mut String, callees: &uas::Report) {
+    page.push_str("<h2>Backends</h2><div class=scroll><table><tr><th>backend<th>calls<th>share<th class='text share'><th>requests<th>wrong<th class=text>at the end");
+    let most = callees.backends.iter().map(|backend| backend.counts.calls).max().unwrap_or(0).max(1);
+    let all = callees.total().calls.max(1);
+    for (index, backend) in callees.backends.iter().enumerate() {
+        let counts = &backend.counts;
+        let _ = write!(
+            page,
+            "<tr><td>{index}<td>{}<td>{:.2} %<td><div class=bar style='width:{:.1}%'></div><td>{}<td>{}<td class=text>{}",
+            counts.calls,
+            counts.calls as f64 * 100.0 / all as f64,
+            counts.calls as f64 * 100.0 / most as f64,
+            counts.requests,
+            counts.violations,
+            if backend.alive { "alive" } else { "dead" }
+        );
+    }
+    page.push_str("</table></div>");
+}
+
+/// What was found out about single messages.
+fn wrongs(page: &mut String, log: &Log) {
+    let mut rows: Vec<[String; 3]> = Vec::new();
+    for wrong in log.calls.iter().flat_map(|calls| &calls.wrongs) {
+        rows.push([wrong.what.to_string(), wrong.row.to_string(), wrong.call_id.to_string()]);
+    }
+    for violation in log.callees.iter().flat_map(|callees| &callees.violations) {
+        let what =
+            format!("{} for backend {} reached backend {}", violation.method, violation.owner, violation.reached);
+        rows.push(["wrong backend".to_owned(), what, violation.call_id.to_string()]);
+    }
+    for moved in log.callees.iter().flat_map(|callees| &callees.moves) {
+        rows.push([
+            "moved".to_owned(),
+            format!("{} came from {}", moved.method, moved.from),
+            moved.call_id.to_string(),
+        ]);
+    }
+    if rows.is_empty() {
+        return;
+    }
+    page.push_str("<h2>Messages that were wrong</h2><p>The first of each kind; all are counted above.</p><div class=scroll><table><tr><th>what<th class=text>where<th class=text>Call-ID");
+    for [what, row, call_id] in rows.iter().take(WRONGS_SHOWN) {
+        let _ = write!(
+            page,
+            "<tr><td>{}<td class='text mono'>{}<td class='text mono'>{}",
+            escape(what),
+            escape(row),
+            escape(call_id)
+        );
     }
     page.push_str("</table></div>");
 }
@@ -121,7 +246,7 @@ fn rates(page: &mut String, seconds: &[Second]) {
         curve('c', "completed", &|second| second.completed),
         curve('b', "failed", &|second| second.failed),
     ];
-    plot(page, &curves, Scale::Linear, |value| format!("{value:.0}"), |at| format!("{at:.0} s"));
+    plot(page, "Calls per second", &curves, Scale::Linear, |value| format!("{value:.0}"), |at| format!("{at:.0} s"));
 }
 
 fn latencies(page: &mut String, seconds: &[Second]) {
@@ -129,20 +254,24 @@ fn latencies(page: &mut String, seconds: &[Second]) {
         let values = seconds.iter().map(|second| second.latencies().at(quantile) as f64 / MS_NS as f64);
         Curve { class, name, points: thinned(values.collect()) }
     };
-    let curves = [curve('a', "p50", 0.5), curve('c', "p99", 0.99), curve('b', "max", 1.0)];
-    plot(page, &curves, Scale::Logarithmic, milliseconds, |at| format!("{at:.0} s"));
+    let late = seconds.iter().map(|second| second.lateness_max_ns as f64 / MS_NS as f64);
+    let late = Curve { class: 'd', name: "own lateness, max", points: thinned(late.collect()) };
+    let curves = [curve('a', "p50", 0.5), curve('c', "p99", 0.99), curve('b', "max", 1.0), late];
+    plot(page, "Latency over time", &curves, Scale::Logarithmic, milliseconds, |at| format!("{at:.0} s"));
 }
 
 fn percentiles(page: &mut String, latency: &Latencies, lateness: &Latencies) {
     // The further right, the rarer: at 1 one in ten is slower, at 3 one in a thousand.
     let curve = |class, name, latencies: &Latencies| {
-        let inside = |quantile: f64| quantile < 1.0 && (1.0 - quantile) * latencies.count() as f64 >= 1.0;
+        // Not the very least, which may be far from all others, and nothing that fewer than one latency stands for.
+        let inside =
+            |quantile: f64| quantile > 0.0 && quantile < 1.0 && (1.0 - quantile) * latencies.count() as f64 >= 1.0;
         let points = latencies.spectrum().into_iter().filter(|(quantile, ..)| inside(*quantile));
         let points = points.map(|(quantile, ns, _)| (-(1.0 - quantile).log10(), ns as f64 / MS_NS as f64));
         Curve { class, name, points: points.collect() }
     };
-    let curves = [curve('a', "latency", latency), curve('b', "own lateness", lateness)];
-    plot(page, &curves, Scale::Logarithmic, milliseconds, |nines| match nines {
+    let curves = [curve('a', "latency", latency), curve('d', "own lateness", lateness)];
+    plot(page, "Latency by percentile", &curves, Scale::Logarithmic, milliseconds, |nines| match nines {
         nines if nines < 0.5 => "p0".to_owned(),
         nines => format!("p{}", trimmed(100.0 - 100.0 / 10f64.powf(nines.round()))),
     });
@@ -173,6 +302,7 @@ enum Scale {
 
 fn plot(
     page: &mut String,
+    name: &str,
     curves: &[Curve],
     scale: Scale,
     y_text: impl Fn(f64) -> String,
@@ -192,7 +322,12 @@ fn plot(
     };
     let height = |y: f64| if scale == Scale::Linear { y } else { y.log10() };
     let place = |x: f64, y: f64| (LEFT + x / x_max * WIDTH, ABOVE + HEIGHT - (y - low) / (high - low) * HEIGHT);
-    let _ = write!(page, "<svg viewBox='0 0 {} {}' role=img>", LEFT + WIDTH + 20.0, ABOVE + HEIGHT + BELOW);
+    let _ = write!(
+        page,
+        "<svg viewBox='0 0 {} {}' role=img aria-label='{name}'>",
+        LEFT + WIDTH + 20.0,
+        ABOVE + HEIGHT + BELOW
+    );
     for step in 0..=steps as u32 {
         let value = low + (high - low) * f64::from(step) / steps;
         let (x, y) = place(0.0, value);
@@ -200,9 +335,10 @@ fn plot(
         let _ = write!(page, "<line class=grid x1={x} x2={} y1={y:.1} y2={y:.1} />", LEFT + WIDTH);
         let _ = write!(page, "<text x={} y={:.1} text-anchor=end>{}</text>", x - 8.0, y + 4.0, escape(&text));
     }
-    let steps = x_max.floor().clamp(1.0, 6.0);
-    for step in 0..=steps as u32 {
-        let value = (x_max * f64::from(step) / steps).floor();
+    // Some ten figures at most, at round distances.
+    let step = round_up(x_max / 10.0).max(1.0).ceil();
+    let mut value = 0.0;
+    while value <= x_max {
         let (x, _) = place(value, low);
         let _ = write!(
             page,
@@ -210,6 +346,7 @@ fn plot(
             ABOVE + HEIGHT + 18.0,
             escape(&x_text(value))
         );
+        value += step;
     }
     for (index, curve) in curves.iter().enumerate() {
         let (mut path, mut pen_down) = (String::new(), false);
@@ -223,7 +360,7 @@ fn plot(
             pen_down = true;
         }
         let _ = write!(page, "<path class={} d='{path}'/>", curve.class);
-        let x = LEFT + 10.0 + index as f64 * 110.0;
+        let x = LEFT + 10.0 + index as f64 * 120.0;
         let _ = write!(page, "<text class=k{} x={x} y={}>● {}</text>", curve.class, ABOVE + HEIGHT + 38.0, curve.name);
     }
     page.push_str("</svg>");

@@ -2,7 +2,8 @@
 //! how a message of a call that reaches another backend than the one that took it is found out.
 //!
 //! The record is a table of atomic words in buckets of eight: taking a call and looking one up cost one cache line and no
-//! lock. The oldest of eight gives way to a ninth; what has been forgotten is unknown, never wrong.
+//! lock. The oldest of eight gives way to a ninth, one that has ended before one that goes on; what has been forgotten is
+//! unknown, never wrong.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use xxhash_rust::xxh3::xxh3_64;
@@ -23,7 +24,7 @@ pub struct Owners {
     entries: Box<[AtomicU64]>,
     /// How often each backend has died, modulo 8: a call taken in an earlier life belongs to nobody.
     lives: Box<[AtomicU8]>,
-    /// Entries that gave way to others.
+    /// Calls that went on and gave way to others.
     forgotten: AtomicU64,
 }
 
@@ -89,7 +90,7 @@ impl Owners {
         self.lives[backend].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many calls were forgotten because there were more than there is room for.
+    /// How many calls were forgotten while they went on, because there were more than there is room for.
     pub fn forgotten(&self) -> u64 {
         self.forgotten.load(Ordering::Relaxed)
     }
@@ -114,17 +115,20 @@ impl Owners {
             entry.store(new, Ordering::Relaxed);
             return;
         }
-        // The newest is first; the oldest falls off the end. Two threads that meet here may lose one entry, which then is
-        // unknown.
+        // The newest is first; the oldest that is not needed any more gives way, or else the oldest. Two threads that meet
+        // here may lose one entry, which then is unknown.
+        let to_spare = bucket.iter().rposition(|entry| !is_needed(entry.load(Ordering::Relaxed)));
         let mut carried = new;
-        for entry in bucket {
+        for entry in &bucket[..=to_spare.unwrap_or(WAYS - 1)] {
             carried = entry.swap(carried, Ordering::Relaxed);
-            if carried == 0 {
-                return;
-            }
         }
-        self.forgotten.fetch_add(1, Ordering::Relaxed);
+        self.forgotten.fetch_add(u64::from(is_needed(carried)), Ordering::Relaxed);
     }
+}
+
+/// Whether there is a call in this entry that goes on.
+fn is_needed(entry: u64) -> bool {
+    entry != 0 && entry & 1 << 12 == 0
 }
 
 #[cfg(test)]
@@ -156,5 +160,18 @@ mod tests {
         assert!(known <= 1024);
         assert_eq!(known as u64 + owners.forgotten(), 4096);
         assert_ne!(owners.of(digest(&4095u32.to_be_bytes())), Owner::Unknown, "the last is remembered");
+    }
+
+    #[test]
+    fn a_call_that_goes_on_outlives_any_number_that_have_ended() {
+        let owners = Owners::new(1024, 1);
+        let calls = |from: u32, count: u32| (from..from + count).map(|number| digest(&number.to_be_bytes()));
+        calls(0, 200).for_each(|call| owners.take(call, 0));
+        for call in calls(1000, 10_000) {
+            owners.take(call, 0);
+            owners.end(call, 0);
+        }
+        assert_eq!(owners.forgotten(), 0);
+        assert!(calls(0, 200).all(|call| owners.of(call) == Owner::Alive { backend: 0, over: false }));
     }
 }

@@ -290,13 +290,57 @@ fn a_terminal_has_a_live_screen_and_the_keys_of_sipp() {
 
 #[test]
 fn a_search_names_its_steps_its_setup_and_its_result() {
-    let args = ["search", "--listen", ANY, "--rate", "50", "--seconds", "0.2", "--confirmations", "2", "--rise", "0.5"];
-    let limited = ["--fault", "unavailable=100%"];
-    let output = run(&[&args[..], &limited].concat());
+    // Callers that hold twenty calls of 200 ms can do a hundred a second, and no more.
+    let limits = ["--rate", "40", "--seconds", "0.5", "--hold", "200ms", "--calls-max", "20", "--confirmations", "2"];
+    let dir = Dir::new("search");
+    let json = dir.path("search.json");
+    let output = run(&[&["search", "--listen", ANY, "--json", &json], &limits[..]].concat());
+    assert_eq!(output.code, 0, "{}", output.all());
+    for part in
+        ["trial   1:      40/s sustained", "Session Attempt Rate = 40 sessions/s", "SIP Transport Protocol = UDP"]
+    {
+        assert!(output.stdout.contains(part), "{part}: {}", output.stdout);
+    }
+    let rate = output.stdout.lines().find_map(|line| {
+        line.strip_prefix("Session Establishment Rate, R = ")?.strip_suffix(" sessions/s")?.parse::<u64>().ok()
+    });
+    assert!(rate.is_some_and(|rate| (70..=110).contains(&rate)), "{}", output.stdout);
+    assert!(std::fs::read_to_string(&json).unwrap().contains("\"trials\""));
+
+    // Behind an element they cannot do more either, so nothing is known about the element.
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let element = Relay::start(port);
+    let (listen, target) = (format!("udp:127.0.0.1:{port}"), format!("sip:{}", element.address));
+    let output = run(&[&["search", "--listen", &listen, "--target", &target], &limits[..]].concat());
     assert_eq!(output.code, 1, "{}", output.all());
-    let output = run(&[&args[..], &["--lateness-max", "1ns"]].concat());
-    assert_eq!(output.code, 1, "{}", output.all());
+    assert!(output.stdout.contains("baseline of the testbed (RFC 7502 6.1)"), "{}", output.stdout);
     assert!(output.stdout.contains("INVALID: generator-limited"), "{}", output.stdout);
+}
+
+/// The null relay as a process of its own, in front of a callee on this port.
+struct Relay {
+    child: std::process::Child,
+    address: String,
+}
+
+impl Relay {
+    fn start(port: u16) -> Relay {
+        use std::io::BufRead;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_viahop-load"));
+        command.args(["relay", "--listen", ANY, "--backend", &format!("sip:127.0.0.1:{port}")]);
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.split_ascii_whitespace().nth(1).unwrap().strip_prefix("udp:").unwrap().to_owned();
+        Relay { child, address }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 #[test]
@@ -310,8 +354,10 @@ fn a_comparison_prints_ratios_with_their_spread() {
     let output = run(&args);
     assert_eq!(output.code, 0, "{}", output.all());
     assert!(output.stdout.contains("2000 requests/s, Poisson"), "{}", output.stdout);
-    let line = output.stdout.lines().find(|line| line.contains("relay-scalar")).unwrap();
-    assert!(line.matches('(').count() >= 2, "CPU and its ratio, each with its spread: {line}");
+    assert_eq!(output.stdout.matches("ratio (spread)").count(), 2, "{}", output.stdout);
+    for element in ["direct", "relay", "relay-scalar"] {
+        assert!(output.stdout.lines().any(|line| line.trim_start().starts_with(element)), "{}", output.stdout);
+    }
 }
 
 #[test]

@@ -125,7 +125,7 @@ fn line(text: &mut String, outcome: &Outcome, samples: &[&Sample], name: &str, d
     let calls =
         outcome.system_calls.iter().find(|(element, _)| element == name).map(|(_, calls)| format!("{calls:.2}"));
     let saturated = own().all(|sample| sample.load.is_none());
-    let latency = |ns: u64| if saturated { "-".to_owned() } else { Short(ns).to_string() };
+    let latency = |ns: u64| if saturated || ns == 0 { "-".to_owned() } else { Short(ns).to_string() };
     let measured = name != "direct";
     let _ = write!(
         text,
@@ -174,7 +174,8 @@ fn ratio(samples: &[&Sample], name: &str, figure: impl Fn(&Sample) -> f64) -> St
 fn added(samples: &[&Sample], name: &str, figure: impl Fn(&Sample) -> u64) -> String {
     let differences = of(samples, name).filter_map(|sample| {
         let direct = of(samples, "direct").find(|direct| direct.round == sample.round && direct.load.is_some())?;
-        Some(figure(sample) as f64 - figure(direct) as f64)
+        // Where nothing came through there was no latency.
+        (figure(sample) > 0).then(|| figure(sample) as f64 - figure(direct) as f64)
     });
     let differences: Vec<f64> = differences.collect();
     if name == "direct" || differences.is_empty() {

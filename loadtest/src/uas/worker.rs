@@ -551,7 +551,13 @@ impl Shard {
     fn on_subscribe(&mut self, request: &Request<'_>) {
         if request.in_dialog && request.call.is_none() {
             self.check_owner(request);
-            return self.answer_unknown(request);
+            let over = Owner::Alive { backend: self.backends[request.place].index, over: true };
+            if self.shared.owners.of(request.digest) != over {
+                return self.answer_unknown(request);
+            }
+            // A late copy of the one that ended the subscription.
+            self.backends[request.place].counts.copies += 1;
+            return self.answer(request, 200, Carries::Contact);
         }
         if !request.in_dialog && self.meets_its_fate(request) {
             return;
