@@ -111,20 +111,28 @@ impl Viahop {
     pub fn start(name: &str, config: &str) -> Viahop {
         let folder = Folder::new(name);
         let admin: SocketAddr = ([127, 0, 0, 1], free_port()).into();
-        let path = folder.0.join("viahop.toml");
-        let log = folder.0.join("log");
-        fs::write(&path, with_admin(config, admin)).unwrap();
-        let mut command = viahop(&["run", "-c", path.to_str().unwrap()]);
-        command.env("STATE_DIRECTORY", &folder.0).stderr(fs::File::create(&log).unwrap());
-        let process = Process::start(&mut command);
+        folder.write("viahop.toml", &with_admin(config, admin));
+        let (process, log) = launch(&folder, "log");
         let mut viahop = Viahop { process, admin, log, folder };
+        viahop.wait_for_life();
+        viahop
+    }
+
+    /// Kills it as a power cut would, and starts it again from what is in its folder: the configuration and the secret.
+    pub fn restart(&mut self) {
+        self.process.signal("KILL");
+        assert!(self.process.wait(PATIENCE).is_some());
+        (self.process, self.log) = launch(&self.folder, "log-2");
+        self.wait_for_life();
+    }
+
+    fn wait_for_life(&mut self) {
         let until = Instant::now() + PATIENCE;
-        while ureq::get(format!("http://{admin}/live")).call().is_err() {
-            let ended = viahop.process.0.try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < until, "viahop did not start: {ended:?}\n{}", viahop.log());
+        while ureq::get(format!("http://{}/live", self.admin)).call().is_err() {
+            let ended = self.process.0.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < until, "viahop did not start: {ended:?}\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
-        viahop
     }
 
     pub fn log(&self) -> String {
@@ -186,6 +194,13 @@ impl Viahop {
         assert!(log.contains("event=\"ended\"") && !log.contains("event=\"panic\""), "{log}");
         log
     }
+}
+
+fn launch(folder: &Folder, log: &str) -> (Process, PathBuf) {
+    let (path, log) = (folder.0.join("viahop.toml"), folder.0.join(log));
+    let mut command = viahop(&["run", "-c", path.to_str().unwrap()]);
+    command.env("STATE_DIRECTORY", &folder.0).stderr(fs::File::create(&log).unwrap());
+    (Process::start(&mut command), log)
 }
 
 fn with_admin(config: &str, admin: SocketAddr) -> String {

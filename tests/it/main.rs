@@ -8,6 +8,7 @@
 mod support;
 
 mod calls;
+mod dialogs;
 mod faults;
 mod live;
 mod registrars;
