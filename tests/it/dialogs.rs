@@ -16,28 +16,36 @@ fn scenario(name: &str) -> String {
 }
 
 /// SIPp processes that play one scenario, each on a port of its own.
-struct Servers {
+pub struct Servers {
     ports: Vec<u16>,
     folders: Vec<Folder>,
     processes: Vec<Process>,
 }
 
 impl Servers {
-    fn start(count: usize, scenario_name: &str, more: &[&str]) -> Servers {
+    fn start(count: usize, scenario: &str, more: &[&str]) -> Servers {
         let mut servers = Servers { ports: Vec::new(), folders: Vec::new(), processes: Vec::new() };
-        for _ in 0..count {
-            let port = free_port();
-            let folder = Folder::new(&format!("{scenario_name}-{port}"));
-            let mut command = Command::new("sipp");
-            command.args(["-sf", &scenario(scenario_name), "-i", "127.0.0.1", "-p", &port.to_string()]);
-            command.args(["-nostdin", "-trace_msg", "-message_file", "messages.log"]).args(more);
-            command.current_dir(&folder.0).stdout(Stdio::null()).stderr(Stdio::null());
-            servers.processes.push(Process::start(&mut command));
-            wait_for_port(port);
-            servers.ports.push(port);
-            servers.folders.push(folder);
-        }
+        (0..count).for_each(|_| servers.add(free_port(), scenario, more));
         servers
+    }
+
+    /// One of them, at this port.
+    pub fn start_at(port: u16, scenario: &str) -> Servers {
+        let mut servers = Servers::start(0, scenario, &[]);
+        servers.add(port, scenario, &[]);
+        servers
+    }
+
+    fn add(&mut self, port: u16, name: &str, more: &[&str]) {
+        let folder = Folder::new(&format!("{name}-{port}"));
+        let mut command = Command::new("sipp");
+        command.args(["-sf", &scenario(name), "-i", "127.0.0.1", "-p", &port.to_string()]);
+        command.args(["-nostdin", "-trace_msg", "-message_file", "messages.log"]).args(more);
+        command.current_dir(&folder.0).stdout(Stdio::null()).stderr(Stdio::null());
+        self.processes.push(Process::start(&mut command));
+        wait_for_port(port);
+        self.ports.push(port);
+        self.folders.push(folder);
     }
 
     /// What each received, by its message log.
@@ -60,7 +68,7 @@ impl Servers {
     }
 
     /// Which server each call began at, how many later requests of these calls arrived, and which of those elsewhere.
-    fn judge(&self) -> Judgement {
+    pub fn judge(&self) -> Judgement {
         let received = self.received();
         let mut homes: HashMap<String, BTreeSet<u16>> = HashMap::new();
         for one in received.iter().filter(|one| one.begins) {
@@ -84,7 +92,7 @@ struct Received {
     begins: bool,
 }
 
-struct Judgement {
+pub struct Judgement {
     homes: HashMap<String, BTreeSet<u16>>,
     in_calls: usize,
     strays: Vec<Received>,
@@ -92,7 +100,7 @@ struct Judgement {
 
 impl Judgement {
     /// Every call began at one server, and nothing of it came to another.
-    fn assert_clean(&self, calls: usize, requests: usize) {
+    pub fn assert_clean(&self, calls: usize, requests: usize) {
         assert!(self.strays.is_empty(), "{} of {} strayed: {:?}", self.strays.len(), self.in_calls, self.strays);
         let twice: Vec<_> = self.homes.iter().filter(|(_, homes)| homes.len() != 1).collect();
         assert!(twice.is_empty(), "{twice:?}");
@@ -102,17 +110,21 @@ impl Judgement {
 }
 
 /// SIPp as the caller.
-fn caller(folder: &Folder, scenario_name: &str, target: u16, calls: u32, rate: u32, more: &[&str]) -> Process {
+pub fn caller(folder: &Folder, scenario_name: &str, target: u16, calls: u32, rate: u32, more: &[&str]) -> Process {
+    let port = free_port().to_string();
     let mut command = Command::new("sipp");
     command.args(["-sf", &scenario(scenario_name), &format!("127.0.0.1:{target}"), "-i", "127.0.0.1"]);
-    command.args(["-p", &free_port().to_string(), "-r", &rate.to_string(), "-m", &calls.to_string()]);
+    command.args(["-r", &rate.to_string(), "-m", &calls.to_string()]);
+    if !more.contains(&"-p") {
+        command.args(["-p", &port]);
+    }
     command.args(["-l", "100000", "-nostdin", "-trace_stat", "-stf", "uac.csv", "-fd", "1"]);
     command.args(["-trace_err", "-error_file", "errors.log"]).args(more);
     command.current_dir(&folder.0).stdout(Stdio::null()).stderr(Stdio::null());
     Process::start(&mut command)
 }
 
-fn assert_completed(folder: &Folder, client: &mut Process, expected: u64) {
+pub fn assert_completed(folder: &Folder, client: &mut Process, expected: u64) {
     let status = client.wait(2 * MINUTE);
     let counted = calls(&folder.0);
     let errors = std::fs::read_to_string(folder.0.join("errors.log")).unwrap_or_default();

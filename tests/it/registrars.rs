@@ -1,15 +1,19 @@
-//! viahop in front of two real registrars: Kamailio, with sipsak as the phone.
+//! viahop in front of two real registrars: Kamailio, with sipsak and SIPp as the phones.
 
+use crate::dialogs::{assert_completed, caller};
 use crate::live::{Folder, PATIENCE, Process, Viahop, config, free_port, output, wait_for_port};
 use crate::support::has_peer;
 use std::process::{Command, Stdio};
 
-/// A registrar and proxy in a few lines: locations in memory, nothing shared with the other.
+/// A registrar and proxy in a few lines: locations in memory, nothing shared with the other. What is in capitals is filled
+/// in by `kamailio`.
 const KAMAILIO: &str = r#"
 children=1
 log_stderror=yes
 debug=0
-listen=udp:127.0.0.1:PORT
+disable_tcp=yes
+maxbuffer=8388608
+listen=udp:ADDRESS:PORT
 mpath="/usr/lib/x86_64-linux-gnu/kamailio/modules/:/usr/lib/aarch64-linux-gnu/kamailio/modules/"
 loadmodule "tm.so"
 loadmodule "sl.so"
@@ -20,10 +24,13 @@ loadmodule "siputils.so"
 loadmodule "maxfwd.so"
 loadmodule "usrloc.so"
 loadmodule "registrar.so"
+loadmodule "auth.so"
+modparam("registrar", "use_path", 1)
+modparam("registrar", "path_mode", 0)
 request_route {
     if (!mf_process_maxfwd_header("10")) { sl_send_reply("483", "Too Many Hops"); exit; }
     if (is_method("OPTIONS") && $rU == $null) { sl_send_reply("200", "OK"); exit; }
-    if (is_method("REGISTER")) { append_to_reply("X-Registrar: PORT\r\n"); save("location"); exit; }
+    if (is_method("REGISTER")) { CHALLENGE append_to_reply("X-Registrar: PORT\r\n"); save("location"); exit; }
     if (loose_route()) { t_relay(); exit; }
     if (is_method("INVITE")) { record_route(); }
     if (!lookup("location")) { sl_send_reply("404", "Not Found"); exit; }
@@ -31,16 +38,75 @@ request_route {
 }
 "#;
 
-fn kamailio(folder: &Folder, port: u16) -> Process {
-    let path = folder.write(&format!("kamailio-{port}.cfg"), &KAMAILIO.replace("PORT", &port.to_string()));
+/// With it, a user has to prove that the password is "secret".
+pub const DIGEST: &str =
+    r#"if (!pv_www_authenticate("load.example", "secret", "0")) { www_challenge("load.example", "0"); exit; }"#;
+
+pub fn kamailio(folder: &Folder, address: &str, port: u16, challenge: &str) -> Process {
+    let config =
+        KAMAILIO.replace("ADDRESS", address).replace("PORT", &port.to_string()).replace("CHALLENGE", challenge);
+    let path = folder.write(&format!("kamailio-{port}.cfg"), &config);
     let runtime = folder.0.join(format!("run-{port}"));
     std::fs::create_dir_all(&runtime).unwrap();
     let mut command = Command::new("kamailio");
-    command.args(["-DD", "-E", "-m", "32", "-M", "4", "-f"]).arg(&path).arg("-Y").arg(&runtime);
+    command.args(["-DD", "-E", "-m", "64", "-M", "8", "-f"]).arg(&path).arg("-Y").arg(&runtime);
     command.stdout(Stdio::null()).stderr(std::fs::File::create(folder.0.join(format!("log-{port}"))).unwrap());
     let process = Process::start(&mut command);
-    wait_for_port(port);
+    if address == "127.0.0.1" {
+        wait_for_port(port);
+    }
     process
+}
+
+/// All locations are with one registrar each: what concerns a user has to reach the registrar of that user.
+const POOL: &str = "affinity = \"aor\"\nhealth = { interval = \"500ms\", timeout = \"200ms\" }";
+
+pub fn wait_for_registrars(viahop: &Viahop) {
+    viahop.wait_until("all answer OPTIONS", PATIENCE, |status| {
+        let answers = |one: &serde_json::Value| {
+            one["last_probe"].as_str().is_some_and(|text| text.starts_with("options_ok")) && one["state"] == "up"
+        };
+        status["backends"].as_array().unwrap().iter().all(answers)
+    });
+}
+
+#[test]
+fn ten_thousand_phones_register_by_digest_and_are_called_through_their_path() {
+    if !has_peer("kamailio") || !has_peer("sipp") {
+        return;
+    }
+    const PHONES: u32 = 10_000;
+    const CALLS: u32 = 500;
+    let folder = Folder::new("digest");
+    let ports = [free_port(), free_port()];
+    let registrars: Vec<Process> = ports.iter().map(|&port| kamailio(&folder, "127.0.0.1", port, DIGEST)).collect();
+    let listen = free_port();
+    let viahop = Viahop::start("digest", &config(listen, &ports, POOL));
+    wait_for_registrars(&viahop);
+    let users = |step: u32| -> String {
+        let users = (0..PHONES)
+            .step_by(step as usize)
+            .map(|user| format!("user{user};[authentication username=user{user} password=secret]\n"));
+        ["SEQUENTIAL\n".to_owned()].into_iter().chain(users).collect()
+    };
+    folder.write("all.csv", &users(1));
+    folder.write("some.csv", &users(PHONES / CALLS));
+    // All phones are at one address; what they give as their Contact is reached by nobody.
+    let phone = free_port();
+    let mut client =
+        caller(&folder, "uac_register", listen, PHONES, 1200, &["-inf", "all.csv", "-p", &phone.to_string()]);
+    assert_completed(&folder, &mut client, u64::from(PHONES));
+    let registers = ports.map(|port| viahop.metric("viahop_messages_forwarded_total", &format!("127.0.0.1:{port}\"")));
+    assert!(registers.iter().sum::<f64>() >= 2.0 * f64::from(PHONES) && registers.iter().all(|&one| one > 9000.0));
+    println!("{PHONES} digest registrations, 0 failed; at the registrars: {registers:?}");
+    let phones = crate::dialogs::Servers::start_at(phone, "uas_rr");
+    let other = Folder::new("outside");
+    std::fs::copy(folder.0.join("some.csv"), other.0.join("some.csv")).unwrap();
+    let mut client = caller(&other, "uac_users", listen, CALLS, 100, &["-inf", "some.csv", "-d", "500"]);
+    assert_completed(&other, &mut client, u64::from(CALLS));
+    phones.judge().assert_clean(CALLS as usize, 2 * CALLS as usize);
+    drop(registrars);
+    viahop.end();
 }
 
 #[test]
@@ -50,18 +116,10 @@ fn phones_register_with_and_are_reached_through_two_kamailios() {
     }
     let folder = Folder::new("registrars");
     let ports = [free_port(), free_port()];
-    let registrars: Vec<Process> = ports.iter().map(|&port| kamailio(&folder, port)).collect();
+    let registrars: Vec<Process> = ports.iter().map(|&port| kamailio(&folder, "127.0.0.1", port, "")).collect();
     let listen = free_port();
-    // Locations are not shared: all that concerns a user has to reach the registrar of that user.
-    let pool = "affinity = \"aor\"\nhealth = { interval = \"500ms\", timeout = \"200ms\" }";
-    let viahop = Viahop::start("registrars", &config(listen, &ports, pool));
-    viahop.wait_until("both answer OPTIONS", PATIENCE, |status| {
-        status["backends"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .all(|one| one["last_probe"].as_str().is_some_and(|text| text.starts_with("options_ok")))
-    });
+    let viahop = Viahop::start("registrars", &config(listen, &ports, POOL));
+    wait_for_registrars(&viahop);
     let sipsak = |args: &[&str]| {
         let mut command = Command::new("sipsak");
         output(command.args(["-p", &format!("127.0.0.1:{listen}"), "-vvv"]).args(args))
