@@ -18,7 +18,7 @@ use crate::dataplane::rewrite::reply::{self, NoReply, Reply};
 use crate::dataplane::rewrite::via::{self, Ours, Received};
 use crate::dataplane::room::Room;
 use crate::dataplane::route::record::{Passing, record};
-use crate::dataplane::route::{self, Arrival, Decision, Input, Router};
+use crate::dataplane::route::{self, Arrival, Decision, Input, Router, SentBy};
 use crate::dataplane::scan::{Scan, Scanner, Span, second_row};
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::{self, Method, StartLine, StartLineError};
@@ -158,7 +158,7 @@ impl Dispatcher {
         //= RFC 3261 section 16.3
         //# If a loop is detected, the element MAY return a 482 (Loop Detected)
         //# response.
-        if request.via.token.is_present() && is_loop(tables, message, &request.via) {
+        if request.via.token.is_present() && via::is_ours(&tables.keys, message, &request.via) {
             // The optional check of RFC 3261 16.3 item 4: a request whose topmost Via is ours came back without passing anybody who
             // would have added a Via: a backend's address is ours.
             return Err(LOOP);
@@ -200,6 +200,18 @@ impl Dispatcher {
             return Ok(Verdict::Drop(DropReason::NoEgress));
         }
         let request = &self.request;
+        let sent_by = route::sent_by(tables, decision);
+        let mark = match (sent_by, arrival.listener) {
+            (SentBy::Egress(start), Some(listener)) => {
+                Some(via::mark(&tables.keys, room.input, &self.scan, request, listener, start))
+            }
+            _ => None,
+        };
+        if (request.via.comma != 0 || self.scan.is_repeated(HeaderKind::Via))
+            && mark.is_some_and(|mark| has_come_round(tables, room.input, &self.scan, arrival, &mark))
+        {
+            return Err(LOOP);
+        }
         //= RFC 3261 section 16.6
         //# If the copy contains a Max-Forwards header field, the proxy MUST
         //# decrement its value by one (1).
@@ -207,11 +219,7 @@ impl Dispatcher {
             count_down(room.input, request.max_forwards, request.hops_left);
         }
         let message = &*room.input;
-        let ours = Ours {
-            sent_by: route::sent_by(tables, decision),
-            egress_port: egress_port.unwrap_or_default(),
-            transaction,
-        };
+        let ours = Ours { sent_by, egress_port: egress_port.unwrap_or_default(), transaction, mark };
         //= RFC 3261 section 7.1
         //# The SIP-Version string is case-insensitive, but implementations MUST
         //# send upper-case.
@@ -435,12 +443,11 @@ fn next_via(message: &[u8], scan: &Scan, ours: &Via) -> NextVia {
     crate::dataplane::sip::via::parse(message, value).map_or(NextVia::Unreadable, NextVia::Some)
 }
 
-/// Whether the topmost Via, which carries a token, is ours.
+/// Whether this request from outside passed us before, and nothing that we decide by has changed since. From inside it may
+/// well be the same: a proxy that sends a call out through us leaves a Request-URI as it is.
 #[cold]
-fn is_loop(tables: &Tables, message: &[u8], ours: &Via) -> bool {
-    let digest = token::read_branch(ours.branch.of(message));
-    let token = token::read_via_token(ours.token.of(message));
-    token.zip(digest).is_some_and(|(mut token, digest)| token.verify(&tables.keys, digest).is_some())
+fn has_come_round(tables: &Tables, message: &[u8], scan: &Scan, arrival: Arrival, mark: &via::Mark) -> bool {
+    !route::is_from_inside(tables, &arrival) && via::has_mark(&tables.keys, message, scan, mark)
 }
 
 /// What the client's Via was that a response has lost, if the token says so and the digest in our branch agrees.

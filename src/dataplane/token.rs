@@ -3,7 +3,7 @@
 //! # In our Via
 //!
 //! ```text
-//! Via: SIP/2.0/UDP 10.0.0.5:40001;branch=z9hG4bK<digest>;vh=<head>[~<sent-by>~<branch>]
+//! Via: SIP/2.0/UDP 10.0.0.5:40001;branch=z9hG4bK<digest>;vh=<head>[~<sent-by>~<branch>][;vl=<mark>]
 //!
 //! digest   16 letters of hexadecimal: 64 bits over the client's branch, sent-by, Call-ID and CSeq number
 //! head     hexadecimal: 1 octet    key id (low four bits), flags: 16 = IPv6, 32 = local address present
@@ -13,6 +13,7 @@
 //!                       0, 4 or 16 local address the request came to, if the listener is bound to a wildcard
 //!                       8          MAC over the above and the digest
 //! sent-by, branch       of the client's Via, in requests whose 100 may lose it; `[`, `]` and `:` written `'`, `` ` `` and `!`
+//! mark     8 letters: what tells a loop from a spiral, towards backends (`rewrite::via::Mark`)
 //! ```
 //!
 //! The *branch* is a function of what stays the same when a request is retransmitted, cancelled, or acknowledged after a

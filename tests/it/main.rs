@@ -11,6 +11,7 @@ mod calls;
 mod dialogs;
 mod faults;
 mod live;
+mod loops;
 mod nat;
 mod registrars;
 mod reload;

@@ -3,10 +3,11 @@
 use super::edit::Edits;
 use crate::dataplane::keys::Keys;
 use crate::dataplane::route::SentBy;
-use crate::dataplane::scan::Span;
+use crate::dataplane::scan::{Scan, Span, rows};
+use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri;
-use crate::dataplane::sip::via::Via;
+use crate::dataplane::sip::via::{self, Via};
 use crate::dataplane::text::Text;
 use crate::dataplane::token::{self, Flow};
 use crate::dataplane::validate::Request;
@@ -69,6 +70,9 @@ pub fn write(out: &mut Text<'_>, keys: &Keys, message: &[u8], request: &Request,
     let rebuild = may_lose_via && is_unique && !request.via.has_blanks;
     let rebuild = rebuild.then(|| (sent_by.of(message), branch.of(message)));
     token::write_via_token(out, keys, flow, ours.transaction, rebuild);
+    if let Some(mark) = &ours.mark {
+        out.put(MARK).put(mark);
+    }
     out.put(b"\r\n");
 }
 
@@ -81,6 +85,65 @@ pub struct Ours<'a> {
     pub egress_port: u16,
     /// The digest for the branch.
     pub transaction: u64,
+    /// What tells a loop from a spiral, where the request comes from outside: see [`Mark`].
+    pub mark: Option<Mark>,
+}
+
+/// A digest of what we decided by, in hexadecimal: Request-URI and Route as they came, the listener, and who we are. A
+/// request that comes back with our Via and all of that unchanged would be sent on as before, without end; one that comes
+/// back with anything changed is a spiral and goes on (RFC 3261 16.3 item 4, RFC 5393 4.2).
+pub type Mark = [u8; 8];
+
+/// What stands before it in our Via.
+pub const MARK: &[u8] = b";vl=";
+
+/// The mark of a request that came to `listener` and goes to a backend that knows us as `start` says.
+#[inline(always)]
+pub fn mark(keys: &Keys, message: &[u8], scan: &Scan, request: &Request, listener: u8, start: &str) -> Mark {
+    let mut digest = keys.branch();
+    digest.add(b"loop").add(start.as_bytes()).add(request.uri.whole.of(message));
+    if scan.has(HeaderKind::Route) {
+        rows(message, scan, HeaderKind::Route).for_each(|row| {
+            digest.add(row.span().of(message));
+        });
+    }
+    let mut mark = Mark::default();
+    let digest = digest.finish(u32::from(listener)) as u32;
+    token::hex::encode(&mut Text::new(&mut mark), &digest.to_be_bytes());
+    mark
+}
+
+/// Whether a Via of ours further down has this mark.
+#[cold]
+pub fn has_mark(keys: &Keys, message: &[u8], scan: &Scan, mark: &Mark) -> bool {
+    let head = message.get(..scan.body as usize).unwrap_or_default();
+    if memchr::memmem::find(head, MARK).is_none() {
+        return false;
+    }
+    rows(message, scan, HeaderKind::Via).any(|row| {
+        let mut rest = row.span();
+        while let Some(via) = via::parse(message, rest) {
+            let value = via.whole.of(message);
+            let place = memchr::memmem::find(value, MARK).map(|place| place + MARK.len());
+            let is_equal = place.is_some_and(|place| value.get(place..place + mark.len()) == Some(mark));
+            if is_equal && is_ours(keys, message, &via) {
+                return true;
+            }
+            if via.comma == 0 {
+                break;
+            }
+            rest = Span { start: via.comma + 1, end: rest.end };
+        }
+        false
+    })
+}
+
+/// Whether `via` is one that we, or a node with our secret, wrote.
+#[cold]
+pub fn is_ours(keys: &Keys, message: &[u8], via: &Via) -> bool {
+    let digest = token::read_branch(via.branch.of(message));
+    let token = token::read_via_token(via.token.of(message));
+    token.zip(digest).is_some_and(|(mut token, digest)| token.verify(keys, digest).is_some())
 }
 
 impl Ours<'_> {
@@ -178,7 +241,6 @@ impl Received {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::sip::via;
 
     fn received(value: &str, source: &str) -> String {
         let message = value.as_bytes();

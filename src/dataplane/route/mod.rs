@@ -217,7 +217,7 @@ impl Router {
             self.has_changed = false;
             self.unsettled_until_ms = input.now_ms + RINGING_MS;
         }
-        let inside = input.tables.is_inside(input.arrival.from) || side_of(input) == Side::Inside;
+        let inside = is_from_inside(input.tables, &input.arrival);
         let (mut popped, mut uri) = (Popped::Nothing, input.request.uri);
         if input.scan.has(HeaderKind::Route) {
             let by_route = self.by_route(input, edits, inside)?;
@@ -355,9 +355,11 @@ fn key_hash(input: &Input<'_>, pool: &Pool) -> u64 {
     key::hash(keys, pool.affinity, input.message, input.scan, input.request, input.arrival.from.ip())
 }
 
-fn side_of(input: &Input<'_>) -> Side {
-    let listener = input.arrival.listener.and_then(|index| input.tables.listeners.get(index as usize));
-    listener.map_or(Side::Outside, |listener| listener.side)
+/// Whether what came there came from inside: from a backend, a network of ours, or on an inside listener.
+#[inline(always)]
+pub fn is_from_inside(tables: &Tables, arrival: &Arrival) -> bool {
+    let listener = arrival.listener.and_then(|index| tables.listeners.get(index as usize));
+    tables.is_inside(arrival.from) || listener.is_some_and(|listener| listener.side == Side::Inside)
 }
 
 fn matches(rule: &Rule, input: &Input<'_>) -> bool {
