@@ -17,13 +17,13 @@ fn scenario(name: &str) -> String {
 
 /// SIPp processes that play one scenario, each on a port of its own.
 pub struct Servers {
-    ports: Vec<u16>,
+    pub ports: Vec<u16>,
     folders: Vec<Folder>,
-    processes: Vec<Process>,
+    pub processes: Vec<Process>,
 }
 
 impl Servers {
-    fn start(count: usize, scenario: &str, more: &[&str]) -> Servers {
+    pub fn start(count: usize, scenario: &str, more: &[&str]) -> Servers {
         let mut servers = Servers { ports: Vec::new(), folders: Vec::new(), processes: Vec::new() };
         (0..count).for_each(|_| servers.add(free_port(), scenario, more));
         servers

@@ -1,5 +1,6 @@
 //! Backends that die in the middle of calls: refused, and silent.
 
+use crate::dialogs::{Servers, assert_completed, caller};
 use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, calls, config, free_port, sipp_uac, sipp_uas};
 use crate::support::has_peer;
 use std::net::UdpSocket;
@@ -179,4 +180,68 @@ fn sipp_options_server(folder: &Folder, port: u16) -> (Process, u16) {
     let process = Process::start(&mut command);
     crate::live::wait_for_port(port);
     (process, port)
+}
+
+#[test]
+fn after_a_refusal_the_next_message_is_elsewhere_within_ten_milliseconds() {
+    let mut servers: Vec<Option<Server>> = (0..24).map(|_| Some(Server::start(0))).collect();
+    let ports: Vec<u16> = servers.iter().map(|server| server.as_ref().unwrap().port).collect();
+    let listen = free_port();
+    let viahop = Viahop::start("ten-ms", &config(listen, &ports, PROBED));
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut took = Vec::new();
+    for fault in 0..20 {
+        let call = format!("fault-{fault}");
+        let home = ask(&client, listen, &call).unwrap();
+        let place = ports.iter().position(|&port| port == home).unwrap();
+        servers[place] = None;
+        // The first message finds the door shut; a client in a hurry repeats it every millisecond. Read timeouts are in
+        // ticks of the kernel, which are longer.
+        client.set_nonblocking(true).unwrap();
+        let (since, mut sent) = (Instant::now(), 0);
+        let mut room = vec![0; 4096];
+        while client.recv(&mut room).is_err() {
+            assert!(since.elapsed() < PATIENCE);
+            if since.elapsed() >= Duration::from_millis(sent) {
+                client.send_to(request(&call).as_bytes(), ("127.0.0.1", listen)).unwrap();
+                sent += 1;
+            }
+            std::thread::yield_now();
+        }
+        took.push(since.elapsed());
+        client.set_nonblocking(false).unwrap();
+        viahop.wait_until("down", PATIENCE, |status| status["backends"][place]["state"] == "down");
+    }
+    took.sort();
+    println!("answered elsewhere after {:?} (median), {:?} (most) of {} deaths", took[10], took[19], took.len());
+    assert!(took[10] < Duration::from_millis(10), "{took:?}");
+    viahop.end();
+}
+
+#[test]
+fn a_backend_that_falls_silent_is_down_within_a_second_and_a_half_and_no_invite_runs_into_timer_b() {
+    if !has_peer("sipp") {
+        return;
+    }
+    let servers = Servers::start(4, "uas_alive", &[]);
+    let listen = free_port();
+    // Health as it is by default.
+    let viahop = Viahop::start("stopped", &config(listen, &servers.ports, ""));
+    viahop.wait_until("proven", PATIENCE, |status| {
+        status["backends"].as_array().unwrap().iter().all(|one| one["last_probe"] == "options_ok (200)")
+    });
+    let folder = Folder::new("caller");
+    let mut client = caller(&folder, "uac_short", listen, 600, 100, &[]);
+    std::thread::sleep(Duration::from_secs(2));
+    servers.processes[2].signal("STOP");
+    let took = viahop.wait_until("down", PATIENCE, |status| status["backends"][2]["state"] == "down");
+    assert_completed(&folder, &mut client, 600);
+    servers.processes[2].signal("CONT");
+    let counted = calls(&folder.0);
+    println!("silent, and down after {took:?}; 600 calls, 0 failed, {} retransmissions", counted.retransmissions);
+    // 1.4 s, and what a busy machine adds.
+    assert!(took < Duration::from_millis(2000), "{took:?}");
+    assert!(counted.retransmissions > 0);
+    viahop.end();
 }

@@ -363,8 +363,8 @@ impl Reader<'_> {
 
     fn health(&mut self, health: &file::Health) -> Option<Health> {
         let second = Duration::from_secs(1);
-        let interval = self.duration(&health.interval, 2 * second, second / 10..=3600 * second);
-        let timeout = self.duration(&health.timeout, (second / 2).min(interval), second / 100..=60 * second);
+        let interval = self.duration(&health.interval, 2 * second / 5, second / 10..=3600 * second);
+        let timeout = self.duration(&health.timeout, (second / 5).min(interval), second / 100..=60 * second);
         if timeout > interval
             && let Some(value) = health.timeout.as_ref().or(health.interval.as_ref())
         {
