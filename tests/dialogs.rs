@@ -44,7 +44,11 @@ fn tables_of(generation: u64, names: &[&str]) -> Tables {
     let mut pool = pool(&[]);
     pool.backends = names
         .iter()
-        .map(|name| BackendParts { is_up: !name.starts_with('!'), ..backend(name.trim_start_matches('!')) })
+        .map(|name| {
+            let is_up = !name.starts_with('!');
+            let serves = if is_up { Serves::Calls } else { Serves::Named };
+            BackendParts { is_up, serves, ..backend(name.trim_start_matches('!')) }
+        })
         .collect();
     Tables::new(generation, settings(), vec![pool], None)
 }
@@ -352,6 +356,42 @@ fn the_cancel_of_an_invite_with_replaces_follows_it_though_it_names_no_other_cal
     assert_eq!(target(&invite), elsewhere);
     let cancel = path.receive(to_bob("CANCEL", &own, "", "").as_bytes(), CLIENT);
     assert_eq!(target(&cancel), elsewhere);
+}
+
+#[test]
+fn a_backend_with_a_limit_gets_no_more_invites_than_that_until_one_is_answered() {
+    let mut limited = pool(&BACKENDS);
+    limited.backends.iter_mut().for_each(|backend| backend.max_open = 5);
+    let mut path = Path::new(Tables::new(1, settings(), vec![limited], None));
+    let mut ringing: Vec<(String, String, Outcome)> = Vec::new();
+    let mut refused = 0;
+    for number in 0..40 {
+        let call = format!("call-{number}");
+        let invite = path.receive(to_bob("INVITE", &call, "", "").as_bytes(), CLIENT);
+        match invite.verdict {
+            Verdict::Forward { .. } => ringing.push((call, target(&invite), invite)),
+            _ => refused += usize::from(code(&invite) == 503),
+        }
+    }
+    assert_eq!((ringing.len(), refused), (15, 25));
+    for backend in BACKENDS {
+        assert_eq!(ringing.iter().filter(|(_, at, _)| at == backend).count(), 5);
+    }
+    // A retransmission is no further INVITE, and one that is answered makes room.
+    let (call, at, invite) = ringing.remove(0);
+    assert_eq!(target(&path.receive(to_bob("INVITE", &call, "", "").as_bytes(), CLIENT)), at);
+    let text = invite.text();
+    let kept = text.split("\r\n").filter(|line| line.starts_with("Via") || line.starts_with("C"));
+    let busy = format!(
+        "SIP/2.0 486 Busy Here\r\n{}\r\nFrom: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>;tag=2\r\n\r\n",
+        kept.collect::<Vec<_>>().join("\r\n")
+    );
+    let arrival = Arrival { from: address(&at), listener: None, local: None };
+    assert!(path.receive_on(busy.as_bytes(), arrival).is_forward());
+    let next = (0..200).filter(|number| {
+        path.receive(to_bob("INVITE", &format!("next-{number}"), "", "").as_bytes(), CLIENT).is_forward()
+    });
+    assert_eq!(next.count(), 1);
 }
 
 // Path.

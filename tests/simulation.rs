@@ -56,6 +56,7 @@ fn tables(generation: u64, node: usize, standings: Standings) -> Tables {
         pool.backends = present
             .map(|(name, standing)| BackendParts {
                 is_up: standing == Standing::Up,
+                serves: if standing == Standing::Up { Serves::Calls } else { Serves::Named },
                 via_host: NODES[node].into(),
                 ..backend(name)
             })
@@ -159,13 +160,25 @@ struct World {
 }
 
 fn row<'a>(message: &'a str, name: &str) -> &'a str {
-    let start = message.find(&format!("\r\n{name}: ")).unwrap_or_else(|| panic!("no {name} in {message}"));
-    message[start + name.len() + 4..].split("\r\n").next().unwrap()
+    found(message, name).next().unwrap_or_else(|| panic!("no {name} in {message}"))
 }
 
 fn rows(message: &str, name: &str) -> Vec<String> {
-    let start = format!("{name}: ");
-    message.split("\r\n").filter_map(|line| line.strip_prefix(&start)).map(str::to_owned).collect()
+    found(message, name).map(str::to_owned).collect()
+}
+
+/// The values of rows called `name`, or by its compact form: answers of a balancer to short requests use those.
+fn found<'a>(message: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
+    let compact = match name {
+        "Call-ID" => "i",
+        "From" => "f",
+        "To" => "t",
+        "Via" => "v",
+        _ => "",
+    };
+    let names = [name.to_owned(), compact.to_owned()];
+    let rows = message.split("\r\n").filter_map(|line| line.split_once(':'));
+    rows.filter(move |(key, _)| names.iter().any(|name| name == key)).map(|(_, value)| value.trim())
 }
 
 fn tag(value: &str) -> Option<&str> {

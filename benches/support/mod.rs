@@ -65,6 +65,7 @@ pub fn tables() -> Tables {
         priority: 0,
         is_up: true,
         serves: Serves::Calls,
+        max_open: 0,
         via_host: "192.0.2.100".into(),
         counters: Arc::new(BackendCounters::new(1)),
     });

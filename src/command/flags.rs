@@ -115,6 +115,7 @@ impl Written {
             name: None,
             weight: None,
             priority: None,
+            max_open: None,
             state: None,
         };
         let mut at = whole.start + uri.len() + 1;

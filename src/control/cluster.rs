@@ -65,6 +65,8 @@ pub struct Backend {
     pub state: Setting<State>,
     /// Share of new keys.
     pub weight: Setting<u32>,
+    /// INVITEs that may ring there at a time, for each shard; 0: any number.
+    pub max_open: u32,
     /// Order, for [`tables::Strategy::Priority`].
     pub priority: u32,
     /// What probes say.
@@ -103,6 +105,7 @@ impl Cluster {
                     place,
                     state: named.map_or(Setting::new(backend.state), |old| old.state.reloaded(backend.state)),
                     weight: named.map_or(Setting::new(backend.weight), |old| old.weight.reloaded(backend.weight)),
+                    max_open: backend.max_open.div_ceil(shards.max(1) as u32),
                     priority: backend.priority,
                     detector,
                     outlier: old.map_or_else(Outlier::default, |old| old.outlier.clone()),
@@ -318,6 +321,7 @@ impl Backend {
             priority: self.priority,
             is_up: if pool.panics() { self.state.now == State::Ready } else { self.takes_new() },
             serves: self.state.now.serves(self.detector.is_up()),
+            max_open: self.max_open,
             via_host: via_host.into(),
             counters: self.counters.clone(),
         }

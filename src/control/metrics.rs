@@ -245,6 +245,11 @@ fn messages(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
         [(vec![], view.sum(|counters| counters.orphaned.get()))],
     )?;
     out.counter(
+        "viahop_backend_full",
+        "INVITEs whose backend had as many ringing as it may have: they went to the runner-up, or were answered 503",
+        [(vec![], view.sum(|counters| counters.backend_full.get()))],
+    )?;
+    out.counter(
         "viahop_call_memory_hits",
         "Requests that went where their INVITE had gone, within Timer C of a change of the tables",
         [(vec![], view.sum(|counters| counters.memory_followed.get()))],

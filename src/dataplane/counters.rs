@@ -152,6 +152,8 @@ pub struct ShardCounters {
     pub strange_tokens: Counter,
     /// Requests whose dialog's backend was down, so that they went by their key.
     pub orphaned: Counter,
+    /// INVITEs that found their backend full.
+    pub backend_full: Counter,
     /// Requests that the call memory sent after their INVITE.
     pub memory_followed: Counter,
     /// Requests that may belong to an open INVITE which the call memory did not know, while the tables had changed.
@@ -180,6 +182,7 @@ impl ShardCounters {
             vias_rebuilt: Counter::default(),
             strange_tokens: Counter::default(),
             orphaned: Counter::default(),
+            backend_full: Counter::default(),
             memory_followed: Counter::default(),
             memory_unknown: Counter::default(),
             memory_evicted: Counter::default(),

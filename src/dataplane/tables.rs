@@ -87,6 +87,8 @@ pub struct Backend {
     pub is_up: bool,
     /// What it gets beside new keys.
     pub serves: Serves,
+    /// How many INVITEs may ring there at a time, for each shard; 0: any number.
+    pub max_open: u32,
     /// The host, in Via form, that it can answer us at: the local address towards it, or what the operator says.
     pub via_host: Box<str>,
     /// How our Via towards it begins, up to the port: the same for every request, so it is put together once.
@@ -268,6 +270,8 @@ pub struct BackendParts {
     pub is_up: bool,
     /// See [`Backend::serves`].
     pub serves: Serves,
+    /// See [`Backend::max_open`].
+    pub max_open: u32,
     /// See [`Backend::via_host`].
     pub via_host: Box<str>,
     /// See [`Backend::counters`].
@@ -305,7 +309,9 @@ impl Tables {
         for (pool, part) in parts.into_iter().enumerate() {
             let (mut contenders, mut up) = (Vec::new(), Vec::new());
             let first = backends.len();
-            for BackendParts { name, address, weight, priority, is_up, serves, via_host, counters } in part.backends {
+            for BackendParts { name, address, weight, priority, is_up, serves, max_open, via_host, counters } in
+                part.backends
+            {
                 let index = backends.len() as u16;
                 let digest = keys.backend(&name);
                 if is_up && weight > 0 {
@@ -325,6 +331,7 @@ impl Tables {
                     priority,
                     is_up,
                     serves,
+                    max_open,
                     via_host,
                     via_start,
                     counters,

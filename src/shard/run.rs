@@ -215,6 +215,7 @@ impl<I: Io> Shard<I> {
         }
         counters.socket_drops[self.listeners].set(egress);
         let router = self.dispatcher.router();
+        counters.backend_full.set(router.full);
         counters.memory_followed.set(router.followed);
         counters.memory_unknown.set(router.unknown);
         counters.memory_evicted.set(router.evicted);

@@ -67,6 +67,7 @@ pub fn backend(address_text: &str) -> BackendParts {
         priority: 0,
         is_up: true,
         serves: Serves::Calls,
+        max_open: 0,
         via_host: "192.0.2.100".into(),
         counters: Arc::new(BackendCounters::new(1)),
     }

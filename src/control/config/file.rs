@@ -125,6 +125,8 @@ pub struct Backend {
     pub weight: Value<i64>,
     /// Order, for `strategy = "priority"`.
     pub priority: Value<i64>,
+    /// INVITEs that may ring there at a time.
+    pub max_open: Value<i64>,
     /// `ready`, `drain` or `maint`.
     pub state: Value<String>,
 }

@@ -117,6 +117,8 @@ pub struct Backend {
     pub target: HostPort,
     /// Share of new keys.
     pub weight: u32,
+    /// INVITEs that may ring there at a time; 0: any number.
+    pub max_open: u32,
     /// Order, for [`Strategy::Priority`].
     pub priority: u32,
     /// What it is used for at first.

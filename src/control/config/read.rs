@@ -350,6 +350,7 @@ impl Reader<'_> {
             weight => self.number(weight, 100, 1, WEIGHT_MAX, "weight"),
         };
         let priority = self.number(&one.priority, 0, 0, i64::from(u16::MAX), "priority");
+        let max_open = self.number(&one.max_open, 0, 0, 1_000_000, "max_open");
         let state = self.word(&one.state, State::Ready, &State::ALL.map(|state| (state.word(), state)));
         let target = self.address(&one.uri, address::backend_uri)?;
         if targets.insert(target.clone(), one.uri.span()).is_some() {
@@ -358,7 +359,7 @@ impl Reader<'_> {
             return None;
         }
         let name = self.name(&one.name, names, || target.to_string(), one.uri.span());
-        Some(Backend { name, target, weight, priority, state, at: one.uri.span() })
+        Some(Backend { name, target, weight, max_open, priority, state, at: one.uri.span() })
     }
 
     fn health(&mut self, health: &file::Health) -> Option<Health> {

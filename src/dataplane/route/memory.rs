@@ -6,6 +6,7 @@
 //! call.
 
 use crate::dataplane::limits::MEMORY_ENTRIES;
+use ahash::AHashMap;
 
 /// Entries that share a hash: a look-up reads one cache line.
 const WAYS: usize = 4;
@@ -18,8 +19,26 @@ struct Entry {
     digest: u64,
     /// Stable id of its backend.
     backend: u32,
-    /// When the entry may be taken, in units of 1.024 s of the shard's clock; 0: it is free.
+    /// When the entry may be taken, in units of 1.024 s of the shard's clock; 0: it is free. The top bit: [`RINGING`].
     expires: u32,
+}
+
+/// An INVITE without a final response, in the top bit of [`Entry::expires`]: 69 years are left for the rest.
+const RINGING: u32 = 1 << 31;
+
+impl Entry {
+    fn until(&self) -> u32 {
+        self.expires & !RINGING
+    }
+}
+
+/// What remembering did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// Nothing was remembered under this digest.
+    pub is_new: bool,
+    /// Another entry had to be forgotten before its time.
+    pub evicted: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -61,33 +80,59 @@ impl Memory {
         self.find(digest, now_ms).map(|entry| entry.backend)
     }
 
-    /// Lets what is remembered under this digest end `for_ms` from now.
+    /// Lets what is remembered under this digest end `for_ms` from now, and ring no longer. Returns the backend if it rang.
     #[inline(always)]
-    pub fn keep(&mut self, digest: u64, now_ms: u64, for_ms: u64) {
-        if let Some(entry) = self.find(digest, now_ms) {
-            entry.expires = units(now_ms + for_ms);
+    pub fn keep(&mut self, digest: u64, now_ms: u64, for_ms: u64) -> Option<u32> {
+        let entry = self.find(digest, now_ms)?;
+        let rang = entry.expires & RINGING != 0;
+        entry.expires = units(now_ms + for_ms);
+        rang.then_some(entry.backend)
+    }
+
+    /// How many INVITEs ring at each backend. Looks at every entry: a millisecond.
+    pub fn ringing(&self, now_ms: u64) -> AHashMap<u32, u32> {
+        let mut counts = AHashMap::new();
+        for entry in self.sets.iter().flat_map(|set| &set.0) {
+            if entry.expires & RINGING != 0 && entry.until() >= units(now_ms) {
+                *counts.entry(entry.backend).or_default() += 1;
+            }
         }
+        counts
     }
 
     #[inline(always)]
     fn find(&mut self, digest: u64, now_ms: u64) -> Option<&mut Entry> {
         let now = units(now_ms);
-        self.set(digest).0.iter_mut().find(|entry| entry.digest == digest && entry.expires >= now)
+        self.set(digest).0.iter_mut().find(|entry| entry.digest == digest && entry.until() >= now)
     }
 
-    /// Remembers a backend for `for_ms`. Returns whether another entry had to be forgotten before its time.
+    /// Remembers the backend of an INVITE, which rings, for `for_ms`.
     #[inline(always)]
-    pub fn remember(&mut self, digest: u64, backend: u32, now_ms: u64, for_ms: u64) -> bool {
+    pub fn remember_ringing(&mut self, digest: u64, backend: u32, now_ms: u64, for_ms: u64) -> Remembered {
+        self.enter(Entry { digest, backend, expires: units(now_ms + for_ms) | RINGING }, now_ms)
+    }
+
+    /// Remembers the backend of a call for `for_ms`.
+    #[inline(always)]
+    pub fn remember(&mut self, digest: u64, backend: u32, now_ms: u64, for_ms: u64) -> Remembered {
+        self.enter(Entry { digest, backend, expires: units(now_ms + for_ms) }, now_ms)
+    }
+
+    #[inline(always)]
+    fn enter(&mut self, new: Entry, now_ms: u64) -> Remembered {
+        let Entry { digest, .. } = new;
         let set = self.set(digest);
         let place = set.0.iter().position(|entry| entry.digest == digest && entry.expires != 0);
         let place = place.unwrap_or_else(|| {
-            let oldest = set.0.iter().enumerate().min_by_key(|(_, entry)| entry.expires);
+            let oldest = set.0.iter().enumerate().min_by_key(|(_, entry)| entry.until());
             oldest.map_or(0, |(place, _)| place)
         });
         let entry = &mut set.0[place];
-        let evicted = entry.digest != digest && entry.expires >= units(now_ms);
-        *entry = Entry { digest, backend, expires: units(now_ms + for_ms) };
-        evicted
+        let in_use = entry.until() >= units(now_ms);
+        let is_new = entry.digest != digest || !in_use;
+        let evicted = entry.digest != digest && in_use;
+        *entry = new;
+        Remembered { is_new, evicted }
     }
 }
 
@@ -100,7 +145,7 @@ mod tests {
     fn a_call_is_remembered_until_it_is_silent_for_too_long() {
         let mut memory = Memory::default();
         assert_eq!(memory.recall(7, 0), None);
-        assert!(!memory.remember(7, 42, 0, MEMORY_MS));
+        assert!(!memory.remember(7, 42, 0, MEMORY_MS).evicted);
         assert_eq!(memory.recall(7, 20_000), Some(42));
         memory.keep(7, 20_000, MEMORY_MS);
         assert_eq!(memory.recall(7, 50_000), Some(42));
@@ -112,12 +157,26 @@ mod tests {
         let mut memory = Memory::default();
         let digest = |i: usize| (i * SETS) as u64 + 5;
         for i in 0..WAYS {
-            assert!(!memory.remember(digest(i), i as u32, i as u64 * 2000, MEMORY_MS));
+            assert!(!memory.remember(digest(i), i as u32, i as u64 * 2000, MEMORY_MS).evicted);
         }
-        assert!(memory.remember(digest(WAYS), 99, 8000, MEMORY_MS));
+        assert!(memory.remember(digest(WAYS), 99, 8000, MEMORY_MS).evicted);
         assert_eq!(memory.recall(digest(0), 8000), None);
         assert_eq!(memory.recall(digest(1), 8000), Some(1));
         assert_eq!(memory.recall(digest(WAYS), 8000), Some(99));
+    }
+
+    #[test]
+    fn what_rings_is_counted_until_it_is_answered_or_given_up() {
+        let mut memory = Memory::default();
+        assert!(memory.remember_ringing(1, 42, 0, 10_000).is_new);
+        assert!(!memory.remember_ringing(1, 42, 500, 10_000).is_new, "a retransmission");
+        memory.remember_ringing(2, 42, 0, 10_000);
+        memory.remember(3, 42, 0, 10_000);
+        assert_eq!(memory.ringing(0), AHashMap::from_iter([(42, 2)]));
+        assert_eq!(memory.keep(1, 1000, MEMORY_MS), Some(42));
+        assert_eq!(memory.keep(1, 1000, MEMORY_MS), None, "answered once");
+        assert_eq!(memory.ringing(1000), AHashMap::from_iter([(42, 1)]));
+        assert!(memory.ringing(20_000).is_empty());
     }
 
     #[test]
@@ -126,6 +185,6 @@ mod tests {
         for i in 0..WAYS {
             memory.remember((i * SETS) as u64, 1, 0, MEMORY_MS);
         }
-        assert!(!memory.remember((WAYS * SETS) as u64, 2, 2 * MEMORY_MS, MEMORY_MS));
+        assert!(!memory.remember((WAYS * SETS) as u64, 2, 2 * MEMORY_MS, MEMORY_MS).evicted);
     }
 }

@@ -39,7 +39,8 @@ use crate::dataplane::text::Text;
 use crate::dataplane::token::Flow;
 use crate::dataplane::validate::{Refusal, Request};
 use crate::dataplane::verdict::Sender;
-use memory::Memory;
+use ahash::AHashMap;
+use memory::{Memory, Remembered};
 use route_token::{Purpose, RouteToken};
 use routes::Routes;
 use std::net::{IpAddr, SocketAddr};
@@ -158,6 +159,12 @@ pub struct Router {
     suspects: Vec<u16>,
     /// Of these tables.
     generation: u64,
+    /// INVITEs that ring at backends with a limit, by id; counted anew every [`RECOUNT_MS`], since some are never answered.
+    ringing: AHashMap<u32, u32>,
+    /// When they are counted anew.
+    recount_at_ms: u64,
+    /// INVITEs that found their backend full.
+    pub full: u64,
     /// Requests that followed their INVITE to a backend which the table may not have named any more.
     pub followed: u64,
     /// Requests that may belong to an open INVITE of which nothing was known, while that might have mattered.
@@ -169,6 +176,9 @@ pub struct Router {
     /// Requests whose dialog's backend was down, so that they went by their key.
     pub orphaned: u64,
 }
+
+/// How often INVITEs that ring are counted anew.
+const RECOUNT_MS: u64 = 8_000;
 
 /// Suspects remembered at a time. When more backends refuse at once, the tables that say so come within milliseconds.
 const SUSPECTS_MAX: usize = 64;
@@ -245,8 +255,12 @@ impl Router {
         };
         let backend = input.tables.backends.get(index as usize).ok_or(UNAVAILABLE)?;
         if begins {
-            let evicted = self.open.remember(input.transaction, backend.id, input.now_ms, RINGING_MS);
+            let Remembered { is_new, evicted } =
+                self.open.remember_ringing(input.transaction, backend.id, input.now_ms, RINGING_MS);
             self.evicted += u64::from(evicted);
+            if backend.max_open != 0 && is_new {
+                self.count_ringing(backend.id, input.now_ms);
+            }
         }
         Ok(Decision { to: backend.address, from: Sender::Egress, backend: Some(index), how, rule, popped })
     }
@@ -277,7 +291,30 @@ impl Router {
     /// Learns that the INVITE of `transaction` has its final response: what follows comes within 64*T1.
     #[inline(always)]
     pub fn answered(&mut self, transaction: u64, now_ms: u64) {
-        self.open.keep(transaction, now_ms, MEMORY_MS);
+        let rang_at = self.open.keep(transaction, now_ms, MEMORY_MS);
+        if let Some(count) = rang_at.and_then(|id| self.ringing.get_mut(&id)) {
+            *count = count.saturating_sub(1);
+        }
+    }
+
+    #[cold]
+    fn count_ringing(&mut self, id: u32, now_ms: u64) {
+        if now_ms >= self.recount_at_ms {
+            self.recount_at_ms = now_ms + RECOUNT_MS;
+            self.ringing = self.open.ringing(now_ms);
+        } else {
+            *self.ringing.entry(id).or_default() += 1;
+        }
+    }
+
+    /// Whether a backend takes no further INVITE. One that rings there already may be repeated.
+    #[inline(always)]
+    fn is_full(&self, input: &Input<'_>, index: u16) -> bool {
+        let Some(backend) = input.tables.backends.get(index as usize).filter(|backend| backend.max_open != 0) else {
+            return false;
+        };
+        let begins = input.request.method == Method::Invite && !input.request.to.tag.is_present();
+        begins && self.ringing.get(&backend.id).is_some_and(|&count| count >= backend.max_open)
     }
 
     #[inline(always)]
@@ -297,30 +334,43 @@ impl Router {
         match pool.strategy {
             Strategy::Hash => {
                 let hash = key_hash(input, pool);
-                let (index, runner_up) = self.slot(&pool.table, hash)?;
+                let (index, runner_up) = self.slot(input, &pool.table, hash)?;
                 Some((index, How::Key { hash, runner_up }))
             }
             Strategy::Random => {
                 // The transaction's digest is a hash already, but one that clients see: it stands in our branch.
                 let hash = input.tables.keys.route(&input.transaction.to_be_bytes());
-                let (index, _) = self.slot(&pool.table, hash)?;
+                let (index, _) = self.slot(input, &pool.table, hash)?;
                 Some((index, How::Random { hash }))
             }
             Strategy::Priority => {
-                let trusted = pool.up.iter().find(|index| !self.suspects.contains(index));
-                Some((*trusted.or(pool.up.first())?, How::Priority))
+                let mut free = pool.up.iter().filter(|&&index| !self.is_full(input, index));
+                let trusted = free.clone().find(|index| !self.suspects.contains(index));
+                Some((*trusted.or(free.next())?, How::Priority))
             }
             Strategy::RoundRobin => self.round_robin(input, pool),
         }
     }
 
     #[inline(always)]
-    fn slot(&self, table: &SlotTable, hash: u64) -> Option<(u16, bool)> {
+    fn slot(&mut self, input: &Input<'_>, table: &SlotTable, hash: u64) -> Option<(u16, bool)> {
         let slot = table.slot(hash);
+        if self.is_full(input, slot.owner) && !self.rings_at(input, slot.owner) {
+            self.full += 1;
+            let is_free = slot.runner_up != NONE && !self.is_full(input, slot.runner_up);
+            return is_free.then_some((slot.runner_up, true));
+        }
         if !self.suspects.is_empty() && self.suspects.contains(&slot.owner) && slot.runner_up != NONE {
             return Some((slot.runner_up, true));
         }
         (slot.owner != NONE).then_some((slot.owner, false))
+    }
+
+    /// Whether this very INVITE rings at that backend.
+    #[cold]
+    fn rings_at(&mut self, input: &Input<'_>, index: u16) -> bool {
+        let id = input.tables.backends.get(index as usize).map(|backend| backend.id);
+        id.is_some() && self.open.recall(input.transaction, input.now_ms) == id
     }
 
     fn round_robin(&mut self, input: &Input<'_>, pool: &Pool) -> Option<(u16, How)> {
@@ -338,13 +388,13 @@ impl Router {
         }
         let count = pool.up.len();
         let start = self.turn as usize;
-        let next =
-            (0..count).map(|step| (start + step) % count).find(|&place| !self.suspects.contains(&pool.up[place]));
-        let place = next.or((count > 0).then_some(start % count.max(1)))?;
+        let next = (0..count).map(|step| (start + step) % count).filter(|&place| !self.is_full(input, pool.up[place]));
+        let trusted = next.clone().find(|&place| !self.suspects.contains(&pool.up[place]));
+        let place = trusted.or_else(|| next.clone().next())?;
         self.turn = (place as u32 + 1) % count as u32;
         let index = pool.up[place];
         let id = input.tables.backends.get(index as usize)?.id;
-        self.evicted += u64::from(self.calls.remember(digest, id, input.now_ms, MEMORY_MS));
+        self.evicted += u64::from(self.calls.remember(digest, id, input.now_ms, MEMORY_MS).evicted);
         Some((index, How::RoundRobin))
     }
 }
