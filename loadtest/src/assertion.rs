@@ -38,18 +38,28 @@ const METRICS: &[(&str, Metric)] = &[
     ("completed", Metric::Count(|log| calls(log, |calls| calls.counts.completed))),
     ("failed", Metric::Count(|log| calls(log, |calls| calls.counts.failed))),
     ("cut", Metric::Count(|log| calls(log, |calls| calls.counts.cut))),
+    ("unplaced", Metric::Count(|log| calls(log, |calls| calls.counts.unplaced))),
     ("retransmissions", Metric::Count(|log| calls(log, |calls| calls.counts.retransmissions))),
     ("copies", Metric::Count(|log| calls(log, |calls| calls.counts.copies))),
     ("late", Metric::Count(|log| calls(log, |calls| calls.counts.late))),
     ("strays", Metric::Count(|log| calls(log, |calls| calls.counts.strays))),
     ("wrong", Metric::Count(|log| calls(log, |calls| calls.counts.wrong))),
+    ("unexpected", Metric::Count(|log| calls(log, |calls| calls.counts.unexpected))),
     ("refused", Metric::Count(|log| calls(log, |calls| calls.counts.refused))),
+    (
+        "overflowed",
+        Metric::Count(|log| calls(log, |calls| calls.counts.overflowed) + callees(log, |total| total.overflowed)),
+    ),
     ("open_max", Metric::Count(|log| calls(log, |calls| calls.open_max))),
     ("altered", Metric::Count(|log| calls(log, |calls| calls.counts.altered) + callees(log, |total| total.altered))),
+    ("unsealed", Metric::Count(|log| calls(log, |calls| calls.counts.unsealed) + callees(log, |total| total.unsealed))),
     ("violations", Metric::Count(|log| callees(log, |total| total.violations))),
+    ("moved", Metric::Count(|log| callees(log, |total| total.moved))),
     ("orphans", Metric::Count(|log| callees(log, |total| total.orphans))),
     ("unknown", Metric::Count(|log| callees(log, |total| total.unknown))),
     ("reordered", Metric::Count(|log| callees(log, |total| total.reordered))),
+    ("unacknowledged", Metric::Count(|log| callees(log, |total| total.unacknowledged))),
+    ("lost", Metric::Count(lost)),
     (
         "failed_share",
         Metric::Percent(|log| {
@@ -75,6 +85,11 @@ fn calls(log: &Log, figure: impl Fn(&crate::uac::Report) -> u64) -> u64 {
 
 fn callees(log: &Log, figure: impl Fn(&crate::uas::Counts) -> u64) -> u64 {
     log.callees.as_ref().map_or(0, |callees| figure(&callees.total()))
+}
+
+/// What one side sent and the other never saw.
+fn lost(log: &Log) -> u64 {
+    log.flows().iter().filter_map(|flow| u64::try_from(flow.lost()?).ok()).sum()
 }
 
 fn latency(log: &Log, quantile: f64) -> u64 {
@@ -188,6 +203,14 @@ mod tests {
             assert_eq!(Assertion::read(text).unwrap().holds(&log), holds, "{text}");
         }
         assert_eq!(Assertion::read("p99<2ms").unwrap().seen_text(&log), "1.50ms");
+    }
+
+    #[test]
+    fn every_name_is_in_the_docs() {
+        let docs = include_str!("../../docs/load.md");
+        for (name, _) in METRICS {
+            assert!(docs.contains(&format!("`{name}`")), "{name}");
+        }
     }
 
     #[test]

@@ -206,7 +206,7 @@ fn put_generator(text: &mut String, log: &Log) {
     }
     if log.conditions.memory_kib > 0 {
         let (mib, steal) = (log.conditions.memory_kib as f64 / 1024.0, log.conditions.steal * 100.0);
-        let seconds = log.calls.as_ref().map_or(0.0, |calls| calls.elapsed_ns as f64 / SECOND_NS as f64);
+        let seconds = log.seconds.iter().map(|second| second.length_ns).sum::<u64>() as f64 / SECOND_NS as f64;
         let _ =
             writeln!(text, "generator: {mib:.0} MiB at most, {steal:.2} % stolen by the hypervisor, {seconds:.1} s");
     }

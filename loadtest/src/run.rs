@@ -318,6 +318,17 @@ fn judge_shards(side: &str, overflowed: u64, broken: u64, waiting_ns: u64, lives
 /// One line about one second.
 pub fn line(at_ns: u64, second: &Second) -> String {
     let per_second = |count: u64| count as f64 * SECOND_NS as f64 / second.length_ns.max(1) as f64;
+    if second.latency.is_empty() && second.failed == 0 && second.lateness_max_ns == 0 {
+        // Callees by themselves, or nothing at all.
+        return format!(
+            "{:>6.1}s  {:>9.1} calls/s  {:>9.1} done/s  again {:<6} open {}",
+            at_ns as f64 / SECOND_NS as f64,
+            per_second(second.placed),
+            per_second(second.completed),
+            second.retransmissions,
+            second.open
+        );
+    }
     let latencies: Latencies = second.latencies();
     let quantile = |quantile| Short(latencies.at(quantile)).to_string();
     format!(

@@ -163,20 +163,8 @@ fn a_callee_that_never_answers_ends_the_run_after_64_t1_with_what_there_was() {
 
 #[test]
 fn a_rate_that_no_machine_can_do_ends_in_time_and_is_void() {
-    let args = [
-        "run",
-        "--listen",
-        ANY,
-        "--rate",
-        "50000000",
-        "--seconds",
-        "0.2",
-        "--calls-max",
-        "2000",
-        "--drain",
-        "1s",
-        "-q",
-    ];
+    let args =
+        ["run", "--listen", ANY, "--rate", "50000000", "--seconds", "0.2", "--calls-max", "50", "--drain", "1s", "-q"];
     let output = run(&args);
     assert_eq!(output.code, 1, "{}", output.all());
     assert!(output.stdout.contains("VOID: the rate is beyond this generator: "), "{}", output.stdout);
@@ -369,6 +357,23 @@ fn a_search_in_which_every_call_fails_ends_without_a_rate() {
 }
 
 #[test]
+fn every_option_and_every_scenario_is_explained_in_the_docs() {
+    let docs = include_str!("../../docs/load.md");
+    for command in ["run", "uac", "uas", "search", "compare", "report", "relay"] {
+        let help = run_plain(&[command, "--help"]).stdout;
+        let options = help.split_ascii_whitespace().filter(|word| word.starts_with("--") && word.len() > 2);
+        for option in options {
+            let option = option.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+            assert!(option == "--help" || docs.contains(option), "{command} {option}");
+        }
+    }
+    for line in run_plain(&["scenarios"]).stdout.lines() {
+        let name = line.split_ascii_whitespace().next().unwrap();
+        assert!(docs.contains(&format!("`{name}`")), "{name}");
+    }
+}
+
+#[test]
 fn every_scenario_that_is_listed_can_be_printed() {
     let output = run(&["scenarios"]);
     for line in output.stdout.lines() {
@@ -407,6 +412,10 @@ fn run(args: &[&str]) -> Ended {
     };
     let lateness = if args.contains(&"--lateness-max") { &[] } else { lateness };
     ended(Command::new(env!("CARGO_BIN_EXE_viahop-load")).args(args).args(lateness))
+}
+
+fn run_plain(args: &[&str]) -> Ended {
+    ended(Command::new(env!("CARGO_BIN_EXE_viahop-load")).args(args))
 }
 
 fn ended(command: &mut Command) -> Ended {

@@ -1,7 +1,7 @@
 //! `viahop-load compare`: elements against each other.
 
 use super::Outcome;
-use crate::clock::{SECOND_NS, ns};
+use crate::clock::{SECOND_NS, now_ns, ns};
 use crate::compare::element::{Element, KNOWN};
 use crate::compare::rounds::{self, Plan};
 use crate::compare::table;
@@ -89,7 +89,7 @@ pub fn run(args: &Args) -> Outcome {
             sample.element, sample.messages_per_second, sample.cpu_us_per_message
         );
     })?;
-    println!("{}\n", outcome.machine);
+    println!("{}, {} ns for the cheapest system call\n", outcome.machine, process::system_call_ns(now_ns));
     print!("{}", table::render(&outcome));
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&outcome).expect("numbers and names are JSON");

@@ -16,11 +16,21 @@ use std::process::ExitCode;
 
 /// A SIP load generator and verifier.
 #[derive(Debug, Parser)]
-#[command(name = "viahop-load", version, max_term_width = 110)]
+#[command(name = "viahop-load", version, max_term_width = 110, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  viahop-load run --rate 1000                                    what this machine does by itself
+  viahop-load uas --listen udp:127.0.0.1:6000-6003               four backends
+  viahop-load uac --target sip:127.0.0.1:5060 --rate 10000 --seconds 30 --html report.html
+  viahop-load search --target sip:127.0.0.1:5060 --listen udp:127.0.0.1:6000-6003
+
+Exit codes: 0 as demanded, 1 failed or void, 2 command line, 3 scenario or log,
+4 this machine does not allow it, 99 an --assert was broken. See docs/load.md.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -28,6 +28,7 @@ pub type Cores = Vec<Option<usize>>;
 
 /// Options of the calling side.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Callers")]
 pub struct Calling {
     /// Session attempt rate: calls per second, all cores together.
     #[arg(long, short, default_value_t = 100.0, value_parser = positive, env = "VIAHOP_LOAD_RATE")]
@@ -48,8 +49,8 @@ pub struct Calling {
     /// How calls are spread in time.
     #[arg(long, value_enum, default_value_t = ArrivalsName::Constant)]
     pub arrivals: ArrivalsName,
-    /// How long calls that are open may go on after the last was placed; what is open then is cut. Beyond the hold time and
-    /// 32 s every transaction has ended by itself.
+    /// How long calls that are open may go on after the last was placed, beyond their hold time; what is open then is cut.
+    /// After 32 s every transaction has ended by itself.
     #[arg(long, default_value = "40s", value_parser = humantime::parse_duration)]
     pub drain: Duration,
     /// Our own address. Default: the one from which the kernel would send to the target.
@@ -73,14 +74,14 @@ pub struct Calling {
     /// Password for digest authentication, when challenged.
     #[arg(long, value_name = "PASSWORD", env = "VIAHOP_LOAD_PASSWORD")]
     pub password: Option<String>,
-    /// A bad network on purpose: lose this share of what callers send, and of what comes for them.
-    #[arg(long, value_name = "SHARE", value_parser = read_share, default_value = "0%")]
+    /// A bad network: lose this share of what callers send, and of what comes for them.
+    #[arg(long, help_heading = "Faults on purpose", value_name = "SHARE", value_parser = read_share, default_value = "0%")]
     pub lose: f64,
-    /// A bad network on purpose: send this share of datagrams twice.
-    #[arg(long, value_name = "SHARE", value_parser = read_share, default_value = "0%")]
+    /// A bad network: send this share of datagrams twice.
+    #[arg(long, help_heading = "Faults on purpose", value_name = "SHARE", value_parser = read_share, default_value = "0%")]
     pub duplicate: f64,
-    /// A bad network on purpose: keep this share of datagrams back for 20 ms, so that others overtake them.
-    #[arg(long, value_name = "SHARE", value_parser = read_share, default_value = "0%")]
+    /// A bad network: keep this share of datagrams back for 20 ms, so that others overtake them.
+    #[arg(long, help_heading = "Faults on purpose", value_name = "SHARE", value_parser = read_share, default_value = "0%")]
     pub reorder: f64,
     /// Let messages of one length share their way through the kernel (UDP GSO), callers' and callees': one core then sends
     /// more, in tighter bursts.
@@ -105,6 +106,7 @@ pub enum ArrivalsName {
 
 /// Options of the called side.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Callees")]
 pub struct Called {
     /// Where backends listen: udp:ADDRESS:PORT or udp:ADDRESS:FIRST-LAST, one backend per port. May be given several times.
     #[arg(long, value_name = "ADDRESS", default_value = "udp:127.0.0.1:6000", env = "VIAHOP_LOAD_BACKENDS")]
@@ -118,14 +120,16 @@ pub struct Called {
     /// Challenge every REGISTER, and accept it only with the password: MD5, SHA-256 or SHA-512-256.
     #[arg(long, value_name = "ALGORITHM", value_parser = read_algorithm)]
     pub challenge: Option<&'static str>,
-    /// A fault on purpose: silent=SHARE (take no notice), refuse=SHARE (486), unavailable=SHARE (503), slow=TIME (answer
-    /// so much later), down=BACKEND@FROM-TO (killed and brought back, in seconds from the start). May be given several times.
-    #[arg(long = "fault", value_name = "FAULT", value_parser = Fault::read)]
+    /// What backends do wrong: silent=SHARE (take no notice), refuse=SHARE (486), unavailable=SHARE (503), slow=TIME
+    /// (answer so much later), down=BACKEND@FROM-TO (killed and brought back, in seconds from the start). May be given
+    /// several times.
+    #[arg(long = "fault", help_heading = "Faults on purpose", value_name = "FAULT", value_parser = Fault::read)]
     pub faults: Vec<Fault>,
 }
 
 /// What is written down, and what is demanded.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Result")]
 pub struct Written {
     /// Write the log to this file: all counts and whole histograms. `viahop-load report` reads it.
     #[arg(long, value_name = "FILE")]
@@ -170,7 +174,7 @@ impl Calling {
         config.sockets = usize::from(self.sockets);
         config.duration_ns = (self.seconds * SECOND_NS as f64) as u64;
         config.calls = self.calls.unwrap_or(u64::MAX);
-        (config.hold_ns, config.drain_ns) = (ns(self.hold), ns(self.drain));
+        (config.hold_ns, config.drain_ns) = (ns(self.hold), ns(self.hold).saturating_add(ns(self.drain)));
         (config.users, config.calls_max) = (self.users, self.calls_max);
         config.timers = timers(self.t1);
         config.seed = self.seed.unwrap_or_else(rng::seed);
