@@ -139,6 +139,16 @@ impl<'a> Cursor<'a> {
         Span::new(start, self.at)
     }
 
+    /// Reads an address in brackets, `IPv6reference = "[" IPv6address "]"`; `None` if that does not come next. What stands
+    /// in the brackets is left to whoever wants an address, but for octets that would end or quote something elsewhere.
+    #[inline(always)]
+    pub fn take_bracketed(&mut self) -> Option<Span> {
+        let start = self.at;
+        let opens = self.take(b'[');
+        self.take_until([b'[', b']', b'"', b'<', b'>', b';', b',', b'@', b'?']);
+        (opens && self.take(b']')).then(|| Span::new(start, self.at))
+    }
+
     /// Reads up to the next `octet` and reads that; `None` if there is none. The span is what is before it.
     #[inline(always)]
     pub fn take_through(&mut self, octet: u8) -> Option<Span> {

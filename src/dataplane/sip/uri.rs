@@ -78,11 +78,7 @@ impl Uri {
             cursor = Cursor::new(message, Span { start: first.start, ..span });
         }
         self.host = match cursor.peek() {
-            Some(b'[') => {
-                let start = cursor.at();
-                cursor.take_through(b']')?;
-                Span::new(start, cursor.at())
-            }
+            Some(b'[') => cursor.take_bracketed()?,
             _ => cursor.take_until([b':', b';', b'?', b'@', b'[', b'"', b'<', b'>']),
         };
         let colon = cursor.at() as u32;
@@ -251,6 +247,9 @@ mod tests {
             "sip:a@b:port",
             "sip:a@b:99999",
             "sip:a@b@c",
+            "sip:[a b]",
+            "sip:[::1>]",
+            "sip:[::1;lr]",
             "bob",
             ":x",
             "1a:x",

@@ -99,9 +99,7 @@ fn take_token(cursor: &mut Cursor<'_>) -> Option<Span> {
 
 fn take_host(cursor: &mut Cursor<'_>) -> Option<Span> {
     if cursor.peek() == Some(b'[') {
-        let start = cursor.at();
-        cursor.take_through(b']')?;
-        return Some(Span::new(start, cursor.at()));
+        return cursor.take_bracketed();
     }
     let host = cursor.take_until([b';', b':', b',', b'"', b'[', b'<', b'>']);
     (!host.is_empty()).then_some(host)
@@ -345,6 +343,10 @@ mod tests {
             "SIP/2.0/UDP a:port",
             "SIP/2.0/UDP a:99999",
             "SIP/2.0/UDP [::1",
+            "SIP/2.0/UDP [:\x02:1]",
+            "SIP/2.0/UDP [::1 ]",
+            "SIP/2.0/UDP [a, SIP/2.0/UDP b]",
+            "SIP/2.0/UDP [a;branch=1]",
             "SIP/2.0/UDP a b",
             "SIP/2.0/UDP a;x=\"open",
             " SIP/2.0/UDP a;branch=1;branch=2",
