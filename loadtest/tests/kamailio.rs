@@ -55,8 +55,9 @@ fn twenty_thousand_calls_through_a_dispatcher_are_all_verified() {
     let config = uac::Config {
         // What Kamailio does with a tenth of a core, and a T1 that starts no storm on a machine that is late: it is about
         // every call, not about speed.
-        rate: 800.0,
-        timers: timers(2000),
+        rate: 600.0,
+        timers: timers(4000),
+        drain_ns: 120 * SECOND_NS,
         calls: 20_000,
         hold_ns: 50 * MS_NS,
         sockets: 4,
