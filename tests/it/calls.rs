@@ -1,6 +1,6 @@
 //! Calls of SIPp through the program, to SIPp; and what tshark has to say about them.
 
-use crate::live::{Folder, Process, UNPROBED, Viahop, calls, config, free_port, sipp_uac, sipp_uas};
+use crate::live::{Folder, Process, UNPROBED, Viahop, alone, calls, config, free_port, sipp_uac, sipp_uas};
 use crate::support::{has_peer, skip};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -18,6 +18,7 @@ fn ten_thousand_calls_at_500_a_second_complete_without_a_retransmission() {
     if !has_peer("sipp") {
         return;
     }
+    let _alone = alone();
     let folder = Folder::new("calls");
     let ports = uas_ports();
     let servers: Vec<Process> = ports.iter().map(|&port| sipp_uas(&folder.0, port, &[])).collect();
@@ -45,6 +46,7 @@ fn with_one_message_in_twenty_lost_every_call_stays_on_its_backend_and_completes
     if !has_peer("sipp") {
         return;
     }
+    let _alone = alone();
     let folder = Folder::new("lost");
     let ports = uas_ports();
     let folders: Vec<Folder> = ports.iter().map(|port| Folder::new(&port.to_string())).collect();

@@ -1,7 +1,7 @@
 //! Backends that die in the middle of calls: refused, and silent.
 
 use crate::dialogs::{Servers, assert_completed, caller};
-use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, calls, config, free_port, sipp_uac, sipp_uas};
+use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, config, free_port, sipp_uac, sipp_uas};
 use crate::support::has_peer;
 use std::net::UdpSocket;
 use std::sync::Arc;
@@ -136,6 +136,7 @@ fn kill_and_stop_of_a_server_under_load_cost_its_own_calls_and_no_others() {
     if !has_peer("sipp") {
         return;
     }
+    let _alone = alone();
     let folder = Folder::new("kill");
     let ports: Vec<u16> = (0..4).map(|_| free_port()).collect();
     let mut servers: Vec<Process> = ports.iter().map(|&port| sipp_uas(&folder.0, port, &[])).collect();
@@ -184,6 +185,7 @@ fn sipp_options_server(folder: &Folder, port: u16) -> (Process, u16) {
 
 #[test]
 fn after_a_refusal_the_next_message_is_elsewhere_within_ten_milliseconds() {
+    let _alone = alone();
     let mut servers: Vec<Option<Server>> = (0..24).map(|_| Some(Server::start(0))).collect();
     let ports: Vec<u16> = servers.iter().map(|server| server.as_ref().unwrap().port).collect();
     let listen = free_port();
@@ -224,6 +226,7 @@ fn a_backend_that_falls_silent_is_down_within_a_second_and_a_half_and_no_invite_
     if !has_peer("sipp") {
         return;
     }
+    let _alone = alone();
     let servers = Servers::start(4, "uas_alive", &[]);
     let listen = free_port();
     // Health as it is by default.

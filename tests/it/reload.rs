@@ -1,6 +1,6 @@
 //! Reloads under load, drains, and what both leave behind.
 
-use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, calls, config, free_port, sipp_uac, sipp_uas};
+use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, config, free_port, sipp_uac, sipp_uas};
 use crate::support::has_peer;
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ fn a_hundred_reloads_under_1000_calls_a_second_fail_no_call_of_the_backends_that
     if !has_peer("sipp") {
         return;
     }
+    let _alone = alone();
     let folder = Folder::new("reloads");
     let ports: Vec<u16> = (0..4).map(|_| free_port()).collect();
     let servers: Vec<Process> = ports.iter().map(|&port| sipp_uas(&folder.0, port, &[])).collect();
@@ -63,6 +64,7 @@ fn sigterm_drains_calls_go_on_and_the_exit_code_is_0() {
     if !has_peer("sipp") {
         return;
     }
+    let _alone = alone();
     let folder = Folder::new("drain");
     let ports = [free_port()];
     let _server = sipp_uas(&folder.0, ports[0], &[]);

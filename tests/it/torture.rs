@@ -28,6 +28,7 @@ address = "udp:127.0.2.100:5060"
 [[pool]]
 name = "proxies"
 health = { probe = false }
+outlier = { on = false }
 backend = [{ uri = "sip:127.0.1.1" }, { uri = "sip:127.0.1.2" }, { uri = "sip:127.0.1.3" }]
 [policy]
 aliases = ["lb.example.net"]
