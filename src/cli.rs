@@ -36,6 +36,8 @@ pub enum Command {
     Demo(Demo),
     /// Print a configuration with every key, its default and what it is for.
     Init,
+    /// Operate a running viahop: its backends, its configuration, its end; what it sees, and what it decides.
+    Ctl(Ctl),
     /// Say what viahop does with a message, and why: rule, key, slot, backend, and the octets it would send.
     Explain(Explain),
     /// Examine this machine: io_uring, memory limits, socket buffers, ports, privileges; with the remedy for each.
@@ -96,6 +98,11 @@ pub struct Run {
     /// than loopback addresses are refused here; the file has a key to allow one.
     #[arg(long, value_name = "ADDRESS:PORT", env = "VIAHOP_ADMIN")]
     pub admin: Option<String>,
+
+    /// Path of the socket that `viahop ctl` speaks to, or `off`. Default: ctl.sock in $RUNTIME_DIRECTORY,
+    /// $XDG_RUNTIME_DIR/viahop or /run/viahop, whichever takes it first.
+    #[arg(long, value_name = "PATH", env = "VIAHOP_SOCKET")]
+    pub socket: Option<String>,
 }
 
 /// `viahop check`
@@ -165,6 +172,117 @@ pub struct Explain {
     /// Name of the listener it is thought to arrive on. Default: the first.
     #[arg(long, value_name = "NAME")]
     pub listener: Option<String>,
+}
+
+/// `viahop ctl`
+#[derive(Debug, Args)]
+#[command(
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "\
+  viahop ctl status                        is it well? shards and their load, backends, messages
+  viahop ctl backend 10.0.0.11:5060 drain  no new calls for this server; those it has go on
+  viahop ctl backend 10.0.0.11:5060 ready  new calls again
+  viahop ctl reload --dry-run              what the file on disk would change, before it does
+  viahop ctl events                        what happened lately
+
+What is changed here holds until the process ends: what a restart is to find belongs in the file.
+
+Exit codes: 0 done; 1 refused; 2 no such thing, or usage; 3 configuration wrong; 4 this machine does not allow it;
+5 no viahop answers"
+)]
+pub struct Ctl {
+    /// The socket of the viahop that is meant. Default: the first of ctl.sock in $RUNTIME_DIRECTORY,
+    /// $XDG_RUNTIME_DIR/viahop and /run/viahop at which one answers, then http://127.0.0.1:8460.
+    #[arg(long, global = true, value_name = "PATH", env = "VIAHOP_SOCKET")]
+    pub socket: Option<PathBuf>,
+
+    /// Its HTTP endpoint instead of the socket, on this machine.
+    #[arg(long, global = true, value_name = "http://ADDRESS:PORT")]
+    pub url: Option<String>,
+
+    /// Form of the answer. Tables may change from version to version; `json` and `csv` grow at their ends only. `kamcmd` is
+    /// what `kamcmd dispatcher.list` prints; the command `backends` knows it.
+    #[arg(long, global = true, value_enum, default_value_t = Shape::Table)]
+    pub format: Shape,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: CtlCommand,
+}
+
+/// Form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shape {
+    /// For people: aligned columns, 80 wide where names allow it.
+    Table,
+    /// What the endpoint answers.
+    Json,
+    /// A line of names, then a line for each row.
+    Csv,
+    /// As Kamailio's dispatcher lists its sets.
+    Kamcmd,
+}
+
+/// The commands of `viahop ctl`.
+#[derive(Debug, Subcommand)]
+pub enum CtlCommand {
+    /// Show how it is: version, tables, shards and their load, backends, messages.
+    Status,
+    /// Show the backends: state, weight, share of new calls sent, last probe.
+    Backends,
+    /// Change one backend, at once and until the process ends.
+    #[command(after_help = "\
+  ready      new calls by its weight, as long as probes find it up
+  drain      no new calls; calls it has go on: what has a token of ours, what names it, INVITEs under way
+  maint      nothing at all, and no probes: for a server that is being taken apart
+  weight N   N parts of new calls, 0 to 10000; 0 is none. Only calls from or to this backend move")]
+    Backend {
+        /// Its name, or POOL/NAME where several pools have one of the name.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// What to do with it.
+        #[command(subcommand)]
+        change: Change,
+    },
+    /// Read the configuration again, and say what that changed.
+    Reload {
+        /// Read, look up and compare, and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Finish what is under way, then end, as after SIGTERM. Asking again does not hurry it.
+    Drain {
+        /// Return when it has ended.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Show what happened lately: backends that came and went, reloads, and whatever else the log has an event for.
+    Events {
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+        /// How many at most, the latest.
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 40)]
+        lines: usize,
+    },
+}
+
+/// A change of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub enum Change {
+    /// New calls and everything that belongs to it.
+    Ready,
+    /// No new calls; what belongs to it still goes there.
+    Drain,
+    /// Nothing at all, and no probes.
+    Maint,
+    /// So many parts of new calls.
+    Weight {
+        /// 0 to 10000; backends begin with 100.
+        #[arg(value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000))]
+        parts: u32,
+    },
 }
 
 /// `viahop doctor`

@@ -12,6 +12,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => command::run::run(&args),
         Command::Check(args) => command::check::run(&args),
+        Command::Ctl(args) => command::ctl::run(&args),
         Command::Demo(args) => command::demo::run(&args),
         Command::Init => command::init::run(),
         Command::Explain(args) => command::explain::run(&args),
@@ -40,6 +41,9 @@ mod tests {
             "viahop run -c viahop.toml",
             "viahop run --cores 0,2-5 --admin 127.0.0.1:8460 --advertise sip.example.net:5060 --listen udp:0.0.0.0 --backend sip:a",
             "viahop check viahop.toml --offline --strict --format json",
+            "viahop ctl --socket /run/viahop/ctl.sock backend proxies/10.0.0.11:5060 weight 50",
+            "viahop ctl backends --format csv",
+            "viahop ctl reload --dry-run",
             "viahop explain --live -c viahop.toml -",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");

@@ -313,7 +313,7 @@ impl Balancer {
         let loaded = parse(Source { name: "built-in".into(), text })?;
         let secret = secret::ephemeral().map_err(environment)?;
         let origin = Origin::Flags(Box::new(loaded.clone()));
-        let (service, _) = Service::start(loaded, origin, secret)?;
+        let (service, _) = Service::start(loaded, origin, secret, Arc::default())?;
         let (orders, queue) = mpsc::channel(1);
         let view = service.view();
         let shards = view.fixed.shards.len();

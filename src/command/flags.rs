@@ -5,7 +5,7 @@ use crate::cli;
 use std::ops::Range;
 use toml::Spanned;
 use viahop::control::config::problem::{Problem, Report, Source};
-use viahop::control::config::{self, Cores, file};
+use viahop::control::config::{self, Config, Cores, file};
 use viahop::control::run::{Origin, Overrides};
 
 /// Where `args` say the configuration is.
@@ -16,8 +16,11 @@ pub fn origin(args: &cli::Run) -> Result<Origin, Report> {
     let mut written = Written { text: "viahop run".into(), problems: Vec::new() };
     if let Some(path) = &args.config {
         let cores = written.cores(args)?;
-        let admin = args.admin.as_ref().map(|admin| written.admin(admin)).transpose()?;
-        return Ok(Origin::File(path.clone(), Overrides { cores, admin }));
+        let admin = args.admin.as_ref().map(|_| written.endpoints(args)).transpose()?;
+        let socket = args.socket.as_ref().map(|_| written.endpoints(args)).transpose()?;
+        let overrides =
+            Overrides { cores, admin: admin.map(|config| config.admin), socket: socket.map(|config| config.socket) };
+        return Ok(Origin::File(path.clone(), overrides));
     }
     let file = written.file(args);
     let source = Source { name: "command line".into(), text: written.text };
@@ -102,6 +105,9 @@ impl Written {
         if let Some(admin) = &args.admin {
             file.admin.listen = Some(self.put("admin", admin));
         }
+        if let Some(socket) = &args.socket {
+            file.admin.socket = Some(self.put("socket", socket));
+        }
         file
     }
 
@@ -151,6 +157,7 @@ impl Written {
             listen: vec!["udp:127.0.0.1".into()],
             backend: vec!["sip:127.0.0.1".into()],
             admin: None,
+            socket: None,
             ..args.clone()
         };
         if args.cores.is_none() && args.shards.is_none() {
@@ -162,8 +169,8 @@ impl Written {
         }
     }
 
-    /// `--admin` beside a file.
-    fn admin(&mut self, admin: &str) -> Result<Option<std::net::SocketAddr>, Report> {
+    /// `--admin` and `--socket` beside a file.
+    fn endpoints(&mut self, args: &cli::Run) -> Result<Config, Report> {
         let beside = cli::Run {
             config: None,
             listen: vec!["udp:127.0.0.1".into()],
@@ -173,12 +180,10 @@ impl Written {
             no_probe: false,
             cores: None,
             shards: None,
-            admin: Some(admin.to_owned()),
+            admin: args.admin.clone(),
+            socket: args.socket.clone(),
         };
-        match origin(&beside)? {
-            Origin::Flags(loaded) => Ok(loaded.config.admin),
-            Origin::File(..) => Ok(None),
-        }
+        origin(&beside)?.load().map(|loaded| loaded.config)
     }
 }
 
@@ -213,6 +218,7 @@ mod tests {
             cores: None,
             shards: None,
             admin: None,
+            socket: None,
         }
     }
 

@@ -2,12 +2,14 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `run`, `check`, `demo`, `init`, `explain`, `doctor`, `health`, `version` | a command |
+//! | `run`, `check`, `ctl`, `demo`, `init`, `explain`, `doctor`, `health`, `version` | a command |
 //! | `flags` | flags of `run` as a configuration |
+//! | `log` | its log lines |
 //! | `service` | sockets, shards and control plane, put together and started |
 //! | `port_owner` | who holds a port |
 
 pub mod check;
+pub mod ctl;
 pub mod demo;
 pub mod doctor;
 pub mod explain;
@@ -17,6 +19,7 @@ pub mod run;
 pub mod version;
 
 mod flags;
+mod log;
 mod port_owner;
 mod service;
 

@@ -1,18 +1,16 @@
 //! `viahop run`: balance until told to stop.
 
 use super::service::Service;
-use super::{FAILED, environment, fail, flags, tell};
+use super::{FAILED, environment, fail, flags, log, tell};
 use crate::cli;
-use std::io::IsTerminal;
 use std::panic;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info};
-use tracing_subscriber::filter::LevelFilter;
 use viahop::control::config::problem::{Problem, Report};
-use viahop::control::config::{Log, LogFormat};
+use viahop::control::events::Events;
 use viahop::control::run::listen_to_the_system;
 use viahop::control::{secret, view::View};
 
@@ -33,10 +31,11 @@ pub fn run(args: &cli::Run) -> ExitCode {
 fn start(args: &cli::Run) -> Result<(Service, Report), Report> {
     let origin = flags::origin(args)?;
     let loaded = origin.load()?;
-    start_log(&loaded.config.log);
+    let events = Arc::<Events>::default();
+    log::start(&loaded.config.log, &events);
     log_panics();
     let secret = secret::obtain(&loaded.config.secret).map_err(environment)?;
-    Service::start(loaded, origin, secret)
+    Service::start(loaded, origin, secret, events)
 }
 
 fn serve(service: Service) -> ExitCode {
@@ -84,20 +83,6 @@ fn announce(view: &View) {
         shards = cores.len(),
         cores = cores.join(",")
     );
-}
-
-/// Sends log lines to standard error: a line, a fact, a stable `event=`.
-fn start_log(log: &Log) {
-    let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let builder = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(LevelFilter::from_level(log.level))
-        .with_target(false)
-        .with_ansi(ansi);
-    match log.format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
 }
 
 /// Logs panics in one line each, the first few.

@@ -13,13 +13,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
+use tracing::info;
 use viahop::control::admin;
 use viahop::control::cluster::Cluster;
 use viahop::control::config::problem::{Problem, Report, Severity};
 use viahop::control::config::{Config, Cores, Loaded};
+use viahop::control::events::Events;
 use viahop::control::resolve::{Resolved, resolve};
 use viahop::control::run::{Order, Origin, Setup, first_view, run, unix_now};
 use viahop::control::secret::Obtained;
+use viahop::control::socket::{self, NoSocket, Opened};
 use viahop::control::view::{Fixed, ShardView, View};
 use viahop::link::link;
 use viahop::shard::socket::{OpenError, Plan, are_free};
@@ -45,7 +48,12 @@ impl Service {
     ///
     /// # Errors
     /// What is wrong, where, and what to do.
-    pub fn start(loaded: Loaded, origin: Origin, secret: Obtained) -> Result<(Service, Report), Report> {
+    pub fn start(
+        loaded: Loaded,
+        origin: Origin,
+        secret: Obtained,
+        events: Arc<Events>,
+    ) -> Result<(Service, Report), Report> {
         let source = loaded.source.clone();
         let about = |problem: Problem| Report { source: source.clone(), problems: vec![problem] };
         let cores = cores(&loaded.config.cores).map_err(about)?;
@@ -64,6 +72,18 @@ impl Service {
         let bound = |address| runtime.block_on(async { admin::bind(address) });
         let admin = config.admin.map(|address| bound(address).map_err(|error| about(cannot_serve(address, &error))));
         let admin = admin.transpose()?;
+        let socket = runtime.block_on(async { socket::open(&config.socket) });
+        let socket = match socket.map_err(|error| about(cannot_be_told(&error)))? {
+            Opened::At(socket) => Some(socket),
+            Opened::Off => None,
+            Opened::Nowhere(tried) => {
+                let tried: Vec<String> =
+                    tried.iter().map(|one| format!("{}: {}", one.path.display(), one.why)).collect();
+                let remedy = "give it a place of its own with `socket` in `[admin]`, or `--socket`";
+                info!(event = "ctl_socket_off", tried = tried.join("; "), remedy);
+                None
+            }
+        };
         let started_at = unix_now();
         let cluster = Cluster::new(resolved, None, cores.len(), started_at, &secret.fingerprint);
         let tables = cluster.tables(1, &secret.keys, false, None);
@@ -80,7 +100,8 @@ impl Service {
             shards.push(one.start(end).map_err(|error| about(cannot_start(&error)))?);
         }
         let (keys, fingerprint) = (secret.keys, secret.fingerprint);
-        let setup = Setup { link: control_end, cluster, config, origin, keys, fingerprint, fixed, admin };
+        let link = control_end;
+        let setup = Setup { link, cluster, config, origin, keys, fingerprint, fixed, admin, socket, events };
         Ok((Service { runtime, setup, shards }, warnings))
     }
 
@@ -240,6 +261,12 @@ pub fn cannot_serve(address: SocketAddr, error: &io::Error) -> Problem {
     let problem =
         Problem::environment(format!("{address}/tcp cannot be opened for the admin endpoint: {error}{owner}"));
     problem.help("choose another with `--admin 127.0.0.1:PORT` or `listen` in `[admin]`, or `off`")
+}
+
+/// Why there can be no socket for `viahop ctl` where it is wanted.
+fn cannot_be_told(NoSocket { path, why }: &NoSocket) -> Problem {
+    let problem = Problem::environment(format!("no socket for `viahop ctl` at {}: {why}", path.display()));
+    problem.help("each viahop needs a path of its own, in a folder its user may write to; `off`: none")
 }
 
 fn cannot_start(error: &io::Error) -> Problem {

@@ -1,18 +1,38 @@
-//! The HTTP endpoint: for Prometheus, for orchestrators, for people with a browser. It only shows; it changes nothing.
+//! The admin endpoint: for Prometheus, for orchestrators, for people with a browser, and for `viahop ctl`.
+//!
+//! ```text
+//! HTTP on loopback ──┐    GET  /metrics /ready /live /status.json    shows, to whoever may connect
+//!                    ├──► GET  /events                               shows what concerns the operator alone
+//! a socket, 0600 ────┘    POST /backend /reload /drain               asks the control loop, and waits for it
+//! ```
+//!
+//! What changes something goes by POST and JSON. Over HTTP it is served to this machine alone: on an address that others
+//! reach it is refused, and so is a request that a page in somebody's browser sent, which has an `Origin`. Whoever may
+//! open the socket owns the process already.
 
+use super::ask::{Answer, Ask, Asked, Refused};
+use super::config::did_you_mean;
+use super::events::Events;
 use super::metrics;
+use super::socket::CtlSocket;
 use super::view::View;
 use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use prometheus_client::registry::Registry;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Octets of the longest thing that can be asked.
+const ASK_MAX: usize = 16 << 10;
 
 /// Opens the socket for HTTP. The address stays usable right after a restart.
 ///
@@ -25,33 +45,74 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(64)
 }
 
-/// Serves what `views` shows until the task is dropped.
+/// What is served from.
+#[derive(Clone, Debug)]
+pub struct Desk {
+    /// What the control plane shows.
+    pub views: watch::Receiver<Arc<View>>,
+    /// What happened lately.
+    pub events: Arc<Events>,
+    /// Where questions go.
+    pub ask_to: mpsc::Sender<Asked>,
+}
+
+/// Serves HTTP until the task is dropped.
 ///
 /// # Errors
 /// The listener failed for good.
-pub async fn serve(listener: TcpListener, views: watch::Receiver<Arc<View>>) -> io::Result<()> {
-    let registry = Arc::new(metrics::registry(views.clone()));
-    let router = Router::new()
+pub async fn serve(listener: TcpListener, desk: Desk) -> io::Result<()> {
+    let is_remote = !listener.local_addr()?.ip().is_loopback();
+    axum::serve(listener, router(desk, is_remote)).await
+}
+
+/// Serves `viahop ctl` until the task is dropped, and gives the place of the socket up then.
+///
+/// # Errors
+/// The listener failed for good.
+pub async fn serve_ctl(socket: CtlSocket, desk: Desk) -> io::Result<()> {
+    let CtlSocket { listener, place: _place } = socket;
+    axum::serve(listener, router(desk, false)).await
+}
+
+fn router(desk: Desk, is_remote: bool) -> Router {
+    let registry = Arc::new(metrics::registry(desk.views.clone()));
+    Router::new()
         .route("/", get(index))
         .route("/metrics", get(scrape))
         .route("/ready", get(ready))
         .route("/live", get(|| async { "live\n" }))
         .route("/status.json", get(status))
-        .with_state(Shown { views, registry });
-    axum::serve(listener, router).await
+        .route("/events", get(events))
+        .route("/backend", post(backend))
+        .route("/reload", post(reload))
+        .route("/drain", post(drain))
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(nothing_there)
+        .layer(DefaultBodyLimit::max(ASK_MAX))
+        .with_state(Shown { desk, registry, is_remote })
 }
 
 #[derive(Clone)]
 struct Shown {
-    views: watch::Receiver<Arc<View>>,
+    desk: Desk,
     registry: Arc<Registry>,
+    /// Whether others than this machine can connect.
+    is_remote: bool,
 }
 
 const INDEX: &str = "viahop\n\n\
     /metrics      numbers for Prometheus\n\
     /ready        200 while this node should get calls, else 503\n\
     /live         200 while the process answers at all\n\
-    /status.json  backends, shards, configuration, messages\n";
+    /status.json  backends, shards, configuration, messages\n\
+    /events       what happened lately\n\n\
+    by POST, on loopback only; `viahop ctl` speaks it:\n\
+    /backend      {\"backend\": \"NAME\", \"state\": \"ready|drain|maint\", \"weight\": N}\n\
+    /reload       {\"dry_run\": true}\n\
+    /drain        finish what is under way, then end\n";
+
+/// The paths there are, for whoever misspells one.
+const PATHS: [&str; 8] = ["/metrics", "/ready", "/live", "/status.json", "/events", "/backend", "/reload", "/drain"];
 
 async fn index() -> &'static str {
     INDEX
@@ -65,7 +126,7 @@ async fn scrape(State(shown): State<Shown>) -> Response {
 }
 
 async fn ready(State(shown): State<Shown>) -> Response {
-    let view = shown.views.borrow().clone();
+    let view = shown.desk.views.borrow().clone();
     if view.is_ready {
         return "ready\n".into_response();
     }
@@ -81,9 +142,90 @@ fn unready(view: &View) -> String {
 }
 
 async fn status(State(shown): State<Shown>) -> Response {
-    let view = shown.views.borrow().clone();
-    match serde_json::to_string_pretty(&view.status()) {
-        Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text + "\n").into_response(),
+    let view = shown.desk.views.borrow().clone();
+    json(StatusCode::OK, &view.status())
+}
+
+async fn events(State(shown): State<Shown>, headers: HeaderMap) -> Response {
+    match shown.for_the_operator(&headers) {
+        Ok(()) => json(StatusCode::OK, &shown.desk.events.last()),
+        Err(refused) => refused.into_response(),
+    }
+}
+
+async fn backend(State(shown): State<Shown>, headers: HeaderMap, body: Bytes) -> Response {
+    shown.ask(&headers, read(&body).map(Ask::Backend)).await
+}
+
+async fn reload(State(shown): State<Shown>, headers: HeaderMap, body: Bytes) -> Response {
+    shown.ask(&headers, read_or_default(&body).map(Ask::Reload)).await
+}
+
+async fn drain(State(shown): State<Shown>, headers: HeaderMap) -> Response {
+    shown.ask(&headers, Ok(Ask::Drain)).await
+}
+
+/// What `body` asks.
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
+    serde_json::from_slice(body)
+        .map_err(|error| Refused::usage(400, format!("the body is not what it should be: {error}")))
+}
+
+fn read_or_default<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, Refused> {
+    if body.is_empty() { Ok(T::default()) } else { read(body) }
+}
+
+impl Shown {
+    /// Whether what concerns the operator alone may be told to whoever sent this.
+    fn for_the_operator(&self, headers: &HeaderMap) -> Result<(), Refused> {
+        if self.is_remote {
+            let help = "on this machine, `viahop ctl` speaks over its socket";
+            return Err(Refused::new(403, "this is not served on an address that others reach").help(help));
+        }
+        if headers.contains_key(header::ORIGIN) {
+            return Err(Refused::new(403, "a page in a browser asks this").help("`viahop ctl` and curl send no Origin"));
+        }
+        Ok(())
+    }
+
+    /// Asks the control loop.
+    async fn ask(&self, headers: &HeaderMap, ask: Result<Ask, Refused>) -> Response {
+        let answer = match self.for_the_operator(headers).and(ask) {
+            Ok(ask) => self.wait_for(ask).await,
+            Err(refused) => Err(refused),
+        };
+        match answer {
+            Ok(value) => json(StatusCode::OK, &value),
+            Err(refused) => refused.into_response(),
+        }
+    }
+
+    async fn wait_for(&self, ask: Ask) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        let ending = || Refused::new(503, "viahop is ending");
+        self.desk.ask_to.send(Asked { ask, reply }).await.map_err(|_| ending())?;
+        answer.await.unwrap_or_else(|_| Err(ending()))
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        json(StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &self)
+    }
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => (status, [(header::CONTENT_TYPE, "application/json")], text + "\n").into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
+}
+
+/// RFC 9110 15.5.6: says which method it is, in `Allow`, which the router adds.
+async fn wrong_method(method: Method, uri: Uri) -> Refused {
+    Refused::usage(405, format!("{} does not take {method}", uri.path()))
+}
+
+async fn nothing_there(uri: Uri) -> Refused {
+    Refused::usage(404, format!("there is no {}", uri.path())).help(did_you_mean(uri.path(), &PATHS))
 }

@@ -50,8 +50,10 @@ pub struct Pool {
     pub panic: u32,
     /// The backends.
     pub backends: Vec<Backend>,
-    affinity: tables::Affinity,
-    strategy: tables::Strategy,
+    /// What makes a call sticky.
+    pub affinity: tables::Affinity,
+    /// How a backend is found.
+    pub strategy: tables::Strategy,
 }
 
 /// A backend.
@@ -193,6 +195,19 @@ impl Cluster {
         })
     }
 
+    /// What of the rest differs in `other`, in the words of the configuration.
+    pub fn differs_beside_pools(&self, other: &Cluster) -> Vec<&'static str> {
+        let parts = |of: &Cluster| {
+            [
+                ("routes", format!("{:?}", of.rules)),
+                ("policy", format!("{:?}", (&of.policy, &of.inside))),
+                ("names that mean us", format!("{:?}", of.own)),
+                ("listeners", format!("{:?}", of.listeners)),
+            ]
+        };
+        parts(self).iter().zip(parts(other)).filter(|(a, b)| a.1 != b.1).map(|(a, _)| a.0).collect()
+    }
+
     /// The backend of this name in the pool of that name.
     pub fn backend(&self, pool: &str, name: &str) -> Option<&Backend> {
         let pool = self.pools.iter().find(|one| *one.name == *pool)?;
@@ -278,6 +293,18 @@ impl Pool {
 }
 
 impl Backend {
+    /// Puts it into the state an operator wants. One that comes out of maintenance is not known to be up or down: it begins
+    /// as at the start. `now` is in seconds since 1970.
+    pub fn put_into(&mut self, state: State, now: u64) {
+        if self.state.now == state {
+            return;
+        }
+        if self.state.now == State::Maint {
+            self.detector = self.detector.afresh();
+        }
+        (self.state.now, self.changed_at) = (state, now);
+    }
+
     /// It came back: its share grows, if the pool wants that.
     pub fn starts_slowly(&mut self, slow_start: Duration) {
         self.back_s = (!slow_start.is_zero()).then_some(0);

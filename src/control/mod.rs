@@ -11,12 +11,16 @@
 //! for it; if it stopped, calls would go on with the tables in force.
 
 pub mod admin;
+pub mod ask;
 pub mod cluster;
 pub mod config;
+pub mod events;
 pub mod health;
 pub mod metrics;
 pub mod operator;
+pub mod plan;
 pub mod resolve;
 pub mod run;
 pub mod secret;
+pub mod socket;
 pub mod view;

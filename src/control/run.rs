@@ -3,7 +3,8 @@
 //! ```text
 //!          ┌─ orders: reload, drain, stop        ┌─► tables to the shards
 //! select! ─┼─ reports of probes          ─► act ─┼─► a view to admin
-//!          ├─ signals of shards                  └─► a line in the log
+//!          ├─ signals of shards                  ├─► a line in the log
+//!          ├─ what `viahop ctl` asks             └─► an answer to whoever asked
 //!          ├─ a configuration read in the background
 //!          └─ every second: how busy are the shards, what was dropped, is the drain over
 //! ```
@@ -14,23 +15,30 @@
 //! floods the log (`Limiter`).
 
 use super::admin;
+use super::ask::{Answer, Ask, Asked, BackendChange, Refused, find};
 use super::cluster::{Backend, Cluster, Turn, moved_slots};
 use super::config::problem::{Problem, Report};
-use super::config::{Config, Health, Loaded, load};
+use super::config::{Config, Health, Loaded, Socket, WEIGHT_MAX, load};
+use super::events::Events;
 use super::health::detector::Outcome;
 use super::health::probe::{self, Watch};
+use super::operator::State;
+use super::plan::Plan;
 use super::resolve::{Place, Resolved, resolve};
+use super::socket::CtlSocket;
 use super::view::{Fixed, Reason, View};
 use crate::dataplane::keys::Keys;
+use crate::dataplane::limits::SLOTS;
 use crate::dataplane::verdict::DropReason;
 use crate::link::{ControlEnd, Signal};
+use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
@@ -61,6 +69,8 @@ pub struct Overrides {
     pub cores: Option<super::config::Cores>,
     /// `--admin`.
     pub admin: Option<Option<SocketAddr>>,
+    /// `--socket`.
+    pub socket: Option<Socket>,
 }
 
 impl Overrides {
@@ -71,6 +81,9 @@ impl Overrides {
         }
         if let Some(admin) = self.admin {
             config.admin = admin;
+        }
+        if let Some(socket) = &self.socket {
+            config.socket.clone_from(socket);
         }
     }
 }
@@ -110,6 +123,10 @@ pub struct Setup {
     pub fixed: Arc<Fixed>,
     /// The socket for HTTP.
     pub admin: Option<TcpListener>,
+    /// The socket for `viahop ctl`.
+    pub socket: Option<CtlSocket>,
+    /// What happens, for whoever asks later.
+    pub events: Arc<Events>,
 }
 
 /// Seconds without a forwarded message after which a drain is over before its time.
@@ -155,9 +172,18 @@ pub fn first_view(setup: &Setup) -> View {
 /// Runs until an order to end. The shards are left running: stopping them is up to the caller.
 pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::Sender<Arc<View>>) {
     let (report_to, mut reports) = mpsc::channel(1024);
-    let Setup { link, cluster, config, origin, keys, fingerprint, fixed, admin } = setup;
+    let Setup { link, cluster, config, origin, keys, fingerprint, fixed, admin, socket, events } = setup;
     let view = View::clone(&views.borrow());
-    let admin = admin.map(|listener| tokio::spawn(admin::serve(listener, views.subscribe())));
+    let (ask_to, mut asks) = mpsc::channel(16);
+    let desk = admin::Desk { views: views.subscribe(), events, ask_to };
+    let place = socket.as_ref().map(|socket| socket.place.path.clone());
+    let mut serving = Vec::new();
+    serving.extend(admin.map(|listener| tokio::spawn(admin::serve(listener, desk.clone()))));
+    // The task keeps the place of the socket, and gives it up when it ends.
+    serving.extend(socket.map(|socket| tokio::spawn(admin::serve_ctl(socket, desk.clone()))));
+    if let Some(path) = place {
+        info!(event = "ctl_socket", path = %path.display());
+    }
     let ControlEnd { shared, counters, mut signals } = link;
     let mut control = Control {
         shared,
@@ -180,7 +206,7 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
         seen: Seen::default(),
     };
     control.watch();
-    let mut reading: Option<JoinHandle<Result<(Resolved, Report), Report>>> = None;
+    let mut reading: Option<Reading> = None;
     let mut read_again = false;
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -188,19 +214,27 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
         tokio::select! {
             order = orders.recv() => match order {
                 Some(Order::Reload) if reading.is_some() => read_again = true,
-                Some(Order::Reload) => reading = Some(control.start_reading()),
+                Some(Order::Reload) => reading = Some(control.start_reading(false, None)),
                 Some(Order::Drain) if control.drain.is_none() => control.start_drain(),
                 Some(Order::Drain | Order::Stop) | None => break,
             },
-            outcome = async { reading.as_mut().expect("polled only if there is one").await }, if reading.is_some() => {
-                reading = None;
-                if let Ok(outcome) = outcome {
-                    control.reload(outcome);
+            outcome = async { (&mut reading.as_mut().expect("polled only if there is one").task).await }, if reading.is_some() => {
+                let done = reading.take();
+                if let (Ok(outcome), Some(Reading { dry_run, reply, .. })) = (outcome, done) {
+                    let answer = if dry_run { control.rehearse(outcome) } else { control.reload(outcome) };
+                    // Whoever asked may have gone away.
+                    reply.map(|reply| reply.send(answer));
                 }
                 if std::mem::take(&mut read_again) {
-                    reading = Some(control.start_reading());
+                    reading = Some(control.start_reading(false, None));
                 }
             }
+            Some(Asked { ask, reply }) = asks.recv() => match ask {
+                Ask::Reload(_) if reading.is_some() => drop(reply.send(Err(busy_reading()))),
+                Ask::Reload(how) => reading = Some(control.start_reading(how.dry_run, Some(reply))),
+                Ask::Backend(change) => drop(reply.send(control.change(&change))),
+                Ask::Drain => drop(reply.send(Ok(control.drain_on_demand()))),
+            },
             Some(report) = reports.recv() => control.on_probe(report),
             Some(signal) = signals.recv() => control.on_signal(signal),
             _ = tick.tick() => {
@@ -211,9 +245,24 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
             }
         }
     }
-    if let Some(admin) = admin {
-        admin.abort();
+    for task in serving {
+        task.abort();
+        // What it holds, the place of a socket, is given up before the process says that it has ended.
+        task.await.ok();
     }
+}
+
+/// A configuration that is being read.
+struct Reading {
+    task: JoinHandle<Result<(Resolved, Report), Report>>,
+    /// Whether only to say what would change.
+    dry_run: bool,
+    /// Who wants to know; nobody, if it was a signal.
+    reply: Option<oneshot::Sender<Answer>>,
+}
+
+fn busy_reading() -> Refused {
+    Refused::new(409, "a configuration is being read already").help("ask again when that is done; a name may take 5 s")
 }
 
 struct Control {
@@ -311,7 +360,7 @@ impl Control {
         let mut watches = Vec::new();
         for (order, ((pool, _), backend)) in self.cluster.backends().enumerate() {
             let pool = &self.cluster.pools[pool];
-            let Some(health) = &pool.health else { continue };
+            let Some(health) = pool.health.as_ref().filter(|_| backend.state.now != State::Maint) else { continue };
             let same = |watched: &Watched| {
                 watched.pool == pool.name
                     && watched.name == backend.name
@@ -451,6 +500,67 @@ impl Control {
         self.show();
     }
 
+    /// What an operator wants of a backend.
+    fn change(&mut self, wanted: &BackendChange) -> Answer {
+        let BackendChange { backend: name, state, weight } = wanted;
+        if state.is_none() && weight.is_none() {
+            return Err(Refused::usage(400, "neither a state nor a weight is given"));
+        }
+        if weight.is_some_and(|weight| i64::from(weight) > WEIGHT_MAX) {
+            return Err(Refused::usage(400, format!("weight {} is out of range", weight.unwrap_or_default()))
+                .help(format!("a number from 0 to {WEIGHT_MAX}")));
+        }
+        let (pool, place) = find(&self.cluster, name)?;
+        let slow_start = self.cluster.pools[pool].slow_start;
+        let backend = &mut self.cluster.pools[pool].backends[place];
+        if backend.state.now == State::Maint {
+            backend.starts_slowly(slow_start);
+        }
+        backend.put_into(state.unwrap_or(backend.state.now), unix_now());
+        backend.weight.now = weight.unwrap_or(backend.weight.now);
+        self.cluster.rehash();
+        let before = self.shared.tables.load_full();
+        self.publish(Some(Reason::Operator));
+        self.watch();
+        let after = self.shared.tables.load_full();
+        let pool = &self.cluster.pools[pool];
+        let backend = &pool.backends[place];
+        let moved = moved_slots(&before, &after).into_iter().find(|(name, _)| *name == pool.name);
+        let keys_moved = moved.map_or(0.0, |(_, slots)| slots as f64 / SLOTS as f64);
+        let (state, weight) = (backend.state.now, backend.weight.now);
+        info!(
+            event = "backend_changed",
+            pool = %pool.name,
+            backend = %backend.name,
+            %state,
+            weight,
+            keys_moved = format!("{:.1}%", keys_moved * 100.0)
+        );
+        // Whether it lives is not known yet if it comes out of maintenance: do not wait for its turn.
+        let its_watch = |watched: &&Watched| watched.pool == pool.name && watched.name == backend.name;
+        self.watches.iter().filter(its_watch).for_each(|watched| watched.watch.hurry());
+        let is_empty = !pool.backends.iter().any(Backend::takes_new);
+        Ok(json!({
+            "pool": pool.name,
+            "backend": backend.name,
+            "operator": state,
+            "weight": weight,
+            "keys_moved": keys_moved,
+            "generation": after.generation,
+            "pool_is_empty": is_empty,
+        }))
+    }
+
+    /// A drain that somebody asked for, who will not end the process by asking again.
+    fn drain_on_demand(&mut self) -> Value {
+        let is_first = self.drain.is_none();
+        if is_first {
+            self.start_drain();
+        }
+        let left = self.drain.as_ref().map(|drain| drain.deadline.saturating_duration_since(Instant::now()));
+        json!({ "draining": true, "is_first": is_first, "ends_within_s": left.unwrap_or_default().as_secs() })
+    }
+
     fn start_drain(&mut self) {
         let deadline = self.config.drain;
         info!(event = "draining", deadline_s = deadline.as_secs(), note = "a second SIGTERM ends at once");
@@ -460,26 +570,38 @@ impl Control {
     }
 
     /// Reads the configuration beside the loop: a name may take seconds.
-    fn start_reading(&self) -> JoinHandle<Result<(Resolved, Report), Report>> {
+    fn start_reading(&self, dry_run: bool, reply: Option<oneshot::Sender<Answer>>) -> Reading {
         let (origin, running) = (self.origin.clone(), self.config.clone());
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let loaded = origin.load()?;
             let problems = fixed_by_the_start(&running, &loaded.config);
             if !problems.is_empty() {
                 return Err(Report { source: loaded.source, problems });
             }
             resolve(loaded).await
-        })
+        });
+        Reading { task, dry_run, reply }
     }
 
-    fn reload(&mut self, outcome: Result<(Resolved, Report), Report>) {
+    /// What would change, and nothing else.
+    fn rehearse(&self, outcome: Result<(Resolved, Report), Report>) -> Answer {
+        let (resolved, warnings) = outcome.map_err(|report| refused_file(&report))?;
+        let after = Cluster::new(resolved, Some(&self.cluster), self.counters.len(), unix_now(), &self.fingerprint);
+        let before = self.shared.tables.load_full();
+        let tables = after.tables(before.generation + 1, &self.keys, self.drain.is_some(), Some(&before));
+        let plan = Plan::new((&self.cluster, &before), (&after, &tables));
+        Ok(json!({ "applied": false, "plan": plan, "warnings": shown(&warnings) }))
+    }
+
+    fn reload(&mut self, outcome: Result<(Resolved, Report), Report>) -> Answer {
         match outcome {
             Ok((resolved, warnings)) => {
                 tell(&warnings);
                 self.config = resolved.config.clone();
                 let before = self.shared.tables.load_full();
                 let shards = self.counters.len();
-                self.cluster = Cluster::new(resolved, Some(&self.cluster), shards, unix_now(), &self.fingerprint);
+                let after = Cluster::new(resolved, Some(&self.cluster), shards, unix_now(), &self.fingerprint);
+                let cluster_before = std::mem::replace(&mut self.cluster, after);
                 self.view.reload = super::view::Reload { ok: true, last_success_at: unix_now(), error: None };
                 self.publish(Some(Reason::Reload));
                 self.watch();
@@ -490,6 +612,8 @@ impl Control {
                     .collect();
                 let generation = after.generation;
                 info!(event = "reloaded", generation, hash = %self.cluster.hash, keys_moved = moved.join(","));
+                let plan = Plan::new((&cluster_before, &before), (&self.cluster, &after));
+                Ok(json!({ "applied": true, "generation": generation, "plan": plan, "warnings": shown(&warnings) }))
             }
             Err(report) => {
                 let first = report.problems.first().map(|problem| problem.title.clone());
@@ -498,9 +622,21 @@ impl Control {
                 self.view.reload.ok = false;
                 self.view.reload.error = first;
                 self.show();
+                Err(refused_file(&report))
             }
         }
     }
+}
+
+/// A report in one text, if there is anything in it.
+fn shown(report: &Report) -> Option<String> {
+    (!report.problems.is_empty()).then(|| report.render(false))
+}
+
+fn refused_file(report: &Report) -> Refused {
+    let first = report.problems.first().map_or("the configuration is wrong", |problem| &problem.title);
+    let refused = Refused::new(422, first).help("the configuration in force stays");
+    Refused { report: shown(report), exit_code: report.exit_code(), ..refused }
 }
 
 /// Prints a report as `viahop check` does.
@@ -518,7 +654,7 @@ fn fixed_by_the_start(running: &Config, wanted: &Config) -> Vec<Problem> {
     let rows = [
         ("`[[listen]]` addresses and names", sockets(running) != sockets(wanted)),
         ("`cores` and `shards`", running.cores != wanted.cores),
-        ("`[admin]`", running.admin != wanted.admin),
+        ("`[admin]`", (running.admin, &running.socket) != (wanted.admin, &wanted.socket)),
         ("`secret` and `secret_file`", running.secret != wanted.secret),
         ("`egress`", (running.egress_v4, running.egress_v6) != (wanted.egress_v4, wanted.egress_v6)),
         (
@@ -589,8 +725,18 @@ mod tests {
             });
             let shared = link.shared.clone();
             let origin = Origin::File(path.clone(), Overrides::default());
-            let setup =
-                Setup { link, cluster, config, origin, keys: keys(), fingerprint: "f".into(), fixed, admin: None };
+            let setup = Setup {
+                link,
+                cluster,
+                config,
+                origin,
+                keys: keys(),
+                fingerprint: "f".into(),
+                fixed,
+                admin: None,
+                socket: None,
+                events: Arc::default(),
+            };
             let (orders, order_queue) = mpsc::channel(8);
             let (view_to, views) = watch::channel(Arc::new(first_view(&setup)));
             let task = tokio::spawn(run(setup, order_queue, view_to));

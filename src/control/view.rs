@@ -191,7 +191,7 @@ impl View {
                 takes_new: backend.takes_new(),
                 state: backend.state,
                 flags: backend.state.now.flags(
-                    backend.detector.is_up(),
+                    backend.detector.is_up() && !backend.outlier.is_ejected(),
                     backend.detector.is_trying(),
                     cluster.pools[pool].health.is_some(),
                 ),
@@ -209,6 +209,21 @@ impl View {
         self.fixed.counters.iter().map(|counters| of(counters)).sum()
     }
 
+    fn shards(&self) -> Vec<ShardStatus<'_>> {
+        let of = |((view, counters), &busy): ((_, &Arc<ShardCounters>), &f64)| ShardStatus {
+            view,
+            busy: (busy * 1e3).round() / 1e3,
+            messages: Messages {
+                received: counters.received_total(),
+                forwarded: counters.forwarded.get(),
+                replied: counters.replied_total(),
+                dropped: counters.dropped_total(),
+                waiting: counters.waiting.get(),
+            },
+        };
+        self.fixed.shards.iter().zip(&self.fixed.counters).zip(&self.busy).map(of).collect()
+    }
+
     /// The document of `/status.json`.
     pub fn status(&self) -> Status<'_> {
         let received = self.sum(ShardCounters::received_total);
@@ -222,7 +237,7 @@ impl View {
             draining: self.is_draining,
             reload: &self.reload,
             listeners: self.fixed.listeners.iter().map(|(name, address)| Named { name, address: *address }).collect(),
-            shards: &self.fixed.shards,
+            shards: self.shards(),
             backends: self.backends.iter().map(BackendStatus::of).collect(),
             messages: Messages {
                 received,
@@ -247,7 +262,7 @@ pub struct Status<'a> {
     draining: bool,
     reload: &'a Reload,
     listeners: Vec<Named<'a>>,
-    shards: &'a [ShardView],
+    shards: Vec<ShardStatus<'a>>,
     backends: Vec<BackendStatus<'a>>,
     messages: Messages,
 }
@@ -256,6 +271,15 @@ pub struct Status<'a> {
 struct Named<'a> {
     name: &'a str,
     address: SocketAddr,
+}
+
+#[derive(Debug, Serialize)]
+struct ShardStatus<'a> {
+    #[serde(flatten)]
+    view: &'a ShardView,
+    busy: f64,
+    #[serde(flatten)]
+    messages: Messages,
 }
 
 #[derive(Debug, Serialize)]

@@ -85,7 +85,7 @@ impl Drop for Process {
 /// A command of the program.
 pub fn viahop(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_viahop"));
-    command.args(args).env("NO_COLOR", "1");
+    command.args(args).env("NO_COLOR", "1").env_remove("RUNTIME_DIRECTORY").env_remove("XDG_RUNTIME_DIR");
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("VIAHOP_")) {
         command.env_remove(name);
     }
@@ -112,7 +112,7 @@ impl Viahop {
     pub fn start(name: &str, config: &str) -> Viahop {
         let folder = Folder::new(name);
         let admin: SocketAddr = ([127, 0, 0, 1], free_port()).into();
-        folder.write("viahop.toml", &with_admin(config, admin));
+        folder.write("viahop.toml", &with_admin(config, admin, &folder));
         let (process, log) = launch(&folder, "log");
         let mut viahop = Viahop { process, admin, log, folder };
         viahop.wait_for_life();
@@ -142,7 +142,7 @@ impl Viahop {
 
     /// Another configuration in the place of the one it was started with; in force after a SIGHUP.
     pub fn write_config(&self, config: &str) {
-        fs::write(self.folder.0.join("viahop.toml"), with_admin(config, self.admin)).unwrap();
+        fs::write(self.folder.0.join("viahop.toml"), with_admin(config, self.admin, &self.folder)).unwrap();
     }
 
     fn get(&self, path: &str) -> String {
@@ -204,8 +204,9 @@ fn launch(folder: &Folder, log: &str) -> (Process, PathBuf) {
     (Process::start(&mut command), log)
 }
 
-fn with_admin(config: &str, admin: SocketAddr) -> String {
-    format!("{config}\n[admin]\nlisten = \"{admin}\"\n")
+fn with_admin(config: &str, admin: SocketAddr, folder: &Folder) -> String {
+    let socket = folder.0.join("ctl.sock");
+    format!("{config}\n[admin]\nlisten = \"{admin}\"\nsocket = \"{}\"\n", socket.display())
 }
 
 /// A configuration with one listener and one pool of backends on ports of 127.0.0.1, with `pool` as further keys.

@@ -8,6 +8,7 @@
 mod support;
 
 mod calls;
+mod ctl;
 mod dialogs;
 mod faults;
 mod live;

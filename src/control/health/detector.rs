@@ -85,6 +85,12 @@ impl Detector {
         Detector { fall, rise, against: 0, ..self.clone() }
     }
 
+    /// One that knows nothing yet, with the same thresholds.
+    #[must_use]
+    pub fn afresh(&self) -> Detector {
+        Detector::new(self.fall, self.rise)
+    }
+
     /// Whether it takes new keys.
     pub fn is_up(&self) -> bool {
         self.is_up

@@ -1,0 +1,116 @@
+//! `viahop ctl`: operate a running viahop. It asks over the socket or over loopback; what it does is in the control plane.
+//!
+//! | file | |
+//! |---|---|
+//! | `client` | finds the viahop that is meant, and speaks to it |
+//! | `show` | answers in words and tables |
+//! | `table` | aligned columns, CSV |
+
+mod client;
+mod show;
+mod table;
+
+use super::{FAILED, NOT_READY, USAGE};
+use crate::cli::{self, Change, CtlCommand, Shape};
+use client::{Client, Trouble, nothing};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::Duration;
+
+/// Does what `args` say.
+pub fn run(args: &cli::Ctl) -> ExitCode {
+    if let Err(why) = fits(args) {
+        eprintln!("error: {why}");
+        return ExitCode::from(USAGE);
+    }
+    match Client::find(args).and_then(|client| obey(args, &client)) {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(trouble) => {
+            eprintln!("{trouble}");
+            ExitCode::from(match trouble {
+                Trouble::Nobody(_) => NOT_READY,
+                Trouble::Refused { exit_code, .. } => exit_code,
+                Trouble::Strange(_) => FAILED,
+            })
+        }
+    }
+}
+
+/// Whether the answer can be had in the form that is asked for.
+fn fits(args: &cli::Ctl) -> Result<(), &'static str> {
+    let is_list = matches!(args.command, CtlCommand::Backends | CtlCommand::Events { .. });
+    match args.format {
+        Shape::Kamcmd if !matches!(args.command, CtlCommand::Backends) => {
+            Err("only `backends` knows `--format kamcmd`")
+        }
+        Shape::Csv if !is_list => Err("only lists know `--format csv`: `backends`, `events`"),
+        _ => Ok(()),
+    }
+}
+
+fn obey(args: &cli::Ctl, client: &Client) -> Result<String, Trouble> {
+    let is_json = args.format == Shape::Json;
+    let or_json = |answer: &Value, text: &dyn Fn(&Value) -> String| if is_json { pretty(answer) } else { text(answer) };
+    match &args.command {
+        CtlCommand::Status => {
+            let answer = client.get("/status.json")?;
+            Ok(or_json(&answer, &|answer| show::status(answer, &client.place)))
+        }
+        CtlCommand::Backends => {
+            let answer = client.get("/status.json")?;
+            Ok(match args.format {
+                Shape::Json => pretty(&answer["backends"]),
+                Shape::Kamcmd => show::kamcmd(&answer),
+                Shape::Csv => show::backends_in_full(&answer).csv(),
+                Shape::Table => show::backends(&answer).text(),
+            })
+        }
+        CtlCommand::Backend { name, change } => {
+            let body = match change {
+                Change::Ready => json!({ "backend": name, "state": "ready" }),
+                Change::Drain => json!({ "backend": name, "state": "drain" }),
+                Change::Maint => json!({ "backend": name, "state": "maint" }),
+                Change::Weight { parts } => json!({ "backend": name, "weight": parts }),
+            };
+            Ok(or_json(&client.post("/backend", &body)?, &show::changed))
+        }
+        CtlCommand::Reload { dry_run } => {
+            Ok(or_json(&client.post("/reload", &json!({ "dry_run": dry_run }))?, &show::reloaded))
+        }
+        CtlCommand::Drain { wait } => {
+            let answer = client.post("/drain", &nothing())?;
+            if *wait {
+                eprintln!("{}", show::draining(&answer).trim_end());
+                wait_for_the_end(client);
+                return Ok(if is_json { pretty(&answer) } else { "ended\n".into() });
+            }
+            Ok(or_json(&answer, &show::draining))
+        }
+        CtlCommand::Events { json, lines } => {
+            let answer = client.get("/events")?;
+            let all = answer.as_array().map(Vec::as_slice).unwrap_or_default();
+            let last = &all[all.len().saturating_sub(*lines)..];
+            Ok(match args.format {
+                _ if *json => last.iter().map(|event| format!("{event}\n")).collect(),
+                Shape::Json => pretty(&Value::Array(last.to_vec())),
+                Shape::Csv => show::events_in_full(last).csv(),
+                Shape::Table | Shape::Kamcmd => show::events(last),
+            })
+        }
+    }
+}
+
+fn pretty(value: &Value) -> String {
+    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
+}
+
+/// Returns when it does not answer any more. The drain has a limit of its own.
+fn wait_for_the_end(client: &Client) {
+    while client.get("/status.json").is_ok() {
+        sleep(Duration::from_millis(200));
+    }
+}

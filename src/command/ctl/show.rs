@@ -1,0 +1,299 @@
+//! Answers of a viahop, for people.
+
+use super::table::Table;
+use serde_json::Value;
+
+/// How it is, on one screen.
+pub fn status(status: &Value, place: &str) -> String {
+    let state = match (&status["ready"], &status["draining"]) {
+        (_, Value::Bool(true)) => "draining",
+        (Value::Bool(true), _) => "ready",
+        _ => "NOT READY: a pool has no backend that takes new calls",
+    };
+    let mut text = format!("viahop {}, {state}\n", word(&status["version"]));
+    text.push_str(&format!("at       {place}\n"));
+    text.push_str(&format!("config   {}, hash {}\n", word(&status["config"]), word(&status["config_hash"])));
+    text.push_str(&format!("started  {}\n", time(&status["started_at"])));
+    let reload = &status["reload"];
+    text.push_str(&match reload["error"].as_str() {
+        Some(error) => format!("reload   REFUSED: {error}; in force is that of {}\n", time(&reload["last_success_at"])),
+        None => format!("tables   number {}, of {}\n", status["generation"], time(&reload["last_success_at"])),
+    });
+    let messages = &status["messages"];
+    text.push_str(&format!("received {}", messages["received"]));
+    for name in ["forwarded", "replied", "dropped", "waiting"] {
+        let sign = if name == "forwarded" { "=" } else { "+" };
+        text.push_str(&format!(" {sign} {} {name}", messages[name]));
+    }
+    text.push_str("\n\n");
+    let mut shards = Table::new(&["shard", ">core", ">busy", ">received", ">forwarded", ">replied", ">dropped"]);
+    for (number, shard) in list(&status["shards"]).enumerate() {
+        let count = |name: &str| shard[name].to_string();
+        let busy = format!("{:.0} %", shard["busy"].as_f64().unwrap_or_default() * 100.0);
+        shards.add([
+            number.to_string(),
+            count("core"),
+            busy,
+            count("received"),
+            count("forwarded"),
+            count("replied"),
+            count("dropped"),
+        ]);
+    }
+    text + &shards.text() + "\n" + &backends(status).text()
+}
+
+/// The backends: what fits 80 columns with names of usual length.
+pub fn backends(status: &Value) -> Table {
+    let mut table =
+        Table::new(&["pool", "backend", "operator", "state", "flags", ">weight", ">requests", ">errors", "probe"]);
+    for one in list(&status["backends"]) {
+        let probe = match (one["last_probe"].as_str(), one["last_probe_ms"].as_f64()) {
+            (Some(probe), Some(ms)) if probe.starts_with("options_ok") => format!("{ms:.1} ms"),
+            (Some(probe), _) => probe.to_owned(),
+            _ => "-".into(),
+        };
+        table.add([
+            word(&one["pool"]),
+            word(&one["name"]),
+            word(&one["operator"]),
+            word(&one["state"]),
+            word(&one["flags"]),
+            one["weight"].to_string(),
+            one["requests"].to_string(),
+            one["errors"].to_string(),
+            probe,
+        ]);
+    }
+    table
+}
+
+/// All that is known of them. New columns are added at the end.
+pub fn backends_in_full(status: &Value) -> Table {
+    const NAMES: [&str; 16] = [
+        "pool",
+        "name",
+        "address",
+        "state",
+        "operator",
+        "flags",
+        "takes_new",
+        "weight",
+        "weight_written",
+        "priority",
+        "changed_at",
+        "last_probe",
+        "last_probe_ms",
+        "requests",
+        "responses",
+        "errors",
+    ];
+    let mut table = Table::new(&NAMES);
+    for one in list(&status["backends"]) {
+        table.add(NAMES.map(|name| word(&one[name])));
+    }
+    table
+}
+
+/// What `kamcmd dispatcher.list` prints of Kamailio's sets; here the sets have names, so their numbers are those of the
+/// order in the configuration, from 1.
+pub fn kamcmd(status: &Value) -> String {
+    let mut pools: Vec<String> = Vec::new();
+    for one in list(&status["backends"]) {
+        if pools.last() != Some(&word(&one["pool"])) {
+            pools.push(word(&one["pool"]));
+        }
+    }
+    let mut text = format!("{{\n\tNRSETS: {}\n\tRECORDS: {{\n", pools.len());
+    for (number, pool) in pools.iter().enumerate() {
+        text.push_str(&format!("\t\tSET: {{\n\t\t\tID: {}\n\t\t\tTARGETS: {{\n", number + 1));
+        for one in list(&status["backends"]).filter(|one| word(&one["pool"]) == *pool) {
+            text.push_str(&format!(
+                "\t\t\t\tDEST: {{\n\t\t\t\t\tURI: sip:{}\n\t\t\t\t\tFLAGS: {}\n\t\t\t\t\tPRIORITY: {}\n\t\t\t\t\tATTRS: {{\n\
+                 \t\t\t\t\t\tBODY: \n\t\t\t\t\t\tDUID: {}\n\t\t\t\t\t\tMAXLOAD: 0\n\t\t\t\t\t\tWEIGHT: {}\n\t\t\t\t\t\tRWEIGHT: 0\n\
+                 \t\t\t\t\t\tSOCKET: \n\t\t\t\t\t}}\n\t\t\t\t}}\n",
+                word(&one["address"]),
+                word(&one["flags"]),
+                one["priority"],
+                word(&one["name"]),
+                one["weight"]
+            ));
+        }
+        text.push_str("\t\t\t}\n\t\t}\n");
+    }
+    text + "\t}\n}\n"
+}
+
+/// What a change of a backend did.
+pub fn changed(answer: &Value) -> String {
+    let (pool, backend) = (word(&answer["pool"]), word(&answer["backend"]));
+    let moved = percent(&answer["keys_moved"]);
+    let weight = &answer["weight"];
+    let meaning = match (word(&answer["operator"]).as_str(), weight.as_u64()) {
+        ("drain", _) => "no new calls; what belongs to it still goes there".to_owned(),
+        ("maint", _) => "nothing goes there, and it is not probed".to_owned(),
+        (_, Some(0)) => "weight 0: no new calls; what belongs to it still goes there".to_owned(),
+        _ => format!("new calls by its weight of {weight}, while it is up"),
+    };
+    let mut text = format!("{pool}/{backend} is {}: {meaning}\n", word(&answer["operator"]));
+    text.push_str(&format!("{moved} of the pool's keys go elsewhere than before\n"));
+    if answer["pool_is_empty"] == true {
+        text.push_str(&format!("WARNING: no backend of {pool} takes new calls: they are answered 503\n"));
+    }
+    text
+}
+
+/// What a reload changed, or would.
+pub fn reloaded(answer: &Value) -> String {
+    let plan = &answer["plan"];
+    let applied = answer["applied"] == true;
+    let mut text = match answer["warnings"].as_str() {
+        Some(warnings) => format!("{warnings}\n\n"),
+        None => String::new(),
+    };
+    let mut changes = 0;
+    for pool in list(&plan["pools"]) {
+        let change = word(&pool["change"]);
+        if change != "same" {
+            changes += 1;
+        }
+        text.push_str(&format!(
+            "pool {}: {}",
+            word(&pool["pool"]),
+            if change == "same" { "as it is" } else { &change }
+        ));
+        text.push_str(&match (pool["keys_moved"].as_f64(), change.as_str()) {
+            (Some(_), "changed") => format!(", {} of its keys go elsewhere\n", percent(&pool["keys_moved"])),
+            (None, "changed") => ", its keys go elsewhere in ways no table tells\n".into(),
+            _ => "\n".into(),
+        });
+        for detail in list(&pool["details"]) {
+            text.push_str(&format!("  * {}\n", word(detail)));
+        }
+        for backend in list(&pool["backends"]) {
+            let sign = match word(&backend["change"]).as_str() {
+                "added" => '+',
+                "removed" => '-',
+                _ => '*',
+            };
+            let details: Vec<String> = list(&backend["details"]).map(word).collect();
+            let details = if details.is_empty() { String::new() } else { format!(": {}", details.join(", ")) };
+            text.push_str(&format!("  {sign} {}{details}\n", word(&backend["backend"])));
+        }
+    }
+    let also: Vec<String> = list(&plan["also"]).map(word).collect();
+    if !also.is_empty() {
+        changes += 1;
+        text.push_str(&format!("changed besides: {}\n", also.join(", ")));
+    }
+    text + &match (applied, changes) {
+        (true, _) => format!("in force as tables number {}\n", answer["generation"]),
+        (false, 0) => "nothing would change\n".to_owned(),
+        (false, _) => "nothing of this is in force: `viahop ctl reload` does it\n".to_owned(),
+    }
+}
+
+/// What becomes of the process.
+pub fn draining(answer: &Value) -> String {
+    let since = if answer["is_first"] == true { "draining" } else { "draining already" };
+    format!("{since}: it ends when 5 s pass without a forwarded message, in {} s at most\n", answer["ends_within_s"])
+}
+
+/// Events, a line each.
+pub fn events(events: &[Value]) -> String {
+    let mut text = String::new();
+    for event in events {
+        let fields = event["fields"].as_object().into_iter().flatten();
+        let fields: Vec<String> = fields.map(|(name, value)| format!("{name}={}", word(value))).collect();
+        let (at, level) = (time_ms(&event["at_ms"]), word(&event["level"]));
+        text.push_str(&format!("{at}  {level:<5}  {:<15}  {}\n", word(&event["event"]), fields.join(" ")));
+    }
+    if text.is_empty() { "nothing has happened\n".into() } else { text }
+}
+
+/// Events as rows.
+pub fn events_in_full(events: &[Value]) -> Table {
+    let mut table = Table::new(&["number", "at_ms", "level", "event", "fields"]);
+    for event in events {
+        table.add(["number", "at_ms", "level", "event", "fields"].map(|name| word(&event[name])));
+    }
+    table
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+/// A value without the quotes of a string; nothing for `null`.
+fn word(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        other => other.to_string(),
+    }
+}
+
+fn percent(share: &Value) -> String {
+    format!("{:.1} %", share.as_f64().unwrap_or_default() * 100.0)
+}
+
+/// Seconds since 1970, as RFC 3339 writes them.
+fn time(seconds: &Value) -> String {
+    let since = std::time::Duration::from_secs(seconds.as_u64().unwrap_or_default());
+    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
+}
+
+fn time_ms(ms: &Value) -> String {
+    let since = std::time::Duration::from_millis(ms.as_u64().unwrap_or_default());
+    humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + since).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn document() -> Value {
+        let backend = |name: &str, operator: &str, flags: &str| {
+            json!({ "pool": "proxies", "name": name, "address": name, "state": "up", "operator": operator, "flags": flags,
+                    "weight": 100, "priority": 0, "requests": 123_456, "errors": 0, "last_probe": "options_ok (200)",
+                    "last_probe_ms": 0.4 })
+        };
+        json!({ "version": "1.0.0", "ready": true, "draining": false, "started_at": 0, "generation": 3,
+                "reload": { "ok": true, "last_success_at": 0, "error": null },
+                "shards": [{ "core": 0, "busy": 0.25, "received": 7, "forwarded": 6, "replied": 1, "dropped": 0 }],
+                "messages": { "received": 7, "forwarded": 6, "replied": 1, "dropped": 0, "waiting": 0 },
+                "backends": [backend("10.0.0.11:5060", "ready", "AP"), backend("10.0.0.12:5060", "drain", "DP")] })
+    }
+
+    #[test]
+    fn tables_fit_eighty_columns() {
+        for line in status(&document(), "/run/viahop/ctl.sock").lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+        let text = backends(&document()).text();
+        assert!(text.contains("10.0.0.12:5060  drain     up     DP"), "{text}");
+    }
+
+    #[test]
+    fn kamcmd_has_a_set_for_each_pool_and_a_dest_for_each_backend() {
+        let text = kamcmd(&document());
+        assert!(text.starts_with("{\n\tNRSETS: 1\n") && text.ends_with("\t}\n}\n"), "{text}");
+        assert_eq!(text.matches("DEST: {").count(), 2);
+        assert!(text.contains("URI: sip:10.0.0.12:5060\n\t\t\t\t\tFLAGS: DP\n"), "{text}");
+        assert_eq!(text.matches('{').count(), text.matches('}').count());
+    }
+
+    #[test]
+    fn a_plan_says_what_comes_what_goes_and_that_nothing_happened_yet() {
+        let plan = json!({ "applied": false, "plan": { "also": ["routes"], "pools": [
+            { "pool": "proxies", "change": "changed", "details": [], "keys_moved": 0.25, "backends": [
+                { "backend": "a", "change": "removed", "details": [] },
+                { "backend": "b", "change": "changed", "details": ["weight 100 -> 50"] }] }] } });
+        let text = reloaded(&plan);
+        for part in ["25.0 % of its keys", "  - a\n", "  * b: weight 100 -> 50\n", "besides: routes", "nothing of this"]
+        {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+    }
+}

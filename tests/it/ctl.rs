@@ -1,0 +1,439 @@
+//! `viahop ctl` against a running viahop, with calls through it.
+
+use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, config, free_port, output, viahop};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// What a server was sent: method and Call-ID.
+type Received = Arc<Mutex<Vec<(String, String)>>>;
+
+/// A server that answers everything with a 200, as one that stays in the dialog does, and writes down what it was sent.
+struct Server {
+    port: u16,
+    received: Received,
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Server {
+    fn start() -> Server {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let (received, stop) = (Received::default(), Arc::new(AtomicBool::new(false)));
+        let (log, stopped) = (received.clone(), stop.clone());
+        let thread = std::thread::spawn(move || {
+            let mut room = vec![0; 65_536];
+            while !stopped.load(Ordering::Relaxed) {
+                let Ok((len, from)) = socket.recv_from(&mut room) else { continue };
+                let text = String::from_utf8_lossy(&room[..len]).into_owned();
+                let method = text.split(' ').next().unwrap().to_owned();
+                log.lock().unwrap().push((method, row(&text, "Call-ID").unwrap()));
+                socket.send_to(answer(&text, port).as_bytes(), from).unwrap();
+            }
+        });
+        Server { port, received, stop, thread: Some(thread) }
+    }
+
+    fn name(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// How many requests of this method it was sent.
+    fn count(&self, method: &str) -> usize {
+        self.received.lock().unwrap().iter().filter(|(one, _)| one == method).count()
+    }
+
+    fn has(&self, method: &str, call_id: &str) -> bool {
+        self.received.lock().unwrap().iter().any(|(one, id)| one == method && id == call_id)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+fn rows<'a>(text: &'a str, name: &'a str) -> impl Iterator<Item = String> + 'a {
+    let rows = text.split("\r\n").filter_map(|line| line.split_once(':'));
+    rows.filter(move |(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().to_owned())
+}
+
+fn row(text: &str, name: &str) -> Option<String> {
+    rows(text, name).next()
+}
+
+fn answer(request: &str, port: u16) -> String {
+    let mut answer = "SIP/2.0 200 OK\r\n".to_owned();
+    for line in request.split("\r\n").skip(1) {
+        let is = |name: &str| line.to_ascii_lowercase().starts_with(name);
+        if is("via:") || is("record-route:") || is("from:") || is("call-id:") || is("cseq:") {
+            answer.push_str(&format!("{line}\r\n"));
+        } else if is("to:") {
+            let tag = if line.contains(";tag=") { "" } else { ";tag=uas" };
+            answer.push_str(&format!("{line}{tag}\r\n"));
+        }
+    }
+    answer + &format!("Contact: <sip:uas@127.0.0.1:{port}>\r\nContent-Length: 0\r\n\r\n")
+}
+
+/// A caller.
+struct Phone {
+    socket: UdpSocket,
+    target: u16,
+}
+
+impl Phone {
+    fn new(target: u16) -> Phone {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Phone { socket, target }
+    }
+
+    fn ask(&self, method: &str, call_id: &str, tag: &str, routes: &str) -> String {
+        let request = format!(
+            "{method} sip:bob@example.net SIP/2.0\r\nVia: SIP/2.0/UDP {};branch=z9hG4bK{call_id}{method};rport\r\n\
+             Max-Forwards: 70\r\n{routes}From: <sip:a@example.net>;tag=1\r\nTo: <sip:bob@example.net>{tag}\r\n\
+             Call-ID: {call_id}\r\nCSeq: 1 {method}\r\nContent-Length: 0\r\n\r\n",
+            self.socket.local_addr().unwrap()
+        );
+        self.socket.send_to(request.as_bytes(), ("127.0.0.1", self.target)).unwrap();
+        let mut room = vec![0; 65_536];
+        loop {
+            let len = self.socket.recv(&mut room).unwrap_or_else(|error| panic!("{method} {call_id}: {error}"));
+            let text = String::from_utf8_lossy(&room[..len]).into_owned();
+            if row(&text, "Call-ID").as_deref() == Some(call_id) {
+                return text;
+            }
+        }
+    }
+
+    /// Begins a call. Returns the route set of its dialog, as header rows.
+    fn call(&self, call_id: &str) -> String {
+        let answer = self.ask("INVITE", call_id, "", "");
+        assert!(answer.starts_with("SIP/2.0 200"), "{answer}");
+        rows(&answer, "Record-Route").map(|value| format!("Route: {value}\r\n")).collect()
+    }
+
+    fn hang_up(&self, call_id: &str, routes: &str) -> String {
+        self.ask("BYE", call_id, ";tag=uas", routes)
+    }
+}
+
+/// Runs `viahop ctl` over the socket of `viahop`.
+fn ctl(viahop: &Viahop, args: &[&str]) -> (i32, String, String) {
+    let socket = viahop.folder.0.join("ctl.sock");
+    output(&mut crate::live::viahop(&[&["ctl", "--socket", socket.to_str().unwrap()], args].concat()))
+}
+
+fn ctl_ok(viahop: &Viahop, args: &[&str]) -> String {
+    let (code, stdout, stderr) = ctl(viahop, args);
+    assert_eq!(code, 0, "{args:?}: {stderr}\n{}", viahop.log());
+    stdout
+}
+
+fn ctl_json(viahop: &Viahop, args: &[&str]) -> Value {
+    serde_json::from_str(&ctl_ok(viahop, &[args, &["--format", "json"]].concat())).unwrap()
+}
+
+const PROBED: &str = "health = { interval = \"200ms\", timeout = \"150ms\" }";
+
+/// A viahop over `count` servers, and a phone.
+fn stage(name: &str, count: usize, pool: &str) -> (Viahop, Vec<Server>, Phone) {
+    let servers: Vec<Server> = (0..count).map(|_| Server::start()).collect();
+    let ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
+    let listen = free_port();
+    let viahop = Viahop::start(name, &config(listen, &ports, pool));
+    (viahop, servers, Phone::new(listen))
+}
+
+#[test]
+fn a_draining_backend_gets_no_new_call_and_every_request_of_its_calls() {
+    let (viahop, servers, phone) = stage("ctl-drain", 3, PROBED);
+    let routes: BTreeMap<String, String> =
+        (0..150).map(|n| format!("old-{n}")).map(|id| (id.clone(), phone.call(&id))).collect();
+    let said = ctl_ok(&viahop, &["backend", &servers[0].name(), "drain"]);
+    assert!(said.contains("no new calls") && said.contains('%'), "{said}");
+    assert_eq!(viahop.metric("viahop_backend_operator_state", "state=\"drain\""), 1.0);
+    let before = servers[0].count("INVITE");
+    assert!(before > 20, "{before}");
+    for number in 0..300 {
+        phone.call(&format!("new-{number}"));
+    }
+    assert_eq!(servers[0].count("INVITE"), before, "a draining backend got a new call");
+    // What has no answer yet belongs to it as well: the INVITE again, by the memory of open ones.
+    let (own, _) = routes.iter().find(|(id, _)| servers[0].has("INVITE", id)).unwrap();
+    phone.call(own);
+    assert_eq!(servers[0].count("INVITE"), before + 1, "the retransmission went elsewhere");
+    for (call_id, routes) in &routes {
+        assert!(phone.hang_up(call_id, routes).starts_with("SIP/2.0 200"));
+        let home = servers.iter().find(|server| server.has("INVITE", call_id)).unwrap();
+        assert!(home.has("BYE", call_id), "the BYE of {call_id} went elsewhere");
+    }
+    // A reload does not forget it; ready ends it.
+    viahop.process.signal("HUP");
+    viahop.wait_until("the reload", PATIENCE, |status| status["generation"].as_u64() >= Some(3));
+    assert_eq!(viahop.status()["backends"][0]["operator"], "drain");
+    assert_eq!(viahop.status()["backends"][0]["flags"], "DP");
+    ctl_ok(&viahop, &["backend", &servers[0].name(), "ready"]);
+    for number in 0..100 {
+        phone.call(&format!("again-{number}"));
+    }
+    assert!(servers[0].count("INVITE") > before + 10);
+    viahop.end();
+}
+
+#[test]
+fn a_backend_in_maintenance_gets_nothing_not_even_probes_until_it_is_ready() {
+    let (viahop, servers, phone) = stage("ctl-maint", 2, PROBED);
+    let ids: Vec<String> = (0..40).map(|n| format!("call-{n}")).collect();
+    let routes: Vec<String> = ids.iter().map(|id| phone.call(id)).collect();
+    ctl_ok(&viahop, &["backend", &servers[1].name(), "maint"]);
+    std::thread::sleep(Duration::from_millis(300));
+    let before = servers[1].received.lock().unwrap().len();
+    for (id, routes) in ids.iter().zip(&routes) {
+        phone.hang_up(id, routes);
+        phone.call(&format!("{id}-new"));
+    }
+    std::thread::sleep(Duration::from_millis(700));
+    assert_eq!(servers[1].received.lock().unwrap().len(), before, "{:?}", servers[1].received.lock().unwrap().last());
+    assert_eq!(viahop.metric("viahop_dialogs_orphaned_total", "") > 0.0, true);
+    let probes = servers[1].count("OPTIONS");
+    ctl_ok(&viahop, &["backend", &servers[1].name(), "ready"]);
+    let until = Instant::now() + PATIENCE;
+    while servers[1].count("OPTIONS") == probes {
+        assert!(Instant::now() < until, "it is not probed again");
+    }
+    for number in 0..40 {
+        phone.call(&format!("after-{number}"));
+    }
+    assert!(servers[1].count("INVITE") > 5);
+    viahop.end();
+}
+
+#[test]
+fn a_weight_moves_calls_from_or_to_that_backend_only() {
+    let (viahop, servers, phone) = stage("ctl-weight", 3, UNPROBED);
+    let homes = |round: &str| -> Vec<usize> {
+        servers.iter().for_each(|server| server.received.lock().unwrap().clear());
+        (0..200)
+            .map(|number| {
+                phone.ask("OPTIONS", &format!("weight-{number}"), "", "");
+                let has = |server: &Server| server.has("OPTIONS", &format!("weight-{number}"));
+                servers.iter().position(has).unwrap_or_else(|| panic!("{round} {number}"))
+            })
+            .collect()
+    };
+    let even = homes("even");
+    let said = ctl_json(&viahop, &["backend", &format!("proxies/{}", servers[2].name()), "weight", "400"]);
+    assert!((said["keys_moved"].as_f64().unwrap() - 1.0 / 3.0).abs() < 0.02, "{said}");
+    let heavy = homes("heavy");
+    assert!(even.iter().zip(&heavy).all(|(old, new)| old == new || *new == 2), "calls moved between the others");
+    let share = heavy.iter().filter(|home| **home == 2).count();
+    assert!((110..=156).contains(&share), "{share} of 200, ideally 133");
+    ctl_ok(&viahop, &["backend", &servers[2].name(), "weight", "0"]);
+    assert!(homes("none").iter().all(|home| *home != 2));
+    ctl_ok(&viahop, &["backend", &servers[2].name(), "weight", "100"]);
+    assert_eq!(homes("even again"), even);
+    let (code, _, stderr) = ctl(&viahop, &["backend", &servers[2].name(), "weight", "10001"]);
+    assert_eq!(code, 2, "{stderr}");
+    viahop.end();
+}
+
+#[test]
+fn the_file_may_say_drain_and_the_last_backend_that_goes_is_warned_about() {
+    let servers = [Server::start(), Server::start()];
+    let listen = free_port();
+    let text = config(listen, &[servers[0].port, servers[1].port], UNPROBED);
+    let text =
+        text.replace(&format!("{}\" }}", servers[0].name()), &format!("{}\", state = \"drain\" }}", servers[0].name()));
+    let viahop = Viahop::start("ctl-file", &text);
+    let phone = Phone::new(listen);
+    for number in 0..30 {
+        phone.call(&format!("file-{number}"));
+    }
+    assert_eq!((servers[0].count("INVITE"), servers[1].count("INVITE")), (0, 30));
+    let said = ctl_ok(&viahop, &["backend", &servers[1].name(), "maint"]);
+    assert!(said.contains("WARNING: no backend of proxies takes new calls"), "{said}");
+    assert_eq!(viahop.status()["ready"], false);
+    assert!(phone.ask("INVITE", "nobody", "", "").starts_with("SIP/2.0 503"));
+    viahop.end();
+}
+
+#[test]
+fn a_dry_run_tells_what_would_change_and_changes_nothing() {
+    let servers: Vec<Server> = (0..4).map(|_| Server::start()).collect();
+    let ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
+    let listen = free_port();
+    let viahop = Viahop::start("ctl-dry", &config(listen, &ports[..3], UNPROBED));
+    viahop.write_config(&config(listen, &[ports[0], ports[1], ports[3]], UNPROBED));
+    let said = ctl_ok(&viahop, &["reload", "--dry-run"]);
+    for part in [format!("+ {}", servers[3].name()), format!("- {}", servers[2].name()), "nothing of this".into()] {
+        assert!(said.contains(&part), "{part} is missing in\n{said}");
+    }
+    let claimed = ctl_json(&viahop, &["reload", "--dry-run"])["plan"]["pools"][0]["keys_moved"].as_f64().unwrap();
+    assert_eq!(
+        (viahop.status()["generation"].as_u64(), viahop.status()["backends"].as_array().unwrap().len()),
+        (Some(1), 3)
+    );
+    assert!(!viahop.log().contains("event=\"reloaded\""), "{}", viahop.log());
+    // A file with an error is shown with its place, and is not held against the running configuration.
+    let good = config(listen, &[ports[0], ports[1], ports[3]], UNPROBED);
+    viahop.write_config(&good.replace("backend =", "bakcend ="));
+    let (code, _, stderr) = ctl(&viahop, &["reload", "--dry-run"]);
+    assert!(code == 3 && stderr.contains("`bakcend`") && stderr.contains('^'), "{code}: {stderr}");
+    assert_eq!(viahop.status()["reload"]["ok"], true);
+    assert_eq!(ctl(&viahop, &["reload"]).0, 3);
+    assert_eq!(viahop.status()["reload"]["ok"], false);
+    // Done, it moves what was claimed.
+    viahop.write_config(&good);
+    let done = ctl_json(&viahop, &["reload"]);
+    assert_eq!(done["plan"]["pools"][0]["keys_moved"].as_f64(), Some(claimed));
+    assert_eq!(viahop.metric("viahop_affinity_moves_total", "reload"), claimed * 65_536.0);
+    assert_eq!(viahop.status()["generation"], done["generation"]);
+    viahop.end();
+}
+
+#[test]
+fn reloads_at_the_same_time_are_done_one_by_one_or_refused_in_words() {
+    let (viahop, _servers, _) = stage("ctl-race", 2, UNPROBED);
+    let socket = viahop.folder.0.join("ctl.sock");
+    let start = || {
+        let mut command = crate::live::viahop(&["ctl", "--socket", socket.to_str().unwrap(), "reload"]);
+        std::thread::spawn(move || output(&mut command))
+    };
+    let asked: Vec<_> = (0..6).map(|_| start()).collect();
+    let mut done = 0;
+    for asked in asked {
+        match asked.join().unwrap() {
+            (0, stdout, _) => {
+                assert!(stdout.contains("in force as tables number"), "{stdout}");
+                done += 1;
+            }
+            (1, _, stderr) => assert!(stderr.contains("is being read already"), "{stderr}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(done > 0);
+    assert_eq!(viahop.status()["generation"], 1 + done);
+    viahop.end();
+}
+
+#[test]
+fn a_wrong_name_is_answered_with_the_one_that_was_meant() {
+    let (viahop, servers, _) = stage("ctl-name", 2, UNPROBED);
+    let wrong = servers[0].name().replace("127.0.0.1", "127.0.0.l");
+    let (code, _, stderr) = ctl(&viahop, &["backend", &wrong, "drain"]);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("there is no backend") && stderr.contains("did you mean `127.0.0.1:"), "{stderr}");
+    assert_eq!(ctl(&viahop, &["backend", &servers[0].name(), "drian"]).0, 2);
+    assert_eq!(viahop.status()["generation"], 1);
+    viahop.end();
+}
+
+#[test]
+fn the_socket_is_its_owners_alone_and_one_path_serves_one_viahop() {
+    let (mut first, _servers, _) = stage("ctl-socket", 1, UNPROBED);
+    let socket = first.folder.0.join("ctl.sock");
+    assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    let path = socket.to_str().unwrap().to_owned();
+    let second = |port: u16| {
+        let listen = format!("udp:127.0.0.1:{port}");
+        let mut command = viahop(&["run", "--listen", &listen, "--backend", "sip:127.0.0.1:9", "--no-probe"]);
+        command.args(["--admin", "off", "--shards", "1", "--socket", &path]).env("STATE_DIRECTORY", &first.folder.0);
+        command
+    };
+    let (code, _, stderr) = output(&mut second(free_port()));
+    assert_eq!(code, 4, "{stderr}");
+    let pid = first.process.0.id();
+    assert!(stderr.contains(&format!("the viahop with pid {pid} has it")), "{stderr}");
+    // Killed, it leaves the file of its socket; the next takes the path all the same.
+    let mut heir = second(free_port());
+    first.process.0.kill().unwrap();
+    first.process.0.wait().unwrap();
+    assert!(socket.exists());
+    let log = std::fs::File::create(first.folder.0.join("heir.log")).unwrap();
+    let mut heir = Process::start(heir.stderr(log));
+    let until = Instant::now() + PATIENCE;
+    while output(&mut viahop(&["ctl", "--socket", &path, "status"])).0 != 0 {
+        assert!(Instant::now() < until);
+    }
+    heir.signal("INT");
+    assert_eq!(heir.wait(PATIENCE).and_then(|status| status.code()), Some(0));
+    assert!(!socket.exists(), "it takes its socket along");
+    let (code, _, stderr) = output(&mut viahop(&["ctl", "--socket", &path, "status"]));
+    assert_eq!(code, 5);
+    assert!(stderr.contains("no viahop answers") && stderr.contains("there is no such socket"), "{stderr}");
+}
+
+#[test]
+fn over_http_changes_go_by_post_and_never_for_a_page_in_a_browser() {
+    let (viahop, servers, _) = stage("ctl-http", 2, UNPROBED);
+    let agent = ureq::Agent::from(ureq::Agent::config_builder().http_status_as_error(false).build());
+    let url = |path: &str| format!("http://{}{path}", viahop.admin);
+    let got = agent.get(url("/backend")).call().unwrap();
+    assert_eq!(got.status(), 405);
+    assert_eq!(got.headers()["allow"], "POST");
+    let body = format!("{{\"backend\": \"{}\", \"state\": \"drain\"}}", servers[0].name());
+    let posted = agent.post(url("/backend")).header("Origin", "http://example.net").send(&body).unwrap();
+    assert_eq!(posted.status(), 403);
+    assert_eq!(agent.get(url("/events")).header("Origin", "null").call().unwrap().status(), 403);
+    assert_eq!(agent.post(url("/backend")).send("{\"backend\": \"x\", \"sate\": 1}").unwrap().status(), 400);
+    assert_eq!(agent.post(url("/backend")).send("{\"backend\": \"x\", \"state\": \"drain\"}").unwrap().status(), 404);
+    assert_eq!(agent.get(url("/evnts")).call().unwrap().status(), 404);
+    assert_eq!(viahop.status()["generation"], 1);
+    assert_eq!(agent.post(url("/backend")).send(&body).unwrap().status(), 200);
+    let args = ["ctl", "--url", &url(""), "backend", &servers[0].name(), "ready"];
+    assert_eq!(output(&mut crate::live::viahop(&args)).0, 0);
+    assert_eq!(viahop.status()["generation"], 3);
+    viahop.end();
+}
+
+#[test]
+fn answers_come_as_tables_json_csv_and_as_kamcmd_prints_them() {
+    let (viahop, servers, _) = stage("ctl-formats", 2, UNPROBED);
+    ctl_ok(&viahop, &["backend", &servers[1].name(), "maint"]);
+    let table = ctl_ok(&viahop, &["backends"]);
+    assert!(table.starts_with("pool") && table.contains("maint") && table.contains("DX"), "{table}");
+    let status = ctl_ok(&viahop, &["status"]);
+    assert!(status.contains("ready\n") && status.contains("shard") && status.contains("busy"), "{status}");
+    let json = ctl_json(&viahop, &["backends"]);
+    assert_eq!((&json[1]["operator"], &json[1]["takes_new"]), (&"maint".into(), &false.into()));
+    let csv = ctl_ok(&viahop, &["backends", "--format", "csv"]);
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!((lines.len(), lines[0].split(',').count(), lines[2].split(',').count()), (3, 16, 16), "{csv}");
+    let kamcmd = ctl_ok(&viahop, &["backends", "--format", "kamcmd"]);
+    assert!(kamcmd.contains(&format!("URI: sip:{}", servers[0].name())) && kamcmd.contains("FLAGS: AX"), "{kamcmd}");
+    let events = ctl_ok(&viahop, &["events", "--json"]);
+    let events: Vec<Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let last = events.last().unwrap();
+    assert_eq!((&last["event"], &last["fields"]["state"]), (&"backend_changed".into(), &"maint".into()));
+    assert_eq!(ctl(&viahop, &["status", "--format", "csv"]).0, 2);
+    viahop.end();
+}
+
+#[test]
+fn a_drain_that_is_waited_for_returns_when_the_process_has_ended() {
+    let (mut viahop, _servers, _) = stage("ctl-end", 1, UNPROBED);
+    let (code, stdout, stderr) = ctl(&viahop, &["drain", "--wait"]);
+    assert_eq!((code, &stdout[..]), (0, "ended\n"), "{stderr}");
+    assert!(stderr.contains("draining: it ends when 5 s pass"), "{stderr}");
+    let status = viahop.process.wait(PATIENCE);
+    assert_eq!(status.and_then(|status| status.code()), Some(0), "{}", viahop.log());
+}
+
+#[test]
+fn nobody_there_is_exit_code_5_with_what_was_tried() {
+    let folder = Folder::new("ctl-nobody");
+    let mut command = viahop(&["ctl", "--url", &format!("http://127.0.0.1:{}", free_port()), "status"]);
+    let (code, _, stderr) = output(command.current_dir(&folder.0));
+    assert_eq!(code, 5);
+    assert!(stderr.contains("nobody listens"), "{stderr}");
+}
