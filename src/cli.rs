@@ -185,6 +185,8 @@ pub struct Explain {
   viahop ctl backend 10.0.0.11:5060 ready  new calls again
   viahop ctl reload --dry-run              what the file on disk would change, before it does
   viahop ctl events                        what happened lately
+  viahop ctl errors                        messages that could not be read, and where they are wrong
+  viahop ctl trace --call-id ID            what is decided about each message of a call
 
 What is changed here holds until the process ends: what a restart is to find belongs in the file.
 
@@ -265,6 +267,25 @@ pub enum CtlCommand {
         /// How many at most, the latest.
         #[arg(short = 'n', long, value_name = "N", default_value_t = 40)]
         lines: usize,
+    },
+
+    /// Show the last messages that could not be read, with a mark under the place.
+    Errors {
+        /// How many at most, the latest.
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
+        lines: usize,
+    },
+    /// Follow one call: show what is decided about each of its messages, as they come.
+    #[command(after_help = "\
+The call is followed until the time is over, also when this command is stopped; a new trace ends the one before. Of a
+call at most 100 messages a second are shown for each shard, and 1000 kept.")]
+    Trace {
+        /// The call's Call-ID, as it stands in its messages.
+        #[arg(long, value_name = "ID")]
+        call_id: String,
+        /// For how long: 1 to 3600.
+        #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+        seconds: u64,
     },
 }
 

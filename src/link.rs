@@ -1,11 +1,13 @@
 //! The seam between the planes: all that shards and control share.
 //!
 //! Down go the tables, immutable and swapped whole, and a stop flag beside them; up come counters, each written by one
-//! shard, and a few signals about backends. There is nothing else, and nobody waits for anybody: a shard looks at the
+//! shard, and a few signals about backends and single messages. There is nothing else, and nobody waits for anybody: a shard looks at the
 //! tables once per batch, and a signal that finds the channel full is dropped, since another will follow.
 
 use crate::dataplane::counters::ShardCounters;
+use crate::dataplane::route::How;
 use crate::dataplane::tables::Tables;
+use crate::dataplane::verdict::Verdict;
 use arc_swap::ArcSwap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,8 +19,12 @@ use tokio::sync::mpsc;
 const SIGNALS_MAX: usize = 256;
 
 /// What a shard noticed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signal {
+    /// A message could not be read.
+    Malformed(Box<Malformed>),
+    /// A message of the call that somebody follows.
+    Traced(Box<Traced>),
     /// A destination could not be reached: nothing listens there, or no way leads there.
     Unreachable {
         /// Where the datagram was sent.
@@ -26,6 +32,52 @@ pub enum Signal {
         /// The error number the kernel gave.
         code: i32,
     },
+}
+
+/// A message that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Malformed {
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// Index of the listener it came to; `None`: the egress socket.
+    pub listener: Option<u8>,
+    /// What became of it.
+    pub verdict: Verdict,
+    /// What is wrong with it.
+    pub reason: &'static str,
+    /// Offset in the message of what is wrong.
+    pub at: usize,
+    /// Octets of the message.
+    pub len: usize,
+    /// Offset in the message of `octets`.
+    pub start: usize,
+    /// What stands round the place.
+    pub octets: Box<[u8]>,
+}
+
+/// A message of the call that somebody follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traced {
+    /// The number of the trace.
+    pub trace: u64,
+    /// The number of the shard.
+    pub shard: usize,
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// Index of the listener it came to; `None`: the egress socket.
+    pub listener: Option<u8>,
+    /// Its start line, or the beginning of that.
+    pub line: Box<[u8]>,
+    /// What became of it.
+    pub verdict: Verdict,
+    /// Why it was refused, if it was.
+    pub reason: Option<&'static str>,
+    /// Why it goes where it goes, if it is a request that goes anywhere.
+    pub how: Option<How>,
+    /// The names of the pool and the backend it goes to or comes from.
+    pub backend: Option<(Box<str>, Box<str>)>,
+    /// The name of the rule that chose the pool.
+    pub rule: Option<Box<str>>,
 }
 
 /// Wakes a shard that waits.

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! HTTP on loopback ──┐    GET  /metrics /ready /live /status.json    shows, to whoever may connect
-//!                    ├──► GET  /events                               shows what concerns the operator alone
-//! a socket, 0600 ────┘    POST /backend /reload /drain               asks the control loop, and waits for it
+//!                    ├──► GET  /events /errors /trace                shows what concerns the operator alone
+//! a socket, 0600 ────┘    POST /backend /reload /drain /trace        asks the control loop, and waits for it
 //! ```
 //!
 //! What changes something goes by POST and JSON. Over HTTP it is served to this machine alone: on an address that others
@@ -18,7 +18,7 @@ use super::socket::CtlSocket;
 use super::view::View;
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, RawQuery, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -30,6 +30,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, oneshot, watch};
+
+// Every handler of a path that may be posted to takes the body, even if it means nothing: the connection would be closed
+// on a client that is still sending it.
 
 /// Octets of the longest thing that can be asked.
 const ASK_MAX: usize = 16 << 10;
@@ -83,6 +86,8 @@ fn router(desk: Desk, is_remote: bool) -> Router {
         .route("/live", get(|| async { "live\n" }))
         .route("/status.json", get(status))
         .route("/events", get(events))
+        .route("/errors", get(errors))
+        .route("/trace", get(trace).post(follow))
         .route("/backend", post(backend))
         .route("/reload", post(reload))
         .route("/drain", post(drain))
@@ -105,14 +110,18 @@ const INDEX: &str = "viahop\n\n\
     /ready        200 while this node should get calls, else 503\n\
     /live         200 while the process answers at all\n\
     /status.json  backends, shards, configuration, messages\n\
-    /events       what happened lately\n\n\
-    by POST, on loopback only; `viahop ctl` speaks it:\n\
+    /events       what happened lately; on loopback only, as all below\n\
+    /errors       the last messages that could not be read\n\
+    /trace        ?number=N: a call that is followed\n\n\
+    by POST; `viahop ctl` speaks it:\n\
     /backend      {\"backend\": \"NAME\", \"state\": \"ready|drain|maint\", \"weight\": N}\n\
     /reload       {\"dry_run\": true}\n\
-    /drain        finish what is under way, then end\n";
+    /drain        finish what is under way, then end\n\
+    /trace        {\"call_id\": \"ID\", \"seconds\": N}: follow a call\n";
 
 /// The paths there are, for whoever misspells one.
-const PATHS: [&str; 8] = ["/metrics", "/ready", "/live", "/status.json", "/events", "/backend", "/reload", "/drain"];
+const PATHS: [&str; 10] =
+    ["/metrics", "/ready", "/live", "/status.json", "/events", "/errors", "/trace", "/backend", "/reload", "/drain"];
 
 async fn index() -> &'static str {
     INDEX
@@ -153,6 +162,28 @@ async fn events(State(shown): State<Shown>, headers: HeaderMap) -> Response {
     }
 }
 
+async fn errors(State(shown): State<Shown>, headers: HeaderMap) -> Response {
+    shown.ask(&headers, Ok(Ask::Errors)).await
+}
+
+/// `?number=N`, and `&after=M` for what came behind message M only.
+async fn trace(State(shown): State<Shown>, headers: HeaderMap, RawQuery(query): RawQuery) -> Response {
+    let query = query.unwrap_or_default();
+    let value = |name: &str| {
+        let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find(|(key, _)| *key == name).and_then(|(_, value)| value.parse().ok())
+    };
+    let ask = match value("number") {
+        Some(number) => Ok(Ask::Trace { number, after: value("after").unwrap_or(0) }),
+        None => Err(Refused::usage(400, "which trace? `?number=N`, as the answer to POST gave it")),
+    };
+    shown.ask(&headers, ask).await
+}
+
+async fn follow(State(shown): State<Shown>, headers: HeaderMap, body: Bytes) -> Response {
+    shown.ask(&headers, read(&body).map(Ask::Follow)).await
+}
+
 async fn backend(State(shown): State<Shown>, headers: HeaderMap, body: Bytes) -> Response {
     shown.ask(&headers, read(&body).map(Ask::Backend)).await
 }
@@ -161,7 +192,7 @@ async fn reload(State(shown): State<Shown>, headers: HeaderMap, body: Bytes) -> 
     shown.ask(&headers, read_or_default(&body).map(Ask::Reload)).await
 }
 
-async fn drain(State(shown): State<Shown>, headers: HeaderMap) -> Response {
+async fn drain(State(shown): State<Shown>, headers: HeaderMap, _: Bytes) -> Response {
     shown.ask(&headers, Ok(Ask::Drain)).await
 }
 
@@ -222,10 +253,10 @@ fn json(status: StatusCode, value: &impl Serialize) -> Response {
 }
 
 /// RFC 9110 15.5.6: says which method it is, in `Allow`, which the router adds.
-async fn wrong_method(method: Method, uri: Uri) -> Refused {
+async fn wrong_method(method: Method, uri: Uri, _: Bytes) -> Refused {
     Refused::usage(405, format!("{} does not take {method}", uri.path()))
 }
 
-async fn nothing_there(uri: Uri) -> Refused {
+async fn nothing_there(uri: Uri, _: Bytes) -> Refused {
     Refused::usage(404, format!("there is no {}", uri.path())).help(did_you_mean(uri.path(), &PATHS))
 }

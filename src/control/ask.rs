@@ -20,8 +20,29 @@ pub enum Ask {
     Backend(BackendChange),
     /// To finish what is under way, then end.
     Drain,
+    /// To show the last messages that could not be read.
+    Errors,
+    /// To follow a call.
+    Follow(Follow),
     /// To read the configuration again.
     Reload(Reload),
+    /// To show what is known of a call that is followed.
+    Trace {
+        /// The number that the answer to [`Ask::Follow`] gave.
+        number: u64,
+        /// The number of the last message that is known already.
+        after: u64,
+    },
+}
+
+/// A call to follow.
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Follow {
+    /// Its Call-ID.
+    pub call_id: String,
+    /// For how long.
+    pub seconds: u64,
 }
 
 /// A change of one backend: its state, its weight, or both.

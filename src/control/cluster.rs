@@ -294,13 +294,14 @@ impl Pool {
 
 impl Backend {
     /// Puts it into the state an operator wants. One that comes out of maintenance is not known to be up or down: it begins
-    /// as at the start. `now` is in seconds since 1970.
-    pub fn put_into(&mut self, state: State, now: u64) {
+    /// as at the start, and slowly. `now` is in seconds since 1970.
+    pub fn put_into(&mut self, state: State, slow_start: Duration, now: u64) {
         if self.state.now == state {
             return;
         }
         if self.state.now == State::Maint {
             self.detector = self.detector.afresh();
+            self.starts_slowly(slow_start);
         }
         (self.state.now, self.changed_at) = (state, now);
     }

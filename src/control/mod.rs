@@ -24,3 +24,4 @@ pub mod run;
 pub mod secret;
 pub mod socket;
 pub mod view;
+pub mod witness;

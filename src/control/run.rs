@@ -15,7 +15,7 @@
 //! floods the log (`Limiter`).
 
 use super::admin;
-use super::ask::{Answer, Ask, Asked, BackendChange, Refused, find};
+use super::ask::{Answer, Ask, Asked, BackendChange, Follow, Refused, find};
 use super::cluster::{Backend, Cluster, Turn, moved_slots};
 use super::config::problem::{Problem, Report};
 use super::config::{Config, Health, Loaded, Socket, WEIGHT_MAX, load};
@@ -27,8 +27,10 @@ use super::plan::Plan;
 use super::resolve::{Place, Resolved, resolve};
 use super::socket::CtlSocket;
 use super::view::{Fixed, Reason, View};
+use super::witness::{TRACE_MAX, Witness};
 use crate::dataplane::keys::Keys;
 use crate::dataplane::limits::SLOTS;
+use crate::dataplane::tables::{Tables, Trace};
 use crate::dataplane::verdict::DropReason;
 use crate::link::{ControlEnd, Signal};
 use serde_json::{Value, json};
@@ -204,6 +206,7 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
         limiter: Limiter::default(),
         drain: None,
         seen: Seen::default(),
+        witness: Witness::default(),
     };
     control.watch();
     let mut reading: Option<Reading> = None;
@@ -234,6 +237,9 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
                 Ask::Reload(how) => reading = Some(control.start_reading(how.dry_run, Some(reply))),
                 Ask::Backend(change) => drop(reply.send(control.change(&change))),
                 Ask::Drain => drop(reply.send(Ok(control.drain_on_demand()))),
+                Ask::Errors => drop(reply.send(Ok(control.witness.errors()))),
+                Ask::Follow(call) => drop(reply.send(control.follow(&call))),
+                Ask::Trace { number, after } => drop(reply.send(control.trace(number, after))),
             },
             Some(report) = reports.recv() => control.on_probe(report),
             Some(signal) = signals.recv() => control.on_signal(signal),
@@ -287,6 +293,7 @@ struct Control {
     limiter: Limiter,
     drain: Option<Drain>,
     seen: Seen,
+    witness: Witness,
 }
 
 /// A backend under watch, by its names in the cluster.
@@ -326,7 +333,8 @@ impl Control {
     fn publish(&mut self, reason: Option<Reason>) {
         let before = self.shared.tables.load_full();
         let generation = before.generation + 1;
-        let after = self.cluster.tables(generation, &self.keys, self.drain.is_some(), Some(&before));
+        let mut after = self.cluster.tables(generation, &self.keys, self.drain.is_some(), Some(&before));
+        after.trace.clone_from(&before.trace);
         if let Some(reason) = reason {
             for (pool, count) in moved_slots(&before, &after) {
                 *self.view.moves.entry((pool, reason)).or_default() += count as u64;
@@ -420,7 +428,11 @@ impl Control {
     }
 
     fn on_signal(&mut self, signal: Signal) {
-        let Signal::Unreachable { to, code } = signal;
+        let (to, code) = match signal {
+            Signal::Malformed(told) => return self.witness.on_malformed(&told, &self.fixed.listeners),
+            Signal::Traced(told) => return self.witness.on_traced(&told, &self.fixed.listeners),
+            Signal::Unreachable { to, code } => (to, code),
+        };
         let up = self.cluster.backends().any(|(_, backend)| backend.place.address == to && backend.detector.is_up());
         if !up || !self.suspects.insert(to) {
             return;
@@ -466,6 +478,9 @@ impl Control {
     fn on_tick(&mut self) {
         let now = Instant::now();
         self.judge();
+        if self.witness.is_over(now) {
+            self.set_trace(None);
+        }
         if self.renew_at.is_some_and(|at| at <= now) {
             self.publish(None);
         }
@@ -513,10 +528,7 @@ impl Control {
         let (pool, place) = find(&self.cluster, name)?;
         let slow_start = self.cluster.pools[pool].slow_start;
         let backend = &mut self.cluster.pools[pool].backends[place];
-        if backend.state.now == State::Maint {
-            backend.starts_slowly(slow_start);
-        }
-        backend.put_into(state.unwrap_or(backend.state.now), unix_now());
+        backend.put_into(state.unwrap_or(backend.state.now), slow_start, unix_now());
         backend.weight.now = weight.unwrap_or(backend.weight.now);
         self.cluster.rehash();
         let before = self.shared.tables.load_full();
@@ -549,6 +561,34 @@ impl Control {
             "generation": after.generation,
             "pool_is_empty": is_empty,
         }))
+    }
+
+    fn follow(&mut self, call: &Follow) -> Answer {
+        let most = TRACE_MAX.as_secs();
+        if !(1..=most).contains(&call.seconds) {
+            return Err(Refused::usage(400, format!("{} seconds is out of range", call.seconds))
+                .help(format!("a number from 1 to {most}")));
+        }
+        let call_id: Box<[u8]> = call.call_id.trim().as_bytes().into();
+        if call_id.is_empty() {
+            return Err(Refused::usage(400, "the Call-ID is empty"));
+        }
+        let number = self.witness.follow(Duration::from_secs(call.seconds));
+        self.set_trace(Some(Trace { number, call_id }));
+        info!(event = "trace_started", call_id = call.call_id, seconds = call.seconds);
+        Ok(json!({ "trace": number, "seconds": call.seconds }))
+    }
+
+    fn trace(&self, number: u64, after: u64) -> Answer {
+        self.witness.trace(number, after).ok_or_else(|| {
+            Refused::new(410, "another trace took the place of this one").help("one call is followed at a time")
+        })
+    }
+
+    /// Tells shards which call to follow. The generation stays: nothing is decided otherwise than before.
+    fn set_trace(&self, trace: Option<Trace>) {
+        let tables = Tables { trace, ..Tables::clone(&self.shared.tables.load()) };
+        self.shared.tables.store(Arc::new(tables));
     }
 
     /// A drain that somebody asked for, who will not end the process by asking again.

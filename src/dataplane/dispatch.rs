@@ -11,6 +11,7 @@
 //! Never blocks, allocates, locks or reads a clock. Everything it decides by is in the arguments, but for the router's
 //! memory, so the same datagram in the same circumstances always leaves as the same octets.
 
+use crate::dataplane::blame::{self, Blame};
 use crate::dataplane::counters::Kind;
 use crate::dataplane::limits::{PAYLOAD_MAX, REBUILD_SENT_BY_MAX};
 use crate::dataplane::rewrite::edit::Edits;
@@ -54,6 +55,8 @@ pub struct Dispatcher {
     edits: Edits,
     /// What was decided last, for explanations.
     decision: Option<Decision>,
+    /// What was refused last, for those who ask at once: it stays when other messages follow.
+    refusal: Option<Refusal>,
     /// 100s whose client Via was rebuilt.
     pub vias_rebuilt: u64,
 }
@@ -69,6 +72,7 @@ impl Dispatcher {
             request: Request::default(),
             edits: Edits::default(),
             decision: None,
+            refusal: None,
             vias_rebuilt: 0,
         }
     }
@@ -76,6 +80,37 @@ impl Dispatcher {
     /// What the routing of the last request decided, if it came that far.
     pub fn decision(&self) -> Option<Decision> {
         self.decision
+    }
+
+    /// What the last message was refused for, if `verdict` is what became of it.
+    pub fn refused(&self, verdict: Verdict) -> Option<Refusal> {
+        self.refusal.filter(|refusal| match verdict {
+            Verdict::Reply { answer, .. } => answer == Answer::Status(refusal.code),
+            Verdict::Drop(reason) => {
+                matches!(reason, DropReason::AckRefused | DropReason::MalformedRequest | DropReason::ReplyTooLarge)
+            }
+            Verdict::Forward { .. } => false,
+        })
+    }
+
+    /// Where the last message is malformed, if `verdict`, which became of it, says that it is. Few messages are asked about.
+    #[cold]
+    pub fn blame(&self, message: &[u8], verdict: Verdict) -> Option<Blame> {
+        if verdict == Verdict::Drop(DropReason::MalformedResponse) {
+            return Some(blame::of_response(message, &self.scan));
+        }
+        let refusal = self.refused(verdict).filter(|refusal| blame::MALFORMED.contains(&refusal.code))?;
+        Some(blame::of_request(message, &self.scan, refusal))
+    }
+
+    /// The Call-ID of the last message, which `message` is, if it has one.
+    pub fn call_id<'a>(&self, message: &'a [u8]) -> Option<&'a [u8]> {
+        self.scan.value(HeaderKind::CallId).map(|value| grammar::trim(value.of(message)))
+    }
+
+    /// The start line of the last message, which `message` is.
+    pub fn start_line<'a>(&self, message: &'a [u8]) -> &'a [u8] {
+        self.scan.start_line.of(message)
     }
 
     /// The router.
@@ -345,6 +380,7 @@ impl Dispatcher {
         arrival: Arrival,
         room: &mut Room<'_>,
     ) -> Verdict {
+        self.refusal = Some(refusal);
         // RFC 3261 8.2.7: there is no response to ACK, whatever is wrong with it, be it the rest of its start line.
         let line = self.scan.start_line.of(room.input);
         if line.trim_ascii_start().split(|&octet| grammar::is_blank(octet)).next() == Some(b"ACK") {

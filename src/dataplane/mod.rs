@@ -32,6 +32,7 @@
 //! interpreted; no octet of it is indexed without a check; whatever it holds, the path ends in exactly one
 //! [`verdict::Verdict`], which is counted. `docs/datapath.md` follows a call through it.
 
+pub mod blame;
 pub mod counters;
 pub mod dispatch;
 pub mod keys;

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// The inputs of the data path.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Tables {
     /// Counts up with every swap.
     pub generation: u64,
@@ -40,6 +40,17 @@ pub struct Tables {
     pub policy: Policy,
     /// Set while the process finishes: OPTIONS to us are answered 503, so that peers move on.
     pub draining: bool,
+    /// The call that somebody follows, if anybody does. Nothing is decided by it.
+    pub trace: Option<Trace>,
+}
+
+/// A call that somebody follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// Tells it from those before.
+    pub number: u64,
+    /// Its Call-ID.
+    pub call_id: Box<[u8]>,
 }
 
 /// A direction. It is decided by where a message comes from, never by its hash: the same Call-ID comes back from the
@@ -347,7 +358,21 @@ impl Tables {
             let members = first..backends.len();
             pools.push(Pool { name, affinity, strategy, members, table, up, contenders });
         }
-        Tables { generation, listeners, backends, by_address, by_id, pools, rules, inside, own, keys, policy, draining }
+        Tables {
+            generation,
+            listeners,
+            backends,
+            by_address,
+            by_id,
+            pools,
+            rules,
+            inside,
+            own,
+            keys,
+            policy,
+            draining,
+            trace: None,
+        }
     }
 
     /// Whether `host:port` means us. `host` may be in any case; an address counts however it is written.

@@ -15,6 +15,7 @@ pub mod outbox;
 pub mod run;
 pub mod socket;
 mod wait;
+mod witness;
 
 use crate::dataplane::scan::Scanner;
 use crate::link::{Ring, ShardEnd};

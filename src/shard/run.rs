@@ -10,6 +10,7 @@
 
 use super::io::Io;
 use super::outbox::{Fates, Leaving, Outbox, Tally, take_reports};
+use super::witness::{Seen, Witness};
 use crate::dataplane::counters::Kind;
 use crate::dataplane::dispatch::{Dispatcher, EgressPorts};
 use crate::dataplane::limits::{BATCH, DATAGRAM_MAX, HEAD_MAX};
@@ -48,6 +49,7 @@ pub struct Shard<I> {
     tables: arc_swap::Cache<std::sync::Arc<arc_swap::ArcSwap<Tables>>, std::sync::Arc<Tables>>,
     link: ShardEnd,
     drops_asked_ms: u64,
+    witness: Witness,
 }
 
 impl<I: Io> Shard<I> {
@@ -75,6 +77,7 @@ impl<I: Io> Shard<I> {
             tables: arc_swap::Cache::new(link.shared.tables.clone()),
             link,
             drops_asked_ms: 0,
+            witness: Witness::default(),
         }
     }
 
@@ -161,6 +164,11 @@ impl<I: Io> Shard<I> {
                 let arrival = Arrival { from, listener, local };
                 let dispatcher = &mut self.dispatcher;
                 let (kind, verdict) = contained(|| dispatcher.on_datagram(tables, now_ms, arrival, &mut room));
+                let is_refused = !matches!(verdict, Verdict::Forward { .. });
+                if kind != Kind::NoMessage && (is_refused || tables.trace.is_some()) {
+                    let seen = Seen { shard: self.number, now_ms, tables, arrival, room: &room, verdict };
+                    self.witness.look(&seen, dispatcher, &self.link);
+                }
                 (kind, verdict, local)
             }
         };

@@ -101,7 +101,8 @@ impl Phone {
         let request = format!(
             "{method} sip:bob@example.net SIP/2.0\r\nVia: SIP/2.0/UDP {};branch=z9hG4bK{call_id}{method};rport\r\n\
              Max-Forwards: 70\r\n{routes}From: <sip:a@example.net>;tag=1\r\nTo: <sip:bob@example.net>{tag}\r\n\
-             Call-ID: {call_id}\r\nCSeq: 1 {method}\r\nContent-Length: 0\r\n\r\n",
+             Call-ID: {call_id}\r\nCSeq: 1 {method}\r\n\
+             User-Agent: a phone with a name of some length\r\nContent-Length: 0\r\n\r\n",
             self.socket.local_addr().unwrap()
         );
         self.socket.send_to(request.as_bytes(), ("127.0.0.1", self.target)).unwrap();
@@ -416,6 +417,73 @@ fn answers_come_as_tables_json_csv_and_as_kamcmd_prints_them() {
     let last = events.last().unwrap();
     assert_eq!((&last["event"], &last["fields"]["state"]), (&"backend_changed".into(), &"maint".into()));
     assert_eq!(ctl(&viahop, &["status", "--format", "csv"]).0, 2);
+    viahop.end();
+}
+
+#[test]
+fn a_message_that_cannot_be_read_is_shown_with_a_mark_under_the_place() {
+    let (viahop, _servers, phone) = stage("ctl-errors", 1, UNPROBED);
+    assert!(ctl_ok(&viahop, &["errors"]).contains("every message so far could be read"));
+    let from = phone.socket.local_addr().unwrap();
+    let via = format!("Via: SIP/2.0/UDP {from};branch=z9hG4bKx;rport\r\n");
+    let rest =
+        "From: <sip:a@b>;tag=1\r\nTo: <sip:b@b>\r\nCall-ID: bad\r\nCSeq: 1 INVITE\r\nUser-Agent: some words more\r\n";
+    let message = format!("INVITE sip:b@b SIP/2.0\r\n{via}{rest}Subject \x1b[2J\r\n\r\n");
+    let offset = message.find("Subject").unwrap();
+    phone.socket.send_to(message.as_bytes(), ("127.0.0.1", phone.target)).unwrap();
+    let mut room = [0; 4096];
+    assert!(phone.socket.recv(&mut room).is_ok_and(|_| room.starts_with(b"SIP/2.0 400 ")));
+    let said = ctl_ok(&viahop, &["errors"]);
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].contains(&from.to_string()) && lines[0].contains("a line that is not a header"), "{said}");
+    assert!(lines[1].contains(&format!("octet {offset} of {}, answered 400", message.len())), "{said}");
+    assert_eq!((lines[2], lines[3]), ("  | Subject \\x1b[2J\\r\\n", "  | ^"), "{said}");
+    let json = ctl_json(&viahop, &["errors"]);
+    assert_eq!((&json[0]["offset"], &json[0]["line_offset"]), (&offset.into(), &offset.into()));
+    // However many come, few are told of.
+    for _ in 0..500 {
+        phone.socket.send_to(message.as_bytes(), ("127.0.0.1", phone.target)).unwrap();
+    }
+    viahop.wait_until("all are counted", PATIENCE, |status| status["messages"]["replied"].as_u64() >= Some(400));
+    let told = ctl_json(&viahop, &["errors", "-n", "1000"]).as_array().unwrap().len();
+    assert!((2..=64).contains(&told), "{told}");
+    viahop.end();
+}
+
+#[test]
+fn a_trace_shows_the_messages_of_its_call_and_of_no_other_and_ends_by_itself() {
+    let (viahop, servers, phone) = stage("ctl-trace", 2, UNPROBED);
+    let socket = viahop.folder.0.join("ctl.sock");
+    let mut command = crate::live::viahop(&[
+        "ctl",
+        "--socket",
+        socket.to_str().unwrap(),
+        "trace",
+        "--call-id",
+        "this",
+        "--seconds",
+        "2",
+    ]);
+    let trace = std::thread::spawn(move || output(&mut command));
+    let until = Instant::now() + PATIENCE;
+    while !viahop.log().contains("event=\"trace_started\"") {
+        assert!(Instant::now() < until, "{}", viahop.log());
+    }
+    let routes = phone.call("this");
+    phone.call("another");
+    phone.hang_up("this", &routes);
+    let (code, said, stderr) = trace.join().unwrap();
+    assert_eq!(code, 0, "{stderr}");
+    // A request and its response, twice.
+    assert_eq!(said.matches("from 127.0.0.1:").count(), 4, "{said}");
+    let home = servers.iter().find(|server| server.has("INVITE", "this")).unwrap().name();
+    assert!(said.contains("INVITE sip:bob@example.net SIP/2.0") && said.contains("its key, slot"), "{said}");
+    assert!(
+        said.contains("the token in its Route names it") && said.contains(&format!("backend proxies/{home}")),
+        "{said}"
+    );
+    assert_eq!(viahop.status()["generation"], 1, "nothing is decided otherwise");
+    assert_eq!(ctl(&viahop, &["trace", "--call-id", "x", "--seconds", "0"]).0, 2);
     viahop.end();
 }
 

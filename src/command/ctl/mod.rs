@@ -14,6 +14,7 @@ use super::{FAILED, NOT_READY, USAGE};
 use crate::cli::{self, Change, CtlCommand, Shape};
 use client::{Client, Trouble, nothing};
 use serde_json::{Value, json};
+use std::io::Write;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::Duration;
@@ -42,12 +43,12 @@ pub fn run(args: &cli::Ctl) -> ExitCode {
 
 /// Whether the answer can be had in the form that is asked for.
 fn fits(args: &cli::Ctl) -> Result<(), &'static str> {
-    let is_list = matches!(args.command, CtlCommand::Backends | CtlCommand::Events { .. });
+    let is_list = matches!(args.command, CtlCommand::Backends | CtlCommand::Errors { .. } | CtlCommand::Events { .. });
     match args.format {
         Shape::Kamcmd if !matches!(args.command, CtlCommand::Backends) => {
             Err("only `backends` knows `--format kamcmd`")
         }
-        Shape::Csv if !is_list => Err("only lists know `--format csv`: `backends`, `events`"),
+        Shape::Csv if !is_list => Err("only lists know `--format csv`: `backends`, `errors`, `events`"),
         _ => Ok(()),
     }
 }
@@ -101,11 +102,45 @@ fn obey(args: &cli::Ctl, client: &Client) -> Result<String, Trouble> {
                 Shape::Table | Shape::Kamcmd => show::events(last),
             })
         }
+        CtlCommand::Errors { lines } => {
+            let answer = client.get("/errors")?;
+            let all = answer.as_array().map(Vec::as_slice).unwrap_or_default();
+            let last = &all[all.len().saturating_sub(*lines)..];
+            Ok(match args.format {
+                Shape::Json => pretty(&Value::Array(last.to_vec())),
+                Shape::Csv => show::errors_in_full(last).csv(),
+                Shape::Table | Shape::Kamcmd => show::errors(last),
+            })
+        }
+        CtlCommand::Trace { call_id, seconds } => follow(client, call_id, *seconds, is_json),
     }
 }
 
 fn pretty(value: &Value) -> String {
     serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
+}
+
+/// Prints messages of the call as they come, until its time is over.
+fn follow(client: &Client, call_id: &str, seconds: u64, is_json: bool) -> Result<String, Trouble> {
+    let answer = client.post("/trace", &json!({ "call_id": call_id, "seconds": seconds }))?;
+    eprintln!("following {call_id} for {seconds} s");
+    let mut after = 0;
+    loop {
+        let answer = client.get(&format!("/trace?number={}&after={after}", answer["trace"]))?;
+        for message in answer["messages"].as_array().into_iter().flatten() {
+            after = message["number"].as_u64().unwrap_or(after);
+            let text = if is_json { format!("{message}\n") } else { show::traced(message) };
+            let mut out = std::io::stdout().lock();
+            if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+                // Whoever read it has gone, as `head` does.
+                return Ok(String::new());
+            }
+        }
+        if answer["is_over"] == true {
+            return Ok(if after == 0 && !is_json { "no message of this call came\n".into() } else { String::new() });
+        }
+        sleep(Duration::from_millis(200));
+    }
 }
 
 /// Returns when it does not answer any more. The drain has a limit of its own.

@@ -46,7 +46,7 @@ pub fn status(status: &Value, place: &str) -> String {
 /// The backends: what fits 80 columns with names of usual length.
 pub fn backends(status: &Value) -> Table {
     let mut table =
-        Table::new(&["pool", "backend", "operator", "state", "flags", ">weight", ">requests", ">errors", "probe"]);
+        Table::new(&["pool", "backend", "set to", "state", "flags", ">weight", ">requests", ">errors", "probe"]);
     for one in list(&status["backends"]) {
         let probe = match (one["last_probe"].as_str(), one["last_probe_ms"].as_f64()) {
             (Some(probe), Some(ms)) if probe.starts_with("options_ok") => format!("{ms:.1} ms"),
@@ -211,6 +211,57 @@ pub fn events(events: &[Value]) -> String {
     if text.is_empty() { "nothing has happened\n".into() } else { text }
 }
 
+/// Messages that could not be read, each with a mark under the place.
+pub fn errors(errors: &[Value]) -> String {
+    let mut text = String::new();
+    for error in errors {
+        let caret = usize::try_from(error["caret"].as_u64().unwrap_or_default()).unwrap_or_default();
+        text.push_str(&format!(
+            "{}  from {} on {}: {}\n  octet {} of {}, {}\n  | {}\n  | {:caret$}^\n\n",
+            time_ms(&error["at_ms"]),
+            word(&error["from"]),
+            word(&error["listener"]),
+            word(&error["reason"]),
+            error["offset"],
+            error["length"],
+            word(&error["verdict"]),
+            word(&error["line"]),
+            "",
+        ));
+    }
+    if text.is_empty() { "every message so far could be read\n".into() } else { text }
+}
+
+/// The same as rows.
+pub fn errors_in_full(errors: &[Value]) -> Table {
+    const NAMES: [&str; 9] =
+        ["number", "at_ms", "from", "listener", "verdict", "reason", "offset", "length", "message"];
+    let mut table = Table::new(&NAMES);
+    for error in errors {
+        table.add(NAMES.map(|name| word(&error[name])));
+    }
+    table
+}
+
+/// A message of a call that is followed.
+pub fn traced(message: &Value) -> String {
+    let mut text = format!(
+        "{}  {}  from {} on {}, shard {}\n    {}",
+        time_ms(&message["at_ms"]),
+        word(&message["line"]),
+        word(&message["from"]),
+        word(&message["listener"]),
+        message["shard"],
+        word(&message["verdict"])
+    );
+    for (name, before) in [("backend", ", backend "), ("rule", ", rule "), ("why", ": ")] {
+        if let Some(value) = message[name].as_str() {
+            text.push_str(&format!("{before}{value}"));
+        }
+    }
+    text + "\n"
+}
+
 /// Events as rows.
 pub fn events_in_full(events: &[Value]) -> Table {
     let mut table = Table::new(&["number", "at_ms", "level", "event", "fields"]);
@@ -272,7 +323,7 @@ mod tests {
             assert!(line.chars().count() <= 80, "{line}");
         }
         let text = backends(&document()).text();
-        assert!(text.contains("10.0.0.12:5060  drain     up     DP"), "{text}");
+        assert!(text.contains("10.0.0.12:5060  drain   up     DP"), "{text}");
     }
 
     #[test]

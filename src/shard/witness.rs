@@ -1,0 +1,127 @@
+//! What a shard tells of single messages: those that could not be read, and those of a call that somebody follows.
+//!
+//! Both are for people, so both are few: a budget for each second, and whoever floods us with nonsense does not make us
+//! tell of it at that rate. Of a message at most [`OCTETS_MAX`] octets are told.
+
+use crate::dataplane::blame::Blame;
+use crate::dataplane::dispatch::Dispatcher;
+use crate::dataplane::room::Room;
+use crate::dataplane::route::Arrival;
+use crate::dataplane::tables::Tables;
+use crate::dataplane::verdict::Verdict;
+use crate::link::{Malformed, ShardEnd, Signal, Traced};
+
+/// Octets of a malformed message that are told: the place it is blamed for, and what stands round it.
+const OCTETS_MAX: usize = 2048;
+
+/// Of these, at most so many before the place.
+const BEFORE: usize = 1024;
+
+/// Octets of a start line that are told.
+const LINE_MAX: usize = 256;
+
+/// Malformed messages told of in a second.
+const MALFORMED_PER_S: u32 = 8;
+
+/// Messages of a followed call told of in a second: more than a call has, fewer than the signals' channel holds.
+const TRACED_PER_S: u32 = 100;
+
+/// A shard's.
+#[derive(Debug, Default)]
+pub struct Witness {
+    malformed: Budget,
+    traced: Budget,
+}
+
+#[derive(Debug, Default)]
+struct Budget {
+    second: u64,
+    spent: u32,
+}
+
+impl Budget {
+    fn allows(&mut self, now_ms: u64, per_second: u32) -> bool {
+        let second = now_ms / 1000;
+        if self.second != second {
+            *self = Budget { second, spent: 0 };
+        }
+        self.spent += 1;
+        self.spent <= per_second
+    }
+}
+
+/// Everything about a message of which something is told.
+pub struct Seen<'a> {
+    /// The shard's number.
+    pub shard: usize,
+    /// The shard's clock in milliseconds.
+    pub now_ms: u64,
+    /// The tables that were decided by.
+    pub tables: &'a Tables,
+    /// Where it came in.
+    pub arrival: Arrival,
+    /// The message.
+    pub room: &'a Room<'a>,
+    /// What became of it.
+    pub verdict: Verdict,
+}
+
+impl Witness {
+    /// Tells of a message what is worth telling.
+    #[cold]
+    pub fn look(&mut self, seen: &Seen<'_>, dispatcher: &Dispatcher, link: &ShardEnd) {
+        if let Some(blame) = dispatcher.blame(seen.room.input, seen.verdict) {
+            self.malformed(seen, blame, link);
+        }
+        self.traced(seen, dispatcher, link);
+    }
+
+    fn malformed(&mut self, seen: &Seen<'_>, blame: Blame, link: &ShardEnd) {
+        if !self.malformed.allows(seen.now_ms, MALFORMED_PER_S) {
+            return;
+        }
+        let message = &*seen.room.input;
+        let start = if message.len() <= OCTETS_MAX { 0 } else { blame.at.saturating_sub(BEFORE) };
+        let end = message.len().min(start + OCTETS_MAX);
+        link.signal(Signal::Malformed(Box::new(Malformed {
+            from: seen.arrival.from,
+            listener: seen.arrival.listener,
+            verdict: seen.verdict,
+            reason: blame.reason,
+            at: blame.at,
+            len: message.len(),
+            start,
+            octets: message.get(start..end).unwrap_or_default().into(),
+        })));
+    }
+
+    fn traced(&mut self, seen: &Seen<'_>, dispatcher: &Dispatcher, link: &ShardEnd) {
+        let Seen { tables, room, .. } = seen;
+        let Some(trace) = &tables.trace else { return };
+        let message = &*room.input;
+        if dispatcher.call_id(message) != Some(&trace.call_id[..]) || !self.traced.allows(seen.now_ms, TRACED_PER_S) {
+            return;
+        }
+        let decision = dispatcher.decision();
+        let index = match seen.verdict {
+            Verdict::Forward { backend, .. } => backend,
+            _ => None,
+        };
+        let backend = index.and_then(|index| tables.backends.get(index as usize));
+        let pool = backend.and_then(|backend| tables.pools.get(backend.pool as usize));
+        let rule = decision.and_then(|one| one.rule).and_then(|index| tables.rules.get(index as usize));
+        let line = dispatcher.start_line(message);
+        link.signal(Signal::Traced(Box::new(Traced {
+            trace: trace.number,
+            shard: seen.shard,
+            from: seen.arrival.from,
+            listener: seen.arrival.listener,
+            line: line[..line.len().min(LINE_MAX)].into(),
+            verdict: seen.verdict,
+            reason: dispatcher.refused(seen.verdict).map(|refusal| refusal.reason),
+            how: decision.map(|decision| decision.how),
+            backend: pool.zip(backend).map(|(pool, backend)| (pool.name.clone(), backend.name.clone())),
+            rule: rule.map(|rule| rule.name.clone()),
+        })));
+    }
+}
