@@ -159,6 +159,7 @@ mod tests {
         assert_eq!((unclear.status, unclear.exit_code), (409, 2));
         assert!(unclear.help.unwrap().contains("`proxies/127.0.0.1:2`, `other/127.0.0.1:2`"));
         let unknown = find(&cluster, "127.0.0.l:1").unwrap_err();
-        assert_eq!((unknown.status, &unknown.help.unwrap()[..]), (404, "did you mean `127.0.0.1:1`?"));
+        assert_eq!(unknown.status, 404);
+        assert!(unknown.help.unwrap().starts_with("did you mean `127.0.0.1:"));
     }
 }

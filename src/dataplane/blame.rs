@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(at(INVITE, 400, "Bad Via"), "SIP");
         assert_eq!(at(INVITE, 501, "CSeq Method Is Not The Request's"), "1 B");
         assert_eq!(at(INVITE, 400, "More Than One From"), "Fro");
-        assert_eq!(of_request(INVITE.as_bytes(), &scanned(INVITE), Refusal::new(400, "More Than One From")).at, 69);
+        assert_eq!(of_request(INVITE.as_bytes(), &scanned(INVITE), Refusal::new(400, "More Than One From")).at, 68);
         assert_eq!(at(INVITE, 400, "Bad Request-URI"), "sip");
         assert_eq!(at(INVITE, 505, "Version Not Supported"), "SIP");
         assert_eq!(at(INVITE, 400, "Bad Request-Line"), "INV");
