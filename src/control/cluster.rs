@@ -359,7 +359,9 @@ impl Backend {
 /// How many slots of each pool change hands between two tables, for a number of the metrics and a line of the log.
 /// Backends are compared by name: their indexes mean nothing across tables.
 pub fn moved_slots(before: &Tables, after: &Tables) -> Vec<(Box<str>, usize)> {
-    let name = |tables: &Tables, index: u16| tables.backends.get(index as usize).map(|backend| backend.name.clone());
+    fn name(tables: &Tables, index: u16) -> Option<&str> {
+        tables.backends.get(index as usize).map(|backend| &*backend.name)
+    }
     let mut moved = Vec::new();
     for pool in &after.pools {
         let Some(old) = before.pools.iter().find(|old| old.name == pool.name) else { continue };
