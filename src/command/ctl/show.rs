@@ -135,7 +135,7 @@ pub fn changed(answer: &Value) -> String {
         (_, Some(0)) => "weight 0: no new calls; what belongs to it still goes there".to_owned(),
         _ => format!("new calls by its weight of {weight}, while it is up"),
     };
-    let mut text = format!("{pool}/{backend} is {}: {meaning}\n", word(&answer["operator"]));
+    let mut text = format!("{pool}/{backend} is set to {}: {meaning}\n", word(&answer["operator"]));
     text.push_str(&format!("{moved} of the pool's keys go elsewhere than before\n"));
     if answer["pool_is_empty"] == true {
         text.push_str(&format!("WARNING: no backend of {pool} takes new calls: they are answered 503\n"));
