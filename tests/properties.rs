@@ -214,6 +214,11 @@ proptest! {
             let outcome = path.receive_on(octets, *arrival);
             let checked = check(&path.tables, octets, *arrival, &outcome);
             prop_assert!(checked.is_ok(), "{:?}\n{}\n{:?}\n{}", checked, text(octets), outcome.verdict, outcome.text());
+            // What it is blamed for, if anything, is a place in it.
+            let blame = path.dispatcher.blame(octets, outcome.verdict);
+            prop_assert!(blame.is_none_or(|blame| blame.at <= octets.len()), "{blame:?}");
+            let is_400 = outcome.verdict_code() == Some(400);
+            prop_assert!(!is_400 || blame.is_some(), "a 400 without a place");
             // The path has no history: one that saw nothing before comes to the same.
             let again = twin.receive_on(octets, *arrival);
             prop_assert_eq!((again.verdict, again.sent), (outcome.verdict, outcome.sent));

@@ -1,6 +1,6 @@
 //! `viahop check`: would this configuration work here? Everything a start would do is done, but for starting.
 
-use super::service::{self, cannot_open, cannot_serve, cores, machine, plan};
+use super::service::{self, cannot_be_told, cannot_open, cannot_serve, cores, machine, plan};
 use super::{environment, fail, port_owner, tell};
 use crate::cli::{self, Format};
 use std::io::{self, IsTerminal};
@@ -8,9 +8,10 @@ use std::process::ExitCode;
 use viahop::control::admin;
 use viahop::control::cluster::Cluster;
 use viahop::control::config::problem::{Problem, Report, Severity};
-use viahop::control::config::{Loaded, Secret, load};
+use viahop::control::config::{Loaded, Secret, Socket, load};
 use viahop::control::resolve::resolve;
 use viahop::control::secret;
+use viahop::control::socket;
 use viahop::dataplane::tables::Tables;
 use viahop::shard::socket::{OpenError, Sockets, are_free};
 
@@ -75,6 +76,11 @@ fn online(loaded: Loaded) -> Result<(Report, Option<Tables>), Report> {
             }
             _ => {}
         }
+    }
+    // Where it is not said, the place is the start's to find.
+    if let wanted @ Socket::Path(_) = &config.socket {
+        let opened = runtime.block_on(async { socket::open(wanted).map(drop) });
+        opened.or_else(|error| if error.is_taken { Ok(()) } else { Err(about(cannot_be_told(&error))) })?;
     }
     let cluster = Cluster::new(resolved, None, cores.len(), 0, &secret.fingerprint);
     Ok((report, Some(cluster.tables(1, &secret.keys, false, None))))

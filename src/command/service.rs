@@ -264,7 +264,7 @@ pub fn cannot_serve(address: SocketAddr, error: &io::Error) -> Problem {
 }
 
 /// Why there can be no socket for `viahop ctl` where it is wanted.
-fn cannot_be_told(NoSocket { path, why }: &NoSocket) -> Problem {
+pub fn cannot_be_told(NoSocket { path, why, .. }: &NoSocket) -> Problem {
     let problem = Problem::environment(format!("no socket for `viahop ctl` at {}: {why}", path.display()));
     problem.help("each viahop needs a path of its own, in a folder its user may write to; `off`: none")
 }

@@ -53,6 +53,8 @@ pub struct NoSocket {
     pub path: PathBuf,
     /// What is in the way.
     pub why: String,
+    /// Whether that is a viahop that lives.
+    pub is_taken: bool,
 }
 
 /// What came of a wish for a socket.
@@ -103,11 +105,11 @@ pub fn usual_places() -> Vec<PathBuf> {
 }
 
 fn open_at(path: &Path) -> Result<CtlSocket, NoSocket> {
-    let because = |why: String| NoSocket { path: path.to_owned(), why };
+    let because = |why: String| NoSocket { path: path.to_owned(), why, is_taken: false };
     if path.as_os_str().len() > SOCKET_PATH_MAX {
         return Err(because(format!("the path is longer than {SOCKET_PATH_MAX} octets")));
     }
-    let lock = lock(path).map_err(because)?;
+    let lock = lock(path).map_err(|(why, is_taken)| NoSocket { is_taken, ..because(why) })?;
     match fs::symlink_metadata(path) {
         Ok(found) if found.file_type().is_socket() => {
             fs::remove_file(path)
@@ -121,19 +123,22 @@ fn open_at(path: &Path) -> Result<CtlSocket, NoSocket> {
 }
 
 /// Takes the lock beside `path`. The file stays when we go: removing it would let two others lock two files.
-fn lock(path: &Path) -> Result<File, String> {
+///
+/// # Errors
+/// Why not, and whether it is because a viahop that lives has it.
+fn lock(path: &Path) -> Result<File, (String, bool)> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&name);
-    let mut file = options.map_err(|error| format!("{}: {error}", Path::new(&name).display()))?;
+    let mut file = options.map_err(|error| (format!("{}: {error}", Path::new(&name).display()), false))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut owner = String::new();
             Read::take(&mut file, 16).read_to_string(&mut owner).ok();
-            return Err(format!("the viahop with pid {} has it", owner.trim()));
+            return Err((format!("the viahop with pid {} has it", owner.trim()), true));
         }
-        Err(TryLockError::Error(error)) => return Err(format!("cannot be locked: {error}")),
+        Err(TryLockError::Error(error)) => return Err((format!("cannot be locked: {error}"), false)),
     }
     // For whoever finds it locked; nothing depends on it.
     file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).ok();

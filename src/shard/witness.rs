@@ -40,13 +40,13 @@ struct Budget {
 }
 
 impl Budget {
+    /// Whether something is left in this second.
     fn allows(&mut self, now_ms: u64, per_second: u32) -> bool {
         let second = now_ms / 1000;
         if self.second != second {
             *self = Budget { second, spent: 0 };
         }
-        self.spent += 1;
-        self.spent <= per_second
+        self.spent < per_second
     }
 }
 
@@ -70,29 +70,14 @@ impl Witness {
     /// Tells of a message what is worth telling.
     #[cold]
     pub fn look(&mut self, seen: &Seen<'_>, dispatcher: &Dispatcher, link: &ShardEnd) {
-        if let Some(blame) = dispatcher.blame(seen.room.input, seen.verdict) {
-            self.malformed(seen, blame, link);
+        // Finding the place costs more than refusing did, so a flood is not to make us look for it.
+        if self.malformed.allows(seen.now_ms, MALFORMED_PER_S)
+            && let Some(blame) = dispatcher.blame(seen.room.input, seen.verdict)
+        {
+            self.malformed.spent += 1;
+            malformed(seen, blame, link);
         }
         self.traced(seen, dispatcher, link);
-    }
-
-    fn malformed(&mut self, seen: &Seen<'_>, blame: Blame, link: &ShardEnd) {
-        if !self.malformed.allows(seen.now_ms, MALFORMED_PER_S) {
-            return;
-        }
-        let message = &*seen.room.input;
-        let start = if message.len() <= OCTETS_MAX { 0 } else { blame.at.saturating_sub(BEFORE) };
-        let end = message.len().min(start + OCTETS_MAX);
-        link.signal(Signal::Malformed(Box::new(Malformed {
-            from: seen.arrival.from,
-            listener: seen.arrival.listener,
-            verdict: seen.verdict,
-            reason: blame.reason,
-            at: blame.at,
-            len: message.len(),
-            start,
-            octets: message.get(start..end).unwrap_or_default().into(),
-        })));
     }
 
     fn traced(&mut self, seen: &Seen<'_>, dispatcher: &Dispatcher, link: &ShardEnd) {
@@ -102,6 +87,7 @@ impl Witness {
         if dispatcher.call_id(message) != Some(&trace.call_id[..]) || !self.traced.allows(seen.now_ms, TRACED_PER_S) {
             return;
         }
+        self.traced.spent += 1;
         let decision = dispatcher.decision();
         let index = match seen.verdict {
             Verdict::Forward { backend, .. } => backend,
@@ -124,4 +110,21 @@ impl Witness {
             rule: rule.map(|rule| rule.name.clone()),
         })));
     }
+}
+
+/// Tells of a message that cannot be read.
+fn malformed(seen: &Seen<'_>, blame: Blame, link: &ShardEnd) {
+    let message = &*seen.room.input;
+    let start = if message.len() <= OCTETS_MAX { 0 } else { blame.at.saturating_sub(BEFORE) };
+    let end = message.len().min(start + OCTETS_MAX);
+    link.signal(Signal::Malformed(Box::new(Malformed {
+        from: seen.arrival.from,
+        listener: seen.arrival.listener,
+        verdict: seen.verdict,
+        reason: blame.reason,
+        at: blame.at,
+        len: message.len(),
+        start,
+        octets: message.get(start..end).unwrap_or_default().into(),
+    })));
 }

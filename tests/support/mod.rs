@@ -19,7 +19,7 @@ use viahop::dataplane::route::Arrival;
 use viahop::dataplane::scan::Scanner;
 use viahop::dataplane::sip::uri::Scheme;
 use viahop::dataplane::tables::*;
-use viahop::dataplane::verdict::Verdict;
+use viahop::dataplane::verdict::{Answer, Verdict};
 
 pub const CLIENT: &str = "198.51.100.7:5060";
 pub const BACKENDS: [&str; 3] = ["10.0.0.11:5060", "10.0.0.12:5060", "10.0.0.13:5060"];
@@ -151,6 +151,14 @@ impl Outcome {
         rows.filter(|(key, _)| key.trim().eq_ignore_ascii_case(name))
             .map(|(_, value)| value.trim().to_owned())
             .collect()
+    }
+
+    /// The status code of an answer of our own.
+    pub fn verdict_code(&self) -> Option<u16> {
+        match self.verdict {
+            Verdict::Reply { answer: Answer::Status(code), .. } => Some(code),
+            _ => None,
+        }
     }
 
     pub fn is_forward(&self) -> bool {
