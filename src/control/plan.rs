@@ -123,6 +123,8 @@ fn compare(old: &Pool, new: &Pool, moved: usize) -> PoolPlan {
                     address,
                     differs("weight", &before.weight.now, &one.weight.now, number),
                     differs("priority", &before.priority, &one.priority, number),
+                    // Each shard's part is what is kept of it, which nobody wrote.
+                    (before.max_open != one.max_open).then(|| "max_open".to_owned()),
                     differs("state", &before.state.now, &one.state.now, ToString::to_string),
                 ]
                 .into_iter()
