@@ -23,18 +23,24 @@ pub fn uri(value: &[u8]) -> &[u8] {
 /// A parameter of a Via, Contact, or any value that is not a name-addr: `;name=value`, `None` where it is absent, empty
 /// where it has no value.
 pub fn param<'a>(value: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    let mut rest = value;
+    find_param(value, name).map(|(_, value)| value)
+}
+
+/// The same, and where in `value` the parameter begins: behind its semicolon.
+pub fn find_param<'a>(value: &'a [u8], name: &[u8]) -> Option<(usize, &'a [u8])> {
+    let mut at = find_outside_quotes(value, b';')? + 1;
     loop {
-        let semicolon = find_outside_quotes(rest, b';')?;
-        rest = &rest[semicolon + 1..];
-        let end = find_outside_quotes(rest, b';').unwrap_or(rest.len());
-        let (left, right) = match memchr(b'=', &rest[..end]) {
-            Some(equals) => (&rest[..equals], &rest[equals + 1..end]),
-            None => (&rest[..end], &rest[end..end]),
+        let rest = &value[at..];
+        let next = find_outside_quotes(rest, b';');
+        let param = &rest[..next.unwrap_or(rest.len())];
+        let (left, right) = match memchr(b'=', param) {
+            Some(equals) => (&param[..equals], &param[equals + 1..]),
+            None => (param, &param[param.len()..]),
         };
         if left.trim_ascii().eq_ignore_ascii_case(name) {
-            return Some(right.trim_ascii());
+            return Some((at, right.trim_ascii()));
         }
+        at += next? + 1;
     }
 }
 
