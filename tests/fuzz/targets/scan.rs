@@ -9,8 +9,9 @@ use viahop_fuzz::plain::Message;
 
 fuzz_target!(|message: &[u8]| {
     assert_arms_agree(message);
+    let seed = message.iter().fold(message.len(), |sum, &octet| sum.wrapping_mul(31) + octet as usize);
+    let shift = seed % 64;
     // As it may lie in memory, with nothing of ours behind it; and into a scan that holds another message.
-    let shift = message.iter().fold(message.len(), |sum, &octet| sum.wrapping_mul(31) + octet as usize) % 64;
     let mut shifted = vec![b'\n'; shift];
     shifted.extend_from_slice(message);
     let lying = shifted.into_boxed_slice();
@@ -21,6 +22,11 @@ fuzz_target!(|message: &[u8]| {
         scanner.scan(&message[message.len() / 2..], &mut scan);
         scanner.scan(&lying[shift..], &mut scan);
         assert!(scan.same_as(&expected), "{} at {shift}: {scan:?} is not {expected:?}", scanner.name());
+    }
+    // Where a line end, a name or the end lies within a block, which begin with the message.
+    for turn in 0..4 {
+        let pad = (shift + 17 * turn) % 64;
+        assert_arms_agree(&[&[b'x'; 64][..pad], message].concat());
     }
     check_searches(message, shift);
     check_twin(message, &expected);

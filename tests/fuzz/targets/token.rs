@@ -168,6 +168,9 @@ fn check_route_token_of_flow(input: &Input) {
     let text = written(|out| token.write(out, &keys, input.text));
     assert_eq!(RouteToken::read(&text, &keys, input.text), Some(token));
     assert_eq!(RouteToken::claims_flow(&text), purpose == Purpose::Flow);
+    let forged = flipped(&text, input.flip);
+    let read = RouteToken::read(&forged, &keys, input.text);
+    assert_eq!(read, forged.eq_ignore_ascii_case(&text).then_some(token), "{}", forged.escape_ascii());
 }
 
 /// A token for any flow comes back as it was written, for its transaction and no other, and dies of any touch.
