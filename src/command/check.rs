@@ -23,7 +23,7 @@ pub fn run(args: &cli::Check) -> ExitCode {
         Err(report) => (report, None),
     };
     if args.strict {
-        for problem in &mut report.problems {
+        for problem in report.problems.iter_mut().filter(|problem| problem.severity == Severity::Warning) {
             problem.severity = Severity::Error;
         }
     }

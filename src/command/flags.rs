@@ -81,6 +81,8 @@ impl Written {
             panic: None,
             health: file::Health { probe, ..file::Health::default() },
             backend: backends,
+            list: None,
+            set: None,
         });
         if let Some(path) = &args.secret_file {
             file.balancer.secret_file = Some(self.put("secret-file", &path.display().to_string()));

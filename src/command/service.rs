@@ -101,7 +101,7 @@ impl Service {
         }
         let (keys, fingerprint) = (secret.keys, secret.fingerprint);
         let link = control_end;
-        let setup = Setup { link, cluster, config, origin, keys, fingerprint, fixed, admin, socket, events };
+        let setup = Setup { link, cluster, config, source, origin, keys, fingerprint, fixed, admin, socket, events };
         Ok((Service { runtime, setup, shards }, warnings))
     }
 

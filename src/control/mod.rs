@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  viahop.toml ─► config ─► resolve ─┐                       ┌─► tables ─► link ─► shards
-//!                        secret ─────┤                       │
+//!  dispatcher.list ─┘    secret ─────┤                       │
+//!        └────► list_watch ──────────┤                       │
 //!  OPTIONS ◄─► health ───────────────┼─► run (one loop) ─────┼─► view ─► admin: /metrics /ready /status.json
 //!  signals of shards, of the system ─┘      owns Cluster     └─► log
 //! ```
@@ -16,6 +17,7 @@ pub mod cluster;
 pub mod config;
 pub mod events;
 pub mod health;
+pub mod list_watch;
 pub mod metrics;
 pub mod operator;
 pub mod plan;

@@ -47,20 +47,23 @@ pub async fn resolve(loaded: Loaded) -> Result<(Resolved, Report), Report> {
         let mut seen: HashMap<SocketAddr, &str> = HashMap::new();
         for backend in &pool.backends {
             let at = backend.at.clone();
+            let within = |problem: Problem| problem.within(backend.source.clone());
             match place(&backend.target, &config).await {
                 Ok((place, others)) => {
                     if let Some(first) = seen.insert(place.address, &backend.name) {
                         let title = format!("backends `{first}` and `{}` are both {}", backend.name, place.address);
-                        problems.push(Problem::error(at, title, "leave one of them out, or add up their weights"));
+                        let problem = Problem::error(at, title, "leave one of them out, or add up their weights");
+                        problems.push(within(problem));
                     } else if others > 0 {
                         let title = format!("`{}` has {} addresses", backend.target.host, others + 1);
                         let label = format!("{} is used; a backend is one server", place.address.ip());
-                        problems.push(Problem::warning(at, title, label).help("write a backend for each address"));
+                        let problem = Problem::warning(at, title, label).help("write a backend for each address");
+                        problems.push(within(problem));
                     }
                     places.push(place);
                 }
                 Err(Missing { title, label, help }) => {
-                    problems.push(Problem::environment(title).at(at, label).help(help));
+                    problems.push(within(Problem::environment(title).at(at, label).help(help)));
                 }
             }
         }

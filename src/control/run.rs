@@ -5,6 +5,7 @@
 //! select! ─┼─ reports of probes          ─► act ─┼─► a view to admin
 //!          ├─ signals of shards                  ├─► a line in the log
 //!          ├─ what `viahop ctl` asks             └─► an answer to whoever asked
+//!          ├─ lists that changed or vanished
 //!          ├─ a configuration read in the background
 //!          └─ every second: how busy are the shards, what was dropped, is the drain over
 //! ```
@@ -17,11 +18,12 @@
 use super::admin;
 use super::ask::{Answer, Ask, Asked, BackendChange, Follow, Refused, find};
 use super::cluster::{Backend, Cluster, Turn, moved_slots};
-use super::config::problem::{Problem, Report};
+use super::config::problem::{Problem, Report, Source};
 use super::config::{Config, Health, Loaded, Socket, WEIGHT_MAX, load};
 use super::events::Events;
 use super::health::detector::Outcome;
 use super::health::probe::{self, Watch};
+use super::list_watch::{Event, ListWatch};
 use super::operator::State;
 use super::plan::Plan;
 use super::resolve::{Place, Resolved, resolve};
@@ -41,7 +43,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{error, info, warn};
 
 /// What the loop is told to do.
@@ -115,6 +117,8 @@ pub struct Setup {
     pub cluster: Cluster,
     /// The configuration it was made of.
     pub config: Config,
+    /// The text of that.
+    pub source: Source,
     /// Where that was read.
     pub origin: Origin,
     /// The keys in use.
@@ -174,7 +178,8 @@ pub fn first_view(setup: &Setup) -> View {
 /// Runs until an order to end. The shards are left running: stopping them is up to the caller.
 pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::Sender<Arc<View>>) {
     let (report_to, mut reports) = mpsc::channel(1024);
-    let Setup { link, cluster, config, origin, keys, fingerprint, fixed, admin, socket, events } = setup;
+    let (list_to, mut list_events) = mpsc::channel(16);
+    let Setup { link, cluster, config, source, origin, keys, fingerprint, fixed, admin, socket, events } = setup;
     let view = View::clone(&views.borrow());
     let (ask_to, mut asks) = mpsc::channel(16);
     let desk = admin::Desk { views: views.subscribe(), events, ask_to };
@@ -191,7 +196,11 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
         shared,
         counters,
         config,
+        source,
         origin,
+        wrong_file: None,
+        lists: ListWatch::default(),
+        list_to,
         keys,
         fingerprint,
         fixed,
@@ -209,8 +218,9 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
         witness: Witness::default(),
     };
     control.watch();
+    control.lists.follow(&control.config, &control.list_to);
     let mut reading: Option<Reading> = None;
-    let mut read_again = false;
+    let (mut read_again, mut read_lists_again) = (false, false);
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
@@ -223,15 +233,25 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
             },
             outcome = async { (&mut reading.as_mut().expect("polled only if there is one").task).await }, if reading.is_some() => {
                 let done = reading.take();
-                if let (Ok(outcome), Some(Reading { dry_run, reply, .. })) = (outcome, done) {
-                    let answer = if dry_run { control.rehearse(outcome) } else { control.reload(outcome) };
+                if let (Ok(outcome), Some(Reading { dry_run, of_lists, reply, .. })) = (outcome, done)
+                    && let Some(outcome) = outcome.transpose()
+                {
+                    let answer = if dry_run { control.rehearse(outcome) } else { control.reload(outcome, of_lists) };
                     // Whoever asked may have gone away.
                     reply.map(|reply| reply.send(answer));
                 }
+                // Whoever reads the file reads its lists.
                 if std::mem::take(&mut read_again) {
                     reading = Some(control.start_reading(false, None));
+                } else if std::mem::take(&mut read_lists_again) {
+                    reading = Some(control.start_reading_lists());
                 }
             }
+            Some(event) = list_events.recv() => match control.is_to_be_read(&event) {
+                true if reading.is_some() => read_lists_again = true,
+                true => reading = Some(control.start_reading_lists()),
+                false => {}
+            },
             Some(Asked { ask, reply }) = asks.recv() => match ask {
                 Ask::Reload(_) if reading.is_some() => drop(reply.send(Err(busy_reading()))),
                 Ask::Reload(how) => reading = Some(control.start_reading(how.dry_run, Some(reply))),
@@ -260,7 +280,10 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
 
 /// A configuration that is being read.
 struct Reading {
-    task: JoinHandle<Result<(Resolved, Report), Report>>,
+    /// What comes of it is nothing if its lists, which are all that was read, are as they were.
+    task: JoinHandle<Result<Option<(Resolved, Report)>, Report>>,
+    /// Whether it is the one in force, with its lists read again.
+    of_lists: bool,
     /// Whether only to say what would change.
     dry_run: bool,
     /// Who wants to know; nobody, if it was a signal.
@@ -275,7 +298,12 @@ struct Control {
     shared: Arc<crate::link::Shared>,
     counters: Vec<Arc<crate::dataplane::counters::ShardCounters>>,
     config: Config,
+    source: Source,
     origin: Origin,
+    /// What is wrong with the file on disk, if it was refused: lists that are right do not mend that.
+    wrong_file: Option<String>,
+    lists: ListWatch,
+    list_to: mpsc::Sender<Event>,
     keys: Keys,
     fingerprint: String,
     fixed: Arc<Fixed>,
@@ -613,14 +641,40 @@ impl Control {
     fn start_reading(&self, dry_run: bool, reply: Option<oneshot::Sender<Answer>>) -> Reading {
         let (origin, running) = (self.origin.clone(), self.config.clone());
         let task = tokio::spawn(async move {
-            let loaded = origin.load()?;
+            let loaded = aside(move || origin.load()).await?;
             let problems = fixed_by_the_start(&running, &loaded.config);
             if !problems.is_empty() {
                 return Err(Report { source: loaded.source, problems });
             }
-            resolve(loaded).await
+            resolve(loaded).await.map(Some)
         });
-        Reading { task, dry_run, reply }
+        Reading { task, of_lists: false, dry_run, reply }
+    }
+
+    /// Reads the lists of the configuration in force, likewise. The file itself may have been changed since and not be
+    /// meant yet: it is left alone.
+    fn start_reading_lists(&self) -> Reading {
+        let (running, source, is_well) = (self.config.clone(), self.source.clone(), self.view.reload.ok);
+        let task = tokio::spawn(async move {
+            let loaded = Loaded { config: running.clone(), warnings: Vec::new(), source };
+            let loaded = aside(move || loaded.with_lists_of_this_moment()).await?;
+            if is_well && loaded.config == running {
+                return Ok(None);
+            }
+            resolve(loaded).await.map(Some)
+        });
+        Reading { task, of_lists: true, dry_run: false, reply: None }
+    }
+
+    /// What a list does; whether it wants to be read.
+    fn is_to_be_read(&mut self, event: &Event) -> bool {
+        let Event::Vanished(path) = event else { return true };
+        let note = "what was last read of it stays in force, and it is read when it is back; a start would fail";
+        warn!(event = "list_vanished", path = %path.display(), note);
+        self.view.reload.ok = false;
+        self.view.reload.error = Some(format!("{} has vanished", path.display()));
+        self.show();
+        false
     }
 
     /// What would change, and nothing else.
@@ -633,18 +687,22 @@ impl Control {
         Ok(json!({ "applied": false, "plan": plan, "warnings": shown(&warnings) }))
     }
 
-    fn reload(&mut self, outcome: Result<(Resolved, Report), Report>) -> Answer {
+    fn reload(&mut self, outcome: Result<(Resolved, Report), Report>, of_lists: bool) -> Answer {
         match outcome {
             Ok((resolved, warnings)) => {
                 tell(&warnings);
                 self.config = resolved.config.clone();
+                self.source.clone_from(&warnings.source);
+                self.wrong_file = self.wrong_file.take().filter(|_| of_lists);
                 let before = self.shared.tables.load_full();
                 let shards = self.counters.len();
                 let after = Cluster::new(resolved, Some(&self.cluster), shards, unix_now(), &self.fingerprint);
                 let cluster_before = std::mem::replace(&mut self.cluster, after);
-                self.view.reload = super::view::Reload { ok: true, last_success_at: unix_now(), error: None };
+                let (ok, error) = (self.wrong_file.is_none(), self.wrong_file.clone());
+                self.view.reload = super::view::Reload { ok, last_success_at: unix_now(), error };
                 self.publish(Some(Reason::Reload));
                 self.watch();
+                self.lists.follow(&self.config, &self.list_to);
                 let after = self.shared.tables.load_full();
                 let moved: Vec<String> = moved_slots(&before, &after)
                     .into_iter()
@@ -659,6 +717,9 @@ impl Control {
                 let first = report.problems.first().map(|problem| problem.title.clone());
                 error!(event = "reload_refused", error = first, note = "the configuration in force stays");
                 tell(&report);
+                if !of_lists {
+                    self.wrong_file.clone_from(&first);
+                }
                 self.view.reload.ok = false;
                 self.view.reload.error = first;
                 self.show();
@@ -677,6 +738,14 @@ fn refused_file(report: &Report) -> Refused {
     let first = report.problems.first().map_or("the configuration is wrong", |problem| &problem.title);
     let refused = Refused::new(422, first).help("the configuration in force stays");
     Refused { report: shown(report), exit_code: report.exit_code(), ..refused }
+}
+
+/// Reads files where nobody waits for them but who asked: a file system may hang.
+async fn aside<T: Send + 'static>(read: impl FnOnce() -> Result<T, Report> + Send + 'static) -> Result<T, Report> {
+    spawn_blocking(read).await.unwrap_or_else(|error| {
+        let problems = vec![Problem::environment(format!("reading broke off: {error}"))];
+        Err(Report { source: Source::default(), problems })
+    })
 }
 
 /// Prints a report as `viahop check` does.
@@ -737,6 +806,7 @@ mod tests {
     use super::super::view::ShardView;
     use super::*;
     use crate::link::link;
+    use std::path::Path;
 
     /// A control plane without shards, over backends on these ports.
     struct Bench {
@@ -769,6 +839,7 @@ mod tests {
                 link,
                 cluster,
                 config,
+                source: loaded.source,
                 origin,
                 keys: keys(),
                 fingerprint: "f".into(),
@@ -857,6 +928,43 @@ mod tests {
             bench.until("taken", |view| view.reload.ok).await;
             assert_eq!(bench.shared.tables.load().generation, generation + 1);
         }
+    }
+
+    fn with_list(list: &Path) -> String {
+        let backends = text(&[1]);
+        let (before, _) = backends.split_once("backend = ").unwrap();
+        format!("{before}health = {{ probe = false }}\nlist = \"{}\"\n", list.display())
+    }
+
+    #[tokio::test]
+    async fn a_list_is_followed_through_changes_errors_and_its_loss() {
+        let list = std::env::temp_dir().join(format!("viahop-followed-{}.list", std::process::id()));
+        let write = |text: &str| {
+            let draft = list.with_extension("draft");
+            std::fs::write(&draft, text).unwrap();
+            std::fs::rename(&draft, &list).unwrap();
+        };
+        write("1 sip:127.0.0.1:1\n");
+        let mut bench = Bench::start("followed", &with_list(&list));
+        // What is in the file but not ordered yet stays out of it.
+        std::fs::write(&bench.path, with_list(&list).replace("\"proxies\"", "\"others\"")).unwrap();
+        write("1 sip:127.0.0.1:1\n1 sip:127.0.0.1:2\n");
+        bench.until("a second backend", |view| view.backends.len() == 2 && view.reload.ok).await;
+        assert_eq!(&*bench.views.borrow().backends[0].pool, "proxies");
+        write("1 sip:127.0.0.1:1 0x1\n1 sip:127.0.0.1:3\n");
+        bench.until("refused", |view| !view.reload.ok).await;
+        assert_eq!(bench.views.borrow().backends.len(), 2);
+        write("1 sip:127.0.0.1:3\n");
+        bench.until("taken", |view| view.reload.ok && view.backends.len() == 1).await;
+        let generation = bench.shared.tables.load().generation;
+        std::fs::remove_file(&list).unwrap();
+        bench.until("gone", |view| !view.reload.ok).await;
+        assert_eq!(bench.shared.tables.load().generation, generation);
+        write("1 sip:127.0.0.1:3\n");
+        bench.until("back", |view| view.reload.ok).await;
+        bench.orders.send(Order::Reload).await.unwrap();
+        bench.until("the file as well", |view| &*view.backends[0].pool == "others").await;
+        std::fs::remove_file(&list).ok();
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ mod calls;
 mod ctl;
 mod dialogs;
 mod faults;
+mod lists;
 mod live;
 mod loops;
 mod nat;

@@ -95,6 +95,10 @@ pub struct Pool {
     /// The backends.
     #[serde(default)]
     pub backend: Vec<Backend>,
+    /// Or the `dispatcher.list` that they stand in.
+    pub list: Value<String>,
+    /// And which set of it.
+    pub set: Value<i64>,
 }
 
 /// Passive health.

@@ -3,13 +3,16 @@
 //!
 //! ```text
 //! TOML ─► file::File ─► Config          everything that can be said without looking at the machine or the network
-//! flags ──────┘
+//! flags ──────┘            ▲
+//! dispatcher.list ─────────┘   of pools that name one
 //! ```
 //!
 //! Names are looked up in `resolve`; sockets are tried in `check`.
 
 pub mod address;
+pub mod dispatcher_list;
 pub mod file;
+pub mod list_file;
 pub mod problem;
 
 mod read;
@@ -26,6 +29,7 @@ use problem::{Problem, Report, Source};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Everything viahop can be told.
@@ -106,6 +110,19 @@ pub struct Pool {
     pub panic: u32,
     /// The backends.
     pub backends: Vec<Backend>,
+    /// The list they stand in, if it is not the configuration itself.
+    pub list: Option<List>,
+}
+
+/// A set of a `dispatcher.list`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct List {
+    /// The file.
+    pub path: PathBuf,
+    /// The number of the set.
+    pub set: u32,
+    /// Where the configuration names it.
+    pub at: Range<usize>,
 }
 
 /// A server.
@@ -125,6 +142,8 @@ pub struct Backend {
     pub state: State,
     /// Where it stands in the source.
     pub at: Range<usize>,
+    /// The source, if it is another than the configuration's: a list.
+    pub source: Option<Arc<Source>>,
 }
 
 /// How the backends of a pool are watched.
@@ -270,10 +289,28 @@ pub fn parse(source: Source) -> Result<Loaded, Report> {
 /// # Errors
 /// What it says cannot be done.
 pub fn read(file: &file::File, source: Source) -> Result<Loaded, Report> {
-    let (config, problems) = read::read(file, &source.text);
+    let (mut config, mut problems) = read::read(file, &source.text);
+    if let Some(config) = &mut config {
+        problems.extend(list_file::fill(&mut config.pools));
+    }
     let report = Report { source, problems };
     match config {
         Some(config) if !report.is_error() => Ok(Loaded { config, warnings: report.problems, source: report.source }),
         _ => Err(report),
+    }
+}
+
+impl Loaded {
+    /// The same, with the lists that pools name read again.
+    ///
+    /// # Errors
+    /// A list cannot be read, or what it says cannot be done.
+    pub fn with_lists_of_this_moment(mut self) -> Result<Loaded, Report> {
+        let problems = list_file::fill(&mut self.config.pools);
+        let report = Report { source: self.source, problems };
+        if report.is_error() {
+            return Err(report);
+        }
+        Ok(Loaded { config: self.config, warnings: report.problems, source: report.source })
     }
 }

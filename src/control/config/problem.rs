@@ -4,6 +4,7 @@ use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use serde::Serialize;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// What a problem is about, which decides the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -23,6 +24,8 @@ pub enum Severity {
     Error,
     /// It does, and may not do what is meant.
     Warning,
+    /// Nothing is wrong; it is good to know.
+    Note,
 }
 
 /// One thing that is wrong.
@@ -36,10 +39,25 @@ pub struct Problem {
     pub title: String,
     /// Where in the source, in octets.
     pub at: Option<Range<usize>>,
+    /// The text that is a place in, if it is another than the report's: a file that the configuration names.
+    pub source: Option<Arc<Source>>,
     /// Why, beside the place.
     pub label: String,
+    /// A second place that has to do with it.
+    pub beside: Option<Box<Mark>>,
     /// What to do.
     pub help: Option<String>,
+}
+
+/// A place, and what it has to do with the problem.
+#[derive(Clone, Debug)]
+pub struct Mark {
+    /// Where, in octets.
+    pub at: Range<usize>,
+    /// In which text, if it is another than the report's.
+    pub source: Option<Arc<Source>>,
+    /// What is there.
+    pub label: String,
 }
 
 impl Problem {
@@ -50,7 +68,9 @@ impl Problem {
             severity: Severity::Error,
             title: title.into(),
             at: Some(at),
+            source: None,
             label: label.into(),
+            beside: None,
             help: None,
         }
     }
@@ -58,6 +78,11 @@ impl Problem {
     /// A warning at a place.
     pub fn warning(at: Range<usize>, title: impl Into<String>, label: impl Into<String>) -> Problem {
         Problem { severity: Severity::Warning, ..Problem::error(at, title, label) }
+    }
+
+    /// A note at a place.
+    pub fn note(at: Range<usize>, title: impl Into<String>, label: impl Into<String>) -> Problem {
+        Problem { severity: Severity::Note, ..Problem::error(at, title, label) }
     }
 
     /// An error of the machine, at no place.
@@ -75,15 +100,34 @@ impl Problem {
     pub fn at(self, at: Range<usize>, label: impl Into<String>) -> Problem {
         Problem { at: Some(at), label: label.into(), ..self }
     }
+
+    /// The same, in another text than the report's.
+    pub fn within(self, source: Option<Arc<Source>>) -> Problem {
+        Problem { source, ..self }
+    }
+
+    /// The same, with a second place.
+    pub fn beside(self, at: Range<usize>, source: Option<Arc<Source>>, label: impl Into<String>) -> Problem {
+        Problem { beside: Some(Box::new(Mark { at, source, label: label.into() })), ..self }
+    }
 }
 
 /// What a configuration was read from.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Source {
     /// A path, or `command line`.
     pub name: String,
     /// What stands there.
     pub text: String,
+}
+
+impl Source {
+    /// The line and column of an octet, both from 1 on, as editors count them.
+    pub fn line_and_column(&self, at: usize) -> (usize, usize) {
+        let before = &self.text[..self.text.floor_char_boundary(at)];
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+    }
 }
 
 /// Problems and the text they are about.
@@ -106,6 +150,17 @@ struct Row<'a> {
     message: &'a str,
     label: &'a str,
     help: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    beside: Option<Beside<'a>>,
+}
+
+/// A second place for machines.
+#[derive(Debug, Serialize)]
+struct Beside<'a> {
+    file: &'a str,
+    line: usize,
+    column: usize,
+    label: &'a str,
 }
 
 impl Report {
@@ -130,28 +185,46 @@ impl Report {
     }
 
     fn group<'a>(&'a self, problem: &'a Problem) -> Group<'a> {
-        let (level, id) = match (problem.severity, problem.subject) {
-            (Severity::Error, Subject::Config) => (Level::ERROR, "config"),
-            (Severity::Error, Subject::Environment) => (Level::ERROR, "environment"),
-            (Severity::Warning, Subject::Config) => (Level::WARNING, "config"),
-            (Severity::Warning, Subject::Environment) => (Level::WARNING, "environment"),
+        let level = match problem.severity {
+            Severity::Error => Level::ERROR,
+            Severity::Warning => Level::WARNING,
+            Severity::Note => Level::NOTE,
+        };
+        let id = match problem.subject {
+            Subject::Config => "config",
+            Subject::Environment => "environment",
         };
         let title = level.primary_title(&problem.title).id(id);
         let mut group = match &problem.at {
             None => Group::with_title(title),
             Some(at) => {
-                // A span at the end of the text is pulled back to the last octet there is.
-                let end = at.end.min(self.source.text.len());
-                let at = at.start.min(end)..end;
-                let mark = AnnotationKind::Primary.span(at).label(&problem.label);
-                let snippet = Snippet::source(&self.source.text).path(&self.source.name).annotation(mark);
-                title.element(snippet)
+                let source = self.source_of(&problem.source);
+                let mark = AnnotationKind::Primary.span(inside(source, at)).label(&problem.label);
+                let snippet = Snippet::source(&source.text).path(&source.name).annotation(mark);
+                match &problem.beside {
+                    None => title.element(snippet),
+                    Some(beside) if self.source_of(&beside.source) == source => {
+                        let second = AnnotationKind::Context.span(inside(source, &beside.at)).label(&beside.label);
+                        title.element(snippet.annotation(second))
+                    }
+                    Some(beside) => {
+                        let other = self.source_of(&beside.source);
+                        let second = AnnotationKind::Context.span(inside(other, &beside.at)).label(&beside.label);
+                        title
+                            .element(snippet)
+                            .element(Snippet::source(&other.text).path(&other.name).annotation(second))
+                    }
+                }
             }
         };
         if let Some(help) = &problem.help {
             group = group.element(Level::HELP.message(help));
         }
         group
+    }
+
+    fn source_of<'a>(&'a self, source: &'a Option<Arc<Source>>) -> &'a Source {
+        source.as_deref().unwrap_or(&self.source)
     }
 
     /// The problems as a JSON array.
@@ -161,22 +234,31 @@ impl Report {
     }
 
     fn row<'a>(&'a self, problem: &'a Problem) -> Row<'a> {
-        let place = problem.at.as_ref().map(|at| {
-            let before = self.source.text.get(..at.start).unwrap_or_default();
-            let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-            (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+        let source = self.source_of(&problem.source);
+        let place = problem.at.as_ref().map(|at| source.line_and_column(at.start));
+        let beside = problem.beside.as_ref().map(|mark| {
+            let source = self.source_of(&mark.source);
+            let (line, column) = source.line_and_column(mark.at.start);
+            Beside { file: &source.name, line, column, label: &mark.label }
         });
         Row {
             severity: problem.severity,
             subject: problem.subject,
-            file: &self.source.name,
+            file: &source.name,
             line: place.map(|place| place.0),
             column: place.map(|place| place.1),
             message: &problem.title,
             label: &problem.label,
             help: problem.help.as_deref(),
+            beside,
         }
     }
+}
+
+/// A span at the end of the text is pulled back to the last octet there is, and none cuts a letter of several octets.
+fn inside(source: &Source, at: &Range<usize>) -> Range<usize> {
+    let end = source.text.ceil_char_boundary(at.end);
+    source.text.floor_char_boundary(at.start.min(end))..end
 }
 
 #[cfg(test)]
@@ -202,6 +284,20 @@ mod tests {
         let rows: serde_json::Value = serde_json::from_str(&report().json()).unwrap();
         assert_eq!((&rows[0]["line"], &rows[0]["column"]), (&2.into(), &1.into()));
         assert_eq!(rows[0]["message"], "unknown key `bad`");
+    }
+
+    #[test]
+    fn two_places_are_both_shown_in_one_text_and_in_two() {
+        let other = Arc::new(Source { name: "b.list".into(), text: "1 sip:a\n2 sip:b\n".into() });
+        let mut report = report();
+        let problem = report.problems[0].clone().beside(1..2, None, "the first");
+        report.problems = vec![problem.clone(), problem.beside(10..15, Some(other), "in the list")];
+        let text = report.render(false);
+        for part in ["the first", "b.list:2:3", "in the list"] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        let rows: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
+        assert_eq!((&rows[1]["beside"]["file"], &rows[1]["beside"]["line"]), (&"b.list".into(), &2.into()));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use super::address::{self, AddressError, HostPort};
 use super::file::{self, Value};
 use super::problem::Problem;
-use super::{Backend, Config, Cores, Health, Listen, Log, LogFormat, Policy, Pool, Route, Secret, Socket};
+use super::{Backend, Config, Cores, Health, List, Listen, Log, LogFormat, Policy, Pool, Route, Secret, Socket};
 use crate::control::health::outlier::Limits;
 use crate::control::operator::State;
 use crate::dataplane::limits::{BACKENDS_MAX, LISTENERS_MAX};
@@ -275,7 +275,7 @@ impl Reader<'_> {
 
     fn pools(&mut self, pools: &[file::Pool]) -> Option<Vec<Pool>> {
         let count: usize = pools.iter().map(|pool| pool.backend.len()).sum();
-        if count == 0 {
+        if count == 0 && pools.iter().all(|pool| pool.list.is_none()) {
             let help = "[[pool]]\nname = \"proxies\"\nbackend = [{ uri = \"sip:10.0.0.11:5060\" }]";
             self.problems.push(nowhere("no backends").help(format!("add a pool with at least one:\n{help}")));
             return None;
@@ -291,7 +291,7 @@ impl Reader<'_> {
         let at = pool.name.as_ref().map_or(0..0, Spanned::span);
         let otherwise = || if index == 0 { "default".into() } else { format!("pool-{}", index + 1) };
         let name = self.name(&pool.name, names, otherwise, at.clone());
-        if pool.backend.is_empty() {
+        if pool.backend.is_empty() && pool.list.is_none() {
             let problem = nowhere(format!("pool `{name}` has no backends"));
             let problem = if pool.name.is_some() { problem.at(at, "of this pool") } else { problem };
             self.problems.push(problem.help("add `backend = [{ uri = \"sip:10.0.0.11:5060\" }]`"));
@@ -331,7 +331,28 @@ impl Reader<'_> {
             slow_start: self.duration(&pool.slow_start, Duration::ZERO, Duration::ZERO..=Duration::from_secs(3600)),
             panic: self.number(&pool.panic, 0, 0, 100, "`panic`"),
             backends,
+            list: self.list(pool),
         }
+    }
+
+    /// The list a pool names. What stands in it is read when everything else has been.
+    fn list(&mut self, pool: &file::Pool) -> Option<List> {
+        let Some(list) = &pool.list else {
+            if let Some(set) = &pool.set {
+                let label = "of a `list`, which this pool does not name";
+                self.error(set.span(), "`set` has no effect here", label).help =
+                    Some("add `list = \"/etc/kamailio/dispatcher.list\"`, or leave it out".into());
+            }
+            return None;
+        };
+        let set = self.number(&pool.set, 1, 0, i64::from(i32::MAX), "set");
+        if let Some(backend) = pool.backend.first() {
+            let label = "these backends are in the way of the list";
+            let problem = Problem::error(list.span(), "`list` and `backend` are both given", "keep one of them");
+            let help = "backends that are not in the list want a pool of their own";
+            self.problems.push(problem.beside(backend.uri.span(), None, label).help(help));
+        }
+        Some(List { path: list.get_ref().into(), set, at: list.span() })
     }
 
     fn backend(
@@ -359,7 +380,7 @@ impl Reader<'_> {
             return None;
         }
         let name = self.name(&one.name, names, || target.to_string(), one.uri.span());
-        Some(Backend { name, target, weight, max_open, priority, state, at: one.uri.span() })
+        Some(Backend { name, target, weight, max_open, priority, state, at: one.uri.span(), source: None })
     }
 
     fn health(&mut self, health: &file::Health) -> Option<Health> {
