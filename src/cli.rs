@@ -38,6 +38,8 @@ pub enum Command {
     Init,
     /// Operate a running viahop: its backends, its configuration, its end; what it sees, and what it decides.
     Ctl(Ctl),
+    /// Make a configuration of a Kamailio dispatcher.list: pools, backends and weights, with notes on what was left out.
+    Import(Import),
     /// Say what viahop does with a message, and why: rule, key, slot, backend, and the octets it would send.
     Explain(Explain),
     /// Examine this machine: io_uring, memory limits, socket buffers, ports, privileges; with the remedy for each.
@@ -123,6 +125,27 @@ pub struct Check {
     /// Form of the answer.
     #[arg(long, value_enum, default_value_t = Format::Human)]
     pub format: Format,
+}
+
+/// `viahop import`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+  viahop import /etc/kamailio/dispatcher.list > viahop.toml && viahop check viahop.toml
+A pool can also follow the list as it changes: `list = \"/etc/kamailio/dispatcher.list\"` in its [[pool]].
+
+Exit codes: 0 made   3 something in the list is wrong: nothing is made   4 the file cannot be written")]
+pub struct Import {
+    /// The list to read.
+    #[arg(value_name = "dispatcher.list")]
+    pub file: PathBuf,
+
+    /// Only the destinations of this set. Default: a pool for each set.
+    #[arg(long, value_name = "N")]
+    pub set: Option<u32>,
+
+    /// File to write, which must not be there yet. Default: standard output.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// Who reads the answer.

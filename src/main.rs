@@ -15,6 +15,7 @@ fn main() -> ExitCode {
         Command::Ctl(args) => command::ctl::run(&args),
         Command::Demo(args) => command::demo::run(&args),
         Command::Init => command::init::run(),
+        Command::Import(args) => command::import::run(&args),
         Command::Explain(args) => command::explain::run(&args),
         Command::Doctor(args) => command::doctor::run(&args),
         Command::Health(args) => command::health::run(&args),
@@ -45,6 +46,7 @@ mod tests {
             "viahop ctl backends --format csv",
             "viahop ctl reload --dry-run",
             "viahop explain --live -c viahop.toml -",
+            "viahop import dispatcher.list --set 1 --output viahop.toml",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

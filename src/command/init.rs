@@ -37,8 +37,19 @@ mod tests {
             })
         };
         // These have no default: they stand for a choice.
-        let examples =
-            ["cores", "secret", "secret_file", "egress", "advertise", "inside", "aliases", "proxy_require", "socket"];
+        let examples = [
+            "cores",
+            "secret",
+            "secret_file",
+            "egress",
+            "advertise",
+            "list",
+            "set",
+            "inside",
+            "aliases",
+            "proxy_require",
+            "socket",
+        ];
         let is_example = |line: &str| examples.iter().any(|name| line.starts_with(&format!("#{name} ")));
         let written: Vec<String> = TEXT
             .lines()

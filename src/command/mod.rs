@@ -2,7 +2,7 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `run`, `check`, `ctl`, `demo`, `init`, `explain`, `doctor`, `health`, `version` | a command |
+//! | `run`, `check`, `ctl`, `demo`, `init`, `import`, `explain`, `doctor`, `health`, `version` | a command |
 //! | `flags` | flags of `run` as a configuration |
 //! | `log` | its log lines |
 //! | `service` | sockets, shards and control plane, put together and started |
@@ -14,6 +14,7 @@ pub mod demo;
 pub mod doctor;
 pub mod explain;
 pub mod health;
+pub mod import;
 pub mod init;
 pub mod run;
 pub mod version;

@@ -1,6 +1,6 @@
 //! Kamailio's dispatcher.list: read as Kamailio reads it, followed while it changes, imported.
 
-use crate::live::{Folder, PATIENCE, Process, Viahop, free_port, output, wait_for_port};
+use crate::live::{Folder, PATIENCE, Process, Viahop, free_port, output, viahop, wait_for_port};
 use crate::support::has_peer;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -18,7 +18,7 @@ const LIST: &str = "\
 2 sip:127.0.0.1:7005;transport=udp weight=7
 \t2  sip:127.0.0.1:7006#c\r
 2 sip:127.0.0.1:7007 2 3 my=it's;DUID=z
-0 sip:127.0.0.1:7008 17 65535 socket=udp:127.0.0.1:PORT;ping_from=sip:us@example.net
+0 sip:127.0.0.1:7008 16 65535 socket=udp:127.0.0.1:PORT;ping_from=sip:us@example.net
 3 sip:127.0.0.1:7009;transport=tcp 0
 ";
 
@@ -170,4 +170,33 @@ fn a_list_is_in_force_when_it_changes_and_stays_so_when_it_is_wrong_or_gone() {
     put(&list, "1 sip:127.0.0.1:7001\n1 sip:127.0.0.1:7002\n");
     viahop.wait_until("two backends", PATIENCE, |status| status["reload"]["ok"] == true && count(status) == 2);
     viahop.end();
+}
+
+#[test]
+fn what_import_makes_of_a_list_check_accepts() {
+    let folder = Folder::new("import");
+    let list = folder.write("dispatcher.list", &LIST.replace("PORT", "5060"));
+    let made = folder.0.join("viahop.toml");
+    let (list, path) = (list.to_str().unwrap(), made.to_str().unwrap());
+    let (code, stdout, stderr) = output(&mut viahop(&["import", list, "--output", path]));
+    assert_eq!((code, &stdout[..]), (0, ""), "{stderr}");
+    assert!(stderr.contains("`ping_from` (1), `socket` (1)") && stderr.contains("viahop check"), "{stderr}");
+    let text = std::fs::read_to_string(&made).unwrap();
+    for said in ["name = \"set-0\"", "name = \"gw-a\", weight = 30", "#name = \"set-3\""] {
+        assert!(text.contains(said), "{said} is missing in\n{text}");
+    }
+    let here = text.replace("udp:0.0.0.0:5060", &format!("udp:127.0.0.1:{}", free_port()));
+    let here = folder.write("here.toml", &(here + "[admin]\nlisten = \"off\"\n"));
+    let (code, stdout, stderr) = output(&mut viahop(&["check", "--strict", here.to_str().unwrap()]));
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains("pool set-1") && stdout.contains("gw-a"), "{stdout}");
+    // What is there is never written over, and a list that is wrong makes nothing.
+    let (code, _, stderr) = output(&mut viahop(&["import", list, "--output", path]));
+    assert!(code == 4 && stderr.contains("cannot write"), "{code} {stderr}");
+    let wrong = folder.write("wrong.list", "1 sip:a 0x1\n1 sip:b:99999\n");
+    let (code, stdout, stderr) = output(&mut viahop(&["import", wrong.to_str().unwrap()]));
+    assert_eq!((code, &stdout[..]), (3, ""));
+    assert!(stderr.contains("wrong.list:1:9") && stderr.contains("wrong.list:2:9"), "{stderr}");
+    assert_eq!(output(&mut viahop(&["import", "/nonexistent/list"])).0, 3);
+    assert_eq!(output(&mut viahop(&["import"])).0, 2);
 }

@@ -6,7 +6,7 @@
 //! told (every pool is looked at, whatever was wrong with the one before).
 
 use super::dispatcher_list::{self, Entry, Set};
-use super::problem::{Problem, Severity, Source};
+use super::problem::{Problem, Report, Severity, Source};
 use super::{Backend, List, Pool};
 use crate::dataplane::limits::BACKENDS_MAX;
 use std::collections::HashMap;
@@ -85,40 +85,65 @@ struct Read {
     entries: Vec<Entry>,
 }
 
-/// Reads a list. What is wrong with it goes to `problems`.
-fn read(list: &List, problems: &mut Vec<Problem>) -> Option<Read> {
-    let name = list.path.display().to_string();
-    let octets = match octets(&list.path) {
-        Ok(octets) => octets,
+/// Reads the list at `path` for its own sake.
+///
+/// # Errors
+/// It cannot be read, or something in it is wrong.
+pub fn load(path: &Path) -> Result<(Source, Vec<Entry>), Report> {
+    match parsed(path) {
+        Ok((source, entries, problems)) => {
+            let report = Report { source, problems };
+            if report.is_error() { Err(report) } else { Ok((report.source, entries)) }
+        }
         Err(error) => {
-            let problem = Problem::error(list.at.clone(), format!("cannot read {name}: {error}"), "named here");
-            problems.push(problem.help(match error.kind() {
-                io::ErrorKind::NotFound => "write the path from the root; the file must be there when viahop starts",
-                io::ErrorKind::PermissionDenied => "the user that viahop runs as must be able to read it",
-                _ => "it must be a file, and at rest: write it beside, then `mv` it into place",
-            }));
+            let name = path.display().to_string();
+            let problem = Problem::error(0..0, format!("cannot read {name}: {error}"), "");
+            let problem = Problem { at: None, ..problem.help(remedy(&error)) };
+            Err(Report { source: Source { name, text: String::new() }, problems: vec![problem] })
+        }
+    }
+}
+
+/// Reads a list for the pools that name it. What is wrong with it goes to `problems`.
+fn read(list: &List, problems: &mut Vec<Problem>) -> Option<Read> {
+    let (source, entries, said) = match parsed(&list.path) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let title = format!("cannot read {}: {error}", list.path.display());
+            problems.push(Problem::error(list.at.clone(), title, "named here").help(remedy(&error)));
             return None;
         }
     };
-    let (text, strange) = match String::from_utf8(octets) {
-        Ok(text) => (text, None),
-        Err(error) => {
-            let at = error.utf8_error().valid_up_to();
-            (String::from_utf8_lossy(error.as_bytes()).into_owned(), Some(at))
-        }
-    };
-    let source = Arc::new(Source { name, text });
-    let (entries, said) = match strange {
-        // Everything before it is as it was, so the place is right; what is behind it says nothing of worth.
-        Some(at) => {
-            let problem = Problem::error(at..at + 1, "these octets are no text in UTF-8", "here");
-            (Vec::new(), vec![problem.help("is this a dispatcher.list?")])
-        }
-        None => dispatcher_list::parse(&source.text),
-    };
+    let source = Arc::new(source);
     let is_wrong = said.iter().any(|problem| problem.severity == Severity::Error);
     problems.extend(said.into_iter().map(|problem| problem.within(Some(source.clone()))));
     (!is_wrong).then_some(Read { source, entries })
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "write the path from the root; the file must be there when viahop starts",
+        io::ErrorKind::PermissionDenied => "the user that viahop runs as must be able to read it",
+        _ => "it must be a file, and at rest: write it beside, then `mv` it into place",
+    }
+}
+
+/// The text of a list, its entries, and what is wrong with it.
+fn parsed(path: &Path) -> io::Result<(Source, Vec<Entry>, Vec<Problem>)> {
+    let name = path.display().to_string();
+    match String::from_utf8(octets(path)?) {
+        Ok(text) => {
+            let (entries, problems) = dispatcher_list::parse(&text);
+            Ok((Source { name, text }, entries, problems))
+        }
+        Err(error) => {
+            // Everything before it is as it was, so the place is right; what is behind it says nothing of worth.
+            let at = error.utf8_error().valid_up_to();
+            let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+            let problem = Problem::error(at..at + 1, "these octets are no text in UTF-8", "here");
+            Ok((Source { name, text }, Vec::new(), vec![problem.help("is this a dispatcher.list?")]))
+        }
+    }
 }
 
 /// What stands in a file at rest.
@@ -176,7 +201,6 @@ fn take(set: Set<'_>, list: &List, source: &Arc<Source>, problems: &mut Vec<Prob
 
 #[cfg(test)]
 mod tests {
-    use super::super::problem::Report;
     use super::super::{Loaded, parse};
     use super::*;
 
