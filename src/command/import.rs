@@ -16,6 +16,7 @@ use viahop::control::config::address::HostPort;
 use viahop::control::config::dispatcher_list::{Entry, Set, backends};
 use viahop::control::config::list_file;
 use viahop::control::config::problem::{Problem, Report, Source};
+use viahop::control::operator::State;
 
 /// Imports `args.file`.
 pub fn run(args: &cli::Import) -> ExitCode {
@@ -57,7 +58,7 @@ fn made_of(source: Source, entries: &[Entry], only: Option<u32>) -> Result<(Stri
             made.push(set);
         }
         pools.push_str(&pool(set, &read, &mut names));
-        problems.extend(read.warnings);
+        problems.extend(read.remarks);
     }
     if made.is_empty() {
         let title = match only.filter(|_| wanted.is_empty()) {
@@ -140,8 +141,12 @@ fn pool<'a>(set: u32, read: &Set<'a>, names: &mut HashMap<String, &'a HostPort>)
                 _ => drop(write!(text, ", name = \"{}\"", backend.name)),
             }
         }
-        if entry.weight.is_some() || entry.rweight.is_some() {
+        if backend.weight != 100 {
             let _ = write!(text, ", weight = {}", backend.weight);
+        }
+        if backend.state != State::Ready {
+            let _ = write!(text, ", state = \"{}\"", backend.state);
+            notes.push(format!("flags {}", entry.flags));
         }
         if has_ranks {
             notes.push(format!("with strategy \"priority\": priority = {}", backend.priority));
@@ -191,13 +196,14 @@ mod tests {
     }
 
     const LIST: &str = "2 sip:10.0.0.5 0 0 duid=x\n1 sip:10.0.0.1 0 10 duid=x;rweight=30\n1 sip:10.0.0.2:5070;px=y 8 5 rweight=60;maxload=3\n\
-                        1 sip:10.0.0.3;transport=tls\n3 sip:10.0.0.4 4\n";
+                        1 sip:10.0.0.3;transport=tls\n3 sip:10.0.0.4;transport=tls 4\n2 sip:10.0.0.6 4\n";
 
     #[test]
     fn what_is_made_is_a_configuration_without_warnings() {
         let (text, report) = imported(LIST, None).unwrap();
         let Loaded { config, warnings, .. } = loaded(&text);
         assert!(warnings.is_empty(), "{warnings:?}");
+        assert_eq!(config.pools[1].backends[1].state, State::Drain);
         let row = |pool: usize, place: usize| {
             let one = &config.pools[pool].backends[place];
             (&one.name[..], one.target.to_string(), one.weight)
@@ -209,14 +215,14 @@ mod tests {
         for said in [
             "# sip:10.0.0.3;transport=tls: transport `tls`: viahop speaks UDP",
             "# with strategy \"priority\": priority = 5; not heeded: px, maxload",
-            "# sip:10.0.0.4: `sip:10.0.0.4` is disabled (flag 4) and left out",
+            "{ uri = \"sip:10.0.0.6:5060\", state = \"drain\" }, # flags 4",
             "#[[pool]]\n#name = \"set-3\"",
             "#pool = \"set-2\"",
             "duid x is that of 10.0.0.1:5060",
         ] {
             assert!(text.contains(said), "{said} is missing in\n{text}");
         }
-        assert_eq!(report.problems.len(), 2, "{report:?}");
+        assert_eq!(report.problems.len(), 3, "{report:?}");
     }
 
     #[test]
@@ -246,6 +252,6 @@ mod tests {
         let shown = imported(LIST, Some(7)).unwrap_err().render(false);
         assert!(shown.contains("no set 7") && shown.contains("its sets are 1, 2, 3"), "{shown}");
         let shown = imported(LIST, Some(3)).unwrap_err().render(false);
-        assert!(shown.contains("no destination") && shown.contains("disabled (flag 4)"), "{shown}");
+        assert!(shown.contains("no destination") && shown.contains("transport `tls`"), "{shown}");
     }
 }

@@ -397,36 +397,37 @@ fn is_name(text: &str) -> bool {
 /// What the entries of one set are to us, in the order of the list.
 #[derive(Debug)]
 pub struct Set<'a> {
-    /// Each entry with its backend, or with why there is none: an error, or a note if it is switched off.
+    /// Each entry with its backend, or with why there is none: an error, or a note if it is switched off anyway.
     pub rows: Vec<(&'a Entry, Result<Backend, Box<Problem>>)>,
-    /// What is not quite right about the rest.
-    pub warnings: Vec<Problem>,
+    /// What is not quite right about the rest, and who is switched off.
+    pub remarks: Vec<Problem>,
 }
 
 /// The backends of `set`, in a pool that is probed or not.
 ///
 /// ```text
 /// duid, else HOST:PORT       name: what the table is made of and what dialogs know it by
-/// rweight, else weight       weight; 100 if there is neither. 0: left out
+/// rweight, else weight       weight; 100 if there is neither. 0: it drains
 /// priority                   turned round: the highest of the set becomes 0, since lower comes first here
-/// flag 4 disabled            left out
-/// flag 1 inactive            left out; with flag 8, and probes, taken: what Kamailio does with the first answer
+/// flag 4 disabled            it drains: no new keys, what belongs to it stays, as Kamailio's loose_route() has it
+/// flag 1 inactive            it drains; with flag 8, and probes, it is ready: what Kamailio makes of the first answer
 /// flags 2, 8, 16             nothing: all are probed or none is, and names are always looked up
 /// flag 32 no ping            a warning where there are probes
 /// ```
 pub fn backends(entries: &[Entry], set: u32, is_probed: bool) -> Set<'_> {
     let mut rows = Vec::new();
-    let mut warnings = Vec::new();
+    let mut remarks = Vec::new();
     let members: Vec<&Entry> = entries.iter().filter(|entry| entry.set == set).collect();
     let first = members.iter().map(|entry| entry.priority).max().unwrap_or(0);
     let mut targets: HashMap<&HostPort, &Entry> = HashMap::new();
     let mut names: HashMap<String, &Entry> = HashMap::new();
     for &entry in &members {
         let name = entry.duid.clone().unwrap_or_else(|| entry.target.to_string());
-        let row = match (switched_off(entry, is_probed), &entry.unreachable) {
-            (Some((title, label)), _) => Err(Problem::note(entry.at.clone(), title, label)),
+        let off = switched_off(entry, is_probed);
+        let row = match (&off, &entry.unreachable) {
+            (Some(_), Some(AddressError { at, title, label })) => Err(Problem::note(at.clone(), title, label)),
             (None, Some(AddressError { at, title, label })) => Err(Problem::error(at.clone(), title, label)),
-            (None, None) => match (targets.insert(&entry.target, entry), names.insert(name.clone(), entry)) {
+            (_, None) => match (targets.insert(&entry.target, entry), names.insert(name.clone(), entry)) {
                 (Some(other), _) => {
                     let title = format!("`{}` stands twice in set {set}", entry.target);
                     let problem = Problem::error(entry.at.clone(), title, "a second time");
@@ -443,40 +444,42 @@ pub fn backends(entries: &[Entry], set: u32, is_probed: bool) -> Set<'_> {
                     name,
                     target: entry.target.clone(),
                     max_open: 0,
-                    weight: weight(entry),
+                    // Of a backend that drains it says nothing; as a weight, 0 is none.
+                    weight: weight(entry).max(1),
                     priority: u32::from(first - entry.priority),
-                    state: State::Ready,
+                    state: if off.is_some() { State::Drain } else { State::Ready },
                     at: entry.at.clone(),
                     source: None,
                 }),
             },
         };
+        remarks.extend(off.filter(|_| row.is_ok()).map(|(title, label)| Problem::note(entry.at.clone(), title, label)));
         rows.push((entry, row.map_err(Box::new)));
     }
     let taken = || rows.iter().filter(|(_, row)| row.is_ok()).map(|(entry, _)| *entry);
-    warnings.extend(mixed_weights(set, taken()));
-    warnings.extend(without_effect(taken(), is_probed));
-    Set { rows, warnings }
+    remarks.extend(mixed_weights(set, taken()));
+    remarks.extend(without_effect(taken(), is_probed));
+    Set { rows, remarks }
 }
 
 fn weight(entry: &Entry) -> u32 {
     entry.rweight.or(entry.weight).map_or(WEIGHT_DEFAULT, u32::from)
 }
 
-/// Why an entry takes no calls.
+/// Why an entry takes no new calls.
 fn switched_off(entry: &Entry, is_probed: bool) -> Option<(String, &'static str)> {
-    let left_out = |why: &str| format!("`{}` is {why} and left out", entry.uri);
+    let drains = |why: &str| format!("`{}` is {why}: it drains", entry.uri);
     if entry.flags & flag::DISABLED != 0 {
-        return Some((left_out("disabled (flag 4)"), "its calls move to the others"));
+        return Some((drains("disabled (flag 4)"), "no new calls; those it has stay"));
     }
     if entry.flags & flag::INACTIVE != 0 {
         return match entry.flags & flag::PROBING != 0 {
             true if is_probed => None,
-            true => Some((left_out("inactive (flag 1)"), "nothing probes this pool, so it would stay inactive")),
-            false => Some((left_out("inactive (flag 1)"), "with flags 9 its answer to a probe makes it active")),
+            true => Some((drains("inactive (flag 1)"), "nothing probes this pool, so it stays inactive")),
+            false => Some((drains("inactive (flag 1)"), "with flags 9 an answer to a probe makes it active")),
         };
     }
-    (weight(entry) == 0).then(|| (left_out("of weight 0"), "it would get no calls"))
+    (weight(entry) == 0).then(|| (drains("of weight 0"), "no new calls; those it has stay"))
 }
 
 /// A warning if weights of different meanings stand side by side.
@@ -642,16 +645,17 @@ mod tests {
     /// A set, the backends it makes, and what is said about the rest.
     fn read(text: &str, is_probed: bool) -> (Vec<String>, Vec<String>) {
         let list = entries(text);
-        let Set { rows, warnings } = backends(&list, 1, is_probed);
+        let Set { rows, remarks } = backends(&list, 1, is_probed);
         let mut said = Vec::new();
         let mut made = Vec::new();
         for (_, row) in rows {
             match row {
+                Ok(one) if one.state != State::Ready => made.push(format!("{} {}", one.name, one.state)),
                 Ok(one) => made.push(format!("{} {} {} {}", one.name, one.target, one.weight, one.priority)),
                 Err(problem) => said.push(shown(text, &problem)),
             }
         }
-        said.extend(warnings.iter().map(|warning| shown(text, warning)));
+        said.extend(remarks.iter().map(|remark| shown(text, remark)));
         (made, said)
     }
 
@@ -666,20 +670,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_switched_off_is_left_out_with_a_note() {
+    fn what_is_switched_off_drains_with_a_note() {
         let text = "1 sip:a 4\n1 sip:b 1\n1 sip:c 9\n1 sip:d 0 0 weight=0\n1 sip:e;transport=tcp 4\n";
         let (made, said) = read(text, true);
-        assert_eq!(made, ["c:5060 c:5060 100 0"]);
-        assert_eq!(said.len(), 4);
-        assert!(said[0].starts_with("1:3 `sip:a` is disabled (flag 4) and left out"), "{said:?}");
+        assert_eq!(made, ["a:5060 drain", "b:5060 drain", "c:5060 c:5060 100 0", "d:5060 drain"]);
+        assert_eq!(said[1], "1:3 `sip:a` is disabled (flag 4): it drains | no new calls; those it has stay");
+        assert_eq!(said.iter().filter(|said| said.contains("it drains")).count(), 3, "{said:?}");
         let list = entries(text);
-        assert!(
-            backends(&list, 1, true)
-                .rows
-                .iter()
-                .all(|(_, row)| { row.as_ref().err().is_none_or(|problem| problem.severity == Severity::Note) })
-        );
-        assert!(read(text, false).0.is_empty(), "without a probe nobody would wake c");
+        let Set { rows, remarks } = backends(&list, 1, true);
+        assert!(rows[4].1.as_ref().is_err_and(|problem| problem.severity == Severity::Note));
+        assert!(remarks[..3].iter().all(|remark| remark.severity == Severity::Note));
+        assert_eq!(read(text, false).0[2], "c:5060 drain", "without a probe nobody would wake it");
     }
 
     #[test]

@@ -168,7 +168,7 @@ fn octets(path: &Path) -> io::Result<Vec<u8>> {
 
 /// The backends of a set; what is wrong goes to `problems`.
 fn take(set: Set<'_>, list: &List, source: &Arc<Source>, problems: &mut Vec<Problem>) -> Vec<Backend> {
-    let Set { rows, warnings } = set;
+    let Set { rows, remarks } = set;
     let (is_absent, mut is_wrong) = (rows.is_empty(), false);
     let mut backends = Vec::new();
     let within = |problem: Problem| {
@@ -187,14 +187,14 @@ fn take(set: Set<'_>, list: &List, source: &Arc<Source>, problems: &mut Vec<Prob
             }
         }
     }
-    problems.extend(warnings.into_iter().map(within));
+    problems.extend(remarks.into_iter().map(within));
     if backends.is_empty() && !is_wrong {
         let (title, label) = match is_absent {
             true => (format!("{} has no set {}", source.name, list.set), "this list has other sets, or none"),
-            false => (format!("nothing of set {} is switched on", list.set), "a pool needs a backend"),
+            false => (format!("viahop can send to nobody in set {}", list.set), "a pool needs a backend"),
         };
         let problem = Problem::error(list.at.clone(), title, label);
-        problems.push(problem.help("`set = N` says which set; a destination with flags 0 or 8 is switched on"));
+        problems.push(problem.help("`set = N` says which set; without it, set 1"));
     }
     backends
 }
@@ -241,7 +241,7 @@ mod tests {
         let Loaded { config, warnings, .. } = file.load(&["set = 1", "set = 2"]).unwrap();
         let names: Vec<Vec<&str>> =
             config.pools.iter().map(|pool| pool.backends.iter().map(|one| &one.name[..]).collect()).collect();
-        assert_eq!(names, [["10.0.0.1:5060"], ["10.0.0.2:5060"]]);
+        assert_eq!(names, [vec!["10.0.0.1:5060", "10.0.0.3:5060"], vec!["10.0.0.2:5060"]]);
         assert_eq!(config.pools[0].backends[0].weight, 10);
         assert_eq!((warnings.len(), warnings[0].severity), (1, Severity::Note));
     }
@@ -262,7 +262,8 @@ mod tests {
         assert!(file.wrong(&[""]).contains(":2:7"), "{}", file.wrong(&[""]));
         let set = File::new("set", "1 sip:10.0.0.1 4\n");
         assert!(set.wrong(&["set = 7"]).contains("viahop.toml:4:8"), "{}", set.wrong(&["set = 7"]));
-        assert!(set.wrong(&[""]).contains("nothing of set 1 is switched on"));
+        let drains = &set.load(&[""]).unwrap().config.pools[0].backends[0];
+        assert_eq!(drains.state, crate::control::operator::State::Drain);
         let gone = File(std::env::temp_dir().join("viahop-no-such-list"));
         assert!(gone.wrong(&[""]).contains("viahop.toml:4:8"), "{}", gone.wrong(&[""]));
         let folder = File(std::env::temp_dir());
