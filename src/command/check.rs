@@ -61,7 +61,7 @@ fn online(loaded: Loaded) -> Result<(Report, Option<Tables>), Report> {
     }
     .map_err(about)?;
     let runtime = service::runtime().map_err(environment)?;
-    let (resolved, mut report) = runtime.block_on(resolve(loaded))?;
+    let (resolved, mut report) = runtime.block_on(resolve(loaded, &secret.keys))?;
     let plan = plan(&resolved);
     match are_free(&plan.listeners) {
         Ok(()) => drop(Sockets::open(&plan).map_err(|error| about(cannot_open(&config, error)))?),

@@ -47,7 +47,7 @@ fn explain(args: &cli::Explain, mut message: Vec<u8>) -> Result<ExitCode, Report
     let loaded = load(&args.config)?;
     let obtained = secret::obtain(&loaded.config.secret).map_err(environment)?;
     let admin = loaded.config.admin;
-    let (resolved, report) = runtime().map_err(environment)?.block_on(resolve(loaded))?;
+    let (resolved, report) = runtime().map_err(environment)?.block_on(resolve(loaded, &obtained.keys))?;
     tell(&report);
     let mut cluster = Cluster::new(resolved, None, 1, 0, &obtained.fingerprint);
     let egress = if args.live {

@@ -59,7 +59,7 @@ impl Service {
         let cores = cores(&loaded.config.cores).map_err(about)?;
         machine().map_err(about)?;
         let runtime = runtime().map_err(about)?;
-        let (resolved, mut warnings) = runtime.block_on(resolve(loaded))?;
+        let (resolved, mut warnings) = runtime.block_on(resolve(loaded, &secret.keys))?;
         warnings.problems.extend(secret.warning);
         let config = resolved.config.clone();
         let plan = plan(&resolved);

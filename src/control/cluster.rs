@@ -405,7 +405,7 @@ pub mod tests {
     pub fn cluster(text: &str, before: Option<&Cluster>) -> Cluster {
         let loaded = parse(Source { name: "viahop.toml".into(), text: text.into() }).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (resolved, _) = runtime.block_on(resolve::resolve(loaded)).unwrap();
+        let (resolved, _) = runtime.block_on(resolve::resolve(loaded, &keys())).unwrap();
         Cluster::new(resolved, before, 1, 1000, "f")
     }
 

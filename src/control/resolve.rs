@@ -3,8 +3,9 @@
 
 use super::config::address::HostPort;
 use super::config::problem::{Problem, Report, Severity};
-use super::config::{Config, Loaded};
-use crate::dataplane::tables::OwnName;
+use super::config::{Backend, Config, Loaded, Pool};
+use crate::dataplane::keys::Keys;
+use crate::dataplane::tables::{self, OwnName};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -35,11 +36,12 @@ pub struct Place {
     pub local: IpAddr,
 }
 
-/// Asks for everything `loaded` names.
+/// Asks for everything `loaded` names. `keys` are those that its backends will be known by.
 ///
 /// # Errors
-/// A name has no address, no way leads to a backend, or two backends of a pool are the same.
-pub async fn resolve(loaded: Loaded) -> Result<(Resolved, Report), Report> {
+/// A name has no address, no way leads to a backend, two backends of a pool are the same, or tokens could not tell two
+/// apart.
+pub async fn resolve(loaded: Loaded, keys: &Keys) -> Result<(Resolved, Report), Report> {
     let Loaded { config, warnings: mut problems, source } = loaded;
     let mut backends = Vec::new();
     for pool in &config.pools {
@@ -75,11 +77,41 @@ pub async fn resolve(loaded: Loaded) -> Result<(Resolved, Report), Report> {
         problems.push(Problem { severity: Severity::Warning, ..problem.help(help) });
         named(&config)
     });
-    let report = Report { source, problems };
+    let mut report = Report { source, problems };
+    if !report.is_error() {
+        report.problems.extend(mistakable(&config, &backends, keys));
+    }
     if report.is_error() {
         return Err(report);
     }
     Ok((Resolved { config, backends, own }, report))
+}
+
+/// Backends that a token of one would lead to another: in a Record-Route stands nothing but 32 bits made of the name.
+fn mistakable(config: &Config, places: &[Vec<Place>], keys: &Keys) -> Vec<Problem> {
+    let all = config.pools.iter().zip(places);
+    let all =
+        all.flat_map(|(pool, places)| pool.backends.iter().zip(places).map(move |(one, place)| (pool, one, place)));
+    let mut known: HashMap<u32, (&Pool, &Backend, &Place)> = HashMap::new();
+    let mut problems = Vec::new();
+    for (pool, one, place) in all {
+        let id = tables::Backend::id_of(keys.backend(&one.name));
+        let (other_pool, other, other_place) = *known.entry(id).or_insert((pool, one, place));
+        let (title, help) = if other.name != one.name {
+            let title = format!("dialogs could not tell `{}` from `{}`", one.name, other.name);
+            (title, "both names have one digest, by chance: give one of them another `name`, or `duid` in a list")
+        } else if other_place.address != place.address {
+            let title = format!("`{}` is {} and {}", one.name, other_place.address, place.address);
+            (title, "the name says which dialogs are whose: one server, one name, in all pools")
+        } else {
+            continue;
+        };
+        let problem = Problem::error(one.at.clone(), title, format!("in pool `{}`", pool.name));
+        let label = format!("in pool `{}`", other_pool.name);
+        let problem = problem.within(one.source.clone()).beside(other.at.clone(), other.source.clone(), label);
+        problems.push(problem.help(help));
+    }
+    problems
 }
 
 /// Why a backend has no place.
@@ -200,7 +232,47 @@ mod tests {
     fn resolved(text: &str) -> Result<(Resolved, Report), Report> {
         let loaded = parse(Source { name: "viahop.toml".into(), text: text.into() }).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(resolve(loaded))
+        runtime.block_on(resolve(loaded, &keys()))
+    }
+
+    fn keys() -> Keys {
+        Keys::new(&[1; 16], &[2; 16], &[3; 16], 0)
+    }
+
+    /// Two pools of one backend each.
+    fn two(first: &str, second: &str) -> String {
+        format!(
+            "[[listen]]\naddress = \"udp:127.0.0.1:5070\"\n[[pool]]\nbackend = [{{ {first} }}]\n\
+             [[pool]]\nbackend = [{{ {second} }}]\n"
+        )
+    }
+
+    #[test]
+    fn one_name_for_two_servers_is_refused_where_both_stand_and_for_one_it_is_not() {
+        let (here, there) = ("uri = \"sip:127.0.0.1:1\", name = \"a\"", "uri = \"sip:127.0.0.1:2\", name = \"a\"");
+        let shown = resolved(&two(here, there)).unwrap_err().render(false);
+        for said in ["`a` is 127.0.0.1:1 and 127.0.0.1:2", "viahop.toml:6:20", "in pool `pool-2`", "in pool `default`"]
+        {
+            assert!(shown.contains(said), "{said} is missing in\n{shown}");
+        }
+        assert!(resolved(&two(here, here)).is_ok());
+    }
+
+    /// Some 77,000 names have two of one 32-bit id among them, as likely as not; 300,000 nearly always.
+    #[test]
+    fn names_of_one_id_are_refused() {
+        let keys = keys();
+        let mut known = HashMap::new();
+        let both = (0..300_000).find_map(|number| {
+            let name = format!("b{number}");
+            let other = known.insert(tables::Backend::id_of(keys.backend(&name)), name.clone())?;
+            Some((other, name))
+        });
+        let (first, second) = both.expect("some two names have one id");
+        let backend = |port: u16, name: &str| format!("uri = \"sip:127.0.0.1:{port}\", name = \"{name}\"");
+        let shown = resolved(&two(&backend(1, &first), &backend(2, &second))).unwrap_err().render(false);
+        let said = format!("dialogs could not tell `{second}` from `{first}`");
+        assert!(shown.contains(&said) && shown.contains("another `name`"), "{shown}");
     }
 
     #[test]

@@ -639,14 +639,14 @@ impl Control {
 
     /// Reads the configuration beside the loop: a name may take seconds.
     fn start_reading(&self, dry_run: bool, reply: Option<oneshot::Sender<Answer>>) -> Reading {
-        let (origin, running) = (self.origin.clone(), self.config.clone());
+        let (origin, running, keys) = (self.origin.clone(), self.config.clone(), self.keys.clone());
         let task = tokio::spawn(async move {
             let loaded = aside(move || origin.load()).await?;
             let problems = fixed_by_the_start(&running, &loaded.config);
             if !problems.is_empty() {
                 return Err(Report { source: loaded.source, problems });
             }
-            resolve(loaded).await.map(Some)
+            resolve(loaded, &keys).await.map(Some)
         });
         Reading { task, of_lists: false, dry_run, reply }
     }
@@ -654,14 +654,15 @@ impl Control {
     /// Reads the lists of the configuration in force, likewise. The file itself may have been changed since and not be
     /// meant yet: it is left alone.
     fn start_reading_lists(&self) -> Reading {
-        let (running, source, is_well) = (self.config.clone(), self.source.clone(), self.view.reload.ok);
+        let (running, source, keys) = (self.config.clone(), self.source.clone(), self.keys.clone());
+        let is_well = self.view.reload.ok;
         let task = tokio::spawn(async move {
             let loaded = Loaded { config: running.clone(), warnings: Vec::new(), source };
             let loaded = aside(move || loaded.with_lists_of_this_moment()).await?;
             if is_well && loaded.config == running {
                 return Ok(None);
             }
-            resolve(loaded).await.map(Some)
+            resolve(loaded, &keys).await.map(Some)
         });
         Reading { task, of_lists: true, dry_run: false, reply: None }
     }

@@ -119,6 +119,14 @@ pub enum Serves {
     Nothing,
 }
 
+impl Backend {
+    /// The id of the backend whose name has this digest ([`Keys::backend`]). Half of it: tokens are to be short, and the
+    /// control plane refuses two backends of one id.
+    pub const fn id_of(digest: u64) -> u32 {
+        digest as u32
+    }
+}
+
 /// Backends that are interchangeable for new calls.
 #[derive(Clone, Debug)]
 pub struct Pool {
@@ -330,7 +338,7 @@ impl Tables {
                     up.push(index);
                 }
                 by_address.insert(address, index);
-                let (id, pool) = (digest as u32, pool as u16);
+                let (id, pool) = (Backend::id_of(digest), pool as u16);
                 by_id.insert(id, index);
                 let via_start = format!("{}{via_host}:", via::START).into();
                 backends.push(Backend {

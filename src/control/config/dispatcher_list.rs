@@ -457,7 +457,7 @@ pub fn backends(entries: &[Entry], set: u32, is_probed: bool) -> Set<'_> {
         rows.push((entry, row.map_err(Box::new)));
     }
     let taken = || rows.iter().filter(|(_, row)| row.is_ok()).map(|(entry, _)| *entry);
-    remarks.extend(mixed_weights(set, taken()));
+    remarks.extend(mixed_weights(set, taken().filter(|entry| switched_off(entry, is_probed).is_none())));
     remarks.extend(without_effect(taken(), is_probed));
     Set { rows, remarks }
 }
