@@ -56,12 +56,13 @@ fn online(loaded: Loaded) -> Result<(Report, Option<Tables>), Report> {
     machine().map_err(about)?;
     let secret = match &config.secret {
         // Our own is made by the first start, as the user that starts.
-        Secret::Own => secret::ephemeral(),
-        given => secret::obtain(given),
+        Secret::Own => secret::ephemeral(&config.token_keys),
+        given => secret::obtain(given, &config.token_keys),
     }
     .map_err(about)?;
     let runtime = service::runtime().map_err(environment)?;
     let (resolved, mut report) = runtime.block_on(resolve(loaded, &secret.keys))?;
+    report.problems.extend(secret.remarks);
     let plan = plan(&resolved);
     match are_free(&plan.listeners) {
         Ok(()) => drop(Sockets::open(&plan).map_err(|error| about(cannot_open(&config, error)))?),

@@ -311,7 +311,7 @@ impl Balancer {
             .replace("@ADMIN@", &admin.port().to_string())
             .replace("@BACKENDS@", &backends.join(", "));
         let loaded = parse(Source { name: "built-in".into(), text })?;
-        let secret = secret::ephemeral().map_err(environment)?;
+        let secret = secret::ephemeral(&loaded.config.token_keys).map_err(environment)?;
         let origin = Origin::Flags(Box::new(loaded.clone()));
         let (service, _) = Service::start(loaded, origin, secret, Arc::default())?;
         let (orders, queue) = mpsc::channel(1);

@@ -45,7 +45,7 @@ pub fn run(args: &cli::Explain) -> ExitCode {
 
 fn explain(args: &cli::Explain, mut message: Vec<u8>) -> Result<ExitCode, Report> {
     let loaded = load(&args.config)?;
-    let obtained = secret::obtain(&loaded.config.secret).map_err(environment)?;
+    let obtained = secret::obtain(&loaded.config.secret, &loaded.config.token_keys).map_err(environment)?;
     let admin = loaded.config.admin;
     let (resolved, report) = runtime().map_err(environment)?.block_on(resolve(loaded, &obtained.keys))?;
     tell(&report);

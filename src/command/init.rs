@@ -76,6 +76,7 @@ mod tests {
         for (table, header) in [
             ("balancer", "[balancer]"),
             ("listen", "[[listen]]"),
+            ("token_key", "[balancer]\ntoken_keys = [{ xyzzy = 1 }]"),
             ("pool", "[[pool]]"),
             ("route", "[[route]]"),
             ("policy", "[policy]"),

@@ -34,7 +34,7 @@ fn start(args: &cli::Run) -> Result<(Service, Report), Report> {
     let events = Arc::<Events>::default();
     log::start(&loaded.config.log, &events);
     log_panics();
-    let secret = secret::obtain(&loaded.config.secret).map_err(environment)?;
+    let secret = secret::obtain(&loaded.config.secret, &loaded.config.token_keys).map_err(environment)?;
     Service::start(loaded, origin, secret, events)
 }
 

@@ -60,7 +60,7 @@ impl Service {
         machine().map_err(about)?;
         let runtime = runtime().map_err(about)?;
         let (resolved, mut warnings) = runtime.block_on(resolve(loaded, &secret.keys))?;
-        warnings.problems.extend(secret.warning);
+        warnings.problems.extend(secret.remarks);
         let config = resolved.config.clone();
         let plan = plan(&resolved);
         wait_for_ports(&plan.listeners).map_err(|error| about(cannot_open(&config, error)))?;
@@ -99,9 +99,10 @@ impl Service {
         for (one, end) in unstarted.into_iter().zip(ends) {
             shards.push(one.start(end).map_err(|error| about(cannot_start(&error)))?);
         }
-        let (keys, fingerprint) = (secret.keys, secret.fingerprint);
+        let (secret, keys, fingerprint) = (secret.root, secret.keys, secret.fingerprint);
         let link = control_end;
-        let setup = Setup { link, cluster, config, source, origin, keys, fingerprint, fixed, admin, socket, events };
+        let setup =
+            Setup { link, cluster, config, source, origin, secret, keys, fingerprint, fixed, admin, socket, events };
         Ok((Service { runtime, setup, shards }, warnings))
     }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 pub struct Plan {
     /// Every pool of either.
     pub pools: Vec<PoolPlan>,
-    /// What differs beside pools: `routes`, `policy`, `names that mean us`, `listeners`.
+    /// What differs beside pools: `routes`, `policy`, `names that mean us`, `listeners`, `token keys`.
     pub also: Vec<&'static str>,
 }
 

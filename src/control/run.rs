@@ -27,6 +27,7 @@ use super::list_watch::{Event, ListWatch};
 use super::operator::State;
 use super::plan::Plan;
 use super::resolve::{Place, Resolved, resolve};
+use super::secret::{Obtained, Root};
 use super::socket::CtlSocket;
 use super::view::{Fixed, Reason, View};
 use super::witness::{TRACE_MAX, Witness};
@@ -121,6 +122,8 @@ pub struct Setup {
     pub source: Source,
     /// Where that was read.
     pub origin: Origin,
+    /// What they are made of.
+    pub secret: Root,
     /// The keys in use.
     pub keys: Keys,
     /// The fingerprint of the secret.
@@ -179,7 +182,8 @@ pub fn first_view(setup: &Setup) -> View {
 pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::Sender<Arc<View>>) {
     let (report_to, mut reports) = mpsc::channel(1024);
     let (list_to, mut list_events) = mpsc::channel(16);
-    let Setup { link, cluster, config, source, origin, keys, fingerprint, fixed, admin, socket, events } = setup;
+    let Setup { link, cluster, config, source, origin, secret, keys, fingerprint, fixed, admin, socket, events } =
+        setup;
     let view = View::clone(&views.borrow());
     let (ask_to, mut asks) = mpsc::channel(16);
     let desk = admin::Desk { views: views.subscribe(), events, ask_to };
@@ -201,6 +205,7 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
         wrong_file: None,
         lists: ListWatch::default(),
         list_to,
+        secret,
         keys,
         fingerprint,
         fixed,
@@ -281,7 +286,7 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
 /// A configuration that is being read.
 struct Reading {
     /// What comes of it is nothing if its lists, which are all that was read, are as they were.
-    task: JoinHandle<Result<Option<(Resolved, Report)>, Report>>,
+    task: JoinHandle<Result<Option<Read>, Report>>,
     /// Whether it is the one in force, with its lists read again.
     of_lists: bool,
     /// Whether only to say what would change.
@@ -294,6 +299,14 @@ fn busy_reading() -> Refused {
     Refused::new(409, "a configuration is being read already").help("ask again when that is done; a name may take 5 s")
 }
 
+/// One that was read and may come into force.
+struct Read {
+    resolved: Resolved,
+    warnings: Report,
+    keys: Keys,
+    fingerprint: String,
+}
+
 struct Control {
     shared: Arc<crate::link::Shared>,
     counters: Vec<Arc<crate::dataplane::counters::ShardCounters>>,
@@ -304,6 +317,7 @@ struct Control {
     wrong_file: Option<String>,
     lists: ListWatch,
     list_to: mpsc::Sender<Event>,
+    secret: Root,
     keys: Keys,
     fingerprint: String,
     fixed: Arc<Fixed>,
@@ -639,14 +653,22 @@ impl Control {
 
     /// Reads the configuration beside the loop: a name may take seconds.
     fn start_reading(&self, dry_run: bool, reply: Option<oneshot::Sender<Answer>>) -> Reading {
-        let (origin, running, keys) = (self.origin.clone(), self.config.clone(), self.keys.clone());
+        let (origin, running, secret) = (self.origin.clone(), self.config.clone(), self.secret.clone());
         let task = tokio::spawn(async move {
             let loaded = aside(move || origin.load()).await?;
             let problems = fixed_by_the_start(&running, &loaded.config);
             if !problems.is_empty() {
                 return Err(Report { source: loaded.source, problems });
             }
-            resolve(loaded, &keys).await.map(Some)
+            let (loaded, obtained) = aside(move || match secret.obtained(&loaded.config.token_keys, Vec::new()) {
+                Ok(obtained) => Ok((loaded, obtained)),
+                Err(problem) => Err(Report { source: loaded.source, problems: vec![problem] }),
+            })
+            .await?;
+            let Obtained { keys, fingerprint, remarks, .. } = obtained;
+            let (resolved, mut warnings) = resolve(loaded, &keys).await?;
+            warnings.problems.extend(remarks);
+            Ok(Some(Read { resolved, warnings, keys, fingerprint }))
         });
         Reading { task, of_lists: false, dry_run, reply }
     }
@@ -654,15 +676,16 @@ impl Control {
     /// Reads the lists of the configuration in force, likewise. The file itself may have been changed since and not be
     /// meant yet: it is left alone.
     fn start_reading_lists(&self) -> Reading {
-        let (running, source, keys) = (self.config.clone(), self.source.clone(), self.keys.clone());
-        let is_well = self.view.reload.ok;
+        let (running, source, is_well) = (self.config.clone(), self.source.clone(), self.view.reload.ok);
+        let (keys, fingerprint) = (self.keys.clone(), self.fingerprint.clone());
         let task = tokio::spawn(async move {
             let loaded = Loaded { config: running.clone(), warnings: Vec::new(), source };
             let loaded = aside(move || loaded.with_lists_of_this_moment()).await?;
             if is_well && loaded.config == running {
                 return Ok(None);
             }
-            resolve(loaded, &keys).await.map(Some)
+            let (resolved, warnings) = resolve(loaded, &keys).await?;
+            Ok(Some(Read { resolved, warnings, keys, fingerprint }))
         });
         Reading { task, of_lists: true, dry_run: false, reply: None }
     }
@@ -679,19 +702,22 @@ impl Control {
     }
 
     /// What would change, and nothing else.
-    fn rehearse(&self, outcome: Result<(Resolved, Report), Report>) -> Answer {
-        let (resolved, warnings) = outcome.map_err(|report| refused_file(&report))?;
-        let after = Cluster::new(resolved, Some(&self.cluster), self.counters.len(), unix_now(), &self.fingerprint);
+    fn rehearse(&self, outcome: Result<Read, Report>) -> Answer {
+        let Read { resolved, warnings, keys, fingerprint } = outcome.map_err(|report| refused_file(&report))?;
+        let after = Cluster::new(resolved, Some(&self.cluster), self.counters.len(), unix_now(), &fingerprint);
         let before = self.shared.tables.load_full();
-        let tables = after.tables(before.generation + 1, &self.keys, self.drain.is_some(), Some(&before));
-        let plan = Plan::new((&self.cluster, &before), (&after, &tables));
+        let tables = after.tables(before.generation + 1, &keys, self.drain.is_some(), Some(&before));
+        let mut plan = Plan::new((&self.cluster, &before), (&after, &tables));
+        plan.also.extend((fingerprint != self.fingerprint).then_some("token keys"));
         Ok(json!({ "applied": false, "plan": plan, "warnings": shown(&warnings) }))
     }
 
-    fn reload(&mut self, outcome: Result<(Resolved, Report), Report>, of_lists: bool) -> Answer {
+    fn reload(&mut self, outcome: Result<Read, Report>, of_lists: bool) -> Answer {
         match outcome {
-            Ok((resolved, warnings)) => {
+            Ok(Read { resolved, warnings, keys, fingerprint }) => {
+                let are_rotated = fingerprint != self.fingerprint;
                 tell(&warnings);
+                (self.keys, self.fingerprint) = (keys, fingerprint);
                 self.config = resolved.config.clone();
                 self.source.clone_from(&warnings.source);
                 self.wrong_file = self.wrong_file.take().filter(|_| of_lists);
@@ -711,7 +737,8 @@ impl Control {
                     .collect();
                 let generation = after.generation;
                 info!(event = "reloaded", generation, hash = %self.cluster.hash, keys_moved = moved.join(","));
-                let plan = Plan::new((&cluster_before, &before), (&self.cluster, &after));
+                let mut plan = Plan::new((&cluster_before, &before), (&self.cluster, &after));
+                plan.also.extend(are_rotated.then_some("token keys"));
                 Ok(json!({ "applied": true, "generation": generation, "plan": plan, "warnings": shown(&warnings) }))
             }
             Err(report) => {
@@ -836,12 +863,14 @@ mod tests {
             });
             let shared = link.shared.clone();
             let origin = Origin::File(path.clone(), Overrides::default());
+            let secret = super::super::secret::ephemeral(&config.token_keys).unwrap().root;
             let setup = Setup {
                 link,
                 cluster,
                 config,
                 source: loaded.source,
                 origin,
+                secret,
                 keys: keys(),
                 fingerprint: "f".into(),
                 fixed,

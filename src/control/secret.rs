@@ -1,74 +1,192 @@
 //! The fleet's secret, and the keys that are made of it.
 //!
+//! ```text
+//! secret ─► HKDF ─┬─ "route"        which backend a key belongs to, and the ids of backends    for good
+//!                 ├─ "branch"       our branches                                               for good
+//!                 └─ "mac" and id   what tokens are signed with, ┐
+//! file ───► HKDF ──── "mac" and id  or made of a file of its own ┘ the first signs, all verify: `token_keys`
+//! ```
+//!
 //! Nodes with the same secret agree about everything: which backend a Call-ID belongs to, which branch a transaction
 //! gets, whose tokens are genuine. A node without one makes its own and keeps it in a file, so that a restart in the
 //! middle of a call changes nothing.
+//!
+//! Token keys are replaced while calls go on; the secret itself cannot be: with another one every call would move, and the
+//! backend that a token names would be nobody's.
+//!
+//! A secret that others than its user can read, or its group can write, is used all the same, with a warning: a fleet must
+//! not go down over the mode of a file, and orchestrators mount secrets as they like.
 
-use super::config::Secret;
-use super::config::problem::Problem;
+use super::config::problem::{Problem, Severity};
+use super::config::{Secret, TokenKey};
 use crate::dataplane::keys::{Key, Keys};
 use hkdf::Hkdf;
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// A secret, with what else is known about it.
 #[derive(Debug)]
 pub struct Obtained {
+    /// What token keys can be made of again when the configuration names others.
+    pub root: Root,
     /// The keys made of it.
     pub keys: Keys,
     /// 16 hex digits by which two nodes can be compared; they give nothing away.
     pub fingerprint: String,
     /// What the operator may want to know.
-    pub warning: Option<Problem>,
+    pub remarks: Vec<Problem>,
 }
 
 /// Octets of a secret that we make, and the least we take from a file.
 const OWN_OCTETS: usize = 32;
 const FILE_OCTETS_MIN: usize = 16;
 
-/// Reads the secret, or makes one and keeps it.
+/// Reads the secret, or makes one and keeps it, and makes keys of it.
 ///
 /// # Errors
-/// The file that the operator names cannot be read, or holds too little.
-pub fn obtain(secret: &Secret) -> Result<Obtained, Problem> {
-    match secret {
-        Secret::Given(secret) => Ok(derive(secret.as_bytes(), None)),
-        Secret::File(path) => from_file(path).map(|secret| derive(&secret, None)),
+/// A file that the operator names cannot be read, or holds too little.
+pub fn obtain(secret: &Secret, token_keys: &[TokenKey]) -> Result<Obtained, Problem> {
+    let mut remarks = Vec::new();
+    let root = match secret {
+        Secret::Given(secret) => Root::new(secret.as_bytes()),
+        Secret::File(path) => {
+            remarks.extend(too_open(path));
+            Root::new(&from_file(path)?)
+        }
         Secret::Own => {
             let path = own_path();
             match own(path.as_deref()) {
-                Ok(secret) => Ok(derive(&secret, None)),
+                Ok(Own { secret, is_fresh }) => {
+                    remarks.extend(path.as_deref().filter(|_| is_fresh).map(made));
+                    remarks.extend(path.as_deref().and_then(too_open));
+                    Root::new(&secret)
+                }
                 Err(error) => {
                     let place =
                         path.map_or("no state directory is known".to_owned(), |path| path.display().to_string());
-                    let warning = Problem {
-                        severity: super::config::problem::Severity::Warning,
-                        ..Problem::environment(format!("the secret cannot be kept in {place}: {error}"))
-                    };
+                    let problem = Problem::environment(format!("the secret cannot be kept in {place}: {error}"));
                     let help = "responses to requests from before a restart will be dropped; set `secret_file` in `[balancer]`, or STATE_DIRECTORY";
-                    Ok(derive(&fresh()?, Some(warning.help(help))))
+                    remarks.push(Problem { severity: Severity::Warning, ..problem.help(help) });
+                    Root::new(&fresh()?)
                 }
             }
         }
-    }
+    };
+    root.obtained(token_keys, remarks)
 }
 
 /// A secret that nobody else has and that is forgotten with the process.
 ///
 /// # Errors
-/// The kernel has no random numbers.
-pub fn ephemeral() -> Result<Obtained, Problem> {
-    Ok(derive(&fresh()?, None))
+/// The kernel has no random numbers, or a file that the operator names cannot be read.
+pub fn ephemeral(token_keys: &[TokenKey]) -> Result<Obtained, Problem> {
+    Root::new(&fresh()?).obtained(token_keys, Vec::new())
+}
+
+/// What a secret is kept as: enough to make keys of, and not the secret itself.
+#[derive(Clone)]
+pub struct Root(Hkdf<Sha256>);
+
+impl std::fmt::Debug for Root {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Root")
+    }
+}
+
+impl Root {
+    /// HKDF (RFC 5869) with a label for each purpose: keys that say nothing about each other.
+    fn new(secret: &[u8]) -> Root {
+        Root(Hkdf::new(Some(b"viahop"), secret))
+    }
+
+    fn key(&self, label: &str) -> Key {
+        let mut key: Key = [0; 16];
+        self.0.expand(label.as_bytes(), &mut key).expect("16 octets are fewer than HKDF can give");
+        key
+    }
+
+    fn mac(&self, id: u8) -> Key {
+        self.key(&format!("mac {id}"))
+    }
+
+    fn fingerprint(&self) -> String {
+        let key = self.key("fingerprint");
+        key.iter().take(8).map(|octet| format!("{octet:02x}")).collect()
+    }
+
+    /// The keys of this secret, with these to sign and verify tokens.
+    ///
+    /// # Errors
+    /// A file cannot be read, or holds too little.
+    pub fn obtained(&self, token_keys: &[TokenKey], mut remarks: Vec<Problem>) -> Result<Obtained, Problem> {
+        let mut macs = Vec::new();
+        let mut files: Vec<(String, &Path)> = Vec::new();
+        let mut fingerprint = self.fingerprint();
+        for TokenKey { id, file } in token_keys {
+            let Some(path) = file else {
+                macs.push((*id, self.mac(*id)));
+                continue;
+            };
+            remarks.extend(too_open(path));
+            let root = Root::new(&from_file(path)?);
+            macs.push((*id, root.mac(*id)));
+            let mark = root.fingerprint();
+            let twin =
+                files.iter().find(|(known, _)| *known == mark).map(|(_, other)| format!("as {}", other.display()));
+            if let Some(twin) = twin.or_else(|| (mark == fingerprint).then(|| "as the fleet's secret".to_owned())) {
+                let title = format!("{} holds the same {twin}", path.display());
+                let problem = Problem { severity: Severity::Warning, ..Problem::environment(title) };
+                remarks
+                    .push(problem.help("who knows the one knows the other; `openssl rand -base64 32` makes another"));
+            }
+            files.push((mark, path));
+        }
+        // Nodes that do not know the same keys take each other's tokens for forged: their fingerprints differ.
+        if token_keys != [TokenKey { id: 0, file: None }] {
+            let mut digest = Sha256::new().chain_update(&fingerprint);
+            for (id, mac) in &macs {
+                digest.update([*id]);
+                digest.update(mac);
+            }
+            fingerprint = digest.finalize().iter().take(8).map(|octet| format!("{octet:02x}")).collect();
+        }
+        let Some(((signs, mac), others)) = macs.split_first() else {
+            return Err(Problem::environment("no token key is named"));
+        };
+        let keys = Keys::new(&self.key("route"), &self.key("branch"), mac, *signs);
+        let keys = others.iter().fold(keys, |keys, (id, mac)| keys.accepting(*id, mac));
+        Ok(Obtained { root: self.clone(), keys, fingerprint, remarks })
+    }
+}
+
+/// The note about a secret that was not there before.
+fn made(path: &Path) -> Problem {
+    let problem = Problem::environment(format!("a secret was made, and is kept in {}", path.display()));
+    let help = "that is all a single node needs; the nodes of a fleet must share one: `openssl rand -base64 32` makes it, `secret_file` in \
+                `[balancer]` names it on each";
+    Problem { severity: Severity::Note, ..problem.help(help) }
+}
+
+/// A warning if the secret at `path` can be read by anybody, or written by others than its user.
+fn too_open(path: &Path) -> Option<Problem> {
+    let mode = fs::metadata(path).ok()?.permissions().mode() & 0o777;
+    if mode & 0o026 == 0 {
+        return None;
+    }
+    let problem = Problem::environment(format!("{} has the mode {mode:04o}", path.display()));
+    let help = format!("who reads it can forge tokens, who writes it can end calls: `chmod 600 {}`", path.display());
+    Some(Problem { severity: Severity::Warning, ..problem.help(help) })
 }
 
 fn from_file(path: &Path) -> Result<Vec<u8>, Problem> {
     let name = path.display();
     let text = fs::read(path).map_err(|error| {
-        Problem::environment(format!("cannot read the secret in {name}: {error}"))
-            .help(format!("`openssl rand -base64 32 > {name}` makes one; every node of a fleet needs the same"))
+        Problem::environment(format!("cannot read the secret in {name}: {error}")).help(format!(
+            "`(umask 077; openssl rand -base64 32 > {name})` makes one; every node of a fleet needs the same"
+        ))
     })?;
     let secret = text.trim_ascii().to_vec();
     if secret.len() < FILE_OCTETS_MIN {
@@ -87,10 +205,19 @@ fn own_path() -> Option<PathBuf> {
     Some(directory.join("secret"))
 }
 
-fn own(path: Option<&Path>) -> io::Result<Vec<u8>> {
+/// A secret of our own.
+#[derive(Debug, PartialEq)]
+struct Own {
+    secret: Vec<u8>,
+    /// Whether there was none before.
+    is_fresh: bool,
+}
+
+fn own(path: Option<&Path>) -> io::Result<Own> {
+    let old = |secret| Own { secret, is_fresh: false };
     let path = path.ok_or_else(|| io::Error::other("neither STATE_DIRECTORY nor HOME is set"))?;
     match fs::read(path) {
-        Ok(secret) if secret.len() >= OWN_OCTETS => return Ok(secret),
+        Ok(secret) if secret.len() >= OWN_OCTETS => return Ok(old(secret)),
         Ok(_) => return Err(io::Error::other("the file holds something else")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
@@ -106,8 +233,8 @@ fn own(path: Option<&Path>) -> io::Result<Vec<u8>> {
     let linked = fs::hard_link(&draft, path);
     fs::remove_file(&draft)?;
     match linked {
-        Ok(()) => Ok(secret.to_vec()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => fs::read(path),
+        Ok(()) => Ok(Own { secret: secret.to_vec(), is_fresh: true }),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => fs::read(path).map(old),
         Err(error) => Err(error),
     }
 }
@@ -119,29 +246,66 @@ fn fresh() -> Result<[u8; OWN_OCTETS], Problem> {
     Ok(secret)
 }
 
-/// HKDF (RFC 5869) with a label for each purpose: keys that say nothing about each other.
-fn derive(secret: &[u8], warning: Option<Problem>) -> Obtained {
-    let hkdf = Hkdf::<Sha256>::new(Some(b"viahop"), secret);
-    let key = |label: &[u8]| {
-        let mut key: Key = [0; 16];
-        hkdf.expand(label, &mut key).expect("16 octets are fewer than HKDF can give");
-        key
-    };
-    let fingerprint = u64::from_be_bytes(*key(b"fingerprint").first_chunk().expect("16 octets have a first 8"));
-    let keys = Keys::new(&key(b"route"), &key(b"branch"), &key(b"mac 0"), 0);
-    Obtained { keys, fingerprint: format!("{fingerprint:016x}"), warning }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn key(id: u8, file: Option<&Path>) -> TokenKey {
+        TokenKey { id, file: file.map(Path::to_owned) }
+    }
+
+    fn given(token_keys: &[TokenKey]) -> Obtained {
+        obtain(&Secret::Given("correct horse battery staple".into()), token_keys).unwrap()
+    }
+
+    /// A file of this test's own, readable by its user only.
+    fn file(name: &str, text: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("viahop-key-{name}-{}", std::process::id()));
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+
     /// Frozen: other keys would move every call of a fleet that upgrades.
     #[test]
     fn a_secret_always_gives_the_same_keys() {
-        let obtained = obtain(&Secret::Given("correct horse battery staple".into())).unwrap();
+        let obtained = given(&[key(0, None)]);
         assert_eq!(obtained.fingerprint, "d5fecd5d6c142d4a");
         assert_eq!(format!("{:016x}", obtained.keys.route(b"call-1")), "7ab92185145f612c");
+        assert_eq!(format!("{:016x}", obtained.keys.mac_of(0, b"x").unwrap()), "600486f8b8fac301");
+    }
+
+    /// Frozen likewise: a node that is upgraded verifies what the others sign. Computed by an implementation of RFC 5869 and of
+    /// SipHash that shares no code with the crates.
+    #[test]
+    fn token_keys_are_those_of_their_file_and_id() {
+        let path = file("golden", "staple battery horse correct\n");
+        let obtained = given(&[key(1, Some(&path)), key(2, None), key(0, None)]);
+        let mac = |id| format!("{:016x}", obtained.keys.mac_of(id, b"x").unwrap());
+        assert_eq!([mac(0), mac(1), mac(2)], ["600486f8b8fac301", "449884fb80a4d745", "cf22704337389144"]);
+        assert_eq!(obtained.keys.current(), 1);
+        assert_eq!(format!("{:016x}", obtained.keys.route(b"call-1")), "7ab92185145f612c", "calls stay");
+        let reversed = given(&[key(2, None), key(1, Some(&path)), key(0, None)]);
+        assert_ne!(obtained.fingerprint, reversed.fingerprint, "nodes half way through a rotation can be told");
+        assert!(obtained.remarks.is_empty(), "{:?}", obtained.remarks);
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_secret_that_others_can_read_or_that_is_used_twice_is_warned_about() {
+        let (one, other) = (file("one", "a secret of 16 octets"), file("other", "a secret of 16 octets"));
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o644)).unwrap();
+        let remarks = given(&[key(0, None), key(1, Some(&one)), key(2, Some(&other))]).remarks;
+        let said: Vec<&str> = remarks.iter().map(|problem| &problem.title[..]).collect();
+        assert!(said[0].contains("has the mode 0644") && said[1].contains("holds the same as"), "{said:?}");
+        assert!(remarks.iter().all(|problem| problem.severity == Severity::Warning));
+        let open = obtain(&Secret::File(other.clone()), &[key(0, None)]).unwrap();
+        assert!(open.remarks[0].help.as_ref().unwrap().contains("chmod 600"));
+        let twice = obtain(&Secret::File(one.clone()), &[key(1, Some(&one))]).unwrap();
+        assert!(twice.remarks[0].title.contains("the fleet's secret"), "{:?}", twice.remarks);
+        for path in [one, other] {
+            fs::remove_file(path).unwrap();
+        }
     }
 
     #[test]
@@ -149,9 +313,10 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("viahop-secret-{}", std::process::id()));
         let path = directory.join("deep/secret");
         let first = own(Some(&path)).unwrap();
-        assert_eq!(own(Some(&path)).unwrap(), first);
-        assert_eq!(first.len(), OWN_OCTETS);
-        use std::os::unix::fs::PermissionsExt;
+        assert!(first.is_fresh && made(&path).help.unwrap().contains("a fleet must share one"));
+        assert_eq!(own(Some(&path)).unwrap(), Own { secret: first.secret.clone(), is_fresh: false });
+        assert_eq!(first.secret.len(), OWN_OCTETS);
+        assert!(too_open(&path).is_none());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         fs::remove_dir_all(directory).unwrap();
     }

@@ -43,6 +43,12 @@ impl Keys {
         keys
     }
 
+    /// The same, where `mac` verifies as well, under the id `id % 16`; it signs nothing. A key of that id is replaced.
+    pub fn accepting(mut self, id: u8, mac: &Key) -> Keys {
+        self.mac[id as usize % KEY_IDS] = Some(SipHasher24::new_with_key(mac));
+        self
+    }
+
     /// The hash by which a key finds its slot.
     #[inline(always)]
     pub fn route(&self, key: &[u8]) -> u64 {
@@ -189,6 +195,24 @@ mod tests {
         assert_eq!(hash(keys.branch(), &[b"z9hG4bK776asdhds", b"1"]), 0xcd7a_187f_d64c_050d);
         assert_eq!(hash(keys.mac(3).unwrap(), &[b"x"]), 0xcef6_29a2_73bf_a152);
         assert!(keys.mac(4).is_none());
+    }
+
+    /// What moves no call and no branch when the key that signs is replaced, and what is verified then.
+    #[test]
+    fn a_rotation_changes_the_mac_and_nothing_else() {
+        let (old, next) = ([7; 16], [8; 16]);
+        let keys = |current: u8, mac: &Key| Keys::new(&[1; 16], &[2; 16], mac, current);
+        let [before, announced, rotated, done] =
+            [keys(0, &old), keys(0, &old).accepting(1, &next), keys(1, &next).accepting(0, &old), keys(1, &next)];
+        for other in [&announced, &rotated, &done] {
+            assert_eq!(other.route(b"call"), before.route(b"call"));
+            assert_eq!(other.backend("a"), before.backend("a"));
+            assert_eq!(hash(other.branch(), &[b"x"]), hash(before.branch(), &[b"x"]));
+        }
+        assert_eq!([&before, &announced, &rotated, &done].map(Keys::current), [0, 0, 1, 1]);
+        assert_eq!(rotated.mac_of(0, b"x"), before.mac_of(0, b"x"));
+        assert_eq!(announced.mac_of(1, b"x"), done.mac_of(1, b"x"));
+        assert_eq!((before.mac_of(1, b"x"), done.mac_of(0, b"x")), (None, None));
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub struct Balancer {
     pub secret: Value<String>,
     /// Or the file it stands in.
     pub secret_file: Value<String>,
+    /// The keys that tokens are signed with: the first signs, all verify.
+    pub token_keys: Value<Vec<TokenKey>>,
     /// Addresses to send to backends from.
     pub egress: Value<Vec<Spanned<String>>>,
     /// Octets of each socket's receive buffer.
@@ -56,6 +58,16 @@ pub struct Balancer {
     pub send_buffer: Value<i64>,
     /// How long to go on serving after SIGTERM.
     pub drain: Value<String>,
+}
+
+/// A key that tokens are signed with.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenKey {
+    /// Its number, which stands in each token.
+    pub id: Spanned<i64>,
+    /// The file that it is made of, if it is not the fleet's secret.
+    pub file: Value<String>,
 }
 
 /// An address to receive on.

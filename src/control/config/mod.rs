@@ -51,6 +51,8 @@ pub struct Config {
     pub socket: Socket,
     /// Where the secret is.
     pub secret: Secret,
+    /// The keys that tokens are signed with: the first signs, all verify; at least one, each with an id of its own.
+    pub token_keys: Vec<TokenKey>,
     /// The address to send to IPv4 backends from, if not the kernel's choice.
     pub egress_v4: Option<Ipv4Addr>,
     /// Likewise for IPv6.
@@ -222,6 +224,15 @@ pub enum Secret {
     Given(String),
     /// In a file of the operator's.
     File(PathBuf),
+}
+
+/// A key that tokens are signed with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenKey {
+    /// Its number: four bits of each token say which key signed it.
+    pub id: u8,
+    /// The file that it is made of, if it is not the fleet's secret.
+    pub file: Option<PathBuf>,
 }
 
 /// What is written to standard error.

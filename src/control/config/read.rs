@@ -4,9 +4,12 @@
 use super::address::{self, AddressError, HostPort};
 use super::file::{self, Value};
 use super::problem::Problem;
-use super::{Backend, Config, Cores, Health, List, Listen, Log, LogFormat, Policy, Pool, Route, Secret, Socket};
+use super::{
+    Backend, Config, Cores, Health, List, Listen, Log, LogFormat, Policy, Pool, Route, Secret, Socket, TokenKey,
+};
 use crate::control::health::outlier::Limits;
 use crate::control::operator::State;
+use crate::dataplane::keys::KEY_IDS;
 use crate::dataplane::limits::{BACKENDS_MAX, LISTENERS_MAX};
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Scheme;
@@ -51,6 +54,7 @@ impl Reader<'_> {
             admin: self.admin(&file.admin),
             socket: self.socket(&file.admin),
             secret: self.secret(balancer),
+            token_keys: self.token_keys(&balancer.token_keys),
             egress_v4,
             egress_v6,
             receive_buffer: self.buffer(&balancer.receive_buffer, 2 << 20),
@@ -189,6 +193,26 @@ impl Reader<'_> {
             (None, Some(path)) => Secret::File(path.get_ref().into()),
             (None, None) => Secret::Own,
         }
+    }
+
+    fn token_keys(&mut self, value: &Value<Vec<file::TokenKey>>) -> Vec<TokenKey> {
+        let Some(list) = value else { return vec![TokenKey { id: 0, file: None }] };
+        let mut keys: Vec<TokenKey> = Vec::new();
+        let mut seen: HashMap<u8, Range<usize>> = HashMap::new();
+        for one in list.get_ref() {
+            let most = KEY_IDS as i64 - 1;
+            let id = self.number(&Some(one.id.clone()), 0, 0, most, "key id") as u8;
+            if let Some(first) = seen.insert(id, one.id.span()) {
+                let problem = Problem::error(one.id.span(), format!("two token keys of the id {id}"), "the second");
+                let help = "a token says only the id of its key: give each another, and no id to two keys within the life of a call";
+                self.problems.push(problem.beside(first, None, "the first").help(help));
+            }
+            keys.push(TokenKey { id, file: one.file.as_ref().map(|file| file.get_ref().into()) });
+        }
+        if keys.is_empty() {
+            self.error(list.span(), "no token key is named", "leave `token_keys` out for the one made of the secret");
+        }
+        keys
     }
 
     fn egress(
@@ -715,6 +739,12 @@ mod tests {
             ("[balancer]\nshards = 0", "6:10 shard count 0 is out of range | a number from 1 to 1024"),
             ("[balancer]\ncores = [1, 1]", "6:13 core 1 is named twice | one shard runs on a core"),
             ("[balancer]\ncores = [-1]", "6:10 a core has a number from 0 on | see `lscpu`"),
+            ("[balancer]\ntoken_keys = [{ id = 16 }]", "6:22 key id 16 is out of range | a number from 0 to 15"),
+            ("[balancer]\ntoken_keys = [{ id = 1 }, { id = 1 }]", "6:34 two token keys of the id 1 | the second"),
+            (
+                "[balancer]\ntoken_keys = []",
+                "6:14 no token key is named | leave `token_keys` out for the one made of the secret",
+            ),
             ("[balancer]\nsecret = \"short\"", "6:10 the secret has 5 octets | at least 16"),
             (
                 "[balancer]\negress = [\"10.0.0.1:5\"]",
