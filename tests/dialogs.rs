@@ -140,6 +140,53 @@ fn a_token_of_another_call_or_secret_or_a_mangled_one_counts_as_none() {
     assert_eq!(stranger.dispatcher.router().strange_tokens, 1);
 }
 
+/// The three steps of a rotation, and before them: who signs, who verifies.
+fn tables_with(generation: u64, keys: Keys) -> Tables {
+    Tables::new(generation, Settings { keys, ..settings() }, vec![pool(&BACKENDS)], None)
+}
+
+#[test]
+fn a_rotation_of_the_token_key_moves_no_dialog_no_flow_and_no_transaction() {
+    let (old, next) = ([3; 16], [4; 16]);
+    let signing = |id: u8, mac: &[u8; 16]| Keys::new(&[1; 16], &[2; 16], mac, id);
+    let steps = [
+        ("announced", signing(0, &old).accepting(1, &next)),
+        ("current", signing(1, &next).accepting(0, &old)),
+        ("alone", signing(1, &next)),
+    ];
+    let mut path = Path::new(tables_with(1, signing(0, &old)));
+    let invite = path.receive(to_bob("INVITE", "call", "", "").as_bytes(), CLIENT);
+    let (backend, route) = (target(&invite), invite.rows("record-route").remove(0));
+    let register = path.receive(to_bob("REGISTER", "reg", "", "Supported: path\r\n").as_bytes(), CLIENT);
+    let flow = register.rows("path").remove(0);
+    let our_branch = |outcome: &Outcome| {
+        let via = outcome.rows("via").remove(0);
+        via.split("branch=").nth(1).unwrap().split(';').next().unwrap().to_owned()
+    };
+    let ok = invite.text().replacen("INVITE sip:b@example.net SIP/2.0", "SIP/2.0 200 OK", 1);
+    for (generation, (step, keys)) in steps.into_iter().enumerate() {
+        path.tables = tables_with(generation as u64 + 2, keys).into();
+        let strange = path.dispatcher.router().strange_tokens;
+        let is_over = step == "alone";
+        let again = path.receive(to_bob("INVITE", "call", "", "").as_bytes(), CLIENT);
+        assert_eq!(our_branch(&again), our_branch(&invite), "a retransmission is one ({step})");
+        assert_eq!(target(&again), backend);
+        assert_eq!(again.rows("record-route")[0] == route, step == "announced", "what signs is not what announces");
+        assert_eq!(target(&path.receive(in_dialog("BYE", "call", &route).as_bytes(), CLIENT)), backend);
+        assert_eq!(path.dispatcher.router().strange_tokens - strange, u64::from(is_over), "{step}");
+        let response = path.receive(ok.as_bytes(), &backend);
+        let to_phone = request("OPTIONS", "other", "sip:a@192.168.1.5", "", &format!("Route: {flow}\r\n"));
+        let down = path.receive(to_phone.as_bytes(), &backend);
+        if is_over {
+            assert_eq!(response.verdict, Verdict::Drop(DropReason::ResponseForged));
+            assert_eq!(code(&down), 403);
+        } else {
+            assert_eq!(target(&response), CLIENT);
+            assert_eq!(target(&down), CLIENT);
+        }
+    }
+}
+
 #[test]
 fn a_backend_that_is_gone_ends_its_dialogs_and_nothing_else() {
     let mut path = Path::new(tables());

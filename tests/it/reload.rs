@@ -60,6 +60,41 @@ fn a_bad_file_changes_nothing_and_is_shown_in_the_log_and_the_metrics() {
 }
 
 #[test]
+fn a_rotation_of_token_keys_by_reloads_fails_no_call_and_moves_no_key() {
+    if !has_peer("sipp") {
+        return;
+    }
+    let folder = Folder::new("rotation");
+    let key = folder.write("token-1", "an octet string of no other use\n");
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let ports = [free_port(), free_port()];
+    let _servers = ports.map(|port| sipp_uas(&folder.0, port, &[]));
+    let listen = free_port();
+    let text = config(listen, &ports, UNPROBED);
+    let with = |keys: &str| text.replace("shards = 2", &format!("shards = 2\ntoken_keys = [{keys}]"));
+    let new = format!("{{ id = 1, file = \"{}\" }}", key.display());
+    let viahop = Viahop::start("rotation", &text);
+    // Calls of a second each, so that each step has calls of the step before it under way.
+    let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 600, 100, &["-d", "1000"]));
+    let mut hashes = vec![viahop.status()["config_hash"].clone()];
+    for (step, keys) in [format!("{{ id = 0 }}, {new}"), format!("{new}, {{ id = 0 }}"), new.clone()].iter().enumerate()
+    {
+        std::thread::sleep(Duration::from_millis(1500));
+        viahop.write_config(&with(keys));
+        viahop.process.signal("HUP");
+        viahop.wait_until("the step", PATIENCE, |status| status["generation"] == step + 2);
+        let hash = viahop.status()["config_hash"].clone();
+        assert!(!hashes.contains(&hash), "nodes that are a step apart can be told");
+        hashes.push(hash);
+    }
+    assert!(client.wait(Duration::from_secs(60)).is_some_and(|status| status.success()), "{:?}", calls(&folder.0));
+    assert_eq!(calls(&folder.0).failed, 0);
+    assert_eq!(viahop.metric("viahop_messages_dropped_total", "response_forged"), 0.0);
+    let log = viahop.end();
+    assert_eq!(log.matches("proxies:0.0%").count(), 3, "{log}");
+}
+
+#[test]
 fn sigterm_drains_calls_go_on_and_the_exit_code_is_0() {
     if !has_peer("sipp") {
         return;
