@@ -4,7 +4,7 @@
 //! every second, of each file: its stamp ─► the same as a second ago, and not as last told? ─► told
 //! ```
 //!
-//! It asks, where inotify would be told: a look at a file costs a microsecond, and inotify does not see what matters. It
+//! It asks, where inotify would be told: a look at a file is one system call, and inotify does not see what matters. It
 //! watches inodes, and the usual way to write a list puts another inode in its place; watching the folder instead
 //! misses the link that Kubernetes turns behind a mounted ConfigMap; and over NFS, 9p and overlay mounts changes made on the
 //! other side are not reported at all. A path that is looked up anew each second leads to whatever is there by then. (A
