@@ -1,7 +1,7 @@
 //! The live screen of a run on a terminal, and its keys, which are those of SIPp.
 //!
 //! ```text
-//! viahop-load  udp:127.0.0.1:5060  call                       8 s of 30 s
+//! viahop-load  8 s of 30 s  udp:127.0.0.1:5060  call
 //!   rate      10000.0/s asked  10000.0/s placed  9999.0/s completed
 //!   calls     80000 placed  79990 completed  0 failed (0.000 %)  10 open
 //!   latency   p50 41µs  p90 60µs  p99 140µs  p99.9 600µs  max 3.20ms
@@ -127,12 +127,16 @@ impl View {
         let title = match (&plan.calls, &plan.callees) {
             (Some(calls), _) => {
                 let names: Vec<&str> = calls.mix.scenarios().map(|scenario| &*scenario.name).collect();
+                let names = match names.len() {
+                    0..=3 => names.join(", "),
+                    many => format!("{many} scenarios"),
+                };
                 let target =
                     if plan.straight { "straight to the callees".to_owned() } else { format!("udp:{}", calls.target) };
-                format!("viahop-load  {target}  {}", names.join(", "))
+                format!("{target}  {names}")
             }
-            (None, Some(callees)) => format!("viahop-load  {} backends", callees.backends.len()),
-            (None, None) => "viahop-load".to_owned(),
+            (None, Some(callees)) => format!("{} backends", callees.backends.len()),
+            (None, None) => String::new(),
         };
         let length_ns = match &plan.calls {
             Some(calls) => calls.duration_ns,
@@ -155,7 +159,7 @@ impl View {
         push(&mut self.p99s, latencies.at(0.99) as f64);
         let seconds = |ns: u64| ns as f64 / SECOND_NS as f64;
         let of = if self.length_ns > 0 { format!(" of {:.0} s", seconds(self.length_ns)) } else { String::new() };
-        let mut lines = vec![format!("{}  {:.0} s{of}", self.title, seconds(at_ns))];
+        let mut lines = vec![format!("viahop-load  {:.0} s{of}  {}", seconds(at_ns), self.title)];
         let mut row = |name: &str, text: String| lines.push(format!("  {name:<9} {text}"));
         let (placed, completed) = (per_second(second.placed), per_second(second.completed));
         if rate > 0.0 {
@@ -192,6 +196,7 @@ impl View {
             ),
         );
         lines.push(String::new());
+        lines.push(format!("  {:<16}    {:>10} {:>10}", "message", "sent", "arrived"));
         lines.extend(flows(callers, callees));
         lines.push(String::new());
         lines.push("  + - rate by 1 %   * / by 10 %   p pause   q end (again: at once)".to_owned());
@@ -280,7 +285,7 @@ mod tests {
         };
         let text = view.lines(&at(2 * SECOND_NS, false)).join("\n");
         for part in [
-            "udp:127.0.0.1:5060  call  2 s of 10 s",
+            "viahop-load  2 s of 10 s  udp:127.0.0.1:5060  call",
             "100.0/s asked",
             "250 placed",
             "p99 1.00ms",

@@ -63,6 +63,16 @@ fn a_port_in_use_is_said_with_the_way_out() {
 }
 
 #[test]
+fn an_address_that_is_not_ours_is_said_with_the_way_out() {
+    let output = run(&["uac", "--target", "sip:127.0.0.1:9", "--from", "192.0.2.1", "--calls", "1", "-q"]);
+    assert_eq!(output.code, 4, "{}", output.all());
+    assert!(output.stderr.contains("192.0.2.1 is not an address of this machine"), "{}", output.stderr);
+    let output = run(&["uac", "--target", "sip:127.0.0.1:506O", "-q"]);
+    assert_eq!(output.code, 2, "{}", output.all());
+    assert!(output.stderr.contains("letter O"), "{}", output.stderr);
+}
+
+#[test]
 fn a_scenario_with_a_mistake_is_shown_with_its_place() {
     let dir = Dir::new("scenario");
     let file = dir.path("call.toml");
