@@ -1,4 +1,25 @@
-//! A SIP load generator and verifier.
+//! A SIP load generator and verifier. What a user does with it is in `docs/load.md`; this is the map of how it is made.
+//!
+//! ```text
+//!   cli ──► run, search ──────────────────────────────────────────────► log ──► report, html, hgrm, assertion
+//!            │     once a second: snapshots, for screen or a line         ▲
+//!            ▼                                                            │
+//!   uac: one thread per core             element          uas: one thread per core
+//!   schedule ► call ► request ► batch ──► under ──► batch ► answer ► call        owners: who took which call,
+//!   timer ◄──┘        seal, digest        test           seal, digest └► timer   seen by all callees
+//! ```
+//!
+//! * [`uac`] and [`uas`] are the two sides, each with shards that share nothing but what is told here: threads bound to a
+//!   core, with sockets, calls and a timer wheel of their own, waiting on epoll. There is no executor: a shard is one task,
+//!   and would have nobody to yield to (`docs/performance.md`, Load generator).
+//! * [`schedule`] decides when a call is due and nothing else does: an open loop. [`latency`] counts from there.
+//! * [`scenario`] is what a call does, as data. [`sip`] reads and writes messages; it is not viahop's own, on purpose: a
+//!   generator that shared the balancer's scanner could not find its bugs.
+//! * [`seal`], [`owners`] and [`tally`] are the verification: what no hop may change, who took which call, and what was sent
+//!   and never arrived. [`fault`] and [`impair`] break things on purpose.
+//! * [`compare`] measures elements against each other and against [`relay`], which is what any element costs at least; its
+//!   driver has one kind of transaction and no timers.
+//! * [`sys`] is the only folder with `unsafe`, [`clock`] the only file that reads a clock.
 
 pub mod assertion;
 pub mod cli;
