@@ -1,0 +1,258 @@
+//! One backend of a shard: its socket, its book, and how its messages are written.
+
+use super::Request;
+use crate::clock::now_ns;
+use crate::rng::mix;
+use crate::seal::{Sealed, code_digits, put_seal};
+use crate::sip::answer::{Echoed, reason};
+use crate::sip::message::{Message, Name};
+use crate::sip::text::{Text, hex};
+use crate::sys::address::Address;
+use crate::sys::batch::Sender;
+use crate::sys::socket::Socket;
+use crate::tally::{Kind, Tally};
+use crate::uas::{Counts, Move, Violation};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+/// Responses one backend may hold back. What is beyond is lost, as it would be in a server that is so far behind.
+const HELD_MAX: usize = 1 << 16;
+
+pub(super) struct Backend {
+    pub(super) index: usize,
+    /// `None`: killed.
+    pub(super) socket: Option<Socket>,
+    pub(super) address: SocketAddr,
+    pub(super) sender: Sender,
+    pub(super) counts: Counts,
+    pub(super) sent: Tally,
+    pub(super) received: Tally,
+    pub(super) open: u64,
+    pub(super) violations: Vec<Violation>,
+    pub(super) moves: Vec<Move>,
+    /// Responses that leave later, and when: what [`Fault::Slow`](crate::fault::Fault::Slow) holds back.
+    pub(super) held: VecDeque<(u64, Address, Box<[u8]>)>,
+    pub(super) slow_ns: u64,
+    /// `<sip:callee@ADDRESS>`.
+    pub(super) contact: Vec<u8>,
+    /// `X-Backend: INDEX` and `Server`, for every response.
+    pub(super) signature: Vec<u8>,
+    pub(super) sdp: Vec<u8>,
+}
+
+/// What a response carries besides what it copies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Carries {
+    Challenge,
+    Contact,
+    Nothing,
+    Sdp,
+}
+
+/// A response, but for what it copies.
+pub(super) struct Response<'a> {
+    pub(super) to: Address,
+    /// Its place among the messages of its call.
+    pub(super) level: u8,
+    pub(super) kind: Kind,
+    pub(super) carries: Carries,
+    /// The REGISTER whose bindings it confirms.
+    pub(super) register: Option<&'a Message<'a>>,
+    /// The value of WWW-Authenticate.
+    pub(super) challenge: &'a str,
+}
+
+impl Backend {
+    pub(super) fn new(index: usize, socket: Socket, slow_ns: u64) -> Backend {
+        let address = socket.local();
+        let sdp = format!(
+            "v=0\r\no=bob 2890844527 2890844527 IN IP4 {ip}\r\ns=-\r\nc=IN IP4 {ip}\r\nt=0 0\r\n\
+             m=audio 49172 RTP/AVP 8 101\r\na=rtpmap:8 PCMA/8000\r\na=rtpmap:101 telephone-event/8000\r\na=sendrecv\r\n",
+            ip = address.ip()
+        );
+        Backend {
+            index,
+            socket: Some(socket),
+            address,
+            sender: Sender::new(),
+            counts: Counts::default(),
+            sent: Tally::default(),
+            received: Tally::default(),
+            open: 0,
+            violations: Vec::new(),
+            moves: Vec::new(),
+            held: VecDeque::new(),
+            slow_ns,
+            contact: format!("<sip:callee@{address}>").into(),
+            signature: format!("X-Backend: {index}\r\nServer: viahop-load\r\n").into(),
+            sdp: sdp.into(),
+        }
+    }
+
+    /// Makes room for one more message.
+    #[inline]
+    pub(super) fn make_room(&mut self) {
+        if self.sender.is_full() {
+            self.flush();
+        }
+    }
+
+    /// Writes a response into the room that has been made and lets it wait for the next flush. `rows` are those it copies.
+    pub(super) fn send(&mut self, response: &Response<'_>, rows: &[u8], echoed: &Echoed) {
+        let Response { to, level, kind, carries, register, challenge } = *response;
+        let body = if carries == Carries::Sdp { &self.sdp[..] } else { &[] };
+        let content_type = if body.is_empty() { &[][..] } else { b"application/sdp" };
+        let own_contact = if matches!(carries, Carries::Contact | Carries::Sdp) { &self.contact[..] } else { &[] };
+        let registered = register.and_then(|register| register.value(Name::Contact));
+        let contact = registered.unwrap_or(own_contact);
+        let expires = register.map_or(&[][..], |register| register.value(Name::Expires).unwrap_or(b"3600"));
+        let digits = code_digits(kind.code);
+        let mut out = Text::new(self.sender.room());
+        out.put(b"SIP/2.0 ");
+        out.put(&digits);
+        out.put(b" ");
+        out.put(reason(kind.code).as_bytes());
+        out.put(b"\r\n");
+        out.put(rows);
+        if !contact.is_empty() {
+            out.put(b"Contact: ");
+            out.put(contact);
+            out.put(b"\r\n");
+        }
+        if !expires.is_empty() {
+            out.put(b"Expires: ");
+            out.put(expires);
+            out.put(b"\r\n");
+        }
+        if !challenge.is_empty() {
+            out.put(b"WWW-Authenticate: ");
+            out.put(challenge.as_bytes());
+            out.put(b"\r\n");
+        }
+        out.put(&self.signature);
+        let sealed = Sealed {
+            start: &digits,
+            from: echoed.from.of(rows),
+            to: echoed.to.of(rows),
+            call_id: echoed.call_id.of(rows),
+            cseq: echoed.cseq.of(rows),
+            contact,
+            expires,
+            content_type,
+            body,
+            ..Sealed::default()
+        };
+        put_seal(&mut out, sealed.digest());
+        if !body.is_empty() {
+            out.put(b"Content-Type: application/sdp\r\n");
+        }
+        out.put(b"Content-Length: ");
+        out.put_number(body.len() as u64);
+        out.put(b"\r\n\r\n");
+        out.put(body);
+        match out.finish() {
+            Some(len) => {
+                self.sender.push_at(len, to, level);
+                self.sent.note(kind);
+            }
+            None => self.counts.malformed += 1,
+        }
+    }
+
+    /// Writes the NOTIFY that follows a SUBSCRIBE.
+    pub(super) fn put_notify<'a>(
+        &self,
+        out: &mut Text<'_>,
+        request: &Request<'_>,
+        target: &[u8],
+        routes: impl Iterator<Item = &'a [u8]>,
+        last: bool,
+    ) {
+        let message = request.message;
+        let row = |name| message.value(name).unwrap_or_default();
+        let mut room = [0; 2048];
+        let mut from = Text::new(&mut room);
+        from.put(row(Name::To));
+        if !request.in_dialog {
+            from.put(b";tag=");
+            from.put(&to_tag(request.key));
+        }
+        let cseq = format!("{} NOTIFY", request.number);
+        let event = message.value(Name::Event).unwrap_or(b"presence");
+        let state = if last { &b"terminated;reason=timeout"[..] } else { b"active" };
+        let address = self.address;
+        out.put(b"NOTIFY ");
+        out.put(target);
+        out.put(format!(" SIP/2.0\r\nVia: SIP/2.0/UDP {address};branch=z9hG4bK{:016x}", request.key).as_bytes());
+        out.put(format!("{:x};rport\r\nMax-Forwards: 70\r\n", request.number).as_bytes());
+        //= RFC 3261 section 12.1.1
+        // The callee's route set is the Record-Route of the request, in order.
+        let rows = routes.map(|route| (&b"Route"[..], route)).chain([
+            (&b"From"[..], from.octets()),
+            (b"To", row(Name::From)),
+            (b"Call-ID", row(Name::CallId)),
+            (b"CSeq", cseq.as_bytes()),
+            (b"Contact", &self.contact),
+            (b"Event", event),
+            (b"Subscription-State", state),
+        ]);
+        for (name, value) in rows {
+            out.put(name);
+            out.put(b": ");
+            out.put(value);
+            out.put(b"\r\n");
+        }
+        let sealed = Sealed {
+            start: b"NOTIFY",
+            from: from.octets(),
+            to: row(Name::From),
+            call_id: row(Name::CallId),
+            cseq: cseq.as_bytes(),
+            contact: &self.contact,
+            event,
+            subscription_state: state,
+            ..Sealed::default()
+        };
+        put_seal(out, sealed.digest());
+        out.put(b"Content-Length: 0\r\n\r\n");
+    }
+
+    pub(super) fn flush(&mut self) {
+        if self.slow_ns > 0 {
+            self.hold_back();
+        }
+        if self.sender.is_empty() {
+            return;
+        }
+        match &self.socket {
+            // Who cannot be reached learns it from his own timers.
+            Some(socket) => drop(self.sender.flush(socket, &mut |_| ())),
+            None => self.sender.clear(),
+        }
+    }
+
+    /// Puts what is about to leave into the queue, and what has been there long enough in its place.
+    pub(super) fn hold_back(&mut self) {
+        let now = now_ns();
+        for index in 0..self.sender.count() {
+            let (octets, to) = self.sender.message(index);
+            if self.held.len() < HELD_MAX {
+                self.held.push_back((now + self.slow_ns, to, octets.into()));
+            }
+        }
+        self.sender.clear();
+        while self.held.front().is_some_and(|(at, ..)| *at <= now) {
+            let Some((_, to, octets)) = self.held.pop_front() else { break };
+            self.sender.room()[..octets.len()].copy_from_slice(&octets);
+            self.sender.push(octets.len(), to);
+            if self.sender.is_full() {
+                break;
+            }
+        }
+    }
+}
+
+/// The tag of a backend's To: the same for every copy of a request, as RFC 3261 8.2.7 wants it from a stateless server.
+pub(super) fn to_tag(key: u64) -> [u8; 16] {
+    hex(mix(key))
+}
