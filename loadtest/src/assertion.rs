@@ -59,7 +59,7 @@ const METRICS: &[(&str, Metric)] = &[
     ("unknown", Metric::Count(|log| callees(log, |total| total.unknown))),
     ("reordered", Metric::Count(|log| callees(log, |total| total.reordered))),
     ("unacknowledged", Metric::Count(|log| callees(log, |total| total.unacknowledged))),
-    ("lost", Metric::Count(lost)),
+    ("missing", Metric::Count(missing)),
     (
         "failed_share",
         Metric::Percent(|log| {
@@ -88,8 +88,8 @@ fn callees(log: &Log, figure: impl Fn(&crate::uas::Counts) -> u64) -> u64 {
 }
 
 /// What one side sent and the other never saw.
-fn lost(log: &Log) -> u64 {
-    log.flows().iter().filter_map(|flow| u64::try_from(flow.lost()?).ok()).sum()
+fn missing(log: &Log) -> u64 {
+    log.flows().iter().filter_map(|flow| u64::try_from(flow.missing()?).ok()).sum()
 }
 
 fn latency(log: &Log, quantile: f64) -> u64 {

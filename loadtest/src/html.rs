@@ -154,14 +154,14 @@ fn messages(page: &mut String, log: &Log) {
     if flows.is_empty() {
         return;
     }
-    page.push_str("<h2>Messages</h2><p>Copies and retransmissions included. What one side sent and the other never saw was lost on the way.</p>");
+    page.push_str("<h2>Messages</h2><p>Copies and retransmissions included. What one side sent and the other never saw was lost on the way, or the element kept it and answered by itself.</p>");
     page.push_str("<div class=scroll><table><tr><th>message<th class=text>way<th>sent<th>arrived<th class=text>gap");
     for flow in &flows {
         let number =
             |count: Option<u64>| count.map_or("<span class=none>–</span>".to_owned(), |count| count.to_string());
         let way = if flow.there { "caller → callee" } else { "caller ← callee" };
         let (sent, arrived) = (number(flow.sent), number(flow.arrived));
-        let class = if flow.lost().is_some_and(|lost| lost > 0) { "'text bad'" } else { "text" };
+        let class = if flow.missing().is_some_and(|missing| missing > 0) { "'text bad'" } else { "text" };
         let _ = write!(
             page,
             "<tr><td>{}<td class=text>{way}<td>{sent}<td>{arrived}<td class={class}>{}",

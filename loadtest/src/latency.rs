@@ -39,7 +39,8 @@ impl Latencies {
 
     /// The latency that a share of `quantile` (0 to 1) does not exceed; 0 when there is none.
     pub fn at(&self, quantile: f64) -> u64 {
-        if self.0.is_empty() { 0 } else { self.0.value_at_quantile(quantile) }
+        // A step stands for its upper end, which may lie beyond the longest.
+        if self.0.is_empty() { 0 } else { self.0.value_at_quantile(quantile).min(self.0.max()) }
     }
 
     /// The longest.

@@ -206,8 +206,9 @@ impl Log {
 }
 
 impl Flow {
-    /// How many were lost on the way; negative: how many came that the other side had not sent, made or copied in between.
-    pub fn lost(&self) -> Option<i64> {
+    /// How many did not arrive: lost on the way, or kept by the element. Negative: how many came that the other side had not
+    /// sent, made or copied in between.
+    pub fn missing(&self) -> Option<i64> {
         Some(self.sent? as i64 - self.arrived? as i64)
     }
 }
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_side_sent_and_the_other_never_saw_was_lost_on_the_way() {
+    fn what_one_side_sent_and_the_other_never_saw_is_missing() {
         let tally = |counts: &[(Kind, u64)]| {
             let mut tally = Tally::default();
             counts.iter().for_each(|(kind, count)| tally.note_many(*kind, *count));
@@ -275,13 +276,13 @@ mod tests {
             ..Default::default()
         };
         log.callees = Some(uas::Report { backends: vec![backend], ..uas::Report::default() });
-        let flows: Vec<_> = log.flows().iter().map(|flow| (flow.kind, flow.there, flow.lost())).collect();
+        let flows: Vec<_> = log.flows().iter().map(|flow| (flow.kind, flow.there, flow.missing())).collect();
         assert_eq!(
             flows,
             [(invite, true, Some(1)), (trying, false, Some(-10)), (ok, false, Some(0)), (bye, true, Some(0))]
         );
         log.callees = None;
-        assert!(log.flows().iter().all(|flow| flow.lost().is_none()));
+        assert!(log.flows().iter().all(|flow| flow.missing().is_none()));
     }
 
     #[test]

@@ -180,9 +180,9 @@ fn put_flows(text: &mut String, flows: &[Flow]) {
 
 /// What is missing between the two sides, or too much, in words.
 pub fn gap(flow: &Flow) -> String {
-    match flow.lost() {
+    match flow.missing() {
         None | Some(0) => String::new(),
-        Some(lost @ 1..) => format!("  {lost} lost"),
+        Some(missing @ 1..) => format!("  {missing} missing"),
         Some(more) => format!("  {} made or copied on the way", -more),
     }
 }

@@ -212,7 +212,7 @@ fn totals(counts: &uac::Counts, open: u64) -> String {
     )
 }
 
-/// The messages that went both ways, as far as this process has seen them. Those that are on their way look lost.
+/// The messages that went both ways, as far as this process has seen them. Those that are on their way are missing.
 fn flows(callers: &uac::Snapshot, callees: &crate::uas::Report) -> Vec<String> {
     let calls =
         uac::Report { sent: callers.sent.clone(), received: callers.received.clone(), ..uac::Report::default() };

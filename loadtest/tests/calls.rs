@@ -61,7 +61,7 @@ fn every_scenario_that_is_built_in_goes_as_it_says() {
         std::thread::sleep(std::time::Duration::from_millis(20));
         let mut took = uas.join();
         let log = Log { calls: Some(called.clone()), callees: Some(took.clone()), ..Log::new() };
-        assert!(log.flows().iter().all(|flow| flow.lost() == Some(0)), "{name}: {:?}", log.flows());
+        assert!(log.flows().iter().all(|flow| flow.missing() == Some(0)), "{name}: {:?}", log.flows());
         if matches!(*name, "busy" | "cancel") {
             took.backends[0].open = 0; // They are kept for T4, so that late copies are told apart from new calls.
         }

@@ -251,7 +251,7 @@ fn a_registrar_challenges_and_a_scenario_without_a_password_is_refused_before_th
 }
 
 #[test]
-fn what_was_lost_is_attributed_to_its_message_and_its_way() {
+fn what_is_missing_is_attributed_to_its_message_and_its_way() {
     let output = run(&["run", "--listen", ANY, "--calls", "50", "--rate", "500", "-q"]);
     assert_eq!(output.code, 0, "{}", output.all());
     for line in [
