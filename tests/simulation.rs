@@ -98,6 +98,8 @@ struct Caller {
     waiting: Option<(String, u32)>,
     provisional: bool,
     cancels: bool,
+    /// How often its CANCEL was repeated.
+    cancelled: u64,
     cseq: u32,
     refreshes: u32,
 }
@@ -214,6 +216,7 @@ impl World {
                 waiting: None,
                 provisional: false,
                 cancels: world.random.u8(..) < 60,
+                cancelled: 0,
                 cseq: 0,
                 refreshes: world.random.u32(..4),
             });
@@ -380,8 +383,9 @@ impl World {
                 let pause = T1;
                 self.later(pause, Event::Act(number));
             }
-            // CANCEL is a transaction of its own and is repeated like one.
-            Stage::Cancelling if caller.waiting.is_some() => {
+            // CANCEL is a transaction of its own and is repeated like one, until Timer F.
+            Stage::Cancelling if caller.waiting.is_some() && caller.cancelled < 64 / 4 => {
+                caller.cancelled += 1;
                 let cancel = request(caller, "CANCEL", 1, "");
                 let at = caller.at;
                 self.send(at, address(FLEET), cancel.into_bytes());
