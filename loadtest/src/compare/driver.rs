@@ -39,7 +39,7 @@ const SETTLE_NS: u64 = 5 * MS_NS;
 /// What one trial offers.
 #[derive(Clone, Copy, Debug)]
 pub struct Offer {
-    /// Requests a second. `None`: as many as come back, with [`WINDOW`] in flight, to find what the element can do.
+    /// Requests a second. `None`: as many as come back, with `WINDOW` in flight, to find what the element can do.
     pub rate: Option<f64>,
     /// How the requests are spread in time.
     pub arrivals: Arrivals,

@@ -9,7 +9,7 @@
 //! An open loop: latencies count from the time the schedule says, not from when this machine got round to it; how late it
 //! was itself is published beside them ([`Report::lateness`]).
 //!
-//! [`worker`] is one shard: a thread with its own sockets, calls and timers. [`request`] writes messages, [`call`] is what
+//! `worker` is one shard: a thread with its own sockets, calls and timers. `request` writes messages, `call` is what
 //! is remembered of a call, [`ask`] finds out which backend a given Call-ID leads to.
 
 pub mod ask;

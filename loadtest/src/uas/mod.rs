@@ -9,7 +9,7 @@
 //!                  └──────────► owners ◄──────────────────┘                 which backend took which call
 //! ```
 //!
-//! What a backend does is decided by the user part of the Request-URI: see [`Manner`]. [`worker`] is one shard, [`call`]
+//! What a backend does is decided by the user part of the Request-URI: see [`Manner`]. `worker` is one shard, `call`
 //! what it remembers of a call. A backend that is killed closes its socket, so that the kernel answers for it with ICMP
 //! port unreachable, and forgets its calls, as a server that crashed does.
 

@@ -2,7 +2,7 @@
 
 use crate::dataplane::scan::{Span, find_blank_or};
 
-/// A set of octets: one bit of [`TABLE`], so that all sets share one table of 256 octets, and a test is one load.
+/// A set of octets: one bit of `TABLE`, so that all sets share one table of 256 octets, and a test is one load.
 #[derive(Clone, Copy)]
 pub struct Class(u8);
 
