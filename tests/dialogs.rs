@@ -109,6 +109,32 @@ fn a_dialog_stays_with_its_backend_through_a_thousand_changes_of_the_set() {
     assert_eq!(path.dispatcher.router().strange_tokens, 0);
 }
 
+/// A server that ends calls itself names itself in its Contact, and a proxy may have recorded itself below us. Neither brings
+/// the request back to where nobody answers.
+#[test]
+fn an_orphan_goes_by_its_key_though_its_uri_or_next_route_names_the_dead_backend() {
+    let mut path = Path::new(tables());
+    let (backend, route) = begin(&mut path, "call");
+    let set: Vec<String> =
+        BACKENDS.iter().map(|&name| if name == backend { format!("!{name}") } else { name.to_owned() }).collect();
+    change(&mut path, &set.iter().map(String::as_str).collect::<Vec<_>>());
+    let uri = format!("sip:uas@{backend}");
+    for (uri, route) in [
+        (uri.as_str(), route.clone()),
+        ("sip:b@192.0.2.77", format!("{route}, <sip:{backend};lr>")),
+        (uri.as_str(), format!("{route}, <sip:{backend};lr>")),
+    ] {
+        let bye = request("BYE", "call", uri, ";tag=2", &format!("Route: {route}\r\n"));
+        let outcome = path.receive(bye.as_bytes(), CLIENT);
+        assert_ne!(target(&outcome), backend, "{}", outcome.text());
+        assert!(outcome.text().starts_with(&format!("BYE {uri} SIP/2.0")), "{}", outcome.text());
+    }
+    assert_eq!(path.dispatcher.router().orphaned, 3);
+    let other = BACKENDS.into_iter().find(|&name| name != backend).unwrap();
+    let bye = request("BYE", "call", &format!("sip:uas@{other}"), ";tag=2", &format!("Route: {route}\r\n"));
+    assert_eq!(target(&path.receive(bye.as_bytes(), CLIENT)), other, "a living one that is named is heard");
+}
+
 #[test]
 fn another_node_and_a_restarted_one_serve_the_dialog_as_well() {
     let mut one = Path::new(tables());

@@ -19,7 +19,8 @@ use crate::dataplane::rewrite::reply::{self, NoReply, Reply};
 use crate::dataplane::rewrite::via::{self, Ours, Received};
 use crate::dataplane::room::Room;
 use crate::dataplane::route::record::{Passing, record};
-use crate::dataplane::route::{self, Arrival, Decision, Input, Router, SentBy};
+use crate::dataplane::route::reply_path::{self, SentBy};
+use crate::dataplane::route::{self, Arrival, Decision, Input, Router};
 use crate::dataplane::scan::{Scan, Scanner, Span, second_row};
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::{self, Method, StartLine, StartLineError};
@@ -235,7 +236,7 @@ impl Dispatcher {
             return Ok(Verdict::Drop(DropReason::NoEgress));
         }
         let request = &self.request;
-        let sent_by = route::sent_by(tables, decision);
+        let sent_by = reply_path::sent_by(tables, decision);
         let mark = match (sent_by, arrival.listener) {
             (SentBy::Egress(start), Some(listener)) => {
                 Some(via::mark(&tables.keys, room.input, &self.scan, request, listener, start))
@@ -268,7 +269,7 @@ impl Dispatcher {
         let headers = self.scan.headers as usize;
         let start = self.scan.start_line.start as usize;
         let behind_start_line = self.edits.apply_until(message, start, headers, &mut head);
-        via::write(&mut head, &tables.keys, message, request, &ours, &route::response_flow(request, &arrival));
+        via::write(&mut head, &tables.keys, message, request, &ours, &reply_path::response_flow(request, &arrival));
         // Behind our Via, above every Record-Route and Path of others (RFC 3261 16.6 item 4, RFC 3327 5.2).
         record(&mut head, &Passing { tables, message, scan: &self.scan, request, arrival: &arrival, decision });
 
@@ -398,7 +399,7 @@ impl Dispatcher {
     #[cold]
     fn reply(&mut self, tables: &Tables, reply: &Reply<'_>, arrival: Arrival, room: &mut Room<'_>) -> Verdict {
         let via = validate::first_via(room.input, &self.scan);
-        let to = route::response_address(via.as_ref(), arrival.from);
+        let to = reply_path::response_address(via.as_ref(), arrival.from);
         if !route::is_somebody(to) {
             return Verdict::Drop(DropReason::BadSource);
         }

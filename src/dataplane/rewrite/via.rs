@@ -2,7 +2,7 @@
 
 use super::edit::Edits;
 use crate::dataplane::keys::Keys;
-use crate::dataplane::route::SentBy;
+use crate::dataplane::route::reply_path::SentBy;
 use crate::dataplane::scan::{Scan, Span, rows};
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::Method;

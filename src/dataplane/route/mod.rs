@@ -4,7 +4,8 @@
 //! from outside, in this order; the first that applies:
 //!   the Request-URI is ours and loose (a strict router was upstream): the last Route value takes its place    R-1
 //!   the top Route is ours: taken out, twice if need be                                                        R-3
-//!   a token of its dialog was in it: the backend it names; if that does not serve, by the key; if it is gone, 481
+//!   a token of its dialog was in it: the backend it names; if that does not serve, by the key, whatever else names
+//!   it; if it is gone, 481
 //!   the token of a flow was in it: 403, but for the client whose flow it is                                   O-4
 //!   a Route or, without one, the Request-URI names a backend: that one; 503 if it is in maintenance           R-5
 //!   another Route: 403, or ignored, by policy
@@ -21,28 +22,26 @@
 //! Requests from outside never choose a next hop that is no backend.
 
 pub mod key;
+pub mod loose;
 pub mod memory;
 pub mod record;
+pub mod reply_path;
 pub mod route_token;
 pub mod routes;
 pub mod table;
 
 use crate::dataplane::limits::{MEMORY_MS, RINGING_MS};
 use crate::dataplane::rewrite::edit::Edits;
-use crate::dataplane::rewrite::via;
-use crate::dataplane::scan::{Scan, Span};
+use crate::dataplane::scan::Scan;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Uri;
-use crate::dataplane::tables::{Backend, ForeignRoute, Listener, Pool, Rule, Serves, Side, Strategy, Tables};
-use crate::dataplane::text::Text;
-use crate::dataplane::token::Flow;
+use crate::dataplane::tables::{Listener, Pool, Rule, Serves, Side, Strategy, Tables};
 use crate::dataplane::validate::{Refusal, Request};
 use crate::dataplane::verdict::Sender;
 use ahash::AHashMap;
 use memory::{Memory, Remembered};
-use route_token::{Purpose, RouteToken};
-use routes::Routes;
+use route_token::RouteToken;
 use std::net::{IpAddr, SocketAddr};
 use table::{NONE, SlotTable};
 
@@ -183,16 +182,10 @@ const RECOUNT_MS: u64 = 8_000;
 /// Suspects remembered at a time. When more backends refuse at once, the tables that say so come within milliseconds.
 const SUSPECTS_MAX: usize = 64;
 
-const FORBIDDEN: Refusal = Refusal::new(403, "Route Is Not Ours");
 const NOT_FOUND: Refusal = Refusal::new(404, "Next Hop Is Not An Address");
 const UNAVAILABLE: Refusal = Refusal::new(503, "No Backend Available");
 // RFC 5057 5.1: 503 ends the transaction and not the dialog, which may go on when the backend is back.
 const IN_MAINTENANCE: Refusal = Refusal::new(503, "Backend In Maintenance");
-const TAMPERED: Refusal = Refusal::new(403, "Route Token Does Not Verify");
-const NOT_YOURS: Refusal = Refusal::new(403, "Flow Is Another Client's");
-const FLOW_GONE: Refusal = Refusal::new(430, "Flow Failed");
-// RFC 5057 5.1: 481 ends the dialog that is lost anyway and nothing else.
-const GONE: Refusal = Refusal::new(481, "Backend Of This Dialog Is Gone");
 
 impl Router {
     /// Passes over the backend at `address` until the next tables, as far as its slots have a runner-up.
@@ -228,17 +221,17 @@ impl Router {
             self.unsettled_until_ms = input.now_ms + RINGING_MS;
         }
         let inside = is_from_inside(input.tables, &input.arrival);
-        let (mut popped, mut uri) = (Popped::Nothing, input.request.uri);
+        let (mut popped, mut orphan_of, mut uri) = (Popped::Nothing, None, input.request.uri);
         if input.scan.has(HeaderKind::Route) {
             let by_route = self.by_route(input, edits, inside)?;
             if let Some(decision) = by_route.decision {
                 return Ok(decision);
             }
-            popped = by_route.popped;
+            (popped, orphan_of) = (by_route.popped, by_route.orphan_of);
         } else {
-            uri = strip_maddr(input, edits);
+            uri = loose::strip_maddr(input, edits);
         }
-        if let Some(target) = target_of(input, &uri, inside) {
+        if let Some(target) = target_of(input, &uri, inside).filter(|&target| orphan_of != Some(target)) {
             return decide(input, target, How::RequestUri, popped);
         }
         if inside {
@@ -434,176 +427,6 @@ fn is_below(host: &[u8], domain: &str) -> bool {
     }
 }
 
-/// RFC 3261 16.4: a maddr that is ours is taken out, and a port and transport that are not the default with it. Returns
-/// the Request-URI as it is then.
-//= RFC 3261 section 16.4
-//# the proxy MUST strip the maddr and any non-default port or transport
-//# parameter and continue processing as if those values had not been
-//# present in the request.
-fn strip_maddr(input: &Input<'_>, edits: &mut Edits) -> Uri {
-    let mut uri = input.request.uri;
-    if !uri.has_maddr {
-        return uri;
-    }
-    let Some(maddr) = uri.param(input.message, b"maddr") else { return uri };
-    let host = maddr.value.unwrap_or_default().of(input.message);
-    if !input.tables.is_own(host, uri.port) {
-        return uri;
-    }
-    edits.cut(maddr.whole);
-    if let Some(transport) = uri.param(input.message, b"transport") {
-        edits.cut(transport.whole);
-    }
-    if uri.port_text.is_present() && uri.port != 5060 {
-        edits.cut(uri.port_text);
-        uri.port = 5060;
-    }
-    uri
-}
-
-struct ByRoute {
-    decision: Option<Decision>,
-    popped: Popped,
-}
-
-impl Router {
-    /// Obeys the Route header (16.4, 16.6 item 6).
-    #[cold]
-    fn by_route(&mut self, input: &Input<'_>, edits: &mut Edits, inside: bool) -> Result<ByRoute, Refusal> {
-        let mut routes = Routes::read(input.message, input.scan).ok_or(Refusal::new(400, "Bad Route"))?;
-        let mut uri = input.request.uri;
-        let (mut new_uri, mut popped) = (None, Popped::Nothing);
-        if is_own(input, &uri) && uri.is_loose {
-            //= RFC 3261 section 16.4
-            //# The proxy MUST inspect the Request-URI of the request.  If the
-            //# Request-URI of the request contains a value this proxy previously
-            //# placed into a Record-Route header field (see Section 16.6 item 4),
-            //# the proxy MUST replace the Request-URI in the request with the last
-            //# value from the Route header field, and remove that value from the
-            //# Route header field.
-            if let Some(last) = routes.take_last() {
-                popped = token_in(input, &uri, inside);
-                uri = last.uri;
-                new_uri = Some(last.uri.whole);
-            }
-        }
-        //= RFC 3261 section 16.4
-        //# If the first value in the Route header field indicates this proxy,
-        //# the proxy MUST remove that value from the request.
-        //
-        // RFC 5658 5: of a double Record-Route, both values at once. Two values of ours that are no pair are those of a
-        // call that went through us twice: the second is for the second time.
-        for _ in 0..2 {
-            let Some(first) = routes.first().filter(|first| is_own(input, &first.uri)) else { break };
-            let found = token_in(input, &first.uri, inside);
-            match (popped, found) {
-                (Popped::Token(one), Popped::Token(other)) if one.is_double && other.is_double => {}
-                (Popped::Nothing | Popped::Plain, _) => popped = found,
-                _ => break,
-            }
-            routes.take_first();
-        }
-        let by_token = self.target_of_token(input, popped, inside)?;
-        let next = routes.first().map(|first| first.uri);
-        let by_next = next.and_then(|next| target_of(input, &next, inside));
-        if let (Some(_), None, None) = (next, by_token, by_next) {
-            if inside {
-                return Err(NOT_FOUND);
-            }
-            if input.tables.policy.foreign_route == ForeignRoute::Refuse {
-                return Err(FORBIDDEN);
-            }
-        }
-        match next {
-            //= RFC 3261 section 16.6
-            //# The proxy MUST place the Request-URI into the Route header field as
-            //# the last value.
-            //
-            // A strict router finds its own URI in the Request-URI and the rest of the way in Route.
-            Some(next) if !next.is_loose && (by_token.is_some() || by_next.is_some()) => {
-                routes.take_first();
-                routes.write(input.message, edits, Some(uri.whole));
-                replace_uri(input, edits, next.whole);
-            }
-            _ => {
-                routes.write(input.message, edits, None);
-                match new_uri {
-                    Some(new_uri) => replace_uri(input, edits, new_uri),
-                    None => uri = strip_maddr(input, edits),
-                }
-            }
-        }
-        let (named, how) = match next {
-            Some(_) => (by_next, How::Route),
-            None => (target_of(input, &uri, inside), How::RequestUri),
-        };
-        let decision = match (by_token, named) {
-            (Some(decision), _) => Some(Decision { popped, ..decision }),
-            (None, Some(target)) => Some(decide(input, target, how, popped)?),
-            (None, None) => None,
-        };
-        Ok(ByRoute { decision, popped })
-    }
-
-    /// Where a token of ours sends a request. `None`: its key decides.
-    fn target_of_token(
-        &mut self,
-        input: &Input<'_>,
-        popped: Popped,
-        inside: bool,
-    ) -> Result<Option<Decision>, Refusal> {
-        let Input { tables, arrival, .. } = input;
-        let token = match popped {
-            Popped::Token(token) => token,
-            Popped::Stranger { of_flow } if inside || of_flow => return Err(TAMPERED),
-            Popped::Stranger { .. } => {
-                self.strange_tokens += 1;
-                return Ok(None);
-            }
-            Popped::Nothing | Popped::Plain => return Ok(None),
-        };
-        let Flow { listener, to, local } = token.client;
-        let decision = Decision { to, from: Sender::Egress, backend: None, how: How::Token, rule: None, popped };
-        if inside {
-            let index = listener.filter(|&index| (index as usize) < tables.listeners.len()).ok_or(FLOW_GONE)?;
-            return Ok(Some(Decision { from: Sender::Listener { index, local }, ..decision }));
-        }
-        let Purpose::Dialog { backend } = token.purpose else {
-            // RFC 5626 5.3: from the client itself it is on its way out, as if there had been no Route. To others, never.
-            return if to == arrival.from { Ok(None) } else { Err(NOT_YOURS) };
-        };
-        let &index = tables.by_id.get(&backend).ok_or(GONE)?;
-        let backend = tables.backends.get(index as usize).ok_or(GONE)?;
-        if backend.serves != Serves::Calls || self.suspects.contains(&index) {
-            // Another server may share its state; one that does not answers 481 itself.
-            self.orphaned += 1;
-            return Ok(None);
-        }
-        Ok(Some(Decision { to: backend.address, backend: Some(index), ..decision }))
-    }
-}
-
-/// What the Route value `uri`, which is ours, holds.
-fn token_in(input: &Input<'_>, uri: &Uri, inside: bool) -> Popped {
-    let Some(value) = uri.param(input.message, route_token::PARAM).and_then(|param| param.value) else {
-        // We never write a user part. Whoever invents one in a request to a client means a flow.
-        return if inside && uri.userinfo.is_present() { Popped::Stranger { of_flow: true } } else { Popped::Plain };
-    };
-    let (text, call_id) = (value.of(input.message), input.request.call_id.of(input.message));
-    let token = RouteToken::read(text, &input.tables.keys, call_id);
-    token.map_or(Popped::Stranger { of_flow: RouteToken::claims_flow(text) }, Popped::Token)
-}
-
-fn replace_uri(input: &Input<'_>, edits: &mut Edits, uri: Span) {
-    edits.replace(input.request.uri.whole, |text| {
-        text.put(uri.of(input.message));
-    });
-}
-
-fn is_own(input: &Input<'_>, uri: &Uri) -> bool {
-    uri.is_sip() && input.tables.is_own(uri.host.of(input.message), uri.port)
-}
-
 /// The address `uri` names, if a request from that side may go there: a backend, and from inside any address.
 #[inline(always)]
 fn target_of(input: &Input<'_>, uri: &Uri, inside: bool) -> Option<SocketAddr> {
@@ -652,83 +475,4 @@ fn listener_towards(input: &Input<'_>, to: SocketAddr) -> Option<Sender> {
     }
     let index = listeners.iter().position(fits)?;
     Some(Sender::Listener { index: index as u8, local: None })
-}
-
-/// The host and port that stand in our Via towards `decision`'s target.
-pub fn sent_by<'a>(tables: &'a Tables, decision: &Decision) -> SentBy<'a> {
-    match decision.from {
-        Sender::Egress => {
-            let backend = decision.backend.and_then(|index| tables.backends.get(index as usize));
-            SentBy::Egress(backend.map_or(via::START, |backend: &Backend| &backend.via_start))
-        }
-        Sender::Listener { index, local } => name_of(tables, index, local),
-    }
-}
-
-/// What the world calls listener `index`: what is configured, or the address a message came to.
-fn name_of(tables: &Tables, index: u8, local: Option<IpAddr>) -> SentBy<'_> {
-    let listener = tables.listeners.get(index as usize);
-    match listener.and_then(|listener| listener.advertised.as_deref()) {
-        Some(host_port) => SentBy::Listener(host_port),
-        None => {
-            let (host, port) = listener.map_or((IpAddr::from([0; 4]), 5060), |one| (one.host, one.address.port()));
-            SentBy::Address(SocketAddr::new(local.unwrap_or(host), port))
-        }
-    }
-}
-
-/// See [`sent_by`].
-#[derive(Clone, Copy, Debug)]
-pub enum SentBy<'a> {
-    /// An address of ours.
-    Address(SocketAddr),
-    /// The start of a Via towards a backend, to be followed by the port of the shard's egress socket.
-    Egress(&'a str),
-    /// Host and port as configured.
-    Listener(&'a str),
-    /// The host by which a backend knows us, and a listener's port.
-    Local {
-        /// In Via form.
-        host: &'a str,
-        /// The listener's.
-        port: u16,
-    },
-}
-
-impl SentBy<'_> {
-    /// Writes host and port, of what is not the egress socket.
-    pub fn write_host_port(&self, out: &mut Text<'_>) {
-        match self {
-            SentBy::Address(address) => {
-                let (open, close): (&[u8], &[u8]) = if address.is_ipv4() { (b"", b":") } else { (b"[", b"]:") };
-                out.put(open).put_address(address.ip()).put(close).put_number(u32::from(address.port()));
-            }
-            SentBy::Local { host, port } => {
-                out.put(host.as_bytes()).put(b":").put_number(u32::from(*port));
-            }
-            SentBy::Egress(text) | SentBy::Listener(text) => {
-                out.put(text.as_bytes());
-            }
-        }
-    }
-}
-
-/// The flow on which the response to this request goes back (RFC 3261 18.2.2, RFC 3581 4).
-#[inline(always)]
-pub fn response_flow(request: &Request, arrival: &Arrival) -> Flow {
-    Flow { listener: arrival.listener, to: response_address(Some(&request.via), arrival.from), local: arrival.local }
-}
-
-/// Where the response to a request from `source` goes: with `rport` to its source port, else to the port of sent-by.
-/// Never to an address that the client wrote: a `maddr` would make us shoot at whoever it names (RFC 4475 3.3.10).
-//= RFC 3261 section 18.2.2
-//# the response MUST be sent to the address in the "received" parameter,
-//# using the port indicated in the "sent-by" value, or using port 5060 if
-//# none is specified explicitly.
-#[inline(always)]
-pub fn response_address(via: Option<&crate::dataplane::sip::via::Via>, source: SocketAddr) -> SocketAddr {
-    match via {
-        Some(via) if !via.rport.is_present() => SocketAddr::new(source.ip(), via.port),
-        _ => source,
-    }
 }

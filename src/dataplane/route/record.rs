@@ -8,8 +8,9 @@
 //! Where one name serves both sides there is one Record-Route, else two, the side the request goes to on top (RFC 5658).
 //! Names are those of listeners, never of egress sockets: they live for hours, and in them every shard is reached.
 
+use super::reply_path::{SentBy, name_of};
 use super::route_token::{PARAM, Purpose, RouteToken};
-use super::{Arrival, Decision, Popped, SentBy, name_of};
+use super::{Arrival, Decision, Popped};
 use crate::dataplane::scan::{Scan, rows_named};
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
