@@ -32,7 +32,7 @@ use crate::dataplane::text::Text;
 use crate::dataplane::token;
 use crate::dataplane::validate::{self, Refusal, Request};
 use crate::dataplane::verdict::{Answer, DropReason, Sender, Verdict};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 const LOOP: Refusal = Refusal::new(482, "Loop Detected");
 
@@ -517,7 +517,16 @@ fn is_answered_at(message: &[u8], next: &Via, to: SocketAddr) -> bool {
         Some(rport) => grammar::number(rport),
         None => Some(u64::from(next.port)),
     };
-    port == Some(u64::from(to.port())) && uri::address(host) == Some(to.ip().to_canonical())
+    port == Some(u64::from(to.port())) && is_address(host, to.ip())
+}
+
+/// Whether `host` is `address`; mostly it is written as we would write it, and then it need not be read.
+#[inline(always)]
+fn is_address(host: &[u8], address: IpAddr) -> bool {
+    let mut room = [0; 48];
+    let mut text = Text::new(&mut room);
+    text.put_address(address);
+    text.finish() == Some(host) || uri::address(host) == Some(address.to_canonical())
 }
 
 /// The client's Via as it came to us, with what we added to it.

@@ -4,12 +4,12 @@
 //! are separate keys for separate purposes: whoever learns how one behaves learns nothing about the others, and the
 //! MAC key can be replaced without moving a call or a branch.
 //!
-//! SipHash-1-3 where a hash only has to spread keys that an attacker chose; SipHash-2-4 where it is a MAC. Never ahash:
-//! its output differs between CPUs, builds and processes. The golden vectors below freeze all of them; a change of a
+//! SipHash-1-3 where a hash only has to spread keys that an attacker chose; SipHash-2-4 where it is a MAC. Never ahash where
+//! nodes have to agree: its output differs between CPUs and builds. The golden vectors below freeze all of them; a change of a
 //! single bit would move the calls of every fleet that upgrades.
 
 use crate::dataplane::text::copy_short;
-use core::hash::Hasher;
+use core::hash::{BuildHasher, Hasher};
 use siphasher::sip::{SipHasher13, SipHasher24};
 
 /// 128 bits of key.
@@ -23,6 +23,7 @@ pub const KEY_IDS: usize = 16;
 pub struct Keys {
     route: SipHasher13,
     branch: SipHasher13,
+    passing: ahash::RandomState,
     /// Keys that verify, by id.
     mac: [Option<SipHasher24>; KEY_IDS],
     /// The id of the key that signs.
@@ -33,9 +34,11 @@ impl Keys {
     /// Keys for routing and branches, and one for MACs that has the id `current % 16`.
     pub fn new(route: &Key, branch: &Key, mac: &Key, current: u8) -> Keys {
         let current = current % KEY_IDS as u8;
+        let seeds = [route, branch].map(|key| u128::from_le_bytes(*key) as u64);
         let mut keys = Keys {
             route: SipHasher13::new_with_key(route),
             branch: SipHasher13::new_with_key(branch),
+            passing: ahash::RandomState::with_seeds(seeds[0], seeds[1], !seeds[0], !seeds[1]),
             mac: [const { None }; KEY_IDS],
             current,
         };
@@ -57,16 +60,20 @@ impl Keys {
 
     /// A digest of a backend's name: what it contends for slots with, and what tokens and memory know it by.
     pub fn backend(&self, name: &str) -> u64 {
-        let mut fields = Fields::new(self.route);
-        fields.add(b"backend").add(name.as_bytes());
-        fields.finish(0)
+        hash_fields(&self.route, [b"backend", name.as_bytes()], 0)
     }
 
-    /// A hasher for the stable part of a branch. It does not depend on a key that is ever rotated (RFC 3261 16.11: a
-    /// retransmission must leave with the branch of the first transmission).
+    /// A hash of `fields` and `number` for the stable part of a branch. It does not depend on a key that is ever rotated
+    /// (RFC 3261 16.11: a retransmission must leave with the branch of the first transmission).
     #[inline(always)]
-    pub fn branch(&self) -> Fields<SipHasher13> {
-        Fields::new(self.branch)
+    pub fn branch<const N: usize>(&self, fields: [&[u8]; N], number: u32) -> u64 {
+        hash_fields(&self.branch, fields, number)
+    }
+
+    /// A hasher for what only this program has to recognise, within seconds: see `rewrite::via::Mark`. Quick, and no MAC.
+    #[inline(always)]
+    pub fn passing(&self) -> ahash::AHasher {
+        self.passing.build_hasher()
     }
 
     /// The id of the key that signs.
@@ -81,10 +88,10 @@ impl Keys {
         Some(self.mac.get(id as usize)?.as_ref()?.hash(octets))
     }
 
-    /// A MAC of fields under the key `id`; `None` if there is no such key.
+    /// The MAC of `fields` and `number` under the key `id`; `None` if there is no such key.
     #[inline(always)]
-    pub fn mac(&self, id: u8) -> Option<Fields<SipHasher24>> {
-        self.mac.get(id as usize).copied().flatten().map(Fields::new)
+    pub fn mac<const N: usize>(&self, id: u8, fields: [&[u8]; N], number: u32) -> Option<u64> {
+        Some(hash_fields(self.mac.get(id as usize)?.as_ref()?, fields, number))
     }
 }
 
@@ -94,24 +101,43 @@ impl core::fmt::Debug for Keys {
     }
 }
 
-/// A hash over a list of fields. Each is followed by an octet of zero, so that no two lists run into the same octets. A field
-/// from a message that holds a zero itself can only be mistaken for another field of the same message.
+/// A hash over a list of fields and a number. Each field is followed by an octet of zero, so that no two lists run into the
+/// same octets. A field from a message that holds a zero itself can only be mistaken for another field of the same message.
 ///
 /// The fields are laid side by side and hashed in one go: a third of the instructions of hashing them one by one. What
 /// does not fit is hashed one by one, with the same result.
-#[derive(Clone)]
-pub struct Fields<H> {
-    hasher: H,
-    pending: [u8; PENDING],
-    len: usize,
-    /// Whether `hasher` has seen fields already.
-    is_long: bool,
+#[inline(always)]
+fn hash_fields<H: OneGo, const N: usize>(hasher: &H, fields: [&[u8]; N], number: u32) -> u64 {
+    let mut room = [0; 160];
+    let mut len = 0;
+    for field in fields {
+        // The octet behind the field is zero already.
+        match room.get_mut(len..len + field.len()) {
+            Some(place) => copy_short(place, field),
+            None => return hash_one_by_one(hasher, &fields, number),
+        }
+        len += field.len() + 1;
+    }
+    match room.get_mut(len..len + 4) {
+        Some(place) => place.copy_from_slice(&number.to_be_bytes()),
+        None => return hash_one_by_one(hasher, &fields, number),
+    }
+    hasher.hash_all(&room[..len + 4])
 }
 
-const PENDING: usize = 160;
+#[cold]
+fn hash_one_by_one<H: OneGo>(hasher: &H, fields: &[&[u8]], number: u32) -> u64 {
+    let mut hasher = *hasher;
+    for field in fields {
+        hasher.write(field);
+        hasher.write(&[0]);
+    }
+    hasher.write(&number.to_be_bytes());
+    hasher.finish()
+}
 
 /// A hasher that can also hash in one go.
-pub trait OneGo: Hasher + Copy {
+trait OneGo: Hasher + Copy {
     /// The hash of `octets` under the hasher's key.
     fn hash_all(&self, octets: &[u8]) -> u64;
 }
@@ -127,51 +153,6 @@ impl OneGo for SipHasher24 {
     #[inline(always)]
     fn hash_all(&self, octets: &[u8]) -> u64 {
         self.hash(octets)
-    }
-}
-
-impl<H: OneGo> Fields<H> {
-    #[inline(always)]
-    fn new(hasher: H) -> Fields<H> {
-        Fields { hasher, pending: [0; PENDING], len: 0, is_long: false }
-    }
-
-    /// Adds a field.
-    #[inline(always)]
-    pub fn add(&mut self, field: &[u8]) -> &mut Self {
-        match self.pending.get_mut(self.len..self.len + field.len() + 1) {
-            Some(place) => {
-                copy_short(&mut place[..field.len()], field);
-                place[field.len()] = 0;
-                self.len += field.len() + 1;
-            }
-            None => self.write_through(field),
-        }
-        self
-    }
-
-    #[cold]
-    fn write_through(&mut self, field: &[u8]) {
-        self.is_long = true;
-        self.hasher.write(self.pending.get(..self.len).unwrap_or_default());
-        self.len = 0;
-        self.hasher.write(field);
-        self.hasher.write(&[0]);
-    }
-
-    /// The hash of the fields added, and of `number`.
-    #[inline(always)]
-    pub fn finish(mut self, number: u32) -> u64 {
-        let number = number.to_be_bytes();
-        if !self.is_long
-            && let Some(place) = self.pending.get_mut(self.len..self.len + 4)
-        {
-            place.copy_from_slice(&number);
-            return self.hasher.hash_all(self.pending.get(..self.len + 4).unwrap_or_default());
-        }
-        self.hasher.write(self.pending.get(..self.len).unwrap_or_default());
-        self.hasher.write(&number);
-        self.hasher.finish()
     }
 }
 
@@ -192,9 +173,9 @@ mod tests {
         assert_eq!(keys.route(b""), 0xabac_0158_050f_c4dc);
         assert_eq!(keys.route(b"a84b4c76e66710@pc33.atlanta.com"), 0xebec_6efc_0650_7c95);
         assert_eq!(keys.backend("10.0.0.11:5060"), 0x3c40_d43d_7212_4265);
-        assert_eq!(hash(keys.branch(), &[b"z9hG4bK776asdhds", b"1"]), 0xcd7a_187f_d64c_050d);
-        assert_eq!(hash(keys.mac(3).unwrap(), &[b"x"]), 0xcef6_29a2_73bf_a152);
-        assert!(keys.mac(4).is_none());
+        assert_eq!(keys.branch([b"z9hG4bK776asdhds", b"1"], 7), 0xcd7a_187f_d64c_050d);
+        assert_eq!(keys.mac(3, [b"x"], 7).unwrap(), 0xcef6_29a2_73bf_a152);
+        assert!(keys.mac(4, [b"x"], 7).is_none());
     }
 
     /// What moves no call and no branch when the key that signs is replaced, and what is verified then.
@@ -207,7 +188,7 @@ mod tests {
         for other in [&announced, &rotated, &done] {
             assert_eq!(other.route(b"call"), before.route(b"call"));
             assert_eq!(other.backend("a"), before.backend("a"));
-            assert_eq!(hash(other.branch(), &[b"x"]), hash(before.branch(), &[b"x"]));
+            assert_eq!(other.branch([b"x"], 7), before.branch([b"x"], 7));
         }
         assert_eq!([&before, &announced, &rotated, &done].map(Keys::current), [0, 0, 1, 1]);
         assert_eq!(rotated.mac_of(0, b"x"), before.mac_of(0, b"x"));
@@ -218,7 +199,7 @@ mod tests {
     #[test]
     fn fields_do_not_run_into_each_other() {
         let keys = keys();
-        let two = |a: &[u8], b: &[u8]| hash(keys.branch(), &[a, b]);
+        let two = |a: &[u8], b: &[u8]| keys.branch([a, b], 7);
         assert_ne!(two(b"ab", b"c"), two(b"a", b"bc"));
         assert_ne!(two(b"abc", b""), two(b"", b"abc"));
     }
@@ -236,14 +217,7 @@ mod tests {
             }
             row.extend_from_slice(&7u32.to_be_bytes());
             let expected = SipHasher13::new_with_key(&core::array::from_fn(|i| 16 + i as u8)).hash(&row);
-            assert_eq!(hash(keys.branch(), &[b"first", &long, b"last"]), expected, "{len}");
+            assert_eq!(keys.branch([b"first", &long, b"last"], 7), expected, "{len}");
         }
-    }
-
-    fn hash<H: OneGo>(mut fields: Fields<H>, list: &[&[u8]]) -> u64 {
-        for field in list {
-            fields.add(field);
-        }
-        fields.finish(7)
     }
 }

@@ -291,9 +291,7 @@ pub fn is_own_to_tag(tag: &[u8], keys: &Keys, call_id: &[u8], cseq: u32, from_ta
 }
 
 fn tag_mac(keys: &Keys, id: u8, call_id: &[u8], cseq: u32, from_tag: &[u8]) -> Option<u64> {
-    let mut mac = keys.mac(id)?;
-    mac.add(b"tag").add(call_id).add(from_tag);
-    Some(mac.finish(cseq))
+    keys.mac(id, [b"tag", call_id, from_tag], cseq)
 }
 
 /// Hexadecimal, eight octets at a time. A quarter longer than base32 and several times faster: both are arithmetic on
@@ -344,7 +342,7 @@ pub mod hex {
 
     /// Four octets to eight letters: each step halves the groups of bits until there are four to an octet.
     #[inline(always)]
-    const fn half(octets: u32) -> u64 {
+    pub const fn half(octets: u32) -> u64 {
         let bits = octets as u64;
         let bits = (bits << 16 | bits) & 0x0000_ffff_0000_ffff;
         let bits = (bits << 8 | bits) & 0x00ff_00ff_00ff_00ff;

@@ -11,6 +11,7 @@ use crate::dataplane::sip::via::{self, Via};
 use crate::dataplane::text::Text;
 use crate::dataplane::token::{self, Flow};
 use crate::dataplane::validate::Request;
+use core::hash::Hasher;
 use std::net::{IpAddr, SocketAddr};
 
 /// The digest in our branch: equal for all messages of a transaction, which are retransmissions, CANCEL, and the ACK of
@@ -28,10 +29,8 @@ pub fn transaction(keys: &Keys, message: &[u8], request: &Request) -> u64 {
         // 16.11, for a client of RFC 2543: the topmost Via, tags, Call-ID, CSeq number and Request-URI. The To tag stays
         // out: the ACK of a failure has one that its INVITE had not.
         None => {
-            let mut digest = keys.branch();
-            digest.add(via.whole.of(message)).add(request.from.tag.of(message)).add(request.uri.whole.of(message));
-            digest.add(call_id);
-            digest.finish(request.cseq)
+            let (tag, uri) = (request.from.tag.of(message), request.uri.whole.of(message));
+            keys.branch([via.whole.of(message), tag, uri, call_id], request.cseq)
         }
     }
 }
@@ -46,9 +45,7 @@ pub fn transaction(keys: &Keys, message: &[u8], request: &Request) -> u64 {
 //# request they cancel or acknowledge.
 #[inline(always)]
 pub fn digest(keys: &Keys, branch: &[u8], sent_by: &[u8], call_id: &[u8], cseq: u32) -> u64 {
-    let mut digest = keys.branch();
-    digest.add(branch).add(sent_by).add(call_id);
-    digest.finish(cseq)
+    keys.branch([branch, sent_by, call_id], cseq)
 }
 
 /// How every Via of ours begins.
@@ -89,7 +86,7 @@ pub struct Ours<'a> {
     pub mark: Option<Mark>,
 }
 
-/// A digest of what we decided by, in hexadecimal: Request-URI and Route as they came, the listener, and who we are. A
+/// A hash of what we decided by, in hexadecimal: Request-URI and Route as they came, the listener, and who we are. A
 /// request that comes back with our Via and all of that unchanged would be sent on as before, without end; one that comes
 /// back with anything changed is a spiral and goes on (RFC 3261 16.3 item 4, RFC 5393 4.2).
 pub type Mark = [u8; 8];
@@ -100,17 +97,14 @@ pub const MARK: &[u8] = b";vl=";
 /// The mark of a request that came to `listener` and goes to a backend that knows us as `start` says.
 #[inline(always)]
 pub fn mark(keys: &Keys, message: &[u8], scan: &Scan, request: &Request, listener: u8, start: &str) -> Mark {
-    let mut digest = keys.branch();
-    digest.add(b"loop").add(start.as_bytes()).add(request.uri.whole.of(message));
+    let mut hasher = keys.passing();
+    hasher.write(start.as_bytes());
+    hasher.write(request.uri.whole.of(message));
     if scan.has(HeaderKind::Route) {
-        rows(message, scan, HeaderKind::Route).for_each(|row| {
-            digest.add(row.span().of(message));
-        });
+        rows(message, scan, HeaderKind::Route).for_each(|row| hasher.write(row.span().of(message)));
     }
-    let mut mark = Mark::default();
-    let digest = digest.finish(u32::from(listener)) as u32;
-    token::hex::encode(&mut Text::new(&mut mark), &digest.to_be_bytes());
-    mark
+    hasher.write_u8(listener);
+    token::hex::half(hasher.finish() as u32).to_be_bytes()
 }
 
 /// Whether a Via of ours further down has this mark.

@@ -183,6 +183,7 @@ fn is_own(input: &Input<'_>, uri: &Uri) -> bool {
 //# the proxy MUST strip the maddr and any non-default port or transport
 //# parameter and continue processing as if those values had not been
 //# present in the request.
+#[cold]
 pub(super) fn strip_maddr(input: &Input<'_>, edits: &mut Edits) -> Uri {
     let mut uri = input.request.uri;
     if !uri.has_maddr {

@@ -221,17 +221,20 @@ impl Router {
             self.unsettled_until_ms = input.now_ms + RINGING_MS;
         }
         let inside = is_from_inside(input.tables, &input.arrival);
-        let (mut popped, mut orphan_of, mut uri) = (Popped::Nothing, None, input.request.uri);
+        let (mut popped, mut orphan_of) = (Popped::Nothing, None);
+        let stripped;
+        let mut uri = &input.request.uri;
         if input.scan.has(HeaderKind::Route) {
             let by_route = self.by_route(input, edits, inside)?;
             if let Some(decision) = by_route.decision {
                 return Ok(decision);
             }
             (popped, orphan_of) = (by_route.popped, by_route.orphan_of);
-        } else {
-            uri = loose::strip_maddr(input, edits);
+        } else if uri.has_maddr {
+            stripped = loose::strip_maddr(input, edits);
+            uri = &stripped;
         }
-        if let Some(target) = target_of(input, &uri, inside).filter(|&target| orphan_of != Some(target)) {
+        if let Some(target) = target_of(input, uri, inside).filter(|&target| orphan_of != Some(target)) {
             return decide(input, target, How::RequestUri, popped);
         }
         if inside {

@@ -143,10 +143,8 @@ fn read_address(octets: &[u8], flags: u8) -> Option<(IpAddr, &[u8])> {
 
 /// The label keeps it apart from the MACs of Vias and To tags. The first octet says whether the Call-ID counts.
 fn mac(keys: &Keys, id: u8, said: &[u8], call_id: &[u8]) -> Option<u64> {
-    let mut mac = keys.mac(id)?;
     let is_flow = said.first().is_some_and(|flags| flags & FLOW != 0);
-    mac.add(b"route").add(said).add(if is_flow { b"" } else { call_id });
-    Some(mac.finish(0))
+    keys.mac(id, [b"route", said, if is_flow { b"" } else { call_id }], 0)
 }
 
 #[cfg(test)]

@@ -152,12 +152,14 @@ pub fn parse(message: &[u8], span: Span) -> Result<StartLine, StartLineError> {
 }
 
 /// `SIP-Version = "SIP" "/" 1*DIGIT "." 1*DIGIT`, compared without regard to case (RFC 3261 7.1).
+#[inline(always)]
 fn starts_with_sip(text: &[u8]) -> bool {
-    text.first_chunk::<4>().is_some_and(|start| start.eq_ignore_ascii_case(b"SIP/"))
+    text.first_chunk::<4>().is_some_and(|start| start == b"SIP/" || start.eq_ignore_ascii_case(b"SIP/"))
 }
 
+#[inline(always)]
 fn is_sip_2_0(version: &[u8]) -> bool {
-    version.eq_ignore_ascii_case(b"SIP/2.0")
+    version == b"SIP/2.0" || version.eq_ignore_ascii_case(b"SIP/2.0")
 }
 
 /// A missing SP behind the code is let pass together with the missing reason (RFC 4475 3.1.1.13 has an empty one).

@@ -143,6 +143,8 @@ impl Via {
                 b"rport" | [b'r', b'p', b'o', b'r', b't', b'=', ..] => (&mut self.rport, 0),
                 [b'r', b'e', b'c', b'e', b'i', b'v', b'e', b'd', b'=', ..] => (&mut self.received, 0),
                 [b'v', b'h', b'=', _, ..] => (&mut self.token, 4),
+                // Ours as well, and nothing to a parser.
+                [b'v', b'l', b'=', ..] => continue,
                 // Another parameter, unless it is one of these written otherwise.
                 [b'b' | b'B' | b'r' | b'R' | b'v' | b'V' | b'=', ..] | [] => return None,
                 _ => continue,
@@ -235,6 +237,14 @@ mod tests {
         assert_eq!(via.comma, 0);
     }
 
+    #[test]
+    fn a_via_of_ours_is_an_everyday_one() {
+        let text = " SIP/2.0/UDP 192.0.2.1:40001;branch=z9hG4bK0123456789abcdef;vh=00c6336407~a~b;vl=01234567";
+        let mut via = Via::default();
+        assert!(via.everyday(text.as_bytes(), Span::new(0, text.len())).is_some());
+        assert_eq!(of(text, via.token), "00c6336407~a~b");
+    }
+
     /// The short way says nothing that the long way does not say.
     #[test]
     fn everyday_values_are_read_as_the_grammar_reads_them() {
@@ -272,6 +282,8 @@ mod tests {
             ";vh=abc",
             ";vh=",
             ";VH=a",
+            ";vl=1f",
+            ";vl=",
             ";i=1",
             ";x=\"a;b\"",
             ";alias",

@@ -145,9 +145,9 @@ fn check_route_token_text(input: &Input) {
         return;
     }
     let keys = keys(said[0] & 15);
-    let mut mac = keys.mac(said[0] & 15).expect("a key");
-    mac.add(b"route").add(&said).add(if is_flow { b"" } else { call_id });
-    let signed = [text, format!("{:016X}", mac.finish(0)).as_bytes()].concat();
+    let bound_to = if is_flow { b"" } else { call_id };
+    let mac = keys.mac(said[0] & 15, [b"route", &said, bound_to], 0).expect("a key");
+    let signed = [text, format!("{mac:016X}").as_bytes()].concat();
     let token = RouteToken::read(&signed, &keys, call_id).expect("signed");
     assert_eq!(written(|out| token.write(out, &keys, call_id)), signed.to_ascii_lowercase());
     assert_eq!(RouteToken::claims_flow(&signed), is_flow);
