@@ -1,9 +1,9 @@
 //! The reader of configurations: any text is a configuration that keeps its promises, or a report that says what is wrong
-//! and where, and can be shown.
+//! and where, and can be shown. The reader of `dispatcher.list`, likewise.
 #![no_main]
 
 use control::config::problem::{Report, Severity, Source};
-use control::config::{self, Config, Loaded, address};
+use control::config::{self, Config, Loaded, address, dispatcher_list};
 use libfuzzer_sys::fuzz_target;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -22,6 +22,11 @@ mod control {
 
 fuzz_target!(|text: &str| {
     check_addresses(text);
+    check_list(text);
+    // A pool that names a list has a file read, and what comes of that is no function of the text.
+    if text.replace("listen", "").contains("list") {
+        return;
+    }
     let read = || config::parse(Source { name: "viahop.toml".into(), text: text.into() });
     match read() {
         Ok(Loaded { config, warnings, source }) => {
@@ -106,6 +111,32 @@ fn check_promises(config: &Config) {
     if let config::Secret::Given(secret) = &config.secret {
         assert!(secret.len() >= 16);
     }
+}
+
+/// What the reader of a `dispatcher.list` makes of any text: places that are in it, and backends that may be used.
+fn check_list(text: &str) {
+    let (entries, problems) = dispatcher_list::parse(text);
+    let mut all = problems;
+    for set in entries.iter().map(|entry| entry.set).collect::<HashSet<_>>() {
+        for is_probed in [true, false] {
+            let dispatcher_list::Set { rows, remarks } = dispatcher_list::backends(&entries, set, is_probed);
+            assert_eq!(rows.len(), entries.iter().filter(|entry| entry.set == set).count());
+            let names: Vec<_> = rows.iter().filter_map(|(_, row)| row.as_ref().ok()).map(|one| &one.name).collect();
+            assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
+            for (_, row) in rows {
+                match row {
+                    Ok(one) => assert!((1..=100).contains(&one.weight) && one.priority <= 65_535 && one.target.port != 0),
+                    Err(problem) => all.push(*problem),
+                }
+            }
+            all.extend(remarks);
+        }
+    }
+    assert!(all.iter().flat_map(|problem| &problem.at).all(|at| at.start <= at.end && at.end <= text.len()));
+    let source = Source { name: "dispatcher.list".into(), text: text.into() };
+    let report = Report { source, problems: all };
+    report.render(false);
+    report.json();
 }
 
 /// The readers of addresses, which the command line uses alone. What they accept reads the same once it is written.
