@@ -16,6 +16,7 @@ use viahop::dataplane::route::Arrival;
 use viahop::dataplane::verdict::Verdict;
 
 /// A datagram in its slot.
+#[derive(Clone)]
 struct Slot {
     octets: Vec<u8>,
     arrival: Arrival,
@@ -33,7 +34,7 @@ impl Slot {
 }
 
 fn bench(criterion: &mut Criterion) {
-    let tables = support::tables();
+    let (tables, recording) = (support::tables(false), support::tables(true));
     let mut dispatcher = support::dispatcher();
     let mut heads = vec![0; 2 * HEAD_MAX];
     let mut group = criterion.benchmark_group("dispatch");
@@ -51,7 +52,12 @@ fn bench(criterion: &mut Criterion) {
         })
         .collect();
 
-    for (name, batch) in [("invite-900", &mut requests), ("ok-of-invite", &mut responses)] {
+    let mut recorded = requests.clone();
+    for (name, tables, batch) in [
+        ("invite-900", &tables, &mut requests),
+        ("invite-900-recorded", &recording, &mut recorded),
+        ("ok-of-invite", &tables, &mut responses),
+    ] {
         let (mut next, mut heads_used) = (0, 0);
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
@@ -59,7 +65,7 @@ fn bench(criterion: &mut Criterion) {
                 heads_used = if next % BATCH == 0 { 0 } else { heads_used };
                 next += 1;
                 let mut room = Room::new(&mut slot.octets, &mut heads[heads_used..heads_used + HEAD_MAX]);
-                let (_, verdict) = dispatcher.on_datagram(&tables, 0, slot.arrival, &mut room);
+                let (_, verdict) = dispatcher.on_datagram(tables, 0, slot.arrival, &mut room);
                 assert!(matches!(verdict, Verdict::Forward { .. }));
                 heads_used += room.head_len.next_multiple_of(64);
                 if let Some((at, digits)) = slot.hops {

@@ -82,6 +82,42 @@ proptest! {
     }
 }
 
+/// A hundred thousand calls over `names`: where each goes.
+fn map_of(names: &[String]) -> Vec<SocketAddr> {
+    let mut parts = support::pool(&[]);
+    parts.backends = names.iter().map(|name| support::backend(name)).collect();
+    let tables = Tables::new(1, support::settings(), vec![parts], None);
+    let pool = &tables.pools[0];
+    let home = |call: u32| {
+        let hash = tables.keys.route(format!("{call}-4f1d@198.51.100.7").as_bytes());
+        tables.backends[pool.table.slot(hash).owner as usize].address
+    };
+    (0..100_000).map(home).collect()
+}
+
+#[test]
+fn of_a_hundred_thousand_calls_a_change_moves_one_share_and_the_survivors_of_a_death_share_alike() {
+    for count in [2, 3, 4, 10] {
+        let names: Vec<String> = (0..count).map(|number| format!("10.9.0.{number}:5060")).collect();
+        let before = map_of(&names);
+        let (dead, survivors) = names.split_last().unwrap();
+        let after = map_of(survivors);
+        let moved = before.iter().zip(&after).filter(|(old, new)| old != new).count();
+        assert!(before.iter().zip(&after).all(|(old, new)| old == new || *old == address(dead)));
+        // Both ways: what a death takes away, an addition brings back.
+        let share = moved as f64 / before.len() as f64;
+        assert!(share <= 1.0 / f64::from(count) + 0.01, "{count} backends: {share}");
+        let loads = survivors.iter().map(|name| after.iter().filter(|&&home| home == address(name)).count());
+        let mean = before.len() as f64 / survivors.len() as f64;
+        let most = loads.max().unwrap() as f64 / mean;
+        println!(
+            "{count} backends, one dies: {:.2} % of the calls move, max/mean of the others {most:.3}",
+            100.0 * share
+        );
+        assert!(most <= 1.10, "{count} backends: {most}");
+    }
+}
+
 // Any octets.
 
 /// Pieces that messages are made of, and pieces that they are spoilt with.

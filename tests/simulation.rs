@@ -42,7 +42,19 @@ struct Weather {
 enum Standing {
     Absent,
     Down,
+    Drain,
+    Maint,
     Up,
+}
+
+impl Standing {
+    fn serves(self) -> Serves {
+        match self {
+            Standing::Up | Standing::Drain => Serves::Calls,
+            Standing::Maint => Serves::Nothing,
+            Standing::Absent | Standing::Down => Serves::Named,
+        }
+    }
 }
 
 type Standings = [Standing; SERVERS.len()];
@@ -56,7 +68,7 @@ fn tables(generation: u64, node: usize, standings: Standings) -> Tables {
         pool.backends = present
             .map(|(name, standing)| BackendParts {
                 is_up: standing == Standing::Up,
-                serves: if standing == Standing::Up { Serves::Calls } else { Serves::Named },
+                serves: standing.serves(),
                 via_host: NODES[node].into(),
                 ..backend(name)
             })
@@ -92,8 +104,7 @@ struct Caller {
     call: String,
     /// Where it is in its call.
     stage: Stage,
-    /// The tag and the route set of the dialog, as the 200 gave them.
-    dialog: Option<(String, Vec<String>)>,
+    dialog: Option<Dialog>,
     /// The request that waits for its final response, its retransmissions so far, and whether a provisional one came.
     waiting: Option<(String, u32)>,
     provisional: bool,
@@ -102,6 +113,23 @@ struct Caller {
     cancelled: u64,
     cseq: u32,
     refreshes: u32,
+}
+
+/// A dialog as its 200 gave it.
+#[derive(Clone)]
+struct Dialog {
+    tag: String,
+    routes: Vec<String>,
+    target: String,
+}
+
+impl Dialog {
+    fn of(ok: &str) -> Dialog {
+        let mut routes = rows(ok, "Record-Route");
+        routes.reverse();
+        let target = row(ok, "Contact").trim_matches(['<', '>']).to_owned();
+        Dialog { tag: tag(row(ok, "To")).unwrap().to_owned(), routes, target }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -334,14 +362,22 @@ impl World {
         }
         let serves = |server: SocketAddr| {
             let index = node.tables.by_address.get(&server);
-            let is_up = index.is_some_and(|&index| node.tables.backends[index as usize].is_up);
-            is_up && !node.suspects.contains(&server)
+            let serves = index.map(|&index| node.tables.backends[index as usize].serves);
+            serves == Some(Serves::Calls) && !node.suspects.contains(&server)
+        };
+        let is_up = |server: SocketAddr| {
+            let index = node.tables.by_address.get(&server);
+            index.is_some_and(|&index| node.tables.backends[index as usize].is_up)
         };
         let method = message.split(' ').next().unwrap();
         let callee = tag(row(message, "To")).map(str::to_owned);
         if let (Some(callee), true) = (&callee, message.contains("\r\nRoute: ")) {
             let home = self.homes[&(call, callee.clone())];
             assert!(to == home || !serves(home), "{method} of a dialog with {home} goes to {to}");
+            assert!(
+                to != home || serves(home) || is_up(home),
+                "{method} of a dialog goes to {home}, which serves nobody"
+            );
             return;
         }
         let cseq = row(message, "CSeq").split(' ').next().unwrap();
@@ -353,6 +389,8 @@ impl World {
                 && serves(server)
             {
                 assert_eq!(to, server, "a retransmission rings a second phone");
+            } else {
+                assert!(is_up(to), "a call begins at {to}, which takes none");
             }
         } else if matches!(method, "CANCEL" | "ACK")
             && let Some(&(server, by, life, _)) = self.sent.get(&transaction)
@@ -370,14 +408,14 @@ impl World {
         match caller.stage {
             Stage::Calling if caller.waiting.is_none() => {
                 caller.cseq = 1;
-                let invite = request(caller, "INVITE", 1, "");
+                let invite = request(caller, None, "INVITE", 1);
                 self.ask(number, invite);
                 let pause = 300 + self.random.u64(..4_000);
                 self.later(pause, Event::Act(number));
             }
             Stage::Calling if caller.cancels && caller.provisional => {
                 caller.stage = Stage::Cancelling;
-                let cancel = request(caller, "CANCEL", 1, "");
+                let cancel = request(caller, None, "CANCEL", 1);
                 let at = caller.at;
                 self.send(at, address(FLEET), cancel.into_bytes());
                 let pause = T1;
@@ -386,7 +424,7 @@ impl World {
             // CANCEL is a transaction of its own and is repeated like one, until Timer F.
             Stage::Cancelling if caller.waiting.is_some() && caller.cancelled < 64 / 4 => {
                 caller.cancelled += 1;
-                let cancel = request(caller, "CANCEL", 1, "");
+                let cancel = request(caller, None, "CANCEL", 1);
                 let at = caller.at;
                 self.send(at, address(FLEET), cancel.into_bytes());
                 self.later(4 * T1, Event::Act(number));
@@ -398,7 +436,7 @@ impl World {
                 if method == "BYE" {
                     caller.stage = Stage::Closing;
                 }
-                let text = request(caller, method, caller.cseq, &in_dialog(caller));
+                let text = request(caller, caller.dialog.as_ref(), method, caller.cseq);
                 self.ask(number, text);
             }
             _ => {}
@@ -468,7 +506,7 @@ impl World {
         }
         if method == "INVITE" && status >= 300 {
             let to = row(text, "To").to_owned();
-            let ack = request(caller, "ACK", 1, "").replace("To: <sip:b@example.net>", &format!("To: {to}"));
+            let ack = request(caller, None, "ACK", 1).replace("To: <sip:b@example.net>", &format!("To: {to}"));
             let at = caller.at;
             caller.waiting = None;
             caller.stage = Stage::Over(status);
@@ -477,10 +515,7 @@ impl World {
         }
         if method == "INVITE" {
             if caller.waiting.take().is_some() {
-                let to = row(text, "To");
-                let mut routes = rows(text, "Record-Route");
-                routes.reverse();
-                caller.dialog = Some((tag(to).unwrap().to_owned(), routes));
+                caller.dialog = Some(Dialog::of(text));
                 caller.stage = Stage::Talking;
                 let pause = 200 + self.random.u64(..30_000);
                 self.later(pause, Event::Act(number));
@@ -501,11 +536,7 @@ impl World {
     /// The ACK of a 200: to the dialog that it made, whichever of two servers that was.
     fn acknowledge(&mut self, number: usize, ok: &str) {
         let caller = &self.callers[number];
-        let mut routes = rows(ok, "Record-Route");
-        routes.reverse();
-        let dialog = (tag(row(ok, "To")).unwrap().to_owned(), routes);
-        let ack = request(caller, "ACK", 1, &rows_of(&dialog)).replace("-INVITE", "-ACK");
-        let ack = ack.replace("To: <sip:b@example.net>", &format!("To: <sip:b@example.net>;tag={}", dialog.0));
+        let ack = request(caller, Some(&Dialog::of(ok)), "ACK", 1);
         let at = caller.at;
         self.send(at, address(FLEET), ack.into_bytes());
     }
@@ -563,6 +594,9 @@ impl World {
         ringing.is_final = true;
         let ok = response(&ringing.invite, 200, "OK", &format!(";tag={number}"));
         let at = address(SERVERS[number]);
+        // Some end calls themselves, and some are proxies with a phone behind them.
+        let contact = if number.is_multiple_of(2) { format!("sip:uas@{at}") } else { "sip:b@203.0.113.9".to_owned() };
+        let ok = ok.replace("Content-Length", &format!("Contact: <{contact}>\r\nContent-Length"));
         self.homes.insert((call.to_owned(), number.to_string()), at);
         // Back to where the request came from: the port in our Via.
         let via = rows(&ok, "Via").remove(0);
@@ -579,7 +613,7 @@ impl World {
             return;
         }
         let server = self.random.usize(..SERVERS.len());
-        match self.random.u8(..8) {
+        match self.random.u8(..9) {
             0 | 1 => {
                 // Somebody is always left.
                 let living = (0..SERVERS.len())
@@ -603,11 +637,27 @@ impl World {
                 self.publish();
             }
             4 => {
+                let others = (0..SERVERS.len()).filter(|&one| one != server && self.standings[one] == Standing::Up);
+                self.standings[server] = match self.standings[server] {
+                    Standing::Up if others.count() > 0 => {
+                        if self.random.bool() {
+                            Standing::Drain
+                        } else {
+                            Standing::Maint
+                        }
+                    }
+                    Standing::Drain | Standing::Maint if self.servers[server].is_dead => Standing::Down,
+                    Standing::Drain | Standing::Maint => Standing::Up,
+                    other => other,
+                };
+                self.publish();
+            }
+            5 => {
                 let node = self.random.usize(..NODES.len());
                 let life = self.nodes[node].life + 1;
                 self.nodes[node] = Node::new(node, self.generation, self.standings, life);
             }
-            5 => {
+            6 => {
                 let caller = self.random.usize(..self.callers.len());
                 self.callers[caller].node = self.random.usize(..NODES.len());
             }
@@ -618,7 +668,7 @@ impl World {
     }
 
     fn notice(&mut self, server: usize) {
-        if self.standings[server] != Standing::Absent {
+        if matches!(self.standings[server], Standing::Drain | Standing::Down | Standing::Up) {
             self.standings[server] = if self.servers[server].is_dead { Standing::Down } else { Standing::Up };
             self.publish();
         }
@@ -633,22 +683,20 @@ impl World {
     }
 }
 
-fn rows_of((_, routes): &(String, Vec<String>)) -> String {
-    routes.iter().map(|route| format!("Route: {route}\r\n")).collect()
-}
-
-fn in_dialog(caller: &Caller) -> String {
-    caller.dialog.as_ref().map(rows_of).unwrap_or_default()
-}
-
-fn request(caller: &Caller, method: &str, cseq: u32, rows: &str) -> String {
-    let Caller { at, call, dialog, .. } = caller;
-    // CANCEL and the ACK of a failure are of their INVITE's transaction.
-    let branch = if matches!(method, "CANCEL" | "ACK") { "INVITE" } else { method };
-    let to = dialog.as_ref().map(|(tag, _)| format!(";tag={tag}")).unwrap_or_default();
+fn request(caller: &Caller, dialog: Option<&Dialog>, method: &str, cseq: u32) -> String {
+    let Caller { at, call, .. } = caller;
+    let branch = match method {
+        // Of their INVITE's transaction, but for the ACK of a 200.
+        "CANCEL" | "ACK" if dialog.is_none() => "INVITE",
+        _ => method,
+    };
+    let target = dialog.map_or("sip:b@example.net", |dialog| &dialog.target);
+    let to = dialog.map(|dialog| format!(";tag={}", dialog.tag)).unwrap_or_default();
+    let routes: String =
+        dialog.iter().flat_map(|dialog| &dialog.routes).map(|route| format!("Route: {route}\r\n")).collect();
     format!(
-        "{method} sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/UDP {at};branch=z9hG4bK-{call}-{cseq}-{branch};rport\r\n\
-         {rows}Max-Forwards: 70\r\nFrom: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>{to}\r\n\
+        "{method} {target} SIP/2.0\r\nVia: SIP/2.0/UDP {at};branch=z9hG4bK-{call}-{cseq}-{branch};rport\r\n\
+         {routes}Max-Forwards: 70\r\nFrom: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>{to}\r\n\
          Call-ID: {call}\r\nCSeq: {cseq} {method}\r\nContent-Length: 0\r\n\r\n"
     )
 }

@@ -56,7 +56,7 @@ pub fn address(text: &str) -> SocketAddr {
 }
 
 /// Tables with four backends, by Call-ID.
-pub fn tables() -> Tables {
+pub fn tables(record_route: bool) -> Tables {
     let listener = address("192.0.2.100:5060");
     let backends = BACKENDS.map(|text| BackendParts {
         name: text.into(),
@@ -83,7 +83,7 @@ pub fn tables() -> Tables {
         keys: Keys::new(&[1; 16], &[2; 16], &[3; 16], 0),
         policy: Policy {
             foreign_route: ForeignRoute::Ignore,
-            record_route: false,
+            record_route,
             path: PathPolicy::Off,
             schemes: vec![Scheme::Sip, Scheme::Tel, Scheme::Urn],
             proxy_require: Vec::new(),

@@ -571,6 +571,9 @@ impl Control {
         let slow_start = self.cluster.pools[pool].slow_start;
         let backend = &mut self.cluster.pools[pool].backends[place];
         backend.put_into(state.unwrap_or(backend.state.now), slow_start, unix_now());
+        if *state == Some(State::Ready) {
+            backend.outlier.pardon();
+        }
         backend.weight.now = weight.unwrap_or(backend.weight.now);
         self.cluster.rehash();
         let before = self.shared.tables.load_full();

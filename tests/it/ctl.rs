@@ -134,7 +134,7 @@ fn ctl(viahop: &Viahop, args: &[&str]) -> (i32, String, String) {
     output(&mut crate::live::viahop(&[&["ctl", "--socket", socket.to_str().unwrap()], args].concat()))
 }
 
-fn ctl_ok(viahop: &Viahop, args: &[&str]) -> String {
+pub fn ctl_ok(viahop: &Viahop, args: &[&str]) -> String {
     let (code, stdout, stderr) = ctl(viahop, args);
     assert_eq!(code, 0, "{args:?}: {stderr}\n{}", viahop.log());
     stdout

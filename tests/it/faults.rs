@@ -16,10 +16,12 @@ fn request(call: &str) -> String {
     )
 }
 
-/// A server that answers everything with a 200 from its own port, until it is told to be silent or dropped.
+/// A server that answers everything with a 200 from its own port, until it is told to be silent, to be busy or dropped.
 struct Server {
     port: u16,
     silent: Arc<AtomicBool>,
+    /// Every other request that is no probe is answered 503.
+    busy: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -29,10 +31,11 @@ impl Server {
         let socket = UdpSocket::bind(("127.0.0.1", port)).unwrap();
         let port = socket.local_addr().unwrap().port();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-        let (silent, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let flags = (silent.clone(), stop.clone());
+        let [silent, stop, busy] = [(); 3].map(|()| Arc::new(AtomicBool::new(false)));
+        let flags = (silent.clone(), stop.clone(), busy.clone());
         let thread = std::thread::spawn(move || {
             let mut room = vec![0; 65_536];
+            let mut turn = false;
             while !flags.1.load(Ordering::Relaxed) {
                 let Ok((len, from)) = socket.recv_from(&mut room) else { continue };
                 if flags.0.load(Ordering::Relaxed) {
@@ -40,12 +43,15 @@ impl Server {
                 }
                 let text = String::from_utf8_lossy(&room[..len]).into_owned();
                 let rows = text.split("\r\n").skip(1).filter(|row| !row.starts_with("Max-Forwards"));
-                let line = format!("SIP/2.0 200 OK\r\nServer: {port}");
+                let is_refused = flags.2.load(Ordering::Relaxed) && text.starts_with("OPTIONS sip:bob@") && turn;
+                turn = !turn;
+                let status = if is_refused { "503 Service Unavailable" } else { "200 OK" };
+                let line = format!("SIP/2.0 {status}\r\nServer: {port}");
                 let answer = [line.as_str()].into_iter().chain(rows).collect::<Vec<_>>().join("\r\n");
                 socket.send_to(answer.as_bytes(), from).unwrap();
             }
         });
-        Server { port, silent, stop, thread: Some(thread) }
+        Server { port, silent, busy, stop, thread: Some(thread) }
     }
 }
 
@@ -218,6 +224,48 @@ fn after_a_refusal_the_next_message_is_elsewhere_within_ten_milliseconds() {
     took.sort();
     println!("answered elsewhere after {:?} (median), {:?} (most) of {} deaths", took[10], took[19], took.len());
     assert!(took[10] < Duration::from_millis(10), "{took:?}");
+    viahop.end();
+}
+
+/// RFC 3261 21.5.4: "not me, not now", while every probe is answered.
+#[test]
+fn who_answers_every_other_call_503_is_ejected_within_three_seconds_and_an_operator_may_pardon_it() {
+    let _alone = alone();
+    let servers: Vec<Server> = (0..4).map(|_| Server::start(0)).collect();
+    let ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
+    let listen = free_port();
+    // Health and outlier as they are by default.
+    let viahop = Viahop::start("outlier", &config(listen, &ports, ""));
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let homes: Vec<u16> = (0..200).map(|call| ask(&client, listen, &format!("call-{call}")).unwrap()).collect();
+    let is_ejected = || viahop.metric("viahop_backend_ejected", &format!("127.0.0.1:{}", ports[1])) == 1.0;
+    assert!(!is_ejected());
+    servers[1].busy.store(true, Ordering::Relaxed);
+    let since = Instant::now();
+    let mut asked = 0;
+    while !is_ejected() {
+        assert!(since.elapsed() < PATIENCE, "{}", viahop.log());
+        for _ in 0..20 {
+            ask(&client, listen, &format!("call-{}", asked % homes.len())).unwrap();
+            asked += 1;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let took = since.elapsed();
+    println!("ejected after {took:?} and {asked} requests");
+    // A window of two seconds that begins with a second; the rest is what a busy machine adds.
+    assert!(took < Duration::from_millis(3500), "{took:?}");
+    for (call, &home) in homes.iter().enumerate() {
+        let now = ask(&client, listen, &format!("call-{call}")).unwrap();
+        assert!(if home == ports[1] { now != home } else { now == home }, "call {call} of {home} is at {now}");
+    }
+    servers[1].busy.store(false, Ordering::Relaxed);
+    crate::ctl::ctl_ok(&viahop, &["backend", &format!("127.0.0.1:{}", ports[1]), "ready"]);
+    assert!(!is_ejected());
+    for (call, &home) in homes.iter().enumerate() {
+        assert_eq!(ask(&client, listen, &format!("call-{call}")), Some(home), "the map is restored");
+    }
     viahop.end();
 }
 

@@ -20,6 +20,16 @@ const WARM_UP_NS: u64 = 300 * MS_NS;
 /// Requests a second while system calls are counted: strace makes each of them some ten times slower.
 const TRACED_RATE: f64 = 1000.0;
 
+/// From this share of stolen time on, a measurement is void: it tells of the machine and not of the element.
+pub const STEAL_MAX: f64 = 0.005;
+
+/// And from this share of waiting for a core that something else had. What runs by itself on a core waits for kernel
+/// threads only.
+pub const CONTENDED_MAX: f64 = 0.05;
+
+/// How often a measurement that is void is made again.
+const AGAIN: usize = 4;
+
 /// What is to be measured.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -69,14 +79,29 @@ pub struct Sample {
     pub contended: f64,
 }
 
+impl Sample {
+    /// Whether the hypervisor took too much of the time.
+    pub fn is_stolen(&self) -> bool {
+        self.steal > STEAL_MAX
+    }
+
+    /// Whether the element had to wait for its core too long.
+    pub fn is_contended(&self) -> bool {
+        self.contended > CONTENDED_MAX
+    }
+}
+
 /// What came of a plan.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Outcome {
     /// The machine.
     pub machine: String,
-    /// All measurements.
+    /// All measurements that count. Those that are void are so after all repetitions.
     pub samples: Vec<Sample>,
+    /// Void measurements that were made again, and do not count.
+    #[serde(default)]
+    pub repeated: Vec<Sample>,
     /// System calls per message, by element; elements whose calls could not be counted are missing.
     pub system_calls: Vec<(String, f64)>,
     /// Elements that did not start or did not answer, and what they said.
@@ -132,12 +157,19 @@ fn visit(
         let offer =
             Offer { rate: load, arrivals: Arrivals::Poisson, warm_up_ns: WARM_UP_NS, measure_ns: plan.measure_ns };
         let pids = running.pids();
-        let steal = usage::steal_ticks();
-        let seen = driver.offer(&offer, || usage::of(&pids)).map_err(broken)?;
-        let ticks = usage::steal_ticks().saturating_sub(steal);
-        let sample = sample(element, round, load, &seen, ticks);
-        progress(&sample);
-        outcome.samples.push(sample);
+        for left in (0..=AGAIN).rev() {
+            let steal = usage::steal_ticks();
+            let seen = driver.offer(&offer, || usage::of(&pids)).map_err(broken)?;
+            let ticks = usage::steal_ticks().saturating_sub(steal);
+            let sample = sample(element, round, load, &seen, ticks);
+            let is_void = sample.is_stolen() || sample.is_contended();
+            if !is_void || left == 0 || process::stop_signals() > 0 {
+                progress(&sample);
+                outcome.samples.push(sample);
+                break;
+            }
+            outcome.repeated.push(sample);
+        }
     }
     if plan.system_calls
         && round + 1 == plan.rounds

@@ -1,7 +1,7 @@
 //! The table of a comparison: one block per load, one line per element, medians over the rounds with their spread, the ratio
 //! to the null relay of the same round, and the latency that was added to that of the same round without an element.
 
-use super::rounds::{Outcome, Sample};
+use super::rounds::{CONTENDED_MAX, Outcome, STEAL_MAX, Sample};
 use crate::latency::Short;
 use std::fmt::Write;
 
@@ -11,13 +11,6 @@ const BASELINE: &str = "relay";
 /// From this share of what the driver does without an element on, a saturation figure says more about the driver
 /// (`direct` has to be 1.3 times as fast).
 const GENERATOR_LIMITED: f64 = 1.0 / 1.3;
-
-/// From this share of stolen time on, a measurement is worth nothing.
-const STEAL_MAX: f64 = 0.005;
-
-/// And from this share of waiting for a core that something else had. What runs by itself on a core waits for kernel
-/// threads only.
-const CONTENDED_MAX: f64 = 0.05;
 
 /// Median, least and most of some figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -58,7 +51,11 @@ pub fn render(outcome: &Outcome) -> String {
     for (name, why) in &outcome.missing {
         let _ = writeln!(text, "not measured: {name}: {why}");
     }
-    let stolen = outcome.samples.iter().filter(|sample| sample.steal > STEAL_MAX).count();
+    if !outcome.repeated.is_empty() {
+        let (void, all) = (outcome.repeated.len(), outcome.repeated.len() + outcome.samples.len());
+        let _ = writeln!(text, "{void} of {all} measurements were void, and made again");
+    }
+    let stolen = outcome.samples.iter().filter(|sample| sample.is_stolen()).count();
     if stolen > 0 {
         let (all, share) = (outcome.samples.len(), STEAL_MAX * 100.0);
         let _ = writeln!(
@@ -66,7 +63,7 @@ pub fn render(outcome: &Outcome) -> String {
             "VOID: in {stolen} of {all} measurements the hypervisor took more than {share} % of the time"
         );
     }
-    let contended = outcome.samples.iter().filter(|sample| sample.contended > CONTENDED_MAX).count();
+    let contended = outcome.samples.iter().filter(|sample| sample.is_contended()).count();
     if contended > 0 {
         let (all, share) = (outcome.samples.len(), CONTENDED_MAX * 100.0);
         let _ = writeln!(
@@ -259,7 +256,9 @@ mod tests {
     fn stolen_time_and_missing_elements_are_said() {
         let stolen = Sample { steal: 0.1, ..sample("relay", 0, 5.0) };
         let missing = vec![("nginx".to_owned(), "not installed".to_owned())];
-        let text = render(&Outcome { samples: vec![stolen], missing, cut: true, ..Outcome::default() });
+        let repeated = vec![stolen.clone()];
+        let text = render(&Outcome { samples: vec![stolen], repeated, missing, cut: true, ..Outcome::default() });
+        assert!(text.contains("1 of 2 measurements were void, and made again"), "{text}");
         assert!(text.contains("VOID") && text.contains("nginx: not installed") && text.contains("PARTIAL"), "{text}");
     }
 }

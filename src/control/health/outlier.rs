@@ -142,6 +142,11 @@ impl Outlier {
         self.window.clear();
         self.left_s
     }
+
+    /// Puts it back into rotation, and forgets that it ever was ejected: an operator knows better.
+    pub fn pardon(&mut self) {
+        (self.left_s, self.last_s, self.calm_s) = (0, 0, 0);
+    }
 }
 
 /// How many of `count` backends may be ejected at a time.
@@ -192,6 +197,15 @@ mod tests {
             assert!(!outlier.is_ejected());
         }
         pass(&mut outlier, 320 * 4 + 1);
+        assert_eq!(outlier.eject(&LIMITS), 10);
+    }
+
+    #[test]
+    fn whoever_is_pardoned_is_back_and_begins_anew() {
+        let mut outlier = Outlier::default();
+        outlier.eject(&LIMITS);
+        outlier.pardon();
+        assert!(!outlier.is_ejected());
         assert_eq!(outlier.eject(&LIMITS), 10);
     }
 
