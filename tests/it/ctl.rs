@@ -505,3 +505,32 @@ fn nobody_there_is_exit_code_5_with_what_was_tried() {
     assert_eq!(code, 5);
     assert!(stderr.contains("nobody listens"), "{stderr}");
 }
+
+/// The file is a pipe, so that reading it takes as long as the test likes.
+#[test]
+fn a_second_reload_is_refused_while_one_is_being_read_and_the_first_goes_on() {
+    let (viahop, _servers, _) = stage("busy", 2, PROBED);
+    let path = viahop.folder.0.join("viahop.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| ctl(&viahop, &["reload"]));
+        // Opens as soon as somebody reads.
+        let mut pipe = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        for _ in 0..3 {
+            let (code, stdout, stderr) = ctl(&viahop, &["reload"]);
+            assert!(code == 1 && stderr.contains("is being read already"), "{code} {stdout} {stderr}");
+        }
+        // Meanwhile the rest of the program lives.
+        assert!(ctl_ok(&viahop, &["status"]).contains("ready"));
+        std::io::Write::write_all(&mut pipe, text.as_bytes()).unwrap();
+        drop(pipe);
+        let (code, stdout, stderr) = first.join().unwrap();
+        assert_eq!(code, 0, "{stdout} {stderr}");
+    });
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, text).unwrap();
+    ctl_ok(&viahop, &["reload"]);
+    viahop.end();
+}
