@@ -101,10 +101,26 @@ pub struct Run {
     #[arg(long, value_name = "ADDRESS:PORT", env = "VIAHOP_ADMIN")]
     pub admin: Option<String>,
 
+    /// What decides which shard a message comes to: its Call-ID, by a program in the kernel, or the kernel itself, by
+    /// source and destination address. Default: as the file says, else auto.
+    #[arg(long, value_enum, value_name = "WHAT", env = "VIAHOP_STEERING")]
+    pub steering: Option<Steering>,
+
     /// Path of the socket that `viahop ctl` speaks to, or `off`. Default: ctl.sock in $RUNTIME_DIRECTORY,
     /// $XDG_RUNTIME_DIR/viahop or /run/viahop, whichever takes it first.
     #[arg(long, value_name = "PATH", env = "VIAHOP_SOCKET")]
     pub socket: Option<String>,
+}
+
+/// `viahop run --steering`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Steering {
+    /// The Call-ID if this machine lets us, else the kernel; the log says which.
+    Auto,
+    /// The Call-ID, or do not start. Needs CAP_BPF and Linux 5.17.
+    CallId,
+    /// The kernel.
+    Kernel,
 }
 
 /// `viahop check`

@@ -1,14 +1,14 @@
 //! `viahop check`: would this configuration work here? Everything a start would do is done, but for starting.
 
 use super::service::{self, cannot_be_told, cannot_open, cannot_serve, cores, machine, plan};
-use super::{environment, fail, port_owner, tell};
+use super::{environment, fail, port_owner, steering, tell};
 use crate::cli::{self, Format};
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use viahop::control::admin;
 use viahop::control::cluster::Cluster;
 use viahop::control::config::problem::{Problem, Report, Severity};
-use viahop::control::config::{Loaded, Secret, Socket, load};
+use viahop::control::config::{Loaded, Secret, Socket, Steering, load};
 use viahop::control::resolve::resolve;
 use viahop::control::secret;
 use viahop::control::socket;
@@ -18,8 +18,8 @@ use viahop::shard::socket::{OpenError, Sockets, are_free};
 /// Checks `args.file`.
 pub fn run(args: &cli::Check) -> ExitCode {
     let outcome = load(&args.file).and_then(|loaded| if args.offline { Ok(offline(loaded)) } else { online(loaded) });
-    let (mut report, tables) = match outcome {
-        Ok((report, tables)) => (report, tables),
+    let (mut report, found) = match outcome {
+        Ok((report, found)) => (report, found),
         Err(report) => (report, None),
     };
     if args.strict {
@@ -35,20 +35,31 @@ pub fn run(args: &cli::Check) -> ExitCode {
         return fail(&report);
     }
     tell(&report);
-    if let Some(tables) = tables {
+    if let Some(Found { tables, steering }) = found {
         print(&tables);
+        println!("steering {steering}");
+        if io::stdout().is_terminal() {
+            println!();
+        }
     }
     let what = if args.offline { "is well written; nothing was looked up or opened" } else { "works here" };
     println!("{} {what}", args.file.display());
     ExitCode::SUCCESS
 }
 
+/// What was found when everything was tried.
+struct Found {
+    tables: Tables,
+    /// Which shard a datagram would come to.
+    steering: String,
+}
+
 /// What can be said without looking round.
-fn offline(loaded: Loaded) -> (Report, Option<Tables>) {
+fn offline(loaded: Loaded) -> (Report, Option<Found>) {
     (Report { source: loaded.source, problems: loaded.warnings }, None)
 }
 
-fn online(loaded: Loaded) -> Result<(Report, Option<Tables>), Report> {
+fn online(loaded: Loaded) -> Result<(Report, Option<Found>), Report> {
     let config = loaded.config.clone();
     let source = loaded.source.clone();
     let about = |problem: Problem| Report { source: source.clone(), problems: vec![problem] };
@@ -63,9 +74,12 @@ fn online(loaded: Loaded) -> Result<(Report, Option<Tables>), Report> {
     let runtime = service::runtime().map_err(environment)?;
     let (resolved, mut report) = runtime.block_on(resolve(loaded, &secret.keys))?;
     report.problems.extend(secret.remarks);
-    let plan = plan(&resolved);
+    let mut plan = plan(&resolved);
     match are_free(&plan.listeners) {
-        Ok(()) => drop(Sockets::open(&plan).map_err(|error| about(cannot_open(&config, error)))?),
+        Ok(()) => {
+            let opened = plan.settle().and_then(|()| Sockets::open(&plan));
+            drop(opened.map_err(|error| about(cannot_open(&config, error)))?);
+        }
         Err(taken) => report.problems.push(held_by_viahop(&taken).ok_or_else(|| about(cannot_open(&config, taken)))?),
     }
     if let Some(address) = config.admin {
@@ -83,8 +97,13 @@ fn online(loaded: Loaded) -> Result<(Report, Option<Tables>), Report> {
         let opened = runtime.block_on(async { socket::open(wanted).map(drop) });
         opened.or_else(|error| if error.is_taken { Ok(()) } else { Err(about(cannot_be_told(&error))) })?;
     }
+    let steering = match steering::rehearse(config.steering, cores.len()) {
+        Ok(steering) => steering,
+        Err(missing) if config.steering == Steering::CallId => return Err(about(steering::problem(&missing))),
+        Err(missing) => format!("by the kernel; for the Call-ID is missing: {}", missing.what),
+    };
     let cluster = Cluster::new(resolved, None, cores.len(), 0, &secret.fingerprint);
-    Ok((report, Some(cluster.tables(1, &secret.keys, false, None))))
+    Ok((report, Some(Found { tables: cluster.tables(1, &secret.keys, false, None), steering })))
 }
 
 /// A port that a running viahop holds is what one expects before a reload.
@@ -109,8 +128,5 @@ fn print(tables: &Tables) {
             let share = own as f64 * 100.0 / slots.len() as f64;
             println!("  {:<24} {:<24} {share:>5.1} % of new calls", backend.name, backend.address);
         }
-    }
-    if io::stdout().is_terminal() {
-        println!();
     }
 }

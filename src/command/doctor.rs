@@ -1,14 +1,15 @@
 //! `viahop doctor`: what of this machine would keep viahop from running, or from running well.
 
 use super::service::{self, cannot_open, cores, machine};
-use super::{ENVIRONMENT, fail, port_owner};
+use super::{ENVIRONMENT, fail, port_owner, steering};
 use crate::cli;
 use std::fs;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use viahop::control::config::problem::{Problem, Source};
-use viahop::control::config::{Config, load, parse};
+use viahop::control::config::{Config, Steering, load, parse};
+use viahop::control::steering::COST;
 use viahop::shard::socket::are_free;
 use viahop::sys::preflight;
 
@@ -44,6 +45,7 @@ pub fn run(args: &cli::Doctor) -> ExitCode {
         ("receive buffer", buffer("rmem_max", config.receive_buffer, "a full buffer loses messages")),
         ("send buffer", buffer("wmem_max", config.send_buffer, "messages wait sooner")),
         ("open files", open_files(&config)),
+        ("steering", steering(&config)),
         ("privileges", privileges(&config)),
     ];
     findings.extend(config.listeners.iter().map(|one| ("port", port(&config, one.address))));
@@ -133,6 +135,18 @@ fn open_files(config: &Config) -> Finding {
         Ok(Some(most)) => Good(format!("{most} may be open, {needed} are needed")),
         Ok(None) => Good("no limit".into()),
         Err(error) => Poor(format!("the limit cannot be read: {error}"), "see `ulimit -n`".into()),
+    }
+}
+
+/// Which shard a message comes to.
+fn steering(config: &Config) -> Finding {
+    let shards = cores(&config.cores).map_or(1, |cores| cores.len());
+    match steering::rehearse(config.steering, shards) {
+        Ok(seen) => Good(seen),
+        Err(missing) if config.steering == Steering::CallId => {
+            Bad(format!("`steering = \"call-id\"`, and missing is {}", missing.what), missing.remedy.into())
+        }
+        Err(missing) => Poor(format!("by the kernel: {COST}; missing is {}", missing.what), missing.remedy.into()),
     }
 }
 

@@ -18,8 +18,12 @@ pub fn origin(args: &cli::Run) -> Result<Origin, Report> {
         let cores = written.cores(args)?;
         let admin = args.admin.as_ref().map(|_| written.endpoints(args)).transpose()?;
         let socket = args.socket.as_ref().map(|_| written.endpoints(args)).transpose()?;
-        let overrides =
-            Overrides { cores, admin: admin.map(|config| config.admin), socket: socket.map(|config| config.socket) };
+        let overrides = Overrides {
+            cores,
+            admin: admin.map(|config| config.admin),
+            socket: socket.map(|config| config.socket),
+            steering: args.steering.map(|word| steering(word).1),
+        };
         return Ok(Origin::File(path.clone(), overrides));
     }
     let file = written.file(args);
@@ -42,6 +46,16 @@ pub fn origin(args: &cli::Run) -> Result<Origin, Report> {
         return Err(Report { source, problems: vec![problem.help(help)] });
     }
     config::read(&file, source).map(|loaded| Origin::Flags(Box::new(loaded)))
+}
+
+/// A word of the command line as the configuration has it.
+fn steering(word: cli::Steering) -> (&'static str, config::Steering) {
+    let meant = match word {
+        cli::Steering::Auto => config::Steering::Auto,
+        cli::Steering::CallId => config::Steering::CallId,
+        cli::Steering::Kernel => config::Steering::Kernel,
+    };
+    (meant.word(), meant)
 }
 
 struct Written {
@@ -109,6 +123,9 @@ impl Written {
         }
         if let Some(socket) = &args.socket {
             file.admin.socket = Some(self.put("socket", socket));
+        }
+        if let Some(word) = args.steering {
+            file.balancer.steering = Some(self.put("steering", steering(word).0));
         }
         file
     }
@@ -184,6 +201,7 @@ impl Written {
             shards: None,
             admin: args.admin.clone(),
             socket: args.socket.clone(),
+            steering: None,
         };
         origin(&beside)?.load().map(|loaded| loaded.config)
     }
@@ -221,6 +239,7 @@ mod tests {
             shards: None,
             admin: None,
             socket: None,
+            steering: None,
         }
     }
 

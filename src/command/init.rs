@@ -42,6 +42,7 @@ mod tests {
             "secret",
             "secret_file",
             "egress",
+            "egress_ports",
             "advertise",
             "list",
             "set",

@@ -6,6 +6,7 @@
 //! | `flags` | flags of `run` as a configuration |
 //! | `log` | its log lines |
 //! | `service` | sockets, shards and control plane, put together and started |
+//! | `steering` | which shard a datagram comes to: installed, or what is missing |
 //! | `port_owner` | who holds a port |
 
 pub mod check;
@@ -23,6 +24,7 @@ mod flags;
 mod log;
 mod port_owner;
 mod service;
+mod steering;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -5,7 +5,7 @@
 //!           └──────────── each of these refuses with a reason and a remedy ────────────┘
 //! ```
 
-use super::port_owner;
+use super::{port_owner, steering};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use tracing::info;
 use viahop::control::admin;
 use viahop::control::cluster::Cluster;
 use viahop::control::config::problem::{Problem, Report, Severity};
-use viahop::control::config::{Config, Cores, Loaded};
+use viahop::control::config::{Config, Cores, EgressMode, Loaded};
 use viahop::control::events::Events;
 use viahop::control::resolve::{Resolved, resolve};
 use viahop::control::run::{Order, Origin, Setup, first_view, run, unix_now};
@@ -62,11 +62,12 @@ impl Service {
         let (resolved, mut warnings) = runtime.block_on(resolve(loaded, &secret.keys))?;
         warnings.problems.extend(secret.remarks);
         let config = resolved.config.clone();
-        let plan = plan(&resolved);
+        let mut plan = plan(&resolved);
         wait_for_ports(&plan.listeners).map_err(|error| about(cannot_open(&config, error)))?;
-        let mut unstarted = Vec::new();
-        for (number, &core) in cores.iter().enumerate() {
-            unstarted.push(shard::open(number, core, &plan).map_err(|error| about(cannot_open(&config, error)))?);
+        let mut unstarted = open(&cores, &mut plan).map_err(|error| about(cannot_open(&config, error)))?;
+        let steering = steering::install(config.steering, &unstarted, plan.egress_shared).map_err(about)?;
+        if plan.egress_shared && steering.outcomes.is_none() {
+            shard::link_up(&mut unstarted);
         }
         warnings.problems.extend(small_buffers(&unstarted, &config));
         let bound = |address| runtime.block_on(async { admin::bind(address) });
@@ -94,6 +95,7 @@ impl Service {
             listeners: listeners(&unstarted, &config),
             shards: cores.iter().zip(&unstarted).map(|(&core, shard)| view_of(core, shard)).collect(),
             counters: control_end.counters.clone(),
+            steering,
         });
         let mut shards = Vec::new();
         for (one, end) in unstarted.into_iter().zip(ends) {
@@ -198,9 +200,32 @@ pub fn plan(resolved: &Resolved) -> Plan {
         listeners: config.listeners.iter().map(|listener| listener.address).collect(),
         egress_v4: has(true).then(|| config.egress_v4.unwrap_or(Ipv4Addr::UNSPECIFIED)),
         egress_v6: has(false).then(|| config.egress_v6.unwrap_or(Ipv6Addr::UNSPECIFIED)),
+        egress_ports: config.egress_ports.clone(),
+        egress_shared: config.egress_mode == EgressMode::Shared,
         receive_buffer: config.receive_buffer,
         send_buffer: config.send_buffer,
     }
+}
+
+/// The sockets of all shards. A port towards backends that no living process holds is waited for, as above.
+fn open(cores: &[usize], plan: &mut Plan) -> Result<Vec<Unstarted>, OpenError> {
+    let since = Instant::now();
+    loop {
+        let opened = plan
+            .settle()
+            .and_then(|()| cores.iter().enumerate().map(|(number, &core)| shard::open(number, core, plan)).collect());
+        match opened {
+            Err(taken) if lingers(&taken, since) => thread::sleep(Duration::from_millis(50)),
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Whether a port is taken by nobody, as it is for a moment after the end of who had it.
+fn lingers(taken: &OpenError, since: Instant) -> bool {
+    taken.error.kind() == io::ErrorKind::AddrInUse
+        && since.elapsed() < PORT_LINGERS
+        && port_owner::find("udp", taken.address).is_none()
 }
 
 /// Waits until nobody holds the ports of `listeners`. A port that a living process holds is not waited for.
@@ -208,13 +233,7 @@ pub fn wait_for_ports(listeners: &[SocketAddr]) -> Result<(), OpenError> {
     let since = Instant::now();
     loop {
         match are_free(listeners) {
-            Err(taken)
-                if taken.error.kind() == io::ErrorKind::AddrInUse
-                    && since.elapsed() < PORT_LINGERS
-                    && port_owner::find("udp", taken.address).is_none() =>
-            {
-                thread::sleep(Duration::from_millis(50));
-            }
+            Err(taken) if lingers(&taken, since) => thread::sleep(Duration::from_millis(50)),
             outcome => return outcome,
         }
     }
@@ -222,6 +241,12 @@ pub fn wait_for_ports(listeners: &[SocketAddr]) -> Result<(), OpenError> {
 
 /// Why a socket cannot be opened, at the listener it is for.
 pub fn cannot_open(config: &Config, OpenError { address, error }: OpenError) -> Problem {
+    let is_listener = config.listeners.iter().any(|listener| listener.address == address);
+    if let Some(ports) = config.egress_ports.as_ref().filter(|_| !is_listener && ports_are_out(&error)) {
+        let title = format!("`egress_ports`: no free port among {} to {} for every shard", ports.start(), ports.end());
+        let help = "each shard needs one, for IPv4 and for IPv6; give a longer range, or fewer shards";
+        return Problem::environment(title).help(help);
+    }
     let (what, label, help) = match error.kind() {
         io::ErrorKind::AddrInUse => {
             let owner = port_owner::find("udp", address);
@@ -254,6 +279,10 @@ pub fn cannot_open(config: &Config, OpenError { address, error }: OpenError) -> 
         Some(listener) => problem.at(listener.at.clone(), label),
         None => problem,
     }
+}
+
+fn ports_are_out(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse
 }
 
 /// Why HTTP cannot be served.

@@ -366,6 +366,32 @@ fn shards(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
         each().map(|(labels, counters)| (labels, counters.received_total())),
     )?;
     out.gauge(
+        "viahop_shard_skew",
+        "Datagrams the busiest shard received by the mean of all shards, since the start: 1 is even",
+        view.skew().map(|skew| (vec![], skew)),
+    )?;
+    let steering = &view.fixed.steering;
+    out.gauge(
+        "viahop_steering_by_call_id",
+        "1 if a program in the kernel gives datagrams to shards by their Call-ID, 0 if the kernel does by addresses",
+        [(vec![], f64::from(u8::from(steering.outcomes.is_some())))],
+    )?;
+    out.counter(
+        "viahop_steering_datagrams",
+        "Datagrams that the program looked at; all but `call_id` were left to the kernel, for this reason",
+        steering.datagrams().into_iter().map(|(outcome, count)| (vec![("outcome", outcome)], count)),
+    )?;
+    out.counter(
+        "viahop_handoffs",
+        "Words of answers passed to other shards, by shard: none but with `egress_mode = \"shared\"` and without steering",
+        each().map(|(labels, counters)| (labels, counters.handoffs.get())),
+    )?;
+    out.counter(
+        "viahop_handoffs_lost",
+        "Words of answers that another shard had no room for",
+        each().map(|(labels, counters)| (labels, counters.handoffs_lost.get())),
+    )?;
+    out.gauge(
         "viahop_shard_busy_ratio",
         "Share of the last second in which a shard worked rather than waited",
         names.iter().map(|name| vec![("shard", &name[..])]).zip(view.busy.iter().copied()),

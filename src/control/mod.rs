@@ -25,5 +25,6 @@ pub mod resolve;
 pub mod run;
 pub mod secret;
 pub mod socket;
+pub mod steering;
 pub mod view;
 pub mod witness;

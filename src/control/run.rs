@@ -76,6 +76,8 @@ pub struct Overrides {
     pub admin: Option<Option<SocketAddr>>,
     /// `--socket`.
     pub socket: Option<Socket>,
+    /// `--steering`.
+    pub steering: Option<super::config::Steering>,
 }
 
 impl Overrides {
@@ -89,6 +91,9 @@ impl Overrides {
         }
         if let Some(socket) = &self.socket {
             config.socket.clone_from(socket);
+        }
+        if let Some(steering) = self.steering {
+            config.steering = steering;
         }
     }
 }
@@ -798,6 +803,11 @@ fn fixed_by_the_start(running: &Config, wanted: &Config) -> Vec<Problem> {
         ("`secret` and `secret_file`", running.secret != wanted.secret),
         ("`egress`", (running.egress_v4, running.egress_v6) != (wanted.egress_v4, wanted.egress_v6)),
         (
+            "`egress_mode` and `egress_ports`",
+            (running.egress_mode, &running.egress_ports) != (wanted.egress_mode, &wanted.egress_ports),
+        ),
+        ("`steering`", running.steering != wanted.steering),
+        (
             "`receive_buffer` and `send_buffer`",
             (running.receive_buffer, running.send_buffer) != (wanted.receive_buffer, wanted.send_buffer),
         ),
@@ -834,6 +844,7 @@ impl Limiter {
 mod tests {
     use super::super::cluster::tests::{cluster, keys, text};
     use super::super::config::{parse, problem::Source};
+    use super::super::steering::Steering;
     use super::super::view::ShardView;
     use super::*;
     use crate::link::link;
@@ -863,6 +874,7 @@ mod tests {
                 listeners: vec![("edge".into(), "127.0.0.1:5070".parse().unwrap())],
                 shards: vec![ShardView { core: 0, egress_port_v4: Some(1), egress_port_v6: None }],
                 counters: link.counters.clone(),
+                steering: Steering::off(config.steering),
             });
             let shared = link.shared.clone();
             let origin = Origin::File(path.clone(), Overrides::default());

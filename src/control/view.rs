@@ -4,6 +4,7 @@
 use super::cluster::Cluster;
 use super::health::detector::Outcome;
 use super::operator::{Setting, State};
+use super::steering::{self, Steering};
 use crate::dataplane::counters::{BackendCounters, Counter, ShardCounters};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -49,6 +50,8 @@ pub struct Fixed {
     pub shards: Vec<ShardView>,
     /// Their counters.
     pub counters: Vec<Arc<ShardCounters>>,
+    /// How datagrams come to them.
+    pub steering: Steering,
 }
 
 /// A shard.
@@ -209,6 +212,11 @@ impl View {
         self.fixed.counters.iter().map(|counters| of(counters)).sum()
     }
 
+    /// How much more than its share the busiest shard has received since the start.
+    pub fn skew(&self) -> Option<f64> {
+        steering::skew(self.fixed.counters.iter().map(|counters| counters.received_total()))
+    }
+
     fn shards(&self) -> Vec<ShardStatus<'_>> {
         let of = |((view, counters), &busy): ((_, &Arc<ShardCounters>), &f64)| ShardStatus {
             view,
@@ -237,6 +245,8 @@ impl View {
             draining: self.is_draining,
             reload: &self.reload,
             listeners: self.fixed.listeners.iter().map(|(name, address)| Named { name, address: *address }).collect(),
+            steering: self.fixed.steering.status(),
+            shard_skew: self.skew().map(|skew| (skew * 1e4).round() / 1e4),
             shards: self.shards(),
             backends: self.backends.iter().map(BackendStatus::of).collect(),
             messages: Messages {
@@ -262,6 +272,8 @@ pub struct Status<'a> {
     draining: bool,
     reload: &'a Reload,
     listeners: Vec<Named<'a>>,
+    steering: steering::Status<'a>,
+    shard_skew: Option<f64>,
     shards: Vec<ShardStatus<'a>>,
     backends: Vec<BackendStatus<'a>>,
     messages: Messages,

@@ -160,6 +160,10 @@ pub struct ShardCounters {
     pub memory_unknown: Counter,
     /// Calls and INVITEs the call memory had to forget before their time.
     pub memory_evicted: Counter,
+    /// Answers to INVITEs of other shards that these were told of.
+    pub handoffs: Counter,
+    /// Those that one of them had no room for.
+    pub handoffs_lost: Counter,
     /// Datagrams the kernel dropped because a receive buffer was full, by listener; the last is the egress socket.
     pub socket_drops: Box<[Counter]>,
     /// When the shard last finished a turn of its loop, in milliseconds of its clock: it is alive.
@@ -186,6 +190,8 @@ impl ShardCounters {
             memory_followed: Counter::default(),
             memory_unknown: Counter::default(),
             memory_evicted: Counter::default(),
+            handoffs: Counter::default(),
+            handoffs_lost: Counter::default(),
             socket_drops: (0..=listeners).map(|_| Counter::default()).collect(),
             last_turn_ms: Counter::default(),
         }

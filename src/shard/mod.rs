@@ -10,10 +10,12 @@
 //! the tables in force when it is sent; a message that waits for the kernel while tables change may be counted for
 //! another backend, which is a counter's error and nobody's harm.
 
+pub mod handoff;
 pub mod io;
 pub mod outbox;
 pub mod run;
 pub mod socket;
+pub mod steering;
 mod wait;
 mod witness;
 
@@ -21,6 +23,7 @@ use crate::dataplane::scan::Scanner;
 use crate::link::{Ring, ShardEnd};
 use crate::sys::poll::{Bell, Ready};
 use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
+use handoff::Handoff;
 use io::Kernel;
 use run::Shard;
 use socket::{OpenError, Plan, Sockets};
@@ -36,6 +39,7 @@ pub struct Unstarted {
     core: usize,
     sockets: Sockets,
     bell: Arc<Bell>,
+    handoff: Option<Handoff>,
 }
 
 /// A shard at work.
@@ -48,7 +52,15 @@ pub struct Running {
 pub fn open(number: usize, core: usize, plan: &Plan) -> Result<Unstarted, OpenError> {
     let sockets = Sockets::open(plan)?;
     let no_bell = |error| OpenError { address: plan.listeners[0], error };
-    Ok(Unstarted { number, core, sockets, bell: Arc::new(Bell::new().map_err(no_bell)?) })
+    Ok(Unstarted { number, core, sockets, bell: Arc::new(Bell::new().map_err(no_bell)?), handoff: None })
+}
+
+/// Lets shards tell each other of answers that came to the wrong one of them: see [`handoff`].
+pub fn link_up(shards: &mut [Unstarted]) {
+    let bells: Vec<Arc<Bell>> = shards.iter().map(|shard| shard.bell.clone()).collect();
+    for (shard, handoff) in shards.iter_mut().zip(handoff::mesh(&bells)) {
+        shard.handoff = Some(handoff);
+    }
 }
 
 impl Unstarted {
@@ -87,7 +99,7 @@ impl Unstarted {
         }
     }
 
-    async fn work(self, link: ShardEnd, started: mpsc::SyncSender<std_io::Result<()>>) {
+    async fn work(mut self, link: ShardEnd, started: mpsc::SyncSender<std_io::Result<()>>) {
         let (listeners, egress) = (self.sockets.listeners(), self.sockets.egress_ports());
         let kernel = Kernel::new(self.sockets, crate::dataplane::limits::BATCH);
         let waiter = match Waiter::new(&kernel, &self.bell) {
@@ -96,6 +108,9 @@ impl Unstarted {
         };
         drop(started.send(Ok(())));
         let mut shard = Shard::new(self.number, kernel, listeners, egress, Scanner::best(), link);
+        if let Some(handoff) = self.handoff.take() {
+            shard.hand_over(handoff);
+        }
         let mut ready = Ready::default();
         let mut writable_wanted = vec![false; shard.sockets()];
         let bell = waiter.bell();

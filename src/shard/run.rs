@@ -8,6 +8,7 @@
 //! A batch is finished before the next is looked at, so nothing queues here but what the kernel does not take. A panic
 //! costs the message it happened at.
 
+use super::handoff::Handoff;
 use super::io::Io;
 use super::outbox::{Fates, Leaving, Outbox, Tally, take_reports};
 use super::witness::{Seen, Witness};
@@ -50,6 +51,7 @@ pub struct Shard<I> {
     link: ShardEnd,
     drops_asked_ms: u64,
     witness: Witness,
+    handoff: Option<Handoff>,
 }
 
 impl<I: Io> Shard<I> {
@@ -78,7 +80,14 @@ impl<I: Io> Shard<I> {
             link,
             drops_asked_ms: 0,
             witness: Witness::default(),
+            handoff: None,
         }
+    }
+
+    /// Tells other shards of answers to INVITEs that are not this one's, and hears of its own from them.
+    pub fn hand_over(&mut self, handoff: Handoff) {
+        self.dispatcher.router().collects_strays = true;
+        self.handoff = Some(handoff);
     }
 
     /// The sockets.
@@ -111,6 +120,10 @@ impl<I: Io> Shard<I> {
         let start = Instant::now();
         let now_ms = self.link.shared.now_ms();
         self.link.counters.last_turn_ms.set(now_ms);
+        if let Some(handoff) = &self.handoff {
+            let router = self.dispatcher.router();
+            handoff.told().for_each(|transaction| router.settle(transaction, now_ms));
+        }
         let mut received = start;
         for socket in ready {
             if self.outbox.is_waiting(socket) {
@@ -142,6 +155,9 @@ impl<I: Io> Shard<I> {
             self.take(socket, slot, now_ms);
         }
         self.flush(count == 0, socket);
+        if let Some(handoff) = &self.handoff {
+            tell(handoff, &mut self.dispatcher, &self.link);
+        }
         count
     }
 
@@ -244,6 +260,17 @@ impl<I: Io> Shard<I> {
         outbox.abandon(&mut ledger);
         self.ask_for_drops();
     }
+}
+
+/// Passes on what came of a batch and is news to another shard.
+fn tell(handoff: &Handoff, dispatcher: &mut Dispatcher, link: &ShardEnd) {
+    let strays = &mut dispatcher.router().strays;
+    if strays.is_empty() {
+        return;
+    }
+    link.counters.handoffs.add(strays.len() as u64);
+    link.counters.handoffs_lost.add(handoff.tell(strays));
+    strays.clear();
 }
 
 /// The number of the egress socket that reaches `to`: they stand behind the listeners, IPv4 first.

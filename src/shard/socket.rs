@@ -1,15 +1,17 @@
 //! The sockets of a shard: one per listener, which shares its port with the same listener of the other shards, and one
-//! per address family towards backends, alone on a port of the kernel's choice.
+//! per address family towards backends, alone on its port unless all shards are to share one.
 //!
 //! That port stands in every Via we send to a backend. So responses come home to the shard that forwarded the request,
 //! without a privilege and without a word between shards: a port shared by all would take all responses of one backend
-//! to one core. (DESIGN: the kernel spreads a shared port by the pair of addresses.)
+//! to one core. (DESIGN: the kernel spreads a shared port by the pair of addresses.) Where a network insists on one port,
+//! `steering` brings responses home, and without it `handoff` brings home what has to be known there.
 
 use crate::dataplane::dispatch::EgressPorts;
 use crate::dataplane::limits::PAYLOAD_MAX;
 use crate::sys::socket::{Options, UdpSocket};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 
 /// What to open.
 #[derive(Clone, Debug)]
@@ -20,10 +22,66 @@ pub struct Plan {
     pub egress_v4: Option<Ipv4Addr>,
     /// Likewise for IPv6.
     pub egress_v6: Option<Ipv6Addr>,
+    /// The ports to send to backends from; `None`: any.
+    pub egress_ports: Option<RangeInclusive<u16>>,
+    /// Whether all shards send to backends from one port: the first of `egress_ports`, once [`Plan::settle`] has found it.
+    pub egress_shared: bool,
     /// Octets asked for each receive buffer.
     pub receive_buffer: usize,
     /// Octets asked for each send buffer.
     pub send_buffer: usize,
+}
+
+impl Plan {
+    /// Finds the port that all shards are to share towards backends: one that nobody else has, and the same for both
+    /// address families.
+    pub fn settle(&mut self) -> Result<(), OpenError> {
+        if !self.egress_shared {
+            return Ok(());
+        }
+        let families = [self.egress_v4.map(IpAddr::V4), self.egress_v6.map(IpAddr::V6)];
+        let mut wanted = families.into_iter().flatten();
+        let Some(first) = wanted.next() else { return Ok(()) };
+        let others: Vec<IpAddr> = wanted.collect();
+        let free = |port: u16| {
+            // Asked without sharing: a port that another viahop of this user shares is not free.
+            let socket = alone(SocketAddr::new(first, port))?;
+            let port = socket.address().port();
+            others.iter().try_for_each(|&address| alone(SocketAddr::new(address, port)).map(drop))?;
+            Ok(port)
+        };
+        let port = match &self.egress_ports {
+            Some(ports) => first_free(ports.clone(), free)?,
+            // The kernel's choice for one family may be taken in the other.
+            None => first_free(std::iter::repeat_n(0, TRIES), free)?,
+        };
+        self.egress_ports = Some(port..=port);
+        Ok(())
+    }
+}
+
+/// How often the kernel is asked for a port that is free in both address families.
+const TRIES: usize = 16;
+
+/// What `open` makes of the first port that it can be done with. A port that somebody has is passed over.
+fn first_free<T>(
+    ports: impl IntoIterator<Item = u16>,
+    open: impl Fn(u16) -> Result<T, OpenError>,
+) -> Result<T, OpenError> {
+    let mut ports = ports.into_iter();
+    let mut outcome = open(ports.next().unwrap_or_default());
+    while let Err(taken) = &outcome
+        && taken.error.kind() == io::ErrorKind::AddrInUse
+        && let Some(port) = ports.next()
+    {
+        outcome = open(port);
+    }
+    outcome
+}
+
+fn alone(address: SocketAddr) -> Result<UdpSocket, OpenError> {
+    let options = Options { shared_port: false, receive_buffer: 0, send_buffer: 0, errors: false, tell_local: false };
+    UdpSocket::bind(address, &options).map_err(|error| OpenError { address, error })
 }
 
 /// Why a socket could not be opened.
@@ -53,10 +111,15 @@ impl Sockets {
             errors: true,
             tell_local: true,
         };
-        let egress = Options { shared_port: false, tell_local: false, ..listener };
+        let egress = Options { shared_port: plan.egress_shared, tell_local: false, ..listener };
         let open = |address, options| UdpSocket::bind(address, options).map_err(|error| OpenError { address, error });
-        let to_backends =
-            |address: Option<IpAddr>| address.map(|address| open(SocketAddr::new(address, 0), &egress)).transpose();
+        let to_backends = |address: Option<IpAddr>| {
+            let at = |address| {
+                let ports = plan.egress_ports.clone().unwrap_or(0..=0);
+                first_free(ports, |port| open(SocketAddr::new(address, port), &egress))
+            };
+            address.map(at).transpose()
+        };
         Ok(Sockets {
             listeners: plan.listeners.iter().map(|&address| open(address, &listener)).collect::<Result<_, _>>()?,
             egress_v4: to_backends(plan.egress_v4.map(IpAddr::V4))?,
@@ -74,6 +137,16 @@ impl Sockets {
         self.listeners.len()
     }
 
+    /// The socket of listener number `index`.
+    pub fn listener(&self, index: usize) -> Option<&UdpSocket> {
+        self.listeners.get(index)
+    }
+
+    /// The sockets towards backends.
+    pub fn egress(&self) -> impl Iterator<Item = &UdpSocket> {
+        self.egress_v4.iter().chain(&self.egress_v6)
+    }
+
     /// The ports towards backends.
     pub fn egress_ports(&self) -> EgressPorts {
         let port = |socket: &Option<UdpSocket>| socket.as_ref().map(|socket| socket.address().port());
@@ -84,9 +157,5 @@ impl Sockets {
 /// Whether a socket of anybody else is bound to a port that `listeners` want. A port may be shared by all sockets of a
 /// user who ask for it, so a second viahop would quietly get half of the first one's messages: ask once without sharing.
 pub fn are_free(listeners: &[SocketAddr]) -> Result<(), OpenError> {
-    let alone = Options { shared_port: false, receive_buffer: 0, send_buffer: 0, errors: false, tell_local: false };
-    for &address in listeners.iter().filter(|address| address.port() != 0) {
-        UdpSocket::bind(address, &alone).map_err(|error| OpenError { address, error })?;
-    }
-    Ok(())
+    listeners.iter().filter(|address| address.port() != 0).try_for_each(|&address| alone(address).map(drop))
 }

@@ -59,6 +59,17 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
+/// Whether this process may load programs into the kernel: `CAP_BPF`, or `CAP_SYS_ADMIN` of which it is a part.
+pub fn may_load_programs() -> bool {
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    const CAP_BPF: u64 = 1 << 39;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective
+        .and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok())
+        .is_some_and(|effective| effective & (CAP_BPF | CAP_SYS_ADMIN) != 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,7 @@ use std::ffi::c_int;
 use std::io;
 use std::mem::size_of;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// How a socket is opened.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +93,18 @@ impl UdpSocket {
         };
         check(result)?;
         Ok(info[DROPS].into())
+    }
+}
+
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl From<UdpSocket> for OwnedFd {
+    fn from(socket: UdpSocket) -> OwnedFd {
+        socket.fd
     }
 }
 

@@ -19,6 +19,7 @@ pub fn status(status: &Value, place: &str) -> String {
         Some(error) => format!("reload   REFUSED: {error}; in force is that of {}\n", time(&reload["last_success_at"])),
         None => format!("tables   number {}, of {}\n", status["generation"], time(&reload["last_success_at"])),
     });
+    text.push_str(&format!("steering {}\n", steering(status)));
     let messages = &status["messages"];
     text.push_str(&format!("received {}", messages["received"]));
     for name in ["forwarded", "replied", "dropped", "waiting"] {
@@ -41,6 +42,26 @@ pub fn status(status: &Value, place: &str) -> String {
         ]);
     }
     text + &shards.text() + "\n" + &backends(status).text()
+}
+
+/// What decides which shard a message comes to, and how even that is.
+fn steering(status: &Value) -> String {
+    let steering = &status["steering"];
+    let by = match word(&steering["in_force"]).as_str() {
+        "call-id" => {
+            let of = |outcomes: &dyn Fn(&str) -> bool| -> u64 {
+                let counts = steering["datagrams"].as_object().into_iter().flatten();
+                counts.filter(|(outcome, _)| outcomes(outcome)).filter_map(|(_, count)| count.as_u64()).sum()
+            };
+            format!("by Call-ID, {} datagrams, {} undecided", of(&|_| true), of(&|outcome| outcome != "call_id"))
+        }
+        _ if steering["missing"].is_string() => "by the kernel, for want of more: see `viahop doctor`".into(),
+        _ => "by the kernel".into(),
+    };
+    match status["shard_skew"].as_f64() {
+        Some(skew) => format!("{by}; busiest shard {skew:.3} of the mean"),
+        None => by,
+    }
 }
 
 /// The backends: what fits 80 columns with names of usual length.

@@ -52,6 +52,12 @@ pub struct Balancer {
     pub token_keys: Value<Vec<TokenKey>>,
     /// Addresses to send to backends from.
     pub egress: Value<Vec<Spanned<String>>>,
+    /// `own` or `shared`: whether each shard has a port towards backends.
+    pub egress_mode: Value<String>,
+    /// `FIRST-LAST`, or one port.
+    pub egress_ports: Value<String>,
+    /// `auto`, `call-id` or `kernel`.
+    pub steering: Value<String>,
     /// Octets of each socket's receive buffer.
     pub receive_buffer: Value<i64>,
     /// Octets of each socket's send buffer.

@@ -27,7 +27,7 @@ use crate::dataplane::tables::{Affinity, ForeignRoute, Network, PathPolicy, Side
 use address::HostPort;
 use problem::{Problem, Report, Source};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +57,12 @@ pub struct Config {
     pub egress_v4: Option<Ipv4Addr>,
     /// Likewise for IPv6.
     pub egress_v6: Option<Ipv6Addr>,
+    /// Whether each shard has a port towards backends.
+    pub egress_mode: EgressMode,
+    /// The ports to send to backends from; `None`: the kernel's choice.
+    pub egress_ports: Option<RangeInclusive<u16>>,
+    /// Which shard a datagram comes to.
+    pub steering: Steering,
     /// Octets of each socket's receive buffer.
     pub receive_buffer: usize,
     /// Octets of each socket's send buffer.
@@ -76,6 +82,37 @@ pub enum Cores {
     Count(usize),
     /// One on each of these.
     List(Vec<usize>),
+}
+
+/// From which ports shards send to backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EgressMode {
+    /// Each from one of its own, to which its responses come.
+    Own,
+    /// All from one.
+    Shared,
+}
+
+/// What decides which shard a datagram comes to, at a port that all shards share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steering {
+    /// The Call-ID if that can be had, else the kernel.
+    Auto,
+    /// The Call-ID: in a program in the kernel. Without it there is no start.
+    CallId,
+    /// The kernel, by the pair of addresses.
+    Kernel,
+}
+
+impl Steering {
+    /// All of them, with the words of the configuration.
+    pub const WORDS: [(&str, Steering); 3] =
+        [("auto", Steering::Auto), ("call-id", Steering::CallId), ("kernel", Steering::Kernel)];
+
+    /// The word of the configuration.
+    pub fn word(self) -> &'static str {
+        Steering::WORDS.iter().find(|(_, one)| *one == self).map_or("", |(word, _)| word)
+    }
 }
 
 /// An address to receive on.

@@ -5,7 +5,8 @@ use super::address::{self, AddressError, HostPort};
 use super::file::{self, Value};
 use super::problem::Problem;
 use super::{
-    Backend, Config, Cores, Health, List, Listen, Log, LogFormat, Policy, Pool, Route, Secret, Socket, TokenKey,
+    Backend, Config, Cores, EgressMode, Health, List, Listen, Log, LogFormat, Policy, Pool, Route, Secret, Socket,
+    Steering, TokenKey,
 };
 use crate::control::health::outlier::Limits;
 use crate::control::operator::State;
@@ -16,7 +17,7 @@ use crate::dataplane::sip::uri::Scheme;
 use crate::dataplane::tables::{Affinity, ForeignRoute, Network, PathPolicy, Side, Strategy};
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 use toml::Spanned;
 
@@ -25,6 +26,9 @@ const SECRET_MIN: usize = 16;
 
 /// Largest weight: products of weights and logarithms stay within 128 bits by far, and more steps say nothing.
 pub const WEIGHT_MAX: i64 = 10_000;
+
+/// The words for [`EgressMode`].
+const EGRESS_MODES: [(&str, EgressMode); 2] = [("own", EgressMode::Own), ("shared", EgressMode::Shared)];
 
 /// Octets of a path in a socket's address, without the zero that ends it: unix(7).
 pub const SOCKET_PATH_MAX: usize = 107;
@@ -57,6 +61,9 @@ impl Reader<'_> {
             token_keys: self.token_keys(&balancer.token_keys),
             egress_v4,
             egress_v6,
+            egress_mode: self.word(&balancer.egress_mode, EgressMode::Own, &EGRESS_MODES),
+            egress_ports: self.ports(&balancer.egress_ports),
+            steering: self.word(&balancer.steering, Steering::Auto, &Steering::WORDS),
             receive_buffer: self.buffer(&balancer.receive_buffer, 2 << 20),
             send_buffer: self.buffer(&balancer.send_buffer, 1 << 20),
             drain: self.duration(
@@ -124,12 +131,7 @@ impl Reader<'_> {
         u32::try_from(number).unwrap_or(default)
     }
 
-    fn duration(
-        &mut self,
-        value: &Value<String>,
-        default: Duration,
-        range: std::ops::RangeInclusive<Duration>,
-    ) -> Duration {
+    fn duration(&mut self, value: &Value<String>, default: Duration, range: RangeInclusive<Duration>) -> Duration {
         let Some(value) = value else { return default };
         match humantime::parse_duration(value.get_ref()) {
             Ok(duration) if range.contains(&duration) => duration,
@@ -236,6 +238,20 @@ impl Reader<'_> {
             }
         }
         (v4, v6)
+    }
+
+    /// `FIRST-LAST`, or one port.
+    fn ports(&mut self, value: &Value<String>) -> Option<RangeInclusive<u16>> {
+        let value = value.as_ref()?;
+        let (first, last) = value.get_ref().split_once('-').unwrap_or((value.get_ref(), value.get_ref()));
+        match (first.trim().parse::<u16>(), last.trim().parse::<u16>()) {
+            (Ok(first), Ok(last)) if first > 0 && first <= last => Some(first..=last),
+            _ => {
+                let title = format!("`{}` is not a range of ports", value.get_ref());
+                self.error(value.span(), title, "like `40000-40015`: from 1 to 65535, the lower one first");
+                None
+            }
+        }
     }
 
     fn buffer(&mut self, value: &Value<i64>, default: usize) -> usize {

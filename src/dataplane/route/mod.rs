@@ -30,7 +30,7 @@ pub mod route_token;
 pub mod routes;
 pub mod table;
 
-use crate::dataplane::limits::{MEMORY_MS, RINGING_MS};
+use crate::dataplane::limits::{BATCH, MEMORY_MS, RINGING_MS};
 use crate::dataplane::rewrite::edit::Edits;
 use crate::dataplane::scan::Scan;
 use crate::dataplane::sip::header::HeaderKind;
@@ -42,6 +42,7 @@ use crate::dataplane::verdict::Sender;
 use ahash::AHashMap;
 use memory::{Memory, Remembered};
 use route_token::RouteToken;
+use smallvec::SmallVec;
 use std::net::{IpAddr, SocketAddr};
 use table::{NONE, SlotTable};
 
@@ -162,6 +163,10 @@ pub struct Router {
     ringing: AHashMap<u32, u32>,
     /// When they are counted anew.
     recount_at_ms: u64,
+    /// Whether responses may come to a shard that did not forward their requests.
+    pub collects_strays: bool,
+    /// Transactions that were answered here and are not known here, at most [`BATCH`]: since whoever takes them last did.
+    pub strays: SmallVec<[u64; BATCH]>,
     /// INVITEs that found their backend full.
     pub full: u64,
     /// Requests that followed their INVITE to a backend which the table may not have named any more.
@@ -287,6 +292,18 @@ impl Router {
     /// Learns that the INVITE of `transaction` has its final response: what follows comes within 64*T1.
     #[inline(always)]
     pub fn answered(&mut self, transaction: u64, now_ms: u64) {
+        if self.collects_strays && self.open.recall(transaction, now_ms).is_none() {
+            if self.strays.len() < BATCH {
+                self.strays.push(transaction);
+            }
+            return;
+        }
+        self.settle(transaction, now_ms);
+    }
+
+    /// The same, of an INVITE that is known here if it is known anywhere.
+    #[inline(always)]
+    pub fn settle(&mut self, transaction: u64, now_ms: u64) {
         let rang_at = self.open.keep(transaction, now_ms, MEMORY_MS);
         if let Some(count) = rang_at.and_then(|id| self.ringing.get_mut(&id)) {
             *count = count.saturating_sub(1);

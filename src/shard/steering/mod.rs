@@ -1,0 +1,261 @@
+//! One call, one core: which shard's socket the kernel gives a datagram to.
+//!
+//! ```text
+//!                         ┌ Call-ID found: hash ─► shard's socket
+//! datagram ─► program ────┤
+//!   a port that           └ no Call-ID, no message, shard gone: the kernel's own hash of the two addresses
+//!   all shards share
+//! ```
+//!
+//! By itself the kernel spreads datagrams by the pair of addresses: all calls of a trunk come to one core, and the two
+//! directions of a call to two. The program of [`program`] sends both to where the Call-ID belongs. It is a matter of
+//! load and of what a shard remembers of its calls, never of where a message goes: every shard can serve every message,
+//! so whatever the program picks is right, and nothing is lost without it.
+//!
+//! Installed when the sockets are open and before anybody reads them; the sockets of a port stay the same for the life
+//! of the process, and so does the program. What is not to be had is told as [`Missing`], with a remedy.
+
+pub mod program;
+
+use crate::sys::bpf::{self, Map, Program, Purpose, Refused};
+use crate::sys::preflight;
+use crate::sys::socket::{Options, UdpSocket};
+use program::{Outcome, ROOM, Seat, UNDECIDED, shard_of};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+/// Programs at work, with what they count. They go with the sockets they are at.
+#[derive(Debug)]
+pub struct Steering {
+    room: Map,
+    programs: Vec<Program>,
+    /// The arrays of sockets live as long as their programs; held to be closed with them.
+    _sockets: Vec<Map>,
+    seed: u64,
+    shards: u32,
+}
+
+/// What is missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// In a few words, the kernel's among them.
+    pub what: String,
+    /// What to do about it.
+    pub remedy: &'static str,
+}
+
+impl Steering {
+    /// Tries a program out on sockets of its own, and then puts one at each of `ports`: of each, the sockets that share
+    /// it, in the order of their shards.
+    ///
+    /// # Errors
+    /// What is missing. The ports are then as they were before.
+    pub fn install(ports: &[Vec<&UdpSocket>]) -> Result<Steering, Missing> {
+        let shards = ports.first().map_or(0, Vec::len);
+        self_test(shards)?;
+        match Steering::at(ports, shards) {
+            Ok(steering) => Ok(steering),
+            Err(refused) => {
+                // Some may have theirs already. Where there is none, there is nothing to take away.
+                ports.iter().filter_map(|port| port.first()).for_each(|socket| drop(bpf::detach(socket.as_fd())));
+                Err(missing(&refused))
+            }
+        }
+    }
+
+    fn at(ports: &[Vec<&UdpSocket>], shards: usize) -> Result<Steering, Refused> {
+        let seed = RandomState::new().build_hasher().finish();
+        let room = Map::per_cpu(ROOM)?;
+        let mut steering = Steering { room, programs: Vec::new(), _sockets: Vec::new(), seed, shards: shards as u32 };
+        for port in ports {
+            let sockets = Map::of_sockets(shards)?;
+            for (shard, socket) in port.iter().enumerate() {
+                sockets.put_socket(shard, socket.as_fd())?;
+            }
+            let code = program::program(
+                Seat::at_port(sockets.descriptor()),
+                steering.room.descriptor(),
+                steering.shards,
+                seed,
+            );
+            let program = Program::load(Purpose::Reuseport, "viahop_steer", &code)?;
+            if let Some(socket) = port.first() {
+                program.attach(socket.as_fd())?;
+            }
+            steering.programs.push(program);
+            steering._sockets.push(sockets);
+        }
+        Ok(steering)
+    }
+
+    /// The number of the shard that messages with this Call-ID come to.
+    pub fn shard_of(&self, call_id: &[u8]) -> u32 {
+        shard_of(call_id, self.seed, self.shards)
+    }
+
+    /// How many datagrams came to each [`Outcome`], since the start.
+    pub fn outcomes(&self) -> io::Result<[u64; Outcome::ALL.len()]> {
+        self.room.sums()
+    }
+
+    /// What the kernel's verifier said of the program: how far it had to look.
+    pub fn verdict(&self) -> &str {
+        self.programs.first().map_or("", Program::log)
+    }
+
+    /// Nanoseconds that the programs ran in all, and how often, while `kernel.bpf_stats_enabled` is 1.
+    pub fn run_time(&self) -> io::Result<(u64, u64)> {
+        self.programs.iter().try_fold((0, 0), |(time, count), program| {
+            program.run_time().map(|(more, times)| (time + more, count + times))
+        })
+    }
+}
+
+/// Datagrams sent to each shard by the self-test.
+const PROBES: usize = 4;
+
+/// How long a datagram may take to a socket of the same machine. It takes microseconds.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Whether calls come to the sockets they belong to: tried on a port of its own, which nobody else knows.
+///
+/// # Errors
+/// What is missing.
+pub fn self_test(shards: usize) -> Result<(), Missing> {
+    let failed = |what: &str, error: io::Error| Missing {
+        what: format!("the self-test failed: {what}: {error}"),
+        remedy: "please report it with the output of `viahop doctor`; `steering = \"kernel\"` leaves it alone",
+    };
+    let options =
+        Options { shared_port: true, receive_buffer: 1 << 18, send_buffer: 1 << 18, errors: false, tell_local: false };
+    let any = |address: &str| UdpSocket::bind(address.parse().expect("an address"), &options);
+    let first = any("127.0.0.1:0").or_else(|_| any("[::1]:0")).map_err(|error| failed("open a socket", error))?;
+    let address = first.address();
+    let mut sockets = vec![first];
+    for _ in 1..shards {
+        sockets.push(UdpSocket::bind(address, &options).map_err(|error| failed("open a socket", error))?);
+    }
+    let steering = Steering::at(&[sockets.iter().collect()], shards).map_err(|refused| missing(&refused))?;
+    let sockets: Vec<std::net::UdpSocket> =
+        sockets.into_iter().map(|socket| std::net::UdpSocket::from(OwnedFd::from(socket))).collect();
+    arrive(&steering, &sockets, address).map_err(|error| failed("send calls to their shards", error))
+}
+
+fn arrive(steering: &Steering, sockets: &[std::net::UdpSocket], address: SocketAddr) -> io::Result<()> {
+    let sender = std::net::UdpSocket::bind((address.ip(), 0))?;
+    for socket in sockets {
+        socket.set_nonblocking(false)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+    }
+    let mut wanted = vec![PROBES; sockets.len()];
+    let mut number = 0u32;
+    while wanted.iter().any(|&left| left > 0) {
+        let call_id = format!("self-test-{number}@viahop");
+        number += 1;
+        let shard = steering.shard_of(call_id.as_bytes()) as usize;
+        let (Some(socket), Some(left)) = (sockets.get(shard), wanted.get_mut(shard)) else { continue };
+        *left = left.saturating_sub(1);
+        let message = format!("OPTIONS sip:x SIP/2.0\r\nX-Call-ID: y\r\nCall-ID: {call_id}\r\n\r\n");
+        sender.send_to(message.as_bytes(), address)?;
+        let mut room = [0; 256];
+        let (len, from) = socket.recv_from(&mut room)?;
+        if from != sender.local_addr()? || &room[..len] != message.as_bytes() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+    }
+    Ok(())
+}
+
+/// The same program on the bench: run on octets by call instead of on datagrams by the kernel. For tests, and for asking
+/// what it costs on this machine.
+#[derive(Debug)]
+pub struct Bench {
+    room: Map,
+    program: Program,
+    seed: u64,
+    shards: u32,
+}
+
+/// Octets before the datagram that the kernel wants of a packet to try a program out on: an Ethernet header.
+const ETHERNET: usize = 14;
+
+impl Bench {
+    /// The program for `shards` shards under `seed`.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn new(shards: u32, seed: u64) -> Result<Bench, Missing> {
+        let load = || {
+            let room = Map::per_cpu(ROOM)?;
+            let code = program::program(Seat::on_bench(), room.descriptor(), shards, seed);
+            let program = Program::load(Purpose::SocketFilter, "viahop_bench", &code)?;
+            Ok(Bench { room, program, seed, shards })
+        };
+        load().map_err(|refused| missing(&refused))
+    }
+
+    /// The shard that the program sends `datagram` to, or why it does not decide.
+    ///
+    /// # Errors
+    /// The kernel does not try out packets as long as this: those of 4 kB it may not.
+    pub fn decide(&self, datagram: &[u8]) -> io::Result<Result<u32, Outcome>> {
+        let (result, _) = self.program.try_out(&packet(datagram), 1)?;
+        let reason = Outcome::ALL.get((result & !UNDECIDED) as usize).copied().unwrap_or(Outcome::Unreadable);
+        Ok(if result & UNDECIDED == 0 { Ok(result) } else { Err(reason) })
+    }
+
+    /// Nanoseconds that the program takes for `datagram`: the mean of `repeat` runs.
+    ///
+    /// # Errors
+    /// As [`Bench::decide`].
+    pub fn time(&self, datagram: &[u8], repeat: u32) -> io::Result<u32> {
+        self.program.try_out(&packet(datagram), repeat).map(|(_, nanoseconds)| nanoseconds)
+    }
+
+    /// The number of the shard that messages with this Call-ID come to.
+    pub fn shard_of(&self, call_id: &[u8]) -> u32 {
+        shard_of(call_id, self.seed, self.shards)
+    }
+
+    /// How many datagrams came to each [`Outcome`].
+    pub fn outcomes(&self) -> io::Result<[u64; Outcome::ALL.len()]> {
+        self.room.sums()
+    }
+
+    /// What the kernel's verifier said of the program: how far it had to look.
+    pub fn verdict(&self) -> &str {
+        self.program.log()
+    }
+}
+
+fn packet(datagram: &[u8]) -> Vec<u8> {
+    [&[0; ETHERNET][..], datagram].concat()
+}
+
+/// What a refusal means, and what to do about it.
+fn missing(refused: &Refused) -> Missing {
+    const CAPABILITY: &str = "systemd: `AmbientCapabilities=CAP_BPF`; shell: `setcap cap_bpf+ep viahop`; docker: \
+                              `--cap-add BPF` and a seccomp profile that allows bpf(2)";
+    const MEMORY: &str = "up to Linux 5.10 programs count as locked memory: `LimitMEMLOCK=64M`, `ulimit -l 65536`";
+    let (why, remedy) = match refused.error.kind() {
+        io::ErrorKind::PermissionDenied if !preflight::may_load_programs() => ("CAP_BPF".to_owned(), CAPABILITY),
+        io::ErrorKind::PermissionDenied if preflight::memlock().is_ok_and(|limit| limit.is_some()) => {
+            ("memlock, or a kernel in lockdown".to_owned(), MEMORY)
+        }
+        io::ErrorKind::OutOfMemory => ("memory".to_owned(), MEMORY),
+        io::ErrorKind::Unsupported => {
+            ("bpf(2) in this kernel".to_owned(), "a kernel with CONFIG_BPF_SYSCALL, Linux 5.8 or newer")
+        }
+        _ => {
+            let said: Vec<&str> = refused.log.lines().rev().take(3).collect();
+            (
+                format!("a kernel that takes the program ({})", said.join(" / ")),
+                "Linux 5.8 or newer; on a newer one, please report it",
+            )
+        }
+    };
+    Missing { what: format!("{why} (cannot {}: {})", refused.what, refused.error), remedy }
+}
