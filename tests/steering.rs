@@ -330,6 +330,20 @@ fn a_call_id_deeper_than_is_looked_at_is_left_to_the_kernel() {
     assert_eq!(port.outcome(Outcome::Beyond), 80);
 }
 
+/// A trunk: one source address and port, of which the kernel alone would send all to one socket.
+#[test]
+fn calls_of_one_source_are_spread_evenly() {
+    let Some(port) = Port::open(2) else { return };
+    let calls = 40_000;
+    let mut load = [0u32; 2];
+    for number in 0..calls {
+        load[port.shard_that_gets(&with_call_id("", &format!("{number}@trunk.example.net")))] += 1;
+    }
+    let skew = f64::from(load[0].max(load[1])) * 2.0 / f64::from(calls);
+    println!("{load:?}: busiest {skew:.4} of the mean");
+    assert!(skew <= 1.02, "{load:?}");
+}
+
 #[test]
 fn when_a_shard_is_gone_its_calls_come_to_another_and_none_is_lost() {
     let Some(mut port) = Port::open(3) else { return };

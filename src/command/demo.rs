@@ -280,6 +280,13 @@ fn judge(screen: &Screen, story: &Story, called: &uac::Report, answered: &uas::R
         at(0.999),
         Short(latency.max())
     ));
+    let loads: Vec<String> = view.fixed.counters.iter().map(|counters| counters.received_total().to_string()).collect();
+    let (by, skew) = (view.fixed.steering.in_force(), view.skew().unwrap_or(1.0));
+    screen.plain(&format!(
+        "shards received {} (busiest {skew:.3} of the mean), steered by {by}; {} requests came from another shard than their call's",
+        loads.join(" / "),
+        total.moved
+    ));
     let held = claims.iter().all(|claim| claim.0);
     if held {
         screen.plain("\nnext: viahop init > viahop.toml && viahop check viahop.toml && viahop run -c viahop.toml");

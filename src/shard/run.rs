@@ -154,10 +154,11 @@ impl<I: Io> Shard<I> {
         for slot in 0..count {
             self.take(socket, slot, now_ms);
         }
-        self.flush(count == 0, socket);
+        // Before the answers leave: what a caller sends next may be quicker than the word of them.
         if let Some(handoff) = &self.handoff {
             tell(handoff, &mut self.dispatcher, &self.link);
         }
+        self.flush(count == 0, socket);
         count
     }
 

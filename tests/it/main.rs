@@ -18,4 +18,5 @@ mod nat;
 mod registrars;
 mod reload;
 mod start;
+mod steering;
 mod torture;

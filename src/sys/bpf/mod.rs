@@ -220,7 +220,16 @@ impl Program {
             functions: functions.as_ptr().addr() as u64,
             function_count: functions.len() as u32,
         };
+        /// The verifier breaks off when a signal is pending, which is also how the kernel takes down an io_uring of ours.
+        const TRIES: usize = 10;
+        let is_interrupted =
+            |loaded: &io::Result<_>| loaded.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
         let mut loaded = descriptor(PROG_LOAD, &attributes);
+        for _ in 1..TRIES {
+            if is_interrupted(&loaded) {
+                loaded = descriptor(PROG_LOAD, &attributes);
+            }
+        }
         if loaded.is_err() {
             // Once more for the reason alone. The room is small: what does not fit is an error of its own.
             attributes.log_level = 1;
