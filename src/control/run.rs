@@ -372,6 +372,7 @@ struct Seen {
     busy_ns: Vec<u64>,
     drops: Vec<u64>,
     panics: u64,
+    ended: Vec<u64>,
     forwarded: u64,
 }
 
@@ -553,11 +554,16 @@ impl Control {
         if panics > self.seen.panics {
             error!(event = "panic", messages = panics - self.seen.panics, remedy = "please report this bug");
         }
+        let ended: Vec<u64> = self.counters.iter().map(|counters| counters.ended.get()).collect();
+        for (shard, _) in ended.iter().zip(&self.seen.ended).enumerate().filter(|(_, (now, before))| now > before) {
+            let remedy = "its calls come to the other shards; restart, and please report this bug";
+            error!(event = "shard_ended", shard, remedy);
+        }
         let forwarded = self.view.sum(|counters| counters.forwarded.get());
         if let Some(drain) = &mut self.drain {
             drain.quiet_s = if forwarded == self.seen.forwarded { drain.quiet_s + 1 } else { 0 };
         }
-        self.seen = Seen { at: Some(now), busy_ns: busy, drops, panics, forwarded };
+        self.seen = Seen { at: Some(now), busy_ns: busy, drops, panics, ended, forwarded };
         self.view.take(&self.cluster, self.view.generation);
         self.show();
     }

@@ -166,6 +166,8 @@ pub struct ShardCounters {
     pub handoffs_lost: Counter,
     /// Datagrams the kernel dropped because a receive buffer was full, by listener; the last is the egress socket.
     pub socket_drops: Box<[Counter]>,
+    /// 1 once the shard's thread has ended and its sockets are closed.
+    pub ended: Counter,
     /// When the shard last finished a turn of its loop, in milliseconds of its clock: it is alive.
     pub last_turn_ms: Counter,
 }
@@ -193,6 +195,7 @@ impl ShardCounters {
             handoffs: Counter::default(),
             handoffs_lost: Counter::default(),
             socket_drops: (0..=listeners).map(|_| Counter::default()).collect(),
+            ended: Counter::default(),
             last_turn_ms: Counter::default(),
         }
     }

@@ -19,6 +19,7 @@ pub mod steering;
 mod wait;
 mod witness;
 
+use crate::dataplane::counters::ShardCounters;
 use crate::dataplane::scan::Scanner;
 use crate::link::{Ring, ShardEnd};
 use crate::sys::poll::{Bell, Ready};
@@ -99,7 +100,9 @@ impl Unstarted {
         }
     }
 
+    /// Works until told to stop. However it ends, that is told: its sockets are closed then, and the others get its calls.
     async fn work(mut self, link: ShardEnd, started: mpsc::SyncSender<std_io::Result<()>>) {
+        let _end = End(link.counters.clone());
         let (listeners, egress) = (self.sockets.listeners(), self.sockets.egress_ports());
         let kernel = Kernel::new(self.sockets, crate::dataplane::limits::BATCH);
         let waiter = match Waiter::new(&kernel, &self.bell) {
@@ -145,6 +148,15 @@ impl Unstarted {
             shard.turn(waiter.sockets(&ready));
         }
         shard.finish();
+    }
+}
+
+/// Says that the shard has ended, when it is dropped.
+struct End(Arc<ShardCounters>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.ended.set(1);
     }
 }
 
