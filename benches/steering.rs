@@ -142,7 +142,7 @@ fn main() {
         values.sort_by(f64::total_cmp);
         let quartiles = [1, 2, 3].map(|quarter| values[values.len() * quarter / 4].round());
         let (time, runs) = clocks[turn];
-        let clock = if runs == 0 { String::new() } else { format!("; by the kernel's clock {}", time / runs) };
+        let clock = time.checked_div(runs).map_or(String::new(), |ns| format!("; by the kernel's clock {ns}"));
         println!("{name:<32} {quartiles:?}{clock}");
     }
     if let Ok(bench) = Bench::new(2, 1) {
