@@ -117,7 +117,7 @@ pub struct Run {
 pub enum Steering {
     /// The Call-ID if this machine lets us, else the kernel; the log says which.
     Auto,
-    /// The Call-ID, or do not start. Needs CAP_BPF and Linux 5.17.
+    /// The Call-ID, or do not start. Needs CAP_BPF, CAP_PERFMON and Linux 5.17.
     CallId,
     /// The kernel.
     Kernel,

@@ -3,7 +3,7 @@
 //! | file | feature | needs | without it |
 //! |---|---|---|---|
 //! | `address` | `sockaddr` and back | | |
-//! | `bpf` | programs and maps in the kernel, and an assembler for them | `CAP_BPF`, Linux 5.8 | the kernel spreads datagrams by address |
+//! | `bpf` | programs and maps in the kernel, and an assembler for them | `CAP_BPF`, `CAP_PERFMON`, Linux 5.17 | the kernel spreads datagrams by address |
 //! | `mmsg` | `recvmmsg`, `sendmmsg` with control messages | Linux 3.0 | |
 //! | `poll` | one descriptor that is readable when any of many is | epoll | |
 //! | `socket` | opening and tuning UDP sockets | `SO_REUSEPORT`, Linux 3.9 | |

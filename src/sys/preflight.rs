@@ -59,15 +59,22 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-/// Whether this process may load programs into the kernel: `CAP_BPF`, or `CAP_SYS_ADMIN` of which it is a part.
-pub fn may_load_programs() -> bool {
+/// What this process lacks to load programs with loops into the kernel: `CAP_BPF`, and `CAP_PERFMON`, without which the
+/// verifier follows what a CPU might do by mistake, too, and finds it too much. `CAP_SYS_ADMIN` has both.
+pub fn missing_capability() -> Option<&'static str> {
     const CAP_SYS_ADMIN: u64 = 1 << 21;
+    const CAP_PERFMON: u64 = 1 << 38;
     const CAP_BPF: u64 = 1 << 39;
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    effective
-        .and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok())
-        .is_some_and(|effective| effective & (CAP_BPF | CAP_SYS_ADMIN) != 0)
+    let effective = effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or(0);
+    let has = |capability| effective & (capability | CAP_SYS_ADMIN) != 0;
+    match (has(CAP_BPF), has(CAP_PERFMON)) {
+        (true, true) => None,
+        (true, false) => Some("CAP_PERFMON"),
+        (false, true) => Some("CAP_BPF"),
+        (false, false) => Some("CAP_BPF and CAP_PERFMON"),
+    }
 }
 
 #[cfg(test)]

@@ -286,6 +286,27 @@ fn without_privilege_it_goes_without_says_so_and_loses_nothing() {
     assert!(text().contains("received=1000 forwarded=1000"), "{}", text());
 }
 
+#[test]
+fn two_capabilities_are_enough_to_steer_and_one_is_not() {
+    if !has_peer("setpriv") {
+        return;
+    }
+    let doctor = |capabilities: &str| {
+        let program = viahop(&[]);
+        let mut command = Command::new("setpriv");
+        command.args([&format!("--bounding-set=-all{capabilities}"), "--inh-caps=-all", "--"]);
+        command.arg(program.get_program()).arg("doctor").env("NO_COLOR", "1");
+        output(&mut command).1
+    };
+    let said = doctor(",+bpf,+perfmon");
+    if said.contains("one shard") || !said.contains("steering: by Call-ID") {
+        let required = std::env::var("VIAHOP_PEERS").as_deref() == Ok("required") && said.contains("this is root");
+        assert!(!required || said.contains("one shard"), "{said}");
+        return skip("this user has no capabilities to keep two of, or one core");
+    }
+    assert!(doctor(",+bpf").contains("missing is CAP_PERFMON"), "{}", doctor(",+bpf"));
+}
+
 /// By one port towards backends and without the program, answers come to any shard: word of them is passed on, so that no
 /// INVITE seems to ring for ever.
 #[test]

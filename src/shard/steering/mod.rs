@@ -237,23 +237,24 @@ fn packet(datagram: &[u8]) -> Vec<u8> {
 
 /// What a refusal means, and what to do about it.
 fn missing(refused: &Refused) -> Missing {
-    const CAPABILITY: &str = "systemd: `AmbientCapabilities=CAP_BPF`; shell: `setcap cap_bpf+ep viahop`; docker: \
-                              `--cap-add BPF` and a seccomp profile that allows bpf(2)";
+    const CAPABILITY: &str = "systemd: `AmbientCapabilities=CAP_BPF CAP_PERFMON`; shell: `setcap cap_bpf,cap_perfmon+ep \
+                              viahop`; docker: `--cap-add BPF --cap-add PERFMON` and a seccomp profile that allows bpf(2)";
     const MEMORY: &str = "up to Linux 5.10 programs count as locked memory: `LimitMEMLOCK=64M`, `ulimit -l 65536`";
-    let (why, remedy) = match refused.error.kind() {
-        io::ErrorKind::PermissionDenied if !preflight::may_load_programs() => ("CAP_BPF".to_owned(), CAPABILITY),
-        io::ErrorKind::PermissionDenied if preflight::memlock().is_ok_and(|limit| limit.is_some()) => {
+    let (why, remedy) = match (refused.error.kind(), preflight::missing_capability()) {
+        // Whatever is refused to those who lack one, is refused for that: the verifier says so in many ways.
+        (_, Some(capability)) => (capability.to_owned(), CAPABILITY),
+        (io::ErrorKind::PermissionDenied, None) if preflight::memlock().is_ok_and(|limit| limit.is_some()) => {
             ("memlock, or a kernel in lockdown".to_owned(), MEMORY)
         }
-        io::ErrorKind::OutOfMemory => ("memory".to_owned(), MEMORY),
-        io::ErrorKind::Unsupported => {
-            ("bpf(2) in this kernel".to_owned(), "a kernel with CONFIG_BPF_SYSCALL, Linux 5.8 or newer")
+        (io::ErrorKind::OutOfMemory, None) => ("memory".to_owned(), MEMORY),
+        (io::ErrorKind::Unsupported, None) => {
+            ("bpf(2) in this kernel".to_owned(), "a kernel with CONFIG_BPF_SYSCALL, Linux 5.17 or newer")
         }
         _ => {
             let said: Vec<&str> = refused.log.lines().rev().take(3).collect();
             (
                 format!("a kernel that takes the program ({})", said.join(" / ")),
-                "Linux 5.8 or newer; on a newer one, please report it",
+                "Linux 5.17 or newer; on a newer one, please report it",
             )
         }
     };
