@@ -718,7 +718,7 @@ fn response(request: &str, status: u16, reason: &str, tag: &str) -> String {
 /// Runs as many schedules as there is time for, or the one that is asked for.
 fn worlds(weather: Weather, check: impl Fn(&World)) {
     let one = std::env::var("VIAHOP_SEED").ok().and_then(|seed| seed.parse().ok());
-    let count: u64 = if cfg!(debug_assertions) { 40 } else { 3_000 };
+    let count: u64 = if cfg!(debug_assertions) { 40 } else { 2_000 };
     let seeds = one.map_or(0..count, |seed| seed..seed + 1);
     let mut forwarded = 0;
     for seed in seeds {
