@@ -270,6 +270,65 @@ fn who_answers_every_other_call_503_is_ejected_within_three_seconds_and_an_opera
 }
 
 #[test]
+fn a_server_that_came_back_gets_its_share_by_and_by() {
+    let _alone = alone();
+    let mut servers: Vec<Server> = (0..4).map(|_| Server::start(0)).collect();
+    let ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
+    let listen = free_port();
+    let viahop = Viahop::start("slow-start", &config(listen, &ports, &format!("{PROBED}\nslow_start = \"5s\"")));
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let share = |name: &str| {
+        let homes = (0..400).map(|call| ask(&client, listen, &format!("{name}-{call}")));
+        homes.filter(|&home| home.unwrap() == ports[3]).count()
+    };
+    let before = share("call");
+    drop(servers.pop());
+    viahop.wait_until("down", PATIENCE, |status| status["backends"][3]["state"] == "down");
+    assert_eq!(share("call"), 0);
+    let _returned = Server::start(ports[3]);
+    viahop.wait_until("up", PATIENCE, |status| status["backends"][3]["state"] == "up");
+    let at_first = share("call");
+    assert!(at_first < before * 6 / 10, "{at_first} of {before} at once");
+    let since = Instant::now();
+    while share("call") != before {
+        assert!(since.elapsed() < Duration::from_secs(15), "the whole share never came back");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    println!("{at_first} of {before} calls at once, all after {:?}", since.elapsed());
+    assert!(since.elapsed() > Duration::from_secs(2));
+    viahop.end();
+}
+
+/// When most servers fall silent at once, it is rather the way to them: the one that is left is not given all their calls.
+#[test]
+fn below_the_panic_threshold_all_servers_get_their_calls_again() {
+    let _alone = alone();
+    let servers: Vec<Server> = (0..4).map(|_| Server::start(0)).collect();
+    let ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
+    let listen = free_port();
+    let viahop = Viahop::start("panic", &config(listen, &ports, &format!("{PROBED}\npanic = 50")));
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let homes: Vec<u16> = (0..60).map(|call| ask(&client, listen, &format!("call-{call}")).unwrap()).collect();
+    servers[1..].iter().for_each(|server| server.silent.store(true, Ordering::Relaxed));
+    viahop.wait_until("all but one down", PATIENCE, |status| {
+        (1..4).all(|place| status["backends"][place]["state"] == "down")
+    });
+    client.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    for (call, &home) in homes.iter().enumerate() {
+        let answered = ask(&client, listen, &format!("call-{call}"));
+        assert_eq!(answered, (home == ports[0]).then_some(home), "call {call}");
+    }
+    servers[1..].iter().for_each(|server| server.silent.store(false, Ordering::Relaxed));
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    for (call, &home) in homes.iter().enumerate() {
+        assert_eq!(ask(&client, listen, &format!("call-{call}")), Some(home), "it never left");
+    }
+    viahop.end();
+}
+
+#[test]
 fn a_backend_that_falls_silent_is_down_within_a_second_and_a_half_and_no_invite_runs_into_timer_b() {
     if !has_peer("sipp") {
         return;
