@@ -12,6 +12,10 @@ pub const DATAGRAM_MAX: usize = 65_535;
 /// would push beyond it is answered 513, a response is dropped.
 pub const PAYLOAD_MAX: usize = 65_507;
 
+/// Octets of the longest message in a stream: what a datagram can hold, so that any message can go on over any transport's
+/// room. Longer: 513, and the connection is closed, since nobody would read on to find the next message.
+pub const FRAME_MAX: usize = DATAGRAM_MAX;
+
 /// Octets we may write in front of what is left of a message: a copied start of it and the rows we add, or a whole
 /// answer of our own. Our rows take a few hundred octets; a message that needs more is beyond [`PAYLOAD_MAX`] anyway.
 pub const HEAD_MAX: usize = DATAGRAM_MAX + 2048;

@@ -16,6 +16,8 @@
 //!  room: what is to be sent           ◄── verdict.rs    forward, reply, or drop with a reason
 //! ```
 //!
+//! A stream comes to the ladder one message at a time: [`frame`] finds where each ends.
+//!
 //! Beside the ladder: [`tables`] is what it decides by, immutable and swapped whole; [`keys`] and [`token`] are the
 //! secrets and what is written with them into messages, so that responses need no memory of ours; [`room`] and [`text`]
 //! are lent memory and how it is written to; [`limits`] has every bound; [`counters`] is how a shard tells what happened.
@@ -35,6 +37,7 @@
 pub mod blame;
 pub mod counters;
 pub mod dispatch;
+pub mod frame;
 pub mod keys;
 pub mod limits;
 pub mod rewrite;

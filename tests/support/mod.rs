@@ -7,6 +7,7 @@
 
 pub mod corpus;
 pub mod judge;
+pub mod stream;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};

@@ -46,6 +46,17 @@ pub fn rows_named<'a>(message: &'a [u8], scan: &Scan, names: &'a [&'a [u8]]) -> 
     })
 }
 
+/// Whether a continuation line begins as a header of ours would: some servers read it as one.
+pub fn has_folded_header(message: &[u8], scan: &Scan) -> bool {
+    let head = message.get(..scan.body as usize).unwrap_or(message);
+    memchr::memchr_iter(b'\n', head).any(|lf| {
+        let line = &head[lf + 1..];
+        let blanks = line.iter().take_while(|&&octet| grammar::is_blank(octet)).count();
+        let is_known = |line| matches!(scalar::read_name(line), Header::Row(Some(_), _) | Header::LookAlike(_));
+        blanks > 0 && is_known(&line[blanks..memchr::memchr(b'\n', line).unwrap_or(line.len())])
+    })
+}
+
 /// The row of `kind` behind the first one. Quick where it is the next line and written out, which is how the Vias of a
 /// response stand.
 #[inline(always)]
