@@ -39,7 +39,7 @@ fn bench(criterion: &mut Criterion) {
     let mut heads = vec![0; 2 * HEAD_MAX];
     let mut group = criterion.benchmark_group("dispatch");
 
-    let from_client = Arrival { from: support::address(support::CLIENT), listener: Some(0), local: None };
+    let from_client = Arrival { from: support::address(support::CLIENT), listener: Some(0), local: None, stream: None };
     let mut requests: Vec<Slot> = (0..BATCH as u32).map(|call| Slot::new(support::invite(call), from_client)).collect();
     let mut responses: Vec<Slot> = requests
         .iter()
@@ -48,7 +48,10 @@ fn bench(criterion: &mut Criterion) {
             let mut room = Room::new(&mut octets, &mut heads);
             let (_, verdict) = dispatcher.on_datagram(&tables, 0, from_client, &mut room);
             let Verdict::Forward { to, .. } = verdict else { panic!("{verdict:?}") };
-            Slot::new(support::ok_of(&room.output().concat()), Arrival { from: to, listener: None, local: None })
+            Slot::new(
+                support::ok_of(&room.output().concat()),
+                Arrival { from: to, listener: None, local: None, stream: None },
+            )
         })
         .collect();
 

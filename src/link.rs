@@ -1,17 +1,20 @@
 //! The seam between the planes: all that shards and control share.
 //!
+//! From shard to shard go messages whose connection another shard has: [`Mesh`].
+//!
 //! Down go the tables, immutable and swapped whole, and a stop flag beside them; up come counters, each written by one
 //! shard, and a few signals about backends and single messages. There is nothing else, and nobody waits for anybody: a shard looks at the
 //! tables once per batch, and a signal that finds the channel full is dropped, since another will follow.
 
-use crate::dataplane::counters::ShardCounters;
+use crate::dataplane::counters::{ShardCounters, Tally};
 use crate::dataplane::route::How;
 use crate::dataplane::tables::Tables;
-use crate::dataplane::verdict::Verdict;
+use crate::dataplane::verdict::{Sender, Verdict};
 use arc_swap::ArcSwap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc as between_threads;
 use std::time::Instant;
 use tokio::sync::mpsc;
 
@@ -80,6 +83,64 @@ pub struct Traced {
     pub rule: Option<Box<str>>,
 }
 
+/// Messages that wait for one shard to take them over at most: what it sends in some 10 ms. Beyond: `handoff_full`.
+const HANDED_MAX: usize = 1024;
+
+/// A message as it is to be sent, for the shard that has the connection.
+#[derive(Debug)]
+pub struct Handed {
+    /// The connection.
+    pub from: Sender,
+    /// Who is on the other end.
+    pub to: SocketAddr,
+    /// The message.
+    pub octets: Box<[u8]>,
+    /// How it is counted once it is sent.
+    pub tally: Tally,
+}
+
+/// A shard's end of the channels between shards. Nobody waits for anybody: what does not fit is lost and counted.
+#[derive(Debug)]
+pub struct Mesh {
+    others: Vec<between_threads::SyncSender<Handed>>,
+    arrived: between_threads::Receiver<Handed>,
+    shared: Arc<Shared>,
+    /// Shards that were handed something and not woken yet.
+    to_wake: Vec<usize>,
+}
+
+impl Mesh {
+    /// Hands a message to shard number `shard`, which learns of it with [`Mesh::wake`]. Returns whether there was room.
+    pub fn hand(&mut self, shard: usize, handed: Handed) -> bool {
+        let taken = self.others.get(shard).is_some_and(|other| other.try_send(handed).is_ok());
+        if taken {
+            self.wake_later(shard);
+        }
+        taken
+    }
+
+    /// Wakes shard number `shard` with the next [`Mesh::wake`].
+    pub fn wake_later(&mut self, shard: usize) {
+        if !self.to_wake.contains(&shard) {
+            self.to_wake.push(shard);
+        }
+    }
+
+    /// Wakes the shards that were handed something: once for all of a turn.
+    pub fn wake(&mut self) {
+        for shard in self.to_wake.drain(..) {
+            if let Some(ring) = self.shared.rings.get(shard) {
+                ring();
+            }
+        }
+    }
+
+    /// The oldest message that was handed to this shard.
+    pub fn next_handed(&self) -> Option<Handed> {
+        self.arrived.try_recv().ok()
+    }
+}
+
 /// Wakes a shard that waits.
 pub type Ring = Box<dyn Fn() + Send + Sync>;
 
@@ -136,6 +197,8 @@ pub struct ShardEnd {
     pub shared: Arc<Shared>,
     /// The counters of this shard.
     pub counters: Arc<ShardCounters>,
+    /// The other shards.
+    pub mesh: Mesh,
     signals: mpsc::Sender<Signal>,
 }
 
@@ -153,9 +216,20 @@ pub fn link(rings: Vec<Ring>, listeners: usize, tables: Tables) -> (ControlEnd, 
     let tables = Arc::new(ArcSwap::from_pointee(tables));
     let shared = Arc::new(Shared { tables, started: Instant::now(), stop: AtomicBool::new(false), rings });
     let (sender, signals) = mpsc::channel(SIGNALS_MAX);
-    let ends = counters
-        .iter()
-        .map(|counters| ShardEnd { shared: shared.clone(), counters: counters.clone(), signals: sender.clone() })
-        .collect();
+    let (others, arrived): (Vec<_>, Vec<_>) =
+        counters.iter().map(|_| between_threads::sync_channel(HANDED_MAX)).unzip();
+    let meshes = arrived.into_iter().map(|arrived| Mesh {
+        others: others.clone(),
+        arrived,
+        shared: shared.clone(),
+        to_wake: Vec::new(),
+    });
+    let ends = counters.iter().zip(meshes).map(|(counters, mesh)| ShardEnd {
+        shared: shared.clone(),
+        counters: counters.clone(),
+        mesh,
+        signals: sender.clone(),
+    });
+    let ends = ends.collect();
     (ControlEnd { shared, counters, signals }, ends)
 }

@@ -17,7 +17,7 @@ impl Balancer for Path {
             Verdict::Drop(_) => Did::Drop,
             Verdict::Forward { to, .. } => Did::Forward(to.to_string()),
             Verdict::Reply { answer: Answer::Status(code), .. } => Did::Reply(code),
-            Verdict::Reply { answer: Answer::Stun, .. } => Did::Stun,
+            Verdict::Reply { answer: Answer::Pong | Answer::Stun, .. } => Did::Stun,
         };
         Seen { did, sent: outcome.sent }
     }

@@ -8,6 +8,7 @@ use support::{BACKENDS, CLIENT, LB, Outcome, Path, address, backend, pool, setti
 use viahop::dataplane::keys::Keys;
 use viahop::dataplane::route::Arrival;
 use viahop::dataplane::tables::*;
+use viahop::dataplane::transport::Transport;
 use viahop::dataplane::verdict::{Answer, DropReason, Sender, Verdict};
 
 /// A request of call `call` from the client, with more header rows if need be.
@@ -291,6 +292,7 @@ fn two_families() -> Path {
     let v6 = "[2001:db8::100]:5060";
     settings.listeners.push(Listener {
         name: "six".into(),
+        transport: Transport::Udp,
         address: address(v6),
         host: address(v6).ip(),
         side: Side::Outside,
@@ -310,7 +312,8 @@ fn between_address_families_there_are_two_and_both_are_taken_out() {
     assert!(recorded[0].contains("[2001:db8::100]:5060") && recorded[1].contains(LB), "{recorded:?}");
     // The callee's route set is in that order, the caller's in the other.
     let bye = in_dialog("BYE", "call", &format!("{}, {}", recorded[0], recorded[1]));
-    let outcome = path.receive_on(bye.as_bytes(), Arrival { from: address(&backend), listener: Some(1), local: None });
+    let outcome = path
+        .receive_on(bye.as_bytes(), Arrival { from: address(&backend), listener: Some(1), local: None, stream: None });
     assert_eq!(target(&outcome), CLIENT);
     assert!(outcome.rows("route").is_empty());
     let bye =
@@ -326,6 +329,7 @@ fn an_inside_listener_is_what_backends_come_back_to() {
     let side = Side::Inside;
     settings.listeners.push(Listener {
         name: "in".into(),
+        transport: Transport::Udp,
         address: address(inner),
         host: address(inner).ip(),
         side,
@@ -337,8 +341,10 @@ fn an_inside_listener_is_what_backends_come_back_to() {
     let recorded = invite.rows("record-route");
     assert!(recorded.len() == 2 && recorded[0].contains(inner) && recorded[1].contains(LB), "{recorded:?}");
     let bye = in_dialog("BYE", "call", &recorded.join(", "));
-    let outcome =
-        path.receive_on(bye.as_bytes(), Arrival { from: address(BACKENDS[0]), listener: Some(1), local: None });
+    let outcome = path.receive_on(
+        bye.as_bytes(),
+        Arrival { from: address(BACKENDS[0]), listener: Some(1), local: None, stream: None },
+    );
     let Verdict::Forward { to, from, .. } = outcome.verdict else { panic!("{:?}", outcome.verdict) };
     assert_eq!((to, from), (address(CLIENT), Sender::Listener { index: 0, local: None }));
 }
@@ -459,7 +465,7 @@ fn a_backend_with_a_limit_gets_no_more_invites_than_that_until_one_is_answered()
         "SIP/2.0 486 Busy Here\r\n{}\r\nFrom: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>;tag=2\r\n\r\n",
         kept.collect::<Vec<_>>().join("\r\n")
     );
-    let arrival = Arrival { from: address(&at), listener: None, local: None };
+    let arrival = Arrival { from: address(&at), listener: None, local: None, stream: None };
     assert!(path.receive_on(busy.as_bytes(), arrival).is_forward());
     let next = (0..200).filter(|number| {
         path.receive(to_bob("INVITE", &format!("next-{number}"), "", "").as_bytes(), CLIENT).is_forward()

@@ -64,7 +64,7 @@ fn a_proxy_of_the_cluster_may_send_out_through_us_what_came_in_through_us() {
     let sent = path.receive(invite("sip:bob@203.0.113.9", "").as_bytes(), CLIENT);
     let outward = path.receive_on(
         onward(&sent, false).as_bytes(),
-        Arrival { from: address(BACKENDS[0]), listener: Some(0), local: None },
+        Arrival { from: address(BACKENDS[0]), listener: Some(0), local: None, stream: None },
     );
     let Verdict::Forward { to, .. } = outward.verdict else { panic!("{:?}", outward.verdict) };
     assert_eq!(to, address(CARRIER));

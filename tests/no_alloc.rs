@@ -71,7 +71,7 @@ impl Path {
 }
 
 fn from_client() -> Arrival {
-    Arrival { from: address(CLIENT), listener: Some(0), local: None }
+    Arrival { from: address(CLIENT), listener: Some(0), local: None, stream: None }
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn a_response_that_passes_does_not_make_us_allocate() {
     let headers = forwarded.split_once("\r\n").unwrap().1;
     for status in ["SIP/2.0 100 Trying", "SIP/2.0 200 OK"] {
         let response = format!("{status}\r\n{headers}");
-        let arrival = Arrival { from: to, listener: None, local: None };
+        let arrival = Arrival { from: to, listener: None, local: None, stream: None };
         let mut verdict = None;
         let count = allocations_of(|| verdict = Some(path.receive(response.as_bytes(), arrival).0));
         assert!(matches!(verdict, Some(Verdict::Forward { .. })), "{verdict:?}");

@@ -177,7 +177,7 @@ fn sourced() -> impl Strategy<Value = Arrival> {
     (select(sources.to_vec()), select(vec![Some(0), None, Some(7)]), any::<bool>()).prop_map(
         |(from, listener, has_local)| {
             let local = has_local.then(|| address("192.0.2.100:1").ip());
-            Arrival { from: address(from), listener, local }
+            Arrival { from: address(from), listener, local, stream: None }
         },
     )
 }
@@ -344,7 +344,7 @@ impl Call {
     }
 
     fn send(&self, path: &mut Path, method: &str, to_tag: &str) -> Outcome {
-        let arrival = Arrival { from: self.source, listener: Some(0), local: None };
+        let arrival = Arrival { from: self.source, listener: Some(0), local: None, stream: None };
         path.receive_on(&self.request(method, to_tag), arrival)
     }
 }
@@ -377,7 +377,7 @@ fn text(octets: &[u8]) -> String {
 
 fn from_backend(outcome: &Outcome) -> Arrival {
     let Verdict::Forward { to, .. } = outcome.verdict else { panic!("{:?}\n{}", outcome.verdict, outcome.text()) };
-    Arrival { from: to, listener: None, local: None }
+    Arrival { from: to, listener: None, local: None, stream: None }
 }
 
 /// What the topmost Via of the caller says when it comes back: as RFC 3261 18.2.1 and RFC 3581 4 have it.

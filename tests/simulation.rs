@@ -322,7 +322,7 @@ impl World {
         let mut head = vec![0; HEAD_MAX];
         let mut room = Room::new(&mut input, &mut head);
         let node = &mut self.nodes[number];
-        let arrival = Arrival { from, listener, local: None };
+        let arrival = Arrival { from, listener, local: None, stream: None };
         let (_, verdict) = node.dispatcher.on_datagram(&node.tables, self.now, arrival, &mut room);
         let (to, sender) = match verdict {
             Verdict::Drop(_) => return,
@@ -339,6 +339,7 @@ impl World {
         let source = match sender {
             Sender::Egress => address(&format!("{}:{EGRESS}", NODES[number])),
             Sender::Listener { .. } => address(FLEET),
+            Sender::Connect { .. } | Sender::Stream { .. } => panic!("there are only datagrams"),
         };
         self.send(source, to, sent);
     }

@@ -10,6 +10,7 @@ use viahop::dataplane::keys::Keys;
 use viahop::dataplane::scan::Scanner;
 use viahop::dataplane::sip::uri::Scheme;
 use viahop::dataplane::tables::*;
+use viahop::dataplane::transport::Transport;
 
 pub const CLIENT: &str = "198.51.100.7:5060";
 pub const BACKENDS: [&str; 4] = ["10.0.0.11:5060", "10.0.0.12:5060", "10.0.0.13:5060", "10.0.0.14:5060"];
@@ -67,11 +68,13 @@ pub fn tables(record_route: bool) -> Tables {
         serves: Serves::Calls,
         max_open: 0,
         via_host: "192.0.2.100".into(),
+        reach: Reach::default(),
         counters: Arc::new(BackendCounters::new(1)),
     });
     let settings = Settings {
         listeners: vec![Listener {
             name: "edge".into(),
+            transport: Transport::Udp,
             address: listener,
             host: listener.ip(),
             side: Side::Outside,

@@ -13,6 +13,7 @@ use viahop::control::resolve::resolve;
 use viahop::control::secret;
 use viahop::control::socket;
 use viahop::dataplane::tables::Tables;
+use viahop::dataplane::transport::Transport;
 use viahop::shard::socket::{OpenError, Sockets, are_free};
 
 /// Checks `args.file`.
@@ -74,8 +75,8 @@ fn online(loaded: Loaded) -> Result<(Report, Option<Found>), Report> {
     let runtime = service::runtime().map_err(environment)?;
     let (resolved, mut report) = runtime.block_on(resolve(loaded, &secret.keys))?;
     report.problems.extend(secret.remarks);
-    let mut plan = plan(&resolved);
-    match are_free(&plan.listeners) {
+    let mut plan = plan(&resolved, cores.len());
+    match are_free(&plan.listeners, &plan.streams) {
         Ok(()) => {
             let opened = plan.settle().and_then(|()| Sockets::open(&plan));
             drop(opened.map_err(|error| about(cannot_open(&config, error)))?);
@@ -108,8 +109,8 @@ fn online(loaded: Loaded) -> Result<(Report, Option<Found>), Report> {
 
 /// A port that a running viahop holds is what one expects before a reload.
 fn held_by_viahop(taken: &OpenError) -> Option<Problem> {
-    let owner = port_owner::find("udp", taken.address).filter(|owner| owner.name == "viahop")?;
-    let title = format!("{}/udp is in use by {owner}", taken.address);
+    let owner = port_owner::find(taken.protocol, taken.address).filter(|owner| owner.name == "viahop")?;
+    let title = format!("{}/{} is in use by {owner}", taken.address, taken.protocol);
     let problem = Problem { severity: Severity::Warning, ..Problem::environment(title) };
     Some(problem.help(format!("well if this file is for `kill -HUP {}`; a second viahop would not start", owner.pid)))
 }
@@ -118,7 +119,8 @@ fn held_by_viahop(taken: &OpenError) -> Option<Problem> {
 fn print(tables: &Tables) {
     for listener in &tables.listeners {
         let advertised = listener.advertised.as_deref().unwrap_or("the address a message came to");
-        println!("listen {:<24} known as {advertised}", listener.address);
+        let bound = format!("{}:{}", listener.transport, listener.address);
+        println!("listen {bound:<24} known as {advertised}");
     }
     for (index, pool) in tables.pools.iter().enumerate() {
         println!("pool {}", pool.name);
@@ -126,7 +128,11 @@ fn print(tables: &Tables) {
         for (number, backend) in tables.backends.iter().enumerate().filter(|(_, one)| one.pool as usize == index) {
             let own = slots.iter().filter(|slot| slot.owner as usize == number).count();
             let share = own as f64 * 100.0 / slots.len() as f64;
-            println!("  {:<24} {:<24} {share:>5.1} % of new calls", backend.name, backend.address);
+            let place = match backend.reach.transport {
+                Transport::Udp => backend.address.to_string(),
+                transport => format!("{transport}:{}", backend.address),
+            };
+            println!("  {:<24} {place:<24} {share:>5.1} % of new calls", backend.name);
         }
     }
 }

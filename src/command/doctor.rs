@@ -8,7 +8,7 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use viahop::control::config::problem::{Problem, Source};
-use viahop::control::config::{Config, Steering, load, parse};
+use viahop::control::config::{Config, Listen, Steering, load, parse};
 use viahop::control::steering::COST;
 use viahop::shard::socket::are_free;
 use viahop::sys::preflight;
@@ -48,7 +48,7 @@ pub fn run(args: &cli::Doctor) -> ExitCode {
         ("steering", steering(&config)),
         ("privileges", privileges(&config)),
     ];
-    findings.extend(config.listeners.iter().map(|one| ("port", port(&config, one.address))));
+    findings.extend(config.listeners.iter().map(|one| ("port", port(&config, one))));
     findings.extend(config.admin.map(|address| ("admin port", admin(address))));
     findings.push(("UDP so far", udp_errors()));
     findings.push(("connection tracking", conntrack()));
@@ -126,13 +126,19 @@ fn buffer(limit: &str, wanted: usize, consequence: &str) -> Finding {
 fn open_files(config: &Config) -> Finding {
     let shards = cores(&config.cores).map_or(1, |cores| cores.len()) as u64;
     let backends: usize = config.pools.iter().map(|pool| pool.backends.len()).sum();
+    let has_streams = config.listeners.iter().any(|one| one.transport.is_stream());
+    let connections = if has_streams { config.streams.max_connections as u64 } else { 0 };
     let needed = 64 + shards * (16 + config.listeners.len() as u64) + backends as u64;
     match preflight::open_files() {
         Ok(Some(most)) if most < needed => Bad(
             format!("{most} may be open, {needed} are needed"),
             format!("`ulimit -n {needed}`, LimitNOFILE={needed}"),
         ),
-        Ok(Some(most)) => Good(format!("{most} may be open, {needed} are needed")),
+        Ok(Some(most)) if most < needed + connections => Poor(
+            format!("{most} may be open, {} are needed for `max_connections`", needed + connections),
+            format!("`ulimit -n {0}`, LimitNOFILE={0}; or fewer connections", needed + connections),
+        ),
+        Ok(Some(most)) => Good(format!("{most} may be open, {} are needed", needed + connections)),
         Ok(None) => Good("no limit".into()),
         Err(error) => Poor(format!("the limit cannot be read: {error}"), "see `ulimit -n`".into()),
     }
@@ -166,11 +172,14 @@ fn privileges(config: &Config) -> Finding {
     }
 }
 
-fn port(config: &Config, address: SocketAddr) -> Finding {
-    match are_free(&[address]) {
-        Ok(()) => Good(format!("{address}/udp is free")),
-        Err(taken) if port_owner::find("udp", address).is_some_and(|owner| owner.name == "viahop") => {
-            Good(format!("{}/udp is held by a running viahop", taken.address))
+fn port(config: &Config, listener: &Listen) -> Finding {
+    let Listen { address, transport, .. } = *listener;
+    let addresses = [address];
+    let (datagrams, streams): (&[_], &[_]) = if transport.is_stream() { (&[], &addresses) } else { (&addresses, &[]) };
+    match are_free(datagrams, streams) {
+        Ok(()) => Good(format!("{address}/{transport} is free")),
+        Err(taken) if port_owner::find(taken.protocol, address).is_some_and(|owner| owner.name == "viahop") => {
+            Good(format!("{}/{transport} is held by a running viahop", taken.address))
         }
         Err(taken) => of(Err(cannot_open(config, taken)), ""),
     }

@@ -77,7 +77,7 @@ fn explain(args: &cli::Explain, mut message: Vec<u8>) -> Result<ExitCode, Report
     }
     // What a backend sends comes to the ports towards backends.
     let inside = tables.by_address.contains_key(&args.from);
-    let arrival = Arrival { from: args.from, listener: (!inside).then_some(listener as u8), local: None };
+    let arrival = Arrival { from: args.from, listener: (!inside).then_some(listener as u8), local: None, stream: None };
     let place = if inside { "a port towards backends".to_owned() } else { format!("listener {}", names[listener]) };
     println!("{} octets from {}, on {place}", message.len(), args.from);
     print(&tables, egress, arrival, message, args.live);
@@ -141,7 +141,7 @@ fn print(tables: &Tables, egress: EgressPorts, arrival: Arrival, mut message: Ve
         Verdict::Reply { to, answer } => {
             match answer {
                 Answer::Status(code) => println!("answered by viahop itself: {code}, to {to}"),
-                Answer::Stun => println!("answered by viahop itself: STUN, to {to}"),
+                Answer::Pong | Answer::Stun => println!("answered by viahop itself: STUN, to {to}"),
             }
             room.output()
         }

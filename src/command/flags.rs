@@ -93,6 +93,7 @@ impl Written {
             outlier: file::Outlier::default(),
             slow_start: None,
             panic: None,
+            mtu: None,
             health: file::Health { probe, ..file::Health::default() },
             backend: backends,
             list: None,
@@ -142,6 +143,7 @@ impl Written {
             priority: None,
             max_open: None,
             state: None,
+            max_message_size: None,
         };
         let mut at = whole.start + uri.len() + 1;
         let mut rest = uri.to_owned();

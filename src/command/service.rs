@@ -26,6 +26,7 @@ use viahop::control::socket::{self, NoSocket, Opened};
 use viahop::control::view::{Fixed, ShardView, View};
 use viahop::link::link;
 use viahop::shard::socket::{OpenError, Plan, are_free};
+use viahop::shard::streams::StreamLimits;
 use viahop::shard::{self, Running, Unstarted};
 use viahop::sys::preflight;
 
@@ -62,8 +63,8 @@ impl Service {
         let (resolved, mut warnings) = runtime.block_on(resolve(loaded, &secret.keys))?;
         warnings.problems.extend(secret.remarks);
         let config = resolved.config.clone();
-        let mut plan = plan(&resolved);
-        wait_for_ports(&plan.listeners).map_err(|error| about(cannot_open(&config, error)))?;
+        let mut plan = plan(&resolved, cores.len());
+        wait_for_ports(&plan).map_err(|error| about(cannot_open(&config, error)))?;
         let mut unstarted = open(&cores, &mut plan).map_err(|error| about(cannot_open(&config, error)))?;
         let steering = steering::install(config.steering, &unstarted, plan.egress_shared).map_err(about)?;
         if plan.egress_shared && steering.outcomes.is_none() {
@@ -188,16 +189,32 @@ pub fn machine() -> Result<(), Problem> {
     }
 }
 
-/// The sockets of a shard.
-pub fn plan(resolved: &Resolved) -> Plan {
+/// The sockets of a shard, of which there are `shards`.
+pub fn plan(resolved: &Resolved, shards: usize) -> Plan {
     let config = &resolved.config;
     let has = |v4: bool| {
         let backends = resolved.backends.iter().flatten().any(|place| place.address.is_ipv4() == v4);
         // Backends also send out to whoever our listeners can be reached by.
         backends || config.listeners.iter().any(|listener| listener.address.is_ipv4() == v4)
     };
+    let of = |is_stream: bool| {
+        let those = config.listeners.iter().filter(move |listener| listener.transport.is_stream() == is_stream);
+        those.map(|listener| listener.address).collect()
+    };
+    let streams = &config.streams;
+    let ms = |duration: Duration| duration.as_millis() as u64;
     Plan {
-        listeners: config.listeners.iter().map(|listener| listener.address).collect(),
+        listeners: of(false),
+        streams: of(true),
+        stream_limits: StreamLimits {
+            connections: streams.max_connections.div_ceil(shards.max(1)),
+            per_source: streams.max_per_source,
+            idle_ms: ms(streams.idle),
+            frame_ms: ms(streams.frame_timeout),
+            connect_ms: ms(streams.connect_timeout),
+            egress_v4: config.egress_v4,
+            egress_v6: config.egress_v6,
+        },
         egress_v4: has(true).then(|| config.egress_v4.unwrap_or(Ipv4Addr::UNSPECIFIED)),
         egress_v6: has(false).then(|| config.egress_v6.unwrap_or(Ipv6Addr::UNSPECIFIED)),
         egress_ports: config.egress_ports.clone(),
@@ -225,14 +242,14 @@ fn open(cores: &[usize], plan: &mut Plan) -> Result<Vec<Unstarted>, OpenError> {
 fn lingers(taken: &OpenError, since: Instant) -> bool {
     taken.error.kind() == io::ErrorKind::AddrInUse
         && since.elapsed() < PORT_LINGERS
-        && port_owner::find("udp", taken.address).is_none()
+        && port_owner::find(taken.protocol, taken.address).is_none()
 }
 
-/// Waits until nobody holds the ports of `listeners`. A port that a living process holds is not waited for.
-pub fn wait_for_ports(listeners: &[SocketAddr]) -> Result<(), OpenError> {
+/// Waits until nobody holds the ports of the listeners of `plan`. A port that a living process holds is not waited for.
+pub fn wait_for_ports(plan: &Plan) -> Result<(), OpenError> {
     let since = Instant::now();
     loop {
-        match are_free(listeners) {
+        match are_free(&plan.listeners, &plan.streams) {
             Err(taken) if lingers(&taken, since) => thread::sleep(Duration::from_millis(50)),
             outcome => return outcome,
         }
@@ -240,7 +257,7 @@ pub fn wait_for_ports(listeners: &[SocketAddr]) -> Result<(), OpenError> {
 }
 
 /// Why a socket cannot be opened, at the listener it is for.
-pub fn cannot_open(config: &Config, OpenError { address, error }: OpenError) -> Problem {
+pub fn cannot_open(config: &Config, OpenError { protocol, address, error }: OpenError) -> Problem {
     let is_listener = config.listeners.iter().any(|listener| listener.address == address);
     if let Some(ports) = config.egress_ports.as_ref().filter(|_| !is_listener && ports_are_out(&error)) {
         let title = format!("`egress_ports`: no free port among {} to {} for every shard", ports.start(), ports.end());
@@ -249,14 +266,14 @@ pub fn cannot_open(config: &Config, OpenError { address, error }: OpenError) -> 
     }
     let (what, label, help) = match error.kind() {
         io::ErrorKind::AddrInUse => {
-            let owner = port_owner::find("udp", address);
+            let owner = port_owner::find(protocol, address);
             let label = owner.as_ref().map_or("another process has it".to_owned(), |owner| format!("{owner} has it"));
             let help = match owner {
                 Some(owner) if owner.name == "viahop" => {
                     format!("end it first (`kill {}` drains it), or choose another port", owner.pid)
                 }
                 Some(owner) => format!("end {owner}, or choose another port"),
-                None => format!("`ss -lunp 'sport = :{}'` as root tells who", address.port()),
+                None => format!("`ss -l{}np 'sport = :{}'` as root tells who", &protocol[..1], address.port()),
             };
             ("is in use", label, help)
         }
@@ -274,8 +291,8 @@ pub fn cannot_open(config: &Config, OpenError { address, error }: OpenError) -> 
         ),
         _ => ("cannot be opened", error.to_string(), "`viahop doctor` examines this machine".to_owned()),
     };
-    let problem = Problem::environment(format!("{address}/udp {what}")).help(help);
-    match config.listeners.iter().find(|listener| listener.address == address) {
+    let problem = Problem::environment(format!("{address}/{protocol} {what}")).help(help);
+    match config.listeners.iter().find(|one| one.address == address && one.transport.word() == protocol) {
         Some(listener) => problem.at(listener.at.clone(), label),
         None => problem,
     }
@@ -320,7 +337,12 @@ fn small_buffers(shards: &[Unstarted], config: &Config) -> Option<Problem> {
 }
 
 fn listeners(shards: &[Unstarted], config: &Config) -> Vec<(Box<str>, SocketAddr)> {
-    let addresses = shards.first().into_iter().flat_map(|shard| shard.sockets().all()).map(|socket| socket.address());
+    let of = |shard: &Unstarted| -> Vec<SocketAddr> {
+        let sockets = shard.sockets();
+        let datagrams = sockets.all().take(sockets.listeners()).map(|socket| socket.address());
+        datagrams.chain(sockets.stream_addresses()).collect()
+    };
+    let addresses = shards.first().map(of).unwrap_or_default();
     config.listeners.iter().zip(addresses).map(|(one, address)| (one.name.as_str().into(), address)).collect()
 }
 

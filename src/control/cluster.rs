@@ -13,7 +13,9 @@ use super::operator::{Setting, State};
 use super::resolve::{self, Place, Resolved};
 use crate::dataplane::counters::{BackendCounters, Counter};
 use crate::dataplane::keys::Keys;
-use crate::dataplane::tables::{self, BackendParts, Listener, Network, OwnName, PoolParts, Rule, Settings, Tables};
+use crate::dataplane::tables::{
+    self, BackendParts, Listener, Network, OwnName, PoolParts, Reach, Rule, Settings, Tables,
+};
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -63,6 +65,8 @@ pub struct Backend {
     pub name: Box<str>,
     /// Where it is.
     pub place: Place,
+    /// How messages get there.
+    pub reach: Reach,
     /// What the operator wants of it.
     pub state: Setting<State>,
     /// Share of new keys.
@@ -105,6 +109,11 @@ impl Cluster {
                 Backend {
                     name: backend.name.into(),
                     place,
+                    reach: Reach {
+                        transport: place.transport,
+                        message_max: backend.message_max,
+                        datagram_max: pool.datagram_max.unwrap_or(u32::MAX),
+                    },
                     state: named.map_or(Setting::new(backend.state), |old| old.state.reloaded(backend.state)),
                     weight: named.map_or(Setting::new(backend.weight), |old| old.weight.reloaded(backend.weight)),
                     max_open: backend.max_open.div_ceil(shards.max(1) as u32),
@@ -131,6 +140,7 @@ impl Cluster {
         let Policy { inside, foreign_route, record_route, path, schemes, proxy_require, .. } = config.policy;
         let listeners = config.listeners.into_iter().map(|listener| Listener {
             name: listener.name.into(),
+            transport: listener.transport,
             address: listener.address,
             host: match listener.address.ip() {
                 ip if ip.is_unspecified() => resolve::towards_the_world(ip.is_ipv4()),
@@ -350,6 +360,7 @@ impl Backend {
             is_up: if pool.panics() { self.state.now == State::Ready } else { self.takes_new() },
             serves: self.state.now.serves(self.detector.is_up()),
             max_open: self.max_open,
+            reach: self.reach,
             via_host: via_host.into(),
             counters: self.counters.clone(),
         }

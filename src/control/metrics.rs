@@ -4,7 +4,7 @@
 
 use super::operator::State;
 use super::view::{ProbeTimes, View};
-use crate::dataplane::counters::{Counter, Histogram, Kind};
+use crate::dataplane::counters::{Counter, Ended, Histogram, Kind};
 use crate::dataplane::verdict::{Answer, DropReason};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
@@ -230,6 +230,12 @@ fn messages(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
         [(vec![], view.sum(|counters| counters.waiting.get()) as f64)],
     )?;
     out.counter(
+        "viahop_handoffs",
+        "Messages that came to one shard and left by a connection of another",
+        [(vec![], view.sum(|counters| counters.handed_over.get()))],
+    )?;
+    connections(out, view)?;
+    out.counter(
         "viahop_vias_rebuilt",
         "100 responses that had lost the client's Via and got it back",
         [(vec![], view.sum(|counters| counters.vias_rebuilt.get()))],
@@ -263,6 +269,40 @@ fn messages(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
         "viahop_call_memory_evicted",
         "INVITEs, and calls of round-robin pools, that had to be forgotten before their time",
         [(vec![], view.sum(|counters| counters.memory_evicted.get()))],
+    )
+}
+
+fn connections(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
+    out.gauge(
+        "viahop_connections",
+        "Connections that are open, with those that are being opened",
+        [(vec![], view.sum(|counters| counters.streams.open()) as f64)],
+    )?;
+    out.counter(
+        "viahop_connections_begun",
+        "Connections accepted from others, and opened or tried by viahop itself",
+        [
+            ("accepted", view.sum(|counters| counters.streams.accepted.get())),
+            ("opened", view.sum(|counters| counters.streams.opened.get())),
+        ]
+        .map(|(by, count)| (vec![("by", by)], count)),
+    )?;
+    out.counter(
+        "viahop_connections_ended",
+        "Connections that ended, by reason",
+        Ended::ALL.iter().map(|&ended| {
+            (vec![("reason", ended.label())], view.sum(|counters| counters.streams.ended[ended as usize].get()))
+        }),
+    )?;
+    out.counter(
+        "viahop_accept_pauses",
+        "Times that no connection was accepted for a second, since no descriptor was left",
+        [(vec![], view.sum(|counters| counters.streams.pauses.get()))],
+    )?;
+    out.gauge(
+        "viahop_connections_held_bytes",
+        "Octets that wait in connections: to be sent, or of messages that are not whole",
+        [(vec![], view.sum(|counters| counters.streams.held_octets.get()) as f64)],
     )
 }
 

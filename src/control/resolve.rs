@@ -6,6 +6,7 @@ use super::config::problem::{Problem, Report, Severity};
 use super::config::{Backend, Config, Loaded, Pool};
 use crate::dataplane::keys::Keys;
 use crate::dataplane::tables::{self, OwnName};
+use crate::dataplane::transport::Transport;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -34,6 +35,8 @@ pub struct Place {
     pub address: SocketAddr,
     /// Our address towards it.
     pub local: IpAddr,
+    /// How messages get there.
+    pub transport: Transport,
 }
 
 /// Asks for everything `loaded` names. `keys` are those that its backends will be known by.
@@ -62,7 +65,7 @@ pub async fn resolve(loaded: Loaded, keys: &Keys) -> Result<(Resolved, Report), 
                         let problem = Problem::warning(at, title, label).help("write a backend for each address");
                         problems.push(within(problem));
                     }
-                    places.push(place);
+                    places.push(Place { transport: backend.transport, ..place });
                 }
                 Err(Missing { title, label, help }) => {
                     problems.push(within(Problem::environment(title).at(at, label).help(help)));
@@ -134,7 +137,7 @@ async fn place(target: &HostPort, config: &Config) -> Result<(Place, usize), Mis
     let mut refused = None;
     for &address in &addresses {
         match local_towards(address, config) {
-            Ok(local) => return Ok((Place { address, local }, addresses.len() - 1)),
+            Ok(local) => return Ok((Place { address, local, transport: Transport::Udp }, addresses.len() - 1)),
             Err(error) => refused = refused.or(Some((address, error))),
         }
     }
@@ -282,7 +285,7 @@ mod tests {
         let (resolved, report) = resolved(text).unwrap();
         assert!(report.problems.is_empty());
         let loopback: IpAddr = [127, 0, 0, 1].into();
-        let place = Place { address: SocketAddr::new(loopback, 5080), local: loopback };
+        let place = Place { address: SocketAddr::new(loopback, 5080), local: loopback, transport: Transport::Udp };
         assert_eq!(resolved.backends, [[place]]);
         for own in [
             OwnName::Address(SocketAddr::new(loopback, 5070)),

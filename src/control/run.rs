@@ -19,7 +19,7 @@ use super::admin;
 use super::ask::{Answer, Ask, Asked, BackendChange, Follow, Refused, find};
 use super::cluster::{Backend, Cluster, Turn, moved_slots};
 use super::config::problem::{Problem, Report, Source};
-use super::config::{Config, Health, Loaded, Socket, WEIGHT_MAX, load};
+use super::config::{Config, Health, Listen, Loaded, Socket, WEIGHT_MAX, load};
 use super::events::Events;
 use super::health::detector::Outcome;
 use super::health::probe::{self, Watch};
@@ -34,6 +34,7 @@ use super::witness::{TRACE_MAX, Witness};
 use crate::dataplane::keys::Keys;
 use crate::dataplane::limits::SLOTS;
 use crate::dataplane::tables::{Tables, Trace};
+use crate::dataplane::transport::Transport;
 use crate::dataplane::verdict::DropReason;
 use crate::link::{ControlEnd, Signal};
 use serde_json::{Value, json};
@@ -799,8 +800,9 @@ fn tell(report: &Report) {
 
 /// What a reload would have to change and cannot: sockets, threads and keys are those of the start.
 fn fixed_by_the_start(running: &Config, wanted: &Config) -> Vec<Problem> {
-    let sockets = |config: &Config| -> Vec<(String, SocketAddr)> {
-        config.listeners.iter().map(|listener| (listener.name.clone(), listener.address)).collect()
+    let sockets = |config: &Config| -> Vec<(String, Transport, SocketAddr)> {
+        let of = |one: &Listen| (one.name.clone(), one.transport, one.address);
+        config.listeners.iter().map(of).collect()
     };
     let rows = [
         ("`[[listen]]` addresses and names", sockets(running) != sockets(wanted)),
@@ -817,6 +819,7 @@ fn fixed_by_the_start(running: &Config, wanted: &Config) -> Vec<Problem> {
             "`receive_buffer` and `send_buffer`",
             (running.receive_buffer, running.send_buffer) != (wanted.receive_buffer, wanted.send_buffer),
         ),
+        ("`[streams]`", running.streams != wanted.streams),
         ("`[log]`", running.log != wanted.log),
     ];
     let changed = rows.into_iter().filter(|row| row.1);

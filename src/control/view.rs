@@ -221,20 +221,14 @@ impl View {
         let of = |((view, counters), &busy): ((_, &Arc<ShardCounters>), &f64)| ShardStatus {
             view,
             busy: (busy * 1e3).round() / 1e3,
-            messages: Messages {
-                received: counters.received_total(),
-                forwarded: counters.forwarded.get(),
-                replied: counters.replied_total(),
-                dropped: counters.dropped_total(),
-                waiting: counters.waiting.get(),
-            },
+            connections: counters.streams.open(),
+            messages: Messages::of(|of| of(counters)),
         };
         self.fixed.shards.iter().zip(&self.fixed.counters).zip(&self.busy).map(of).collect()
     }
 
     /// The document of `/status.json`.
     pub fn status(&self) -> Status<'_> {
-        let received = self.sum(ShardCounters::received_total);
         Status {
             version: env!("CARGO_PKG_VERSION"),
             config: &self.fixed.config,
@@ -249,13 +243,7 @@ impl View {
             shard_skew: self.skew().map(|skew| (skew * 1e4).round() / 1e4),
             shards: self.shards(),
             backends: self.backends.iter().map(BackendStatus::of).collect(),
-            messages: Messages {
-                received,
-                forwarded: self.sum(|counters| counters.forwarded.get()),
-                replied: self.sum(ShardCounters::replied_total),
-                dropped: self.sum(ShardCounters::dropped_total),
-                waiting: self.sum(|counters| counters.waiting.get()),
-            },
+            messages: Messages::of(|of| self.sum(of)),
         }
     }
 }
@@ -290,6 +278,7 @@ struct ShardStatus<'a> {
     #[serde(flatten)]
     view: &'a ShardView,
     busy: f64,
+    connections: u64,
     #[serde(flatten)]
     messages: Messages,
 }
@@ -341,7 +330,7 @@ impl<'a> BackendStatus<'a> {
     }
 }
 
-/// `received = forwarded + replied + dropped + waiting`, but for the messages of the moment.
+/// `received + taken_over = forwarded + replied + dropped + waiting + handed_over`, but for the messages of the moment.
 #[derive(Debug, Serialize)]
 struct Messages {
     received: u64,
@@ -349,4 +338,20 @@ struct Messages {
     replied: u64,
     dropped: u64,
     waiting: u64,
+    taken_over: u64,
+    handed_over: u64,
+}
+
+impl Messages {
+    fn of(sum: impl Fn(&dyn Fn(&ShardCounters) -> u64) -> u64) -> Messages {
+        Messages {
+            received: sum(&ShardCounters::received_total),
+            forwarded: sum(&|counters| counters.forwarded.get()),
+            replied: sum(&ShardCounters::replied_total),
+            dropped: sum(&ShardCounters::dropped_total),
+            waiting: sum(&|counters| counters.waiting.get()),
+            taken_over: sum(&|counters| counters.taken_over.get()),
+            handed_over: sum(&|counters| counters.handed_over.get()),
+        }
+    }
 }

@@ -130,9 +130,14 @@ fn name_of(listener: Option<u8>, listeners: &[(Box<str>, SocketAddr)]) -> &str {
 fn verdict(verdict: Verdict) -> String {
     match verdict {
         Verdict::Drop(reason) => format!("dropped: {}", reason.label()),
-        Verdict::Forward { to, from: Sender::Egress, .. } => format!("forwarded to {to}"),
+        Verdict::Forward { to, from: Sender::Egress | Sender::Connect { listener: None }, .. } => {
+            format!("forwarded to {to}")
+        }
+        Verdict::Forward { to, from: Sender::Stream { .. }, .. } => format!("forwarded to {to}, down its connection"),
+        Verdict::Forward { to, from: Sender::Connect { .. }, .. } => format!("forwarded to {to}, by a connection"),
         Verdict::Forward { to, from: Sender::Listener { .. }, .. } => format!("forwarded to {to}, from a listener"),
         Verdict::Reply { to, answer: Answer::Status(code) } => format!("answered {code} to {to}"),
+        Verdict::Reply { to, answer: Answer::Pong } => format!("answered a ping to {to}"),
         Verdict::Reply { to, answer: Answer::Stun } => format!("answered STUN to {to}"),
     }
 }

@@ -86,6 +86,97 @@ pub enum Kind {
     Response(u16),
 }
 
+/// How a message is counted once it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tally {
+    /// An answer of our own.
+    Reply(Answer),
+    /// A request, to the backend of this index unless it goes elsewhere.
+    Request(Option<u16>),
+    /// A response of this status code, from the backend of this index unless it came from elsewhere.
+    Response(Option<u16>, u16),
+}
+
+/// Why a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It held what is no message, or could be read as more than one.
+    BadFrame,
+    /// The other side closed it.
+    Closed,
+    /// It could not be opened.
+    ConnectFailed,
+    /// Nothing was sent or received for as long as a connection may be silent.
+    Idle,
+    /// There are as many as there may be, or no descriptor was left.
+    Limit,
+    /// It was not to be read from, by its kernel's account: a reset, an unreachable peer.
+    Reset,
+    /// A message began and did not end in time, or the first did not begin.
+    Slow,
+    /// Its source has as many as it may have.
+    SourceLimit,
+    /// The process ended.
+    Stopped,
+    /// The other side did not read what it was sent.
+    Unread,
+}
+
+impl Ended {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Ended; 10] = [
+        Ended::BadFrame,
+        Ended::Closed,
+        Ended::ConnectFailed,
+        Ended::Idle,
+        Ended::Limit,
+        Ended::Reset,
+        Ended::Slow,
+        Ended::SourceLimit,
+        Ended::Stopped,
+        Ended::Unread,
+    ];
+
+    /// The metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Ended::BadFrame => "bad_frame",
+            Ended::Closed => "closed",
+            Ended::ConnectFailed => "connect_failed",
+            Ended::Idle => "idle",
+            Ended::Limit => "limit",
+            Ended::Reset => "reset",
+            Ended::Slow => "slow",
+            Ended::SourceLimit => "source_limit",
+            Ended::Stopped => "stopped",
+            Ended::Unread => "unread",
+        }
+    }
+}
+
+/// What became of connections.
+#[derive(Debug, Default)]
+pub struct StreamCounters {
+    /// Accepted.
+    pub accepted: Counter,
+    /// Opened by us, or tried to.
+    pub opened: Counter,
+    /// Ended, by [`Ended`].
+    pub ended: [Counter; Ended::ALL.len()],
+    /// How often accepting paused because no descriptor was left.
+    pub pauses: Counter,
+    /// Octets that wait in connections: to be sent, or of messages that are not whole.
+    pub held_octets: Counter,
+}
+
+impl StreamCounters {
+    /// Connections that are there.
+    pub fn open(&self) -> u64 {
+        let began = self.accepted.get() + self.opened.get();
+        began.saturating_sub(self.ended.iter().map(Counter::get).sum())
+    }
+}
+
 /// How many kinds there are.
 pub const KINDS: usize = Method::ALL.len() + 2;
 
@@ -123,8 +214,8 @@ impl Kind {
     }
 }
 
-/// The counters of one shard. `received = forwarded + replied + sum of dropped + waiting` whenever the shard is between
-/// batches, and `waiting` is zero as long as the kernel takes what is sent.
+/// The counters of one shard. `received + taken over = forwarded + replied + sum of dropped + waiting + handed over`
+/// whenever the shard is between batches, and `waiting` is zero as long as the kernel takes what is sent.
 #[derive(Debug)]
 pub struct ShardCounters {
     /// By listener, then by kind. The last listener is the egress socket.
@@ -139,6 +230,12 @@ pub struct ShardCounters {
     pub dropped: [Counter; DropReason::ALL.len()],
     /// Messages that the kernel did not take at once and that wait to be sent: received, and not counted elsewhere yet.
     pub waiting: Counter,
+    /// Messages handed over to the shard that has the connection they leave by.
+    pub handed_over: Counter,
+    /// Messages taken over from other shards.
+    pub taken_over: Counter,
+    /// Connections.
+    pub streams: StreamCounters,
     /// Messages received with one system call.
     pub batches: Histogram<5>,
     /// From when the kernel handed a message over until it had taken what became of it, in nanoseconds. The messages of
@@ -182,6 +279,9 @@ impl ShardCounters {
             replied: Default::default(),
             dropped: core::array::from_fn(|_| Counter::default()),
             waiting: Counter::default(),
+            handed_over: Counter::default(),
+            taken_over: Counter::default(),
+            streams: StreamCounters::default(),
             batches: Histogram::new(&BATCH),
             handling_ns: Histogram::new(&HANDLING_NS),
             busy_ns: Counter::default(),

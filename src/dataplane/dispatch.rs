@@ -13,11 +13,13 @@
 
 use crate::dataplane::blame::{self, Blame};
 use crate::dataplane::counters::Kind;
-use crate::dataplane::limits::{PAYLOAD_MAX, REBUILD_SENT_BY_MAX};
+use crate::dataplane::frame;
+use crate::dataplane::limits::{FRAME_MAX, PAYLOAD_MAX, REBUILD_SENT_BY_MAX, RINGING_MS};
 use crate::dataplane::rewrite::edit::Edits;
 use crate::dataplane::rewrite::reply::{self, NoReply, Reply};
 use crate::dataplane::rewrite::via::{self, Ours, Received};
 use crate::dataplane::room::Room;
+use crate::dataplane::route::memory::Memory;
 use crate::dataplane::route::record::{Passing, record};
 use crate::dataplane::route::reply_path::{self, SentBy};
 use crate::dataplane::route::{self, Arrival, Decision, Input, Router};
@@ -30,6 +32,7 @@ use crate::dataplane::stun;
 use crate::dataplane::tables::Tables;
 use crate::dataplane::text::Text;
 use crate::dataplane::token;
+use crate::dataplane::transport::Transport;
 use crate::dataplane::validate::{self, Refusal, Request};
 use crate::dataplane::verdict::{Answer, DropReason, Sender, Verdict};
 use std::net::{IpAddr, SocketAddr};
@@ -58,9 +61,15 @@ pub struct Dispatcher {
     decision: Option<Decision>,
     /// What was refused last, for those who ask at once: it stays when other messages follow.
     refusal: Option<Refusal>,
+    /// INVITEs that were too long for a datagram, by their transaction; there when a backend has a limit.
+    switched: Option<Memory>,
     /// 100s whose client Via was rebuilt.
     pub vias_rebuilt: u64,
 }
+
+/// Octets that we count for what we add to a request, when its length decides how it travels: a Via, two Record-Routes and
+/// what the client's Via is told have 200 to 350.
+const ADDED_MAX: u64 = 350;
 
 impl Dispatcher {
     /// A data path that sends to backends from these ports.
@@ -74,6 +83,7 @@ impl Dispatcher {
             edits: Edits::default(),
             decision: None,
             refusal: None,
+            switched: None,
             vias_rebuilt: 0,
         }
     }
@@ -179,7 +189,10 @@ impl Dispatcher {
         let transaction = via::transaction(&tables.keys, message, request);
         self.edits.clear();
         let input = Input { tables, message, scan, request, arrival, transaction, now_ms };
-        let decision = self.router.route(&input, &mut self.edits)?;
+        let mut decision = self.router.route(&input, &mut self.edits)?;
+        if tables.datagram_max != u32::MAX {
+            self.switch_by_size(tables, transaction, now_ms, &mut decision);
+        }
         self.decision = Some(decision);
         self.forward(tables, transaction, &decision, arrival, room)
     }
@@ -238,7 +251,7 @@ impl Dispatcher {
         let request = &self.request;
         let sent_by = reply_path::sent_by(tables, decision);
         let mark = match (sent_by, arrival.listener) {
-            (SentBy::Egress(start), Some(listener)) => {
+            (SentBy::Egress(start) | SentBy::Connect(start, _) | SentBy::Switched(start), Some(listener)) => {
                 Some(via::mark(&tables.keys, room.input, &self.scan, request, listener, start))
             }
             _ => None,
@@ -255,7 +268,14 @@ impl Dispatcher {
             count_down(room.input, request.max_forwards, request.hops_left);
         }
         let message = &*room.input;
-        let ours = Ours { sent_by, egress_port: egress_port.unwrap_or_default(), transaction, mark };
+        let start = reply_path::via_start(tables, decision.from);
+        let ours = Ours { sent_by, start, egress_port: egress_port.unwrap_or_default(), transaction, mark };
+        let end = request.end as usize;
+        // What is to be written of a length; the message says it itself, or goes out in a datagram.
+        let length = match decision.from.is_stream() {
+            true => fit_for_stream(message, &self.scan, end, &mut self.edits)?,
+            false => None,
+        };
         //= RFC 3261 section 7.1
         //# The SIP-Version string is case-insensitive, but implementations MUST
         //# send upper-case.
@@ -279,15 +299,93 @@ impl Dispatcher {
         if !request.max_forwards.is_present() {
             head.put(b"Max-Forwards: 70\r\n");
         }
+        if let Some(length) = length {
+            put_length(&mut head, length);
+        }
         let tail = match Received::of(message, &request.via, arrival.from) {
             Some(received) => received.apply(&mut self.edits, message, behind_start_line, &mut head),
             None => self.edits.apply(message, behind_start_line, &mut head),
         };
-        let end = request.end as usize;
         const TOO_LARGE: Refusal = Refusal::new(513, "Message Too Large");
-        room.head_len = head.finished_len().filter(|len| len + (end - tail) <= PAYLOAD_MAX).ok_or(TOO_LARGE)?;
+        let most = if decision.from.is_stream() { stream_max(tables, decision.backend) } else { PAYLOAD_MAX };
+        room.head_len = head.finished_len().filter(|len| len + (end - tail) <= most).ok_or(TOO_LARGE)?;
         room.tail = tail..end;
         Ok(Verdict::Forward { to: decision.to, from: decision.from, backend: decision.backend })
+    }
+
+    /// Sends a request to a backend over a stream that is too long for a datagram, and what belongs to its transaction after
+    /// it: CANCEL and the ACK of a failure take the way of their INVITE (RFC 3261 9.1, 17.1.1.3), however short they are.
+    //= RFC 3261 section 18.1.1
+    //# If a request is within 200 bytes of the path MTU, or if it is larger
+    //# than 1300 bytes and the path MTU is unknown, the request MUST be sent
+    //# using an RFC 2914 [43] congestion controlled transport protocol, such
+    //# as TCP.
+    #[cold]
+    fn switch_by_size(&mut self, tables: &Tables, transaction: u64, now_ms: u64, decision: &mut Decision) {
+        let Some(backend) = decision.backend.and_then(|index| tables.backends.get(index as usize)) else { return };
+        if decision.from != Sender::Egress {
+            return;
+        }
+        let switched = self.switched.get_or_insert_default();
+        let is_long = u64::from(self.request.end) + ADDED_MAX > u64::from(backend.reach.datagram_max);
+        let follows = matches!(self.request.method, Method::Ack | Method::Cancel)
+            && switched.recall(transaction, now_ms).is_some();
+        if is_long && self.request.method == Method::Invite {
+            switched.remember(transaction, backend.id, now_ms, RINGING_MS);
+        }
+        if is_long || follows {
+            decision.from = Sender::Connect { listener: None };
+        }
+    }
+
+    /// The answer to what a stream holds that is no message, `octets` of which are in `room`: whoever reads the stream
+    /// closes it.
+    pub fn on_broken(
+        &mut self,
+        tables: &Tables,
+        refusal: Option<Refusal>,
+        arrival: Arrival,
+        room: &mut Room<'_>,
+    ) -> (Kind, Verdict) {
+        self.decision = None;
+        self.scanner.scan(room.input, &mut self.scan);
+        let kind = match start_line::parse(room.input, self.scan.start_line) {
+            Ok(StartLine::Request { method, .. }) => Kind::Request(method),
+            Ok(StartLine::Response(code)) => Kind::Response(code),
+            Err(_) => Kind::NoMessage,
+        };
+        match refusal.filter(|_| matches!(kind, Kind::Request(_))) {
+            Some(refusal) => (kind, self.refuse_unless_ack(tables, refusal, arrival, room)),
+            None => (kind, Verdict::Drop(DropReason::BadFrame)),
+        }
+    }
+
+    /// Writes into `out` what the next hop of `request`, which we were to forward, would have answered; returns its length.
+    /// As its answer it finds its way back by our own Via. `None`: it is an ACK, or no request.
+    ///
+    //= RFC 3261 section 16.9
+    //# If the transport layer notifies a proxy of an error when it tries to
+    //# forward a request (see Section 18.4), the proxy MUST behave as if the
+    //# forwarded request received a 503 (Service Unavailable) response.
+    pub fn answer_for_next_hop(
+        &mut self,
+        tables: &Tables,
+        refusal: Refusal,
+        request: &[u8],
+        next_hop: SocketAddr,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        self.scanner.scan(request, &mut self.scan);
+        let Ok(StartLine::Request { method, .. }) = start_line::parse(request, self.scan.start_line) else {
+            return None;
+        };
+        if method == Method::Ack {
+            return None;
+        }
+        let via = validate::first_via(request, &self.scan);
+        let Refusal { code, reason } = refusal;
+        let reply = Reply { code, reason, lists_unsupported: None };
+        reply::write(out, &tables.keys, request, &self.scan, via.as_ref(), next_hop, &reply).ok()
     }
 
     /// Takes our Via off a response and sends it where the token in that Via says (RFC 3261 16.11, 18.1.2, 18.2.2).
@@ -327,7 +425,7 @@ impl Dispatcher {
             self.router.answered(digest, now_ms);
         }
         let rebuild = match next {
-            NextVia::Some(next) if is_answered_at(message, &next, flow.to) => None,
+            NextVia::Some(next) if is_answered_at(message, &next, &flow) => None,
             NextVia::Some(_) => return Verdict::Drop(DropReason::ResponseForged),
             NextVia::Unreadable => return Verdict::Drop(DropReason::MalformedResponse),
             //= RFC 3261 section 16.7
@@ -339,7 +437,16 @@ impl Dispatcher {
             },
         };
 
-        let mut head = Text::new(room.head);
+        let from = reply_path::response_sender(&flow);
+        let end = end as usize;
+        let length = match from.is_stream() {
+            true => match self.fit_response(message, end) {
+                Ok(length) => length,
+                Err(_) => return Verdict::Drop(DropReason::MalformedResponse),
+            },
+            false => None,
+        };
+        let (scan, mut head) = (&self.scan, Text::new(room.head));
         let start = scan.start_line.start as usize;
         //= RFC 3261 section 16.11
         //# the proxy MUST remove that header field value from the response and
@@ -352,25 +459,37 @@ impl Dispatcher {
             0 => (row.start as usize, row.end as usize + 2),
             comma => (via.whole.start as usize, comma as usize + 1),
         };
-        head.put(message.get(start..cut_start).unwrap_or_default());
+        let tail = match length {
+            None => {
+                head.put(message.get(start..cut_start).unwrap_or_default());
+                cut_end
+            }
+            Some(length) => {
+                // Our Via goes with the other changes, and the length stands behind the start line.
+                let at = self.edits.apply_until(message, start, scan.headers as usize, &mut head);
+                put_length(&mut head, length);
+                self.edits.cut(Span::new(cut_start, cut_end));
+                self.edits.apply(message, at, &mut head)
+            }
+        };
         if let Some(rebuild) = rebuild {
-            write_rebuilt_via(&mut head, rebuild, &flow);
+            write_rebuilt_via(&mut head, rebuild, &flow, transport_of(tables, &flow));
             self.vias_rebuilt += 1;
         }
-        let end = end as usize;
-        match head.finished_len().filter(|len| len + end.saturating_sub(cut_end) <= PAYLOAD_MAX) {
+        let most = if from.is_stream() { FRAME_MAX } else { PAYLOAD_MAX };
+        match head.finished_len().filter(|len| len + end.saturating_sub(tail) <= most) {
             Some(len) => room.head_len = len,
             None => return Verdict::Drop(DropReason::TooLarge),
         }
-        room.tail = cut_end..end;
-        //= RFC 3581 section 4
-        //# The response MUST be sent from the same address and port that the
-        //# corresponding request was received on.
-        let from = match flow.listener {
-            Some(index) => Sender::Listener { index, local: flow.local },
-            None => Sender::Egress,
-        };
+        room.tail = tail..end;
         Verdict::Forward { to: flow.to, from, backend: tables.by_address.get(&arrival.from).copied() }
+    }
+
+    /// Makes a response fit for a stream: see [`fit_for_stream`].
+    #[cold]
+    fn fit_response(&mut self, message: &[u8], end: usize) -> Result<Option<usize>, Refusal> {
+        self.edits.clear();
+        fit_for_stream(message, &self.scan, end, &mut self.edits)
     }
 
     #[cold]
@@ -462,6 +581,45 @@ fn count_down(message: &mut [u8], digits: Span, left: u8) {
     }
 }
 
+/// Sees to it that a message which ends at `end` is one message to everybody who reads it from a stream: nothing in it that
+/// some read as another header, and one plain Content-Length. Returns the length that is to be written, if what the
+/// message says of it itself is cut or was never there.
+//= RFC 3261 section 16.6
+//# If the request will be sent to the next hop using a stream-
+//# based transport and the copy contains no Content-Length header
+//# field, the proxy MUST insert one with the correct value for the
+//# body of the request (see Section 20.14).
+fn fit_for_stream(message: &[u8], scan: &Scan, end: usize, edits: &mut Edits) -> Result<Option<usize>, Refusal> {
+    if let Some(reason) = frame::misleads(message, scan) {
+        return Err(Refusal::new(400, reason));
+    }
+    let body = end - scan.body as usize;
+    if frame::says_length(message, scan, body) {
+        return Ok(None);
+    }
+    if let Some(row) = scan.row(HeaderKind::ContentLength) {
+        // The row and its line end, which is CRLF: anything else is refused before.
+        edits.cut(Span { start: row.start, end: row.end + 2 });
+    }
+    Ok(Some(body))
+}
+
+fn put_length(out: &mut Text<'_>, length: usize) {
+    out.put(b"Content-Length: ").put_number(length as u32).put(b"\r\n");
+}
+
+/// Octets of the longest request to this backend over a stream.
+fn stream_max(tables: &Tables, backend: Option<u16>) -> usize {
+    let backend = backend.and_then(|index| tables.backends.get(index as usize));
+    backend.map_or(FRAME_MAX, |backend| backend.reach.message_max as usize)
+}
+
+/// The transport of a client's flow.
+fn transport_of(tables: &Tables, flow: &token::Flow) -> Transport {
+    let otherwise = if flow.stream.is_some() { Transport::Tcp } else { Transport::Udp };
+    flow.listener.map_or(otherwise, |index| tables.transport(index))
+}
+
 /// What stands below our Via.
 enum NextVia {
     None,
@@ -509,13 +667,14 @@ fn lost_via<'a>(
 }
 
 /// Whether a response to the Via `next` goes to `to` by RFC 3261 18.2.2 and RFC 3581 4: to `received` or sent-by, at
-/// `rport` or the port of sent-by. It does if nobody changed what we wrote there when the request passed.
+/// `rport` or the port of sent-by; on a connection, always the latter. It does if nobody changed what we wrote there when the request passed.
 #[inline(always)]
-fn is_answered_at(message: &[u8], next: &Via, to: SocketAddr) -> bool {
+fn is_answered_at(message: &[u8], next: &Via, flow: &token::Flow) -> bool {
+    let to = flow.to;
     let host = next.received_value(message).unwrap_or(next.host.of(message));
     let port = match next.rport_value(message) {
-        Some(rport) => grammar::number(rport),
-        None => Some(u64::from(next.port)),
+        Some(rport) if flow.stream.is_none() => grammar::number(rport),
+        _ => Some(u64::from(next.port)),
     };
     port == Some(u64::from(to.port())) && is_address(host, to.ip())
 }
@@ -530,8 +689,8 @@ fn is_address(host: &[u8], address: IpAddr) -> bool {
 }
 
 /// The client's Via as it came to us, with what we added to it.
-fn write_rebuilt_via(out: &mut Text<'_>, rebuild: token::Rebuild<'_>, flow: &token::Flow) {
-    out.put(b"Via: SIP/2.0/UDP ");
+fn write_rebuilt_via(out: &mut Text<'_>, rebuild: token::Rebuild<'_>, flow: &token::Flow, transport: Transport) {
+    out.put(via::start(transport).as_bytes());
     out.put_mapped(rebuild.sent_by, token::from_token_octet).put(b";branch=").put(rebuild.branch);
     out.put(b";received=").put_address(flow.to.ip()).put(b";rport=").put_number(u32::from(flow.to.port())).put(b"\r\n");
 }

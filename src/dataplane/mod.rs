@@ -49,5 +49,6 @@ pub mod stun;
 pub mod tables;
 pub mod text;
 pub mod token;
+pub mod transport;
 pub mod validate;
 pub mod verdict;

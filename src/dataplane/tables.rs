@@ -4,10 +4,13 @@
 
 use crate::dataplane::counters::BackendCounters;
 use crate::dataplane::keys::Keys;
+use crate::dataplane::limits::FRAME_MAX;
 use crate::dataplane::rewrite::via;
 use crate::dataplane::route::table::{Contender, SlotTable};
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Scheme;
+use crate::dataplane::transport::Transport;
+use crate::dataplane::verdict::Sender;
 use ahash::AHashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -38,6 +41,8 @@ pub struct Tables {
     pub keys: Keys,
     /// Choices that are the operator's.
     pub policy: Policy,
+    /// Octets of the longest request that goes to any backend in a datagram: the least of [`Reach::datagram_max`].
+    pub datagram_max: u32,
     /// Set while the process finishes: OPTIONS to us are answered 503, so that peers move on.
     pub draining: bool,
     /// The call that somebody follows, if anybody does. Nothing is decided by it.
@@ -68,6 +73,8 @@ pub enum Side {
 pub struct Listener {
     /// Its name in configuration, metrics and rules.
     pub name: Box<str>,
+    /// How messages come to it.
+    pub transport: Transport,
     /// What it is bound to; may be a wildcard address.
     pub address: SocketAddr,
     /// The address of ours that stands in what we write when it is bound to a wildcard and no message has told another.
@@ -102,10 +109,35 @@ pub struct Backend {
     pub max_open: u32,
     /// The host, in Via form, that it can answer us at: the local address towards it, or what the operator says.
     pub via_host: Box<str>,
+    /// How messages get to it.
+    pub reach: Reach,
+    /// Which socket or connection its messages leave by.
+    pub way: Sender,
     /// How our Via towards it begins, up to the port: the same for every request, so it is put together once.
     pub via_start: Box<str>,
+    /// The port that follows: of the listener where it can open a connection to us. `None`: the shard's own.
+    pub via_port: Option<u16>,
     /// What was sent to it and received from it, over all shards and generations.
     pub counters: Arc<BackendCounters>,
+}
+
+/// How messages get to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// The transport.
+    pub transport: Transport,
+    /// Octets of the longest message that it takes over a stream. What is longer would make it close a connection that
+    /// carries everybody's calls.
+    pub message_max: u32,
+    /// Octets of the longest request that goes to it in a datagram (RFC 3261 18.1.1); longer ones go over TCP.
+    pub datagram_max: u32,
+}
+
+impl Default for Reach {
+    /// Datagrams, however long.
+    fn default() -> Reach {
+        Reach { transport: Transport::Udp, message_max: FRAME_MAX as u32, datagram_max: u32::MAX }
+    }
 }
 
 /// What a backend gets beside new keys, which [`Backend::is_up`] decides about.
@@ -261,6 +293,13 @@ pub struct Policy {
     pub proxy_require: Vec<Box<str>>,
 }
 
+/// The port at which a backend of this address family opens a connection to us when ours is gone (RFC 3261 18.2.2).
+fn port_towards(listeners: &[Listener], is_ipv4: bool) -> Option<u16> {
+    let fits = |one: &&Listener| one.transport.is_stream() && one.address.is_ipv4() == is_ipv4;
+    let inside = listeners.iter().filter(fits).find(|one| one.side == Side::Inside);
+    inside.or_else(|| listeners.iter().find(fits)).map(|one| one.address.port())
+}
+
 /// What a pool is made of.
 #[derive(Clone, Debug)]
 pub struct PoolParts {
@@ -293,6 +332,8 @@ pub struct BackendParts {
     pub max_open: u32,
     /// See [`Backend::via_host`].
     pub via_host: Box<str>,
+    /// See [`Backend::reach`].
+    pub reach: Reach,
     /// See [`Backend::counters`].
     pub counters: Arc<BackendCounters>,
 }
@@ -324,13 +365,24 @@ impl Tables {
     pub fn new(generation: u64, settings: Settings, parts: Vec<PoolParts>, previous: Option<&Tables>) -> Tables {
         let Settings { listeners, rules, inside, own, keys, policy, draining } = settings;
         let (mut backends, mut pools) = (Vec::new(), Vec::new());
+        let mut datagram_max = u32::MAX;
         let (mut by_address, mut by_id) = (AHashMap::new(), AHashMap::new());
         for (pool, part) in parts.into_iter().enumerate() {
             let (mut contenders, mut up) = (Vec::new(), Vec::new());
             let first = backends.len();
-            for BackendParts { name, address, weight, priority, is_up, serves, max_open, via_host, counters } in
-                part.backends
-            {
+            for parts in part.backends {
+                let BackendParts {
+                    name,
+                    address,
+                    weight,
+                    priority,
+                    is_up,
+                    serves,
+                    max_open,
+                    via_host,
+                    reach,
+                    counters,
+                } = parts;
                 let index = backends.len() as u16;
                 let digest = keys.backend(&name);
                 if is_up && weight > 0 {
@@ -340,7 +392,11 @@ impl Tables {
                 by_address.insert(address, index);
                 let (id, pool) = (Backend::id_of(digest), pool as u16);
                 by_id.insert(id, index);
-                let via_start = format!("{}{via_host}:", via::START).into();
+                datagram_max = datagram_max.min(reach.datagram_max);
+                let is_stream = reach.transport.is_stream();
+                let way = if is_stream { Sender::Connect { listener: None } } else { Sender::Egress };
+                let via_port = is_stream.then(|| port_towards(&listeners, address.is_ipv4())).flatten();
+                let via_start = format!("{}{via_host}:", via::start(reach.transport)).into();
                 backends.push(Backend {
                     name,
                     id,
@@ -352,7 +408,10 @@ impl Tables {
                     serves,
                     max_open,
                     via_host,
+                    reach,
+                    way,
                     via_start,
+                    via_port,
                     counters,
                 });
             }
@@ -378,6 +437,7 @@ impl Tables {
             own,
             keys,
             policy,
+            datagram_max,
             draining,
             trace: None,
         }
@@ -390,6 +450,11 @@ impl Tables {
             OwnName::Address(own) => own.port() == port && address == Some(own.ip().to_canonical()),
             OwnName::Name(name, own_port) => *own_port == port && name.as_bytes().eq_ignore_ascii_case(host),
         })
+    }
+
+    /// The transport of listener `index`; UDP if there is no such listener.
+    pub fn transport(&self, index: u8) -> Transport {
+        self.listeners.get(index as usize).map_or(Transport::Udp, |listener| listener.transport)
     }
 
     /// Whether `address` is one of ours.

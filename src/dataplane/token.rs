@@ -6,11 +6,12 @@
 //! Via: SIP/2.0/UDP 10.0.0.5:40001;branch=z9hG4bK<digest>;vh=<head>[~<sent-by>~<branch>][;vl=<mark>]
 //!
 //! digest   16 letters of hexadecimal: 64 bits over the client's branch, sent-by, Call-ID and CSeq number
-//! head     hexadecimal: 1 octet    key id (low four bits), flags: 16 = IPv6, 32 = local address present
+//! head     hexadecimal: 1 octet    key id (low four bits), flags: 16 = IPv6, 32 = local address present, 128 = a connection
 //!                       1 octet    the listener the request came to; 255: the egress socket
 //!                       4 or 16    address the response goes to
 //!                       2          port it goes to
 //!                       0, 4 or 16 local address the request came to, if the listener is bound to a wildcard
+//!                       0 or 8     the connection the request came on
 //!                       8          MAC over the above and the digest
 //! sent-by, branch       of the client's Via, in requests whose 100 may lose it; `[`, `]` and `:` written `'`, `` ` `` and `!`
 //! mark     8 letters: what tells a loop from a spiral, towards backends (`rewrite::via::Mark`)
@@ -40,6 +41,7 @@ use crate::dataplane::limits::{REBUILD_BRANCH_MAX, REBUILD_SENT_BY_MAX};
 use crate::dataplane::scan::find;
 use crate::dataplane::sip::via;
 use crate::dataplane::text::Text;
+use crate::dataplane::transport::StreamId;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Where a response goes, and from where.
@@ -51,6 +53,8 @@ pub struct Flow {
     pub to: SocketAddr,
     /// The local address the request came to, if the listener is bound to a wildcard address.
     pub local: Option<IpAddr>,
+    /// The connection the request came on.
+    pub stream: Option<StreamId>,
 }
 
 /// What is needed to write a client's Via anew. `host` and `port` are its sent-by.
@@ -73,10 +77,11 @@ pub struct ViaToken<'a> {
 }
 
 /// Octets of the longest head, and of the digest that is hashed with it.
-const HEAD_MAX: usize = 2 + 16 + 2 + 16 + 8;
+const HEAD_MAX: usize = 2 + 16 + 2 + 16 + StreamId::LEN + 8;
 const EGRESS: u8 = u8::MAX;
 const IPV6: u8 = 1 << 4;
 const LOCAL: u8 = 1 << 5;
+const STREAM: u8 = 1 << 7;
 
 /// The head's octets, and room behind them for what they are hashed with.
 #[derive(Clone, Copy, Debug)]
@@ -91,7 +96,7 @@ impl Head {
         let listener = flow.listener.unwrap_or(EGRESS);
         let port = flow.to.port();
         let mut head = Head { octets: [0; HEAD_MAX], len: 0 };
-        if let (IpAddr::V4(to), None) = (flow.to.ip(), flow.local) {
+        if let (IpAddr::V4(to), None, None) = (flow.to.ip(), flow.local, flow.stream) {
             // One word, and so one store: what is hashed next need not wait for eight small ones.
             let key_and_listener = u64::from(key_id) << 56 | u64::from(listener) << 48;
             head.push(&(key_and_listener | u64::from(to.to_bits()) << 16 | u64::from(port)).to_be_bytes());
@@ -99,11 +104,15 @@ impl Head {
         }
         let ipv6 = if flow.to.is_ipv6() { IPV6 } else { 0 };
         let local = if flow.local.is_some() { LOCAL } else { 0 };
-        head.push(&[key_id | ipv6 | local, listener]);
+        let stream = if flow.stream.is_some() { STREAM } else { 0 };
+        head.push(&[key_id | ipv6 | local | stream, listener]);
         head.push_address(flow.to.ip(), ipv6 != 0);
         head.push(&port.to_be_bytes());
         if let Some(local) = flow.local {
             head.push_address(local, ipv6 != 0);
+        }
+        if let Some(stream) = flow.stream {
+            head.push(&stream.octets());
         }
         head
     }
@@ -126,7 +135,7 @@ impl Head {
     }
 
     /// The MAC over the head, which tells its own length by its flags, and `digest`. No To tag's MAC is over such octets:
-    /// they begin with an octet below 64.
+    /// they begin with an octet below 64 or from 128 on.
     #[inline(always)]
     fn mac(&mut self, keys: &Keys, id: u8, digest: u64) -> Option<u64> {
         let len = self.len;
@@ -177,16 +186,23 @@ pub fn read_via_token(value: &[u8]) -> Option<ViaToken<'_>> {
     } else {
         (None, rest)
     };
+    let (stream, rest) = if flags & STREAM != 0 {
+        let (&stream, rest) = rest.split_first_chunk()?;
+        (Some(StreamId::from_octets(stream)?), rest)
+    } else {
+        (None, rest)
+    };
     let flow = Flow {
         listener: (listener != EGRESS).then_some(listener),
         to: SocketAddr::new(to, u16::from_be_bytes(port)),
         local,
+        stream,
     };
     let rebuild = match rebuild {
         [] => None,
         rebuild => read_rebuild(rebuild),
     };
-    if !rest.is_empty() || flags & !(IPV6 | LOCAL | 0x0f) != 0 {
+    if !rest.is_empty() || flags & !(IPV6 | LOCAL | STREAM | 0x0f) != 0 {
         return None;
     }
     Some(ViaToken { flow, key_id: flags & 0x0f, head, mac, rebuild })
@@ -418,11 +434,28 @@ mod tests {
     fn flows() -> Vec<Flow> {
         let to = |text: &str| text.parse().unwrap();
         vec![
-            Flow { listener: Some(0), to: to("198.51.100.7:5060"), local: None },
-            Flow { listener: None, to: to("255.255.255.255:65535"), local: None },
-            Flow { listener: Some(254), to: to("198.51.100.7:1"), local: Some("192.0.2.1".parse().unwrap()) },
-            Flow { listener: Some(3), to: to("[2001:db8::1]:5060"), local: None },
-            Flow { listener: Some(3), to: to("[2001:db8::1]:5060"), local: Some("2001:db8::2".parse().unwrap()) },
+            Flow { listener: Some(0), to: to("198.51.100.7:5060"), local: None, stream: None },
+            Flow { listener: None, to: to("255.255.255.255:65535"), local: None, stream: None },
+            Flow {
+                listener: Some(254),
+                to: to("198.51.100.7:1"),
+                local: Some("192.0.2.1".parse().unwrap()),
+                stream: None,
+            },
+            Flow { listener: Some(3), to: to("[2001:db8::1]:5060"), local: None, stream: None },
+            Flow {
+                listener: Some(3),
+                to: to("[2001:db8::1]:5060"),
+                local: Some("2001:db8::2".parse().unwrap()),
+                stream: None,
+            },
+            Flow {
+                listener: Some(1),
+                to: to("198.51.100.7:5060"),
+                local: None,
+                stream: StreamId::new(1, 2, 0x0a0b_0c0d),
+            },
+            Flow { listener: None, to: to("[2001:db8::1]:5060"), local: None, stream: StreamId::new(1023, 70_000, 1) },
         ]
     }
 
@@ -555,6 +588,8 @@ mod tests {
         let rebuild = Some((&b"198.51.100.7:5060"[..], &b"z9hG4bK-1"[..]));
         let token = written(|out| write_via_token(out, &keys(3), &flows()[0], 42, rebuild));
         assert_eq!(token, b"0300c633640713c46386a1e13d8b72c8~198.51.100.7!5060~z9hG4bK-1");
+        let token = written(|out| write_via_token(out, &keys(3), &flows()[5], 42, None));
+        assert_eq!(String::from_utf8_lossy(&token), "8301c633640713c4004000020a0b0c0d");
         let tag = written(|out| write_to_tag(out, &keys(3), b"call@h", 7, b"a1"));
         assert_eq!(tag, b"vh20139a59b135f35c");
     }

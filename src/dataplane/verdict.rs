@@ -1,5 +1,6 @@
 //! The ways out: what can become of a datagram. There are no others, and each is counted.
 
+use crate::dataplane::transport::StreamId;
 use std::net::{IpAddr, SocketAddr};
 
 /// What is to be done with one datagram. For all but [`Verdict::Drop`] the room holds what is to be sent.
@@ -25,9 +26,14 @@ pub enum Verdict {
     },
 }
 
-/// Which of a shard's sockets sends.
+/// Which of a shard's sockets sends, or which connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sender {
+    /// A connection to the destination, which is opened if there is none.
+    Connect {
+        /// The listener that a request speaks for which a backend sends out through us; `None`: it goes to a backend.
+        listener: Option<u8>,
+    },
     /// The socket of listener `index`, from local address `local` where the listener is bound to a wildcard address.
     Listener {
         /// Index of the listener.
@@ -37,11 +43,34 @@ pub enum Sender {
     },
     /// The shard's own socket towards backends, of the destination's address family.
     Egress,
+    /// A connection that somebody opened, and that is there or not.
+    Stream {
+        /// Which.
+        id: StreamId,
+        /// The listener that accepted it; `None`: it is ours to a backend.
+        listener: Option<u8>,
+    },
+}
+
+impl Sender {
+    /// Whether messages sent there follow one another in a stream.
+    #[inline(always)]
+    pub const fn is_stream(self) -> bool {
+        matches!(self, Sender::Connect { .. } | Sender::Stream { .. })
+    }
+
+    /// Whether it is the way from outside to a backend.
+    #[inline(always)]
+    pub const fn is_inward(self) -> bool {
+        matches!(self, Sender::Egress | Sender::Connect { listener: None })
+    }
 }
 
 /// What an answer of our own is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
+    /// A line end on a stream, for two (RFC 5626 5.4).
+    Pong,
     /// A SIP response of this status code.
     Status(u16),
     /// A STUN Binding Success Response (RFC 5626 8).
@@ -50,14 +79,18 @@ pub enum Answer {
 
 impl Answer {
     /// The status codes we answer with, and how each answer is labelled in metrics: a fixed set.
-    pub const LABELS: [&'static str; 16] = [
-        "200", "400", "403", "404", "414", "416", "420", "430", "481", "482", "483", "501", "503", "505", "513", "stun",
+    pub const LABELS: [&'static str; 17] = [
+        "200", "400", "403", "404", "414", "416", "420", "430", "481", "482", "483", "501", "503", "505", "513",
+        "pong", "stun",
     ];
 
     /// Index of the answer's label in [`Answer::LABELS`].
     pub fn index(self) -> usize {
-        let Answer::Status(code) = self else { return Answer::LABELS.len() - 1 };
-        Answer::LABELS.iter().position(|label| label.parse() == Ok(code)).unwrap_or(1)
+        match self {
+            Answer::Status(code) => Answer::LABELS.iter().position(|label| label.parse() == Ok(code)).unwrap_or(1),
+            Answer::Pong => Answer::LABELS.len() - 2,
+            Answer::Stun => Answer::LABELS.len() - 1,
+        }
     }
 }
 
@@ -99,8 +132,16 @@ drop_reasons! {
     AckRefused => "ack_refused",
     /// The source is not an address one can answer to: port 0, a broadcast, multicast or unspecified address.
     BadSource => "bad_source",
+    /// What a stream holds where a message should begin or end, and nobody to answer: the connection is closed.
+    BadFrame => "bad_frame",
+    /// The connection it was to leave by could not be opened, or was closed before the message had left.
+    ConnectionFailed => "connection_failed",
     /// A datagram of no octets.
     Empty => "empty",
+    /// A response whose connection is gone, and whose client cannot be reached by another (RFC 3261 18.2.2).
+    FlowGone => "flow_gone",
+    /// Another shard has the connection it was to leave by, and as many messages to take over as it may have.
+    HandoffFull => "handoff_full",
     /// Octets that keep a NAT binding open: line ends, NULs, a single octet (RFC 5626 4.4.1).
     KeepAlive => "keep_alive",
     /// A request that must be refused and names nobody to answer: no Via, or no line ends to find it by.
@@ -151,6 +192,7 @@ mod tests {
     #[test]
     fn every_answer_has_a_label() {
         assert_eq!(Answer::LABELS[Answer::Status(503).index()], "503");
+        assert_eq!(Answer::LABELS[Answer::Pong.index()], "pong");
         assert_eq!(Answer::LABELS[Answer::Stun.index()], "stun");
     }
 }

@@ -16,6 +16,7 @@ pub mod outbox;
 pub mod run;
 pub mod socket;
 pub mod steering;
+pub mod streams;
 mod wait;
 mod witness;
 
@@ -29,8 +30,10 @@ use io::Kernel;
 use run::Shard;
 use socket::{OpenError, Plan, Sockets};
 use std::io as std_io;
+use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::thread;
+use streams::Streams;
 use wait::Waiter;
 
 /// A shard whose sockets are open.
@@ -52,7 +55,7 @@ pub struct Running {
 /// Opens the sockets of a shard that is to run on `core`.
 pub fn open(number: usize, core: usize, plan: &Plan) -> Result<Unstarted, OpenError> {
     let sockets = Sockets::open(plan)?;
-    let no_bell = |error| OpenError { address: plan.listeners[0], error };
+    let no_bell = |error| OpenError { protocol: "udp", address: SocketAddr::from(([0; 4], 0)), error };
     Ok(Unstarted { number, core, sockets, bell: Arc::new(Bell::new().map_err(no_bell)?), handoff: None })
 }
 
@@ -104,13 +107,21 @@ impl Unstarted {
     async fn work(mut self, link: ShardEnd, started: mpsc::SyncSender<std_io::Result<()>>) {
         let _end = End(link.counters.clone());
         let (listeners, egress) = (self.sockets.listeners(), self.sockets.egress_ports());
+        let (listening, limits) = self.sockets.take_streams();
         let kernel = Kernel::new(self.sockets, crate::dataplane::limits::BATCH);
         let waiter = match Waiter::new(&kernel, &self.bell) {
             Ok(waiter) => waiter,
             Err(error) => return drop(started.send(Err(error))),
         };
+        let shared = waiter.share();
+        let streams = shared.and_then(|(poller, first)| Streams::new(self.number, poller, first, listening, limits));
+        let streams = match streams {
+            Ok(streams) => streams,
+            Err(error) => return drop(started.send(Err(error))),
+        };
         drop(started.send(Ok(())));
-        let mut shard = Shard::new(self.number, kernel, listeners, egress, Scanner::best(), link);
+        let shard = Shard::new(self.number, kernel, listeners, egress, Scanner::best(), link);
+        let mut shard = shard.with_streams(streams);
         if let Some(handoff) = self.handoff.take() {
             shard.hand_over(handoff);
         }
@@ -123,15 +134,21 @@ impl Unstarted {
             }
             if ready.numbers().is_empty() {
                 shard.ask_for_drops();
+                if shard.has_deadlines() {
+                    shard.turn_streams(std::iter::empty(), false);
+                    continue;
+                }
                 if waiter.park().await.is_err() {
                     break;
                 }
                 continue;
             }
-            if ready.numbers().contains(&bell) {
+            let is_rung = ready.numbers().contains(&bell);
+            if is_rung {
                 self.bell.silence();
             }
             shard.turn(waiter.sockets(&ready));
+            shard.turn_streams(waiter.streams(&ready), is_rung);
             for (socket, wanted) in writable_wanted.iter_mut().enumerate() {
                 let waits = shard.is_waiting(socket);
                 if waits != *wanted && waiter.want_writable(shard.io(), socket, waits).is_ok() {

@@ -13,8 +13,9 @@
 //! A message is counted when its fate is known, and then once.
 
 use super::io::Io;
+use crate::dataplane::counters::Tally;
 use crate::dataplane::limits::{BATCH, SEND_BACKLOG_MAX};
-use crate::dataplane::verdict::{Answer, DropReason};
+use crate::dataplane::verdict::DropReason;
 use crate::sys::errors::Unreachable;
 use crate::sys::mmsg::{Outgoing, ReceiveBatch, is_full};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -41,17 +42,6 @@ pub struct Leaving {
     pub tally: Tally,
 }
 
-/// How a message is counted once it is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tally {
-    /// An answer of our own.
-    Reply(Answer),
-    /// A request, to the backend of this index unless it goes elsewhere.
-    Request(Option<u16>),
-    /// A response of this status code, from the backend of this index unless it came from elsewhere.
-    Response(Option<u16>, u16),
-}
-
 /// Told what becomes of messages.
 pub trait Fates {
     /// The kernel took it.
@@ -60,8 +50,30 @@ pub trait Fates {
     fn lost(&mut self, reason: DropReason);
     /// A destination cannot be reached.
     fn unreachable(&mut self, report: Unreachable);
+    /// Another shard has taken it over.
+    fn handed_over(&mut self);
     /// So many more messages wait (or fewer, if negative).
     fn waiting(&mut self, change: i64);
+}
+
+/// What messages came in, slot by slot.
+pub trait CameIn {
+    /// The octets of a slot.
+    fn octets(&self, slot: usize) -> &[u8];
+}
+
+impl CameIn for ReceiveBatch {
+    #[inline(always)]
+    fn octets(&self, slot: usize) -> &[u8] {
+        self.octets(slot)
+    }
+}
+
+/// What was read from a stream: one slot.
+impl CameIn for [u8] {
+    fn octets(&self, _slot: usize) -> &[u8] {
+        self
+    }
 }
 
 /// A message that waits for the kernel, in octets of its own.
@@ -113,8 +125,8 @@ impl Outbox {
         !self.lanes[socket].held.is_empty()
     }
 
-    /// Sends everything added since the last time, whose octets lie in `heads` and `inbox`.
-    pub fn flush(&mut self, io: &mut impl Io, inbox: &ReceiveBatch, heads: &[u8], fates: &mut impl Fates) {
+    /// Sends everything added since the last time, whose octets lie in `heads` and `came_in`.
+    pub fn flush(&mut self, io: &mut impl Io, came_in: &(impl CameIn + ?Sized), heads: &[u8], fates: &mut impl Fates) {
         for (socket, lane) in self.lanes.iter_mut().enumerate() {
             if lane.leaving.is_empty() {
                 continue;
@@ -124,7 +136,7 @@ impl Outbox {
                 .iter()
                 .map(|one| Outgoing {
                     to: one.to,
-                    parts: [&heads[one.head.clone()], &inbox.octets(one.slot)[one.tail.clone()]],
+                    parts: [&heads[one.head.clone()], &came_in.octets(one.slot)[one.tail.clone()]],
                     from: one.local,
                 })
                 .collect();

@@ -10,9 +10,10 @@
 
 use super::handoff::Handoff;
 use super::io::Io;
-use super::outbox::{Fates, Leaving, Outbox, Tally, take_reports};
+use super::outbox::{Fates, Leaving, Outbox, take_reports};
+use super::streams::Streams;
 use super::witness::{Seen, Witness};
-use crate::dataplane::counters::Kind;
+use crate::dataplane::counters::{Kind, ShardCounters, Tally};
 use crate::dataplane::dispatch::{Dispatcher, EgressPorts};
 use crate::dataplane::limits::{BATCH, DATAGRAM_MAX, HEAD_MAX};
 use crate::dataplane::room::Room;
@@ -30,28 +31,31 @@ use std::time::Instant;
 
 /// Octets of the room for heads. One message may need [`HEAD_MAX`], nearly all need a few hundred; when less than
 /// [`HEAD_MAX`] is left, what is there is sent first.
-const HEADS: usize = 4 * HEAD_MAX;
+pub(super) const HEADS: usize = 4 * HEAD_MAX;
 
 /// How often drops of the sockets are asked for, in milliseconds.
 const DROPS_EVERY_MS: u64 = 1000;
 
 /// One core's part of viahop, but for waiting.
 pub struct Shard<I> {
-    number: usize,
-    io: I,
-    listeners: usize,
-    egress: EgressPorts,
-    dispatcher: Dispatcher,
-    inbox: ReceiveBatch,
-    heads: Box<[u8]>,
+    pub(super) number: usize,
+    pub(super) io: I,
+    /// Listeners for datagrams: the first of all.
+    pub(super) listeners: usize,
+    pub(super) egress: EgressPorts,
+    pub(super) dispatcher: Dispatcher,
+    pub(super) inbox: ReceiveBatch,
+    pub(super) heads: Box<[u8]>,
     /// Octets of `heads` in use: `heads_used + HEAD_MAX <= HEADS` whenever a message is taken up.
-    heads_used: usize,
-    outbox: Outbox,
-    tables: arc_swap::Cache<std::sync::Arc<arc_swap::ArcSwap<Tables>>, std::sync::Arc<Tables>>,
-    link: ShardEnd,
+    pub(super) heads_used: usize,
+    pub(super) outbox: Outbox,
+    /// Its connections.
+    pub(super) streams: Option<Streams>,
+    pub(super) tables: arc_swap::Cache<std::sync::Arc<arc_swap::ArcSwap<Tables>>, std::sync::Arc<Tables>>,
+    pub(super) link: ShardEnd,
     drops_asked_ms: u64,
-    witness: Witness,
-    handoff: Option<Handoff>,
+    pub(super) witness: Witness,
+    pub(super) handoff: Option<Handoff>,
 }
 
 impl<I: Io> Shard<I> {
@@ -76,6 +80,7 @@ impl<I: Io> Shard<I> {
             heads: vec![0; HEADS].into_boxed_slice(),
             heads_used: 0,
             outbox: Outbox::new(sockets),
+            streams: None,
             tables: arc_swap::Cache::new(link.shared.tables.clone()),
             link,
             drops_asked_ms: 0,
@@ -128,9 +133,9 @@ impl<I: Io> Shard<I> {
         for socket in ready {
             if self.outbox.is_waiting(socket) {
                 let Shard { io, outbox, .. } = self;
-                let mut ledger = Ledger::new(self.number, self.tables.load(), &self.link);
+                let mut ledger = Ledger::new(self.number, self.tables.load(), &self.link.counters);
                 outbox.resume(io, socket, &mut ledger);
-                ledger.close(&mut self.dispatcher);
+                ledger.close(&mut self.dispatcher, &self.link);
             }
             let count = self.receive(socket, now_ms);
             let sent = Instant::now();
@@ -178,7 +183,7 @@ impl<I: Io> Shard<I> {
             None => (Kind::NoMessage, Verdict::Drop(DropReason::BadSource), None),
             Some(from) => {
                 let local = datagram.local;
-                let arrival = Arrival { from, listener, local };
+                let arrival = Arrival { from, listener, local, stream: None };
                 let dispatcher = &mut self.dispatcher;
                 let (kind, verdict) = contained(|| dispatcher.on_datagram(tables, now_ms, arrival, &mut room));
                 let is_refused = !matches!(verdict, Verdict::Forward { .. });
@@ -196,13 +201,21 @@ impl<I: Io> Shard<I> {
             Verdict::Drop(reason) => return counters.dropped[reason as usize].add(1),
             Verdict::Reply { to, answer } => (to, Some(socket), local, Tally::Reply(answer)),
             Verdict::Forward { to, from, backend } => {
-                let (way_out, local) = match from {
-                    Sender::Egress => (egress_number(self.listeners, self.egress, to), None),
-                    Sender::Listener { index, local } => (Some(index as usize), local),
-                };
                 let tally = match kind {
                     Kind::Response(code) => Tally::Response(backend, code),
                     _ => Tally::Request(backend),
+                };
+                let (way_out, local) = match from {
+                    Sender::Egress => (egress_number(self.listeners, self.egress, to), None),
+                    // Tokens may name a listener that datagrams do not leave by.
+                    Sender::Listener { index, local } => {
+                        (Some(index as usize).filter(|&one| one < self.listeners), local)
+                    }
+                    Sender::Connect { .. } | Sender::Stream { .. } => {
+                        let head = self.heads_used..self.heads_used + room.head_len;
+                        let leaving = Leaving { to, local: None, head, slot, tail: room.tail.clone(), tally };
+                        return self.leave_by_stream(from, to, &leaving, now_ms);
+                    }
                 };
                 (to, way_out, local, tally)
             }
@@ -219,18 +232,19 @@ impl<I: Io> Shard<I> {
     /// Sends what is in the outbox. With `reports`, asks `socket` for what the network said about earlier datagrams.
     fn flush(&mut self, reports: bool, socket: usize) {
         let Shard { io, outbox, inbox, heads, .. } = self;
-        let mut ledger = Ledger::new(self.number, self.tables.load(), &self.link);
+        let mut ledger = Ledger::new(self.number, self.tables.load(), &self.link.counters);
         outbox.flush(io, inbox, heads, &mut ledger);
         if reports {
             take_reports(io, socket, &mut ledger);
         }
-        ledger.close(&mut self.dispatcher);
+        ledger.close(&mut self.dispatcher, &self.link);
         self.heads_used = 0;
     }
 
     /// Brings the counters of dropped datagrams up to date.
     pub fn ask_for_drops(&mut self) {
         let counters = &self.link.counters;
+        let egress_place = counters.socket_drops.len() - 1;
         let mut egress = 0;
         for socket in 0..self.outbox.sockets() {
             let drops = self.io.drops(socket);
@@ -240,7 +254,7 @@ impl<I: Io> Shard<I> {
                 egress += drops;
             }
         }
-        counters.socket_drops[self.listeners].set(egress);
+        counters.socket_drops[egress_place].set(egress);
         let router = self.dispatcher.router();
         counters.backend_full.set(router.full);
         counters.memory_followed.set(router.followed);
@@ -254,11 +268,13 @@ impl<I: Io> Shard<I> {
     /// Sends what waits, if it can be sent at once, and counts the rest as lost.
     pub fn finish(&mut self) {
         let Shard { io, outbox, .. } = self;
-        let mut ledger = Ledger::new(self.number, self.tables.load(), &self.link);
+        let mut ledger = Ledger::new(self.number, self.tables.load(), &self.link.counters);
         for socket in 0..outbox.sockets() {
             outbox.resume(io, socket, &mut ledger);
         }
         outbox.abandon(&mut ledger);
+        ledger.close(&mut self.dispatcher, &self.link);
+        self.finish_streams();
         self.ask_for_drops();
     }
 }
@@ -275,7 +291,7 @@ fn tell(handoff: &Handoff, dispatcher: &mut Dispatcher, link: &ShardEnd) {
 }
 
 /// The number of the egress socket that reaches `to`: they stand behind the listeners, IPv4 first.
-fn egress_number(listeners: usize, egress: EgressPorts, to: SocketAddr) -> Option<usize> {
+pub(super) fn egress_number(listeners: usize, egress: EgressPorts, to: SocketAddr) -> Option<usize> {
     match to {
         SocketAddr::V4(_) => egress.v4.map(|_| listeners),
         SocketAddr::V6(_) => egress.v6.map(|_| listeners + usize::from(egress.v4.is_some())),
@@ -284,35 +300,35 @@ fn egress_number(listeners: usize, egress: EgressPorts, to: SocketAddr) -> Optio
 
 /// What `dispatch` says, or that it panicked: a bug of ours, which costs this message and no other.
 #[inline(always)]
-fn contained(dispatch: impl FnOnce() -> (Kind, Verdict)) -> (Kind, Verdict) {
+pub(super) fn contained(dispatch: impl FnOnce() -> (Kind, Verdict)) -> (Kind, Verdict) {
     // What a panic may leave half done is cleared at the start of every message, or is right in itself: an entry of the
     // call memory, a counter.
     catch_unwind(AssertUnwindSafe(dispatch)).unwrap_or((Kind::NoMessage, Verdict::Drop(DropReason::Panic)))
 }
 
 /// Enters the fates of messages into the counters.
-struct Ledger<'a> {
+pub(super) struct Ledger<'a> {
     number: usize,
     tables: &'a Tables,
-    link: &'a ShardEnd,
+    counters: &'a ShardCounters,
     unreachable: SmallVec<[Unreachable; 4]>,
 }
 
 impl<'a> Ledger<'a> {
-    fn new(number: usize, tables: &'a Tables, link: &'a ShardEnd) -> Ledger<'a> {
-        Ledger { number, tables, link, unreachable: SmallVec::new() }
+    pub(super) fn new(number: usize, tables: &'a Tables, counters: &'a ShardCounters) -> Ledger<'a> {
+        Ledger { number, tables, counters, unreachable: SmallVec::new() }
     }
 
     /// Makes the router pass over backends that cannot be reached, and tells the control plane of them.
     #[inline]
-    fn close(self, dispatcher: &mut Dispatcher) {
+    pub(super) fn close(self, dispatcher: &mut Dispatcher, link: &ShardEnd) {
         for Unreachable { to, code } in self.unreachable {
             if let Some(index) = dispatcher.router().suspect(self.tables, to) {
                 let backend = &self.tables.backends[index as usize];
                 if let Some(counters) = backend.counters.shard(self.number) {
                     counters.errors.add(1);
                 }
-                self.link.signal(Signal::Unreachable { to, code });
+                link.signal(Signal::Unreachable { to, code });
             }
         }
     }
@@ -321,7 +337,7 @@ impl<'a> Ledger<'a> {
 impl Fates for Ledger<'_> {
     #[inline(always)]
     fn sent(&mut self, tally: Tally) {
-        let counters = &self.link.counters;
+        let counters = self.counters;
         let (backend, code) = match tally {
             Tally::Reply(answer) => return counters.replied[answer.index()].add(1),
             Tally::Request(backend) => (backend, None),
@@ -342,7 +358,11 @@ impl Fates for Ledger<'_> {
     }
 
     fn lost(&mut self, reason: DropReason) {
-        self.link.counters.dropped[reason as usize].add(1);
+        self.counters.dropped[reason as usize].add(1);
+    }
+
+    fn handed_over(&mut self) {
+        self.counters.handed_over.add(1);
     }
 
     fn unreachable(&mut self, report: Unreachable) {
@@ -350,7 +370,7 @@ impl Fates for Ledger<'_> {
     }
 
     fn waiting(&mut self, change: i64) {
-        let waiting = &self.link.counters.waiting;
+        let waiting = &self.counters.waiting;
         waiting.set(waiting.get().wrapping_add_signed(change));
     }
 }

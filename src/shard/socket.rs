@@ -8,7 +8,9 @@
 
 use crate::dataplane::dispatch::EgressPorts;
 use crate::dataplane::limits::PAYLOAD_MAX;
+use crate::shard::streams::{Listening, StreamLimits};
 use crate::sys::socket::{Options, UdpSocket};
+use crate::sys::tcp;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -16,8 +18,12 @@ use std::ops::RangeInclusive;
 /// What to open.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Addresses to listen on.
+    /// Addresses to listen on for datagrams: the first of all listeners.
     pub listeners: Vec<SocketAddr>,
+    /// Addresses to listen on for connections: the listeners behind those.
+    pub streams: Vec<SocketAddr>,
+    /// What connections are allowed, in each shard.
+    pub stream_limits: StreamLimits,
     /// The address to send to IPv4 backends from; unspecified: the kernel's choice. `None`: there are none.
     pub egress_v4: Option<Ipv4Addr>,
     /// Likewise for IPv6.
@@ -81,12 +87,14 @@ fn first_free<T>(
 
 fn alone(address: SocketAddr) -> Result<UdpSocket, OpenError> {
     let options = Options { shared_port: false, receive_buffer: 0, send_buffer: 0, errors: false, tell_local: false };
-    UdpSocket::bind(address, &options).map_err(|error| OpenError { address, error })
+    UdpSocket::bind(address, &options).map_err(|error| OpenError { protocol: "udp", address, error })
 }
 
 /// Why a socket could not be opened.
 #[derive(Debug)]
 pub struct OpenError {
+    /// What it is of: `udp` or `tcp`.
+    pub protocol: &'static str,
     /// The address it was to be bound to.
     pub address: SocketAddr,
     /// What the kernel said.
@@ -99,6 +107,8 @@ pub struct Sockets {
     listeners: Vec<UdpSocket>,
     egress_v4: Option<UdpSocket>,
     egress_v6: Option<UdpSocket>,
+    streams: Vec<Listening>,
+    stream_limits: StreamLimits,
 }
 
 impl Sockets {
@@ -112,7 +122,9 @@ impl Sockets {
             tell_local: true,
         };
         let egress = Options { shared_port: plan.egress_shared, tell_local: false, ..listener };
-        let open = |address, options| UdpSocket::bind(address, options).map_err(|error| OpenError { address, error });
+        let open = |address, options| {
+            UdpSocket::bind(address, options).map_err(|error| OpenError { protocol: "udp", address, error })
+        };
         let to_backends = |address: Option<IpAddr>| {
             let at = |address| {
                 let ports = plan.egress_ports.clone().unwrap_or(0..=0);
@@ -124,12 +136,34 @@ impl Sockets {
             listeners: plan.listeners.iter().map(|&address| open(address, &listener)).collect::<Result<_, _>>()?,
             egress_v4: to_backends(plan.egress_v4.map(IpAddr::V4))?,
             egress_v6: to_backends(plan.egress_v6.map(IpAddr::V6))?,
+            streams: plan
+                .streams
+                .iter()
+                .enumerate()
+                .map(|(place, &address)| {
+                    let socket =
+                        tcp::listen(address, true).map_err(|error| OpenError { protocol: "tcp", address, error })?;
+                    let index = (plan.listeners.len() + place) as u8;
+                    Ok(Listening { index, socket, tells_local: address.ip().is_unspecified() })
+                })
+                .collect::<Result<_, _>>()?,
+            stream_limits: plan.stream_limits,
         })
     }
 
     /// All of them, in the order of their numbers.
     pub fn all(&self) -> impl Iterator<Item = &UdpSocket> {
         self.listeners.iter().chain(&self.egress_v4).chain(&self.egress_v6)
+    }
+
+    /// The addresses that connections are accepted at.
+    pub fn stream_addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.streams.iter().filter_map(|listening| tcp::bound(&listening.socket).ok())
+    }
+
+    /// Gives the listeners for connections away, with what those are allowed.
+    pub fn take_streams(&mut self) -> (Vec<Listening>, StreamLimits) {
+        (std::mem::take(&mut self.streams), self.stream_limits)
     }
 
     /// How many are listeners.
@@ -154,8 +188,13 @@ impl Sockets {
     }
 }
 
-/// Whether a socket of anybody else is bound to a port that `listeners` want. A port may be shared by all sockets of a
+/// Whether a socket of anybody else is bound to a port that the listeners of `plan` want. A port may be shared by all sockets of a
 /// user who ask for it, so a second viahop would quietly get half of the first one's messages: ask once without sharing.
-pub fn are_free(listeners: &[SocketAddr]) -> Result<(), OpenError> {
-    listeners.iter().filter(|address| address.port() != 0).try_for_each(|&address| alone(address).map(drop))
+pub fn are_free(listeners: &[SocketAddr], streams: &[SocketAddr]) -> Result<(), OpenError> {
+    listeners.iter().filter(|address| address.port() != 0).try_for_each(|&address| alone(address).map(drop))?;
+    let free = |&address: &SocketAddr| {
+        let listened = tcp::listen(address, false).map(drop);
+        listened.map_err(|error| OpenError { protocol: "tcp", address, error })
+    };
+    streams.iter().filter(|address| address.port() != 0).try_for_each(free)
 }

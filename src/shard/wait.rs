@@ -4,7 +4,7 @@
 //! epoll_wait, 100 ms at most ── something came ──► work
 //!         │ nothing came
 //!         ▼
-//! park in glommio until something comes ──► work
+//! park in glommio until something comes ──► work      (not while connections have deadlines: look at those, wait again)
 //! ```
 //!
 //! A blocking `epoll_wait` is the cheapest wait there is: nothing is set up and nothing taken down, however often it is
@@ -62,7 +62,20 @@ impl Waiter {
 
     /// The sockets among what is ready, by their numbers.
     pub fn sockets(&self, ready: &Ready) -> impl Iterator<Item = usize> {
-        ready.numbers().iter().filter(|&&number| number != self.bell).map(|&number| number as usize)
+        ready.numbers().iter().filter(|&&number| number < self.bell).map(|&number| number as usize)
+    }
+
+    /// What is ready beside sockets and bell: listeners for connections and connections, by their numbers.
+    pub fn streams(&self, ready: &Ready) -> impl Iterator<Item = u32> {
+        ready.numbers().iter().copied().filter(|&number| number > self.bell)
+    }
+
+    /// The set itself, and the first number in it that is free.
+    ///
+    /// # Errors
+    /// The kernel has no room for another descriptor.
+    pub fn share(&self) -> io::Result<(Poller, u32)> {
+        Ok((self.poller.get_ref().try_clone()?, self.bell + 1))
     }
 
     /// Looks what is ready without waiting.

@@ -7,6 +7,7 @@
 //! | `mmsg` | `recvmmsg`, `sendmmsg` with control messages | Linux 3.0 | |
 //! | `poll` | one descriptor that is readable when any of many is | epoll | |
 //! | `socket` | opening and tuning UDP sockets | `SO_REUSEPORT`, Linux 3.9 | |
+//! | `tcp` | opening, accepting and connecting TCP sockets | `SO_REUSEPORT`, Linux 3.9 | |
 //! | `errors` | ICMP errors and whom they are about | `IP_RECVERR` | backends are found dead by probes alone |
 //! | `preflight` | what the runtime needs before it starts | io_uring, Linux 5.8; memlock | a refusal that says what to do |
 //!
@@ -21,6 +22,7 @@ pub mod mmsg;
 pub mod poll;
 pub mod preflight;
 pub mod socket;
+pub mod tcp;
 
 use std::io;
 

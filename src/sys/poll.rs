@@ -5,8 +5,9 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-/// Descriptors waited for at once: a shard has a few listeners, two egress sockets and a bell.
-const READY_MAX: usize = 32;
+/// Descriptors told of at once. A shard has a few listeners, two egress sockets, a bell, and connections; when more are
+/// ready, the kernel tells of the others the next time, in turn.
+const READY_MAX: usize = 64;
 
 /// A set of descriptors to wait for.
 #[derive(Debug)]
@@ -15,10 +16,16 @@ pub struct Poller {
 }
 
 /// Which descriptors are ready, by the numbers they were added under.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ready {
     numbers: [u32; READY_MAX],
     count: usize,
+}
+
+impl Default for Ready {
+    fn default() -> Ready {
+        Ready { numbers: [0; READY_MAX], count: 0 }
+    }
 }
 
 impl Ready {
@@ -36,6 +43,11 @@ impl Poller {
         Ok(Poller { epoll })
     }
 
+    /// The same set under another descriptor.
+    pub fn try_clone(&self) -> io::Result<Poller> {
+        Ok(Poller { epoll: self.epoll.try_clone()? })
+    }
+
     /// Adds `fd` under `number`: ready when it is readable or has an error to tell.
     pub fn add(&self, fd: RawFd, number: u32) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_ADD, fd, number, libc::EPOLLIN)
@@ -45,6 +57,13 @@ impl Poller {
     pub fn set_writable(&self, fd: RawFd, number: u32, writable: bool) -> io::Result<()> {
         let events = if writable { libc::EPOLLIN | libc::EPOLLOUT } else { libc::EPOLLIN };
         self.control(libc::EPOLL_CTL_MOD, fd, number, events)
+    }
+
+    /// For what `fd`, added under `number`, is to be ready. An error it always is ready with.
+    pub fn set_interest(&self, fd: RawFd, number: u32, readable: bool, writable: bool) -> io::Result<()> {
+        let read = if readable { libc::EPOLLIN } else { 0 };
+        let write = if writable { libc::EPOLLOUT } else { 0 };
+        self.control(libc::EPOLL_CTL_MOD, fd, number, read | write)
     }
 
     fn control(&self, operation: libc::c_int, fd: RawFd, number: u32, events: libc::c_int) -> io::Result<()> {

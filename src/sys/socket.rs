@@ -114,7 +114,7 @@ impl AsRawFd for UdpSocket {
     }
 }
 
-fn local_address(fd: RawFd) -> io::Result<SocketAddr> {
+pub(super) fn local_address(fd: RawFd) -> io::Result<SocketAddr> {
     let mut address = RawAddress::default();
     *address.len_mut() = ROOM;
     let pointer = address.as_mut_ptr().cast();
@@ -129,7 +129,7 @@ fn set_buffer(fd: RawFd, option: c_int, force: c_int, octets: usize) -> io::Resu
     set(fd, libc::SOL_SOCKET, force, octets).or_else(|_| set(fd, libc::SOL_SOCKET, option, octets))
 }
 
-fn set(fd: RawFd, level: c_int, option: c_int, value: c_int) -> io::Result<()> {
+pub(super) fn set(fd: RawFd, level: c_int, option: c_int, value: c_int) -> io::Result<()> {
     let len = size_of::<c_int>() as libc::socklen_t;
     // SAFETY: the kernel reads `len` octets of `value`, which has as many.
     check(unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), len) }).map(drop)

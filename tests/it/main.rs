@@ -19,4 +19,5 @@ mod registrars;
 mod reload;
 mod start;
 mod steering;
+mod streams;
 mod torture;

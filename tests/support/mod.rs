@@ -20,6 +20,7 @@ use viahop::dataplane::route::Arrival;
 use viahop::dataplane::scan::Scanner;
 use viahop::dataplane::sip::uri::Scheme;
 use viahop::dataplane::tables::*;
+use viahop::dataplane::transport::Transport;
 use viahop::dataplane::verdict::{Answer, Verdict};
 
 pub const CLIENT: &str = "198.51.100.7:5060";
@@ -38,6 +39,7 @@ pub fn keys() -> Keys {
 pub fn settings() -> Settings {
     let listener = Listener {
         name: "edge".into(),
+        transport: Transport::Udp,
         address: address(LB),
         host: address(LB).ip(),
         side: Side::Outside,
@@ -70,6 +72,7 @@ pub fn backend(address_text: &str) -> BackendParts {
         serves: Serves::Calls,
         max_open: 0,
         via_host: "192.0.2.100".into(),
+        reach: Reach::default(),
         counters: Arc::new(BackendCounters::new(1)),
     }
 }
@@ -125,7 +128,7 @@ impl Path {
     pub fn receive(&mut self, message: &[u8], source: &str) -> Outcome {
         let from = address(source);
         let on_egress = self.tables.by_address.contains_key(&from) && message.starts_with(b"SIP/");
-        let arrival = Arrival { from, listener: (!on_egress).then_some(0), local: None };
+        let arrival = Arrival { from, listener: (!on_egress).then_some(0), local: None, stream: None };
         self.receive_on(message, arrival)
     }
 

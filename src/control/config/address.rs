@@ -3,6 +3,7 @@
 //! An error says which octets of the text are wrong and what to write there; the data plane's parser only says "no".
 
 use crate::dataplane::tables::Network;
+use crate::dataplane::transport::Transport;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
@@ -146,24 +147,25 @@ fn port_number(port: &str, at: Range<usize>) -> Result<u16, AddressError> {
     }
 }
 
-/// `udp:ADDRESS:PORT`. The address is one of this machine, or a wildcard: `0.0.0.0`, `[::]`.
-pub fn listen(text: &str) -> Result<SocketAddr, AddressError> {
+/// `udp:ADDRESS:PORT` or `tcp:ADDRESS:PORT`. The address is one of this machine, or a wildcard: `0.0.0.0`, `[::]`.
+pub fn listen(text: &str) -> Result<(Transport, SocketAddr), AddressError> {
     let Some((transport, rest)) = text.split_once(':') else {
         return error(0..text.len(), format!("`{text}` is not an address to listen on"), "write `udp:ADDRESS:PORT`");
     };
-    match transport {
-        "udp" => {}
-        "tcp" | "tls" | "ws" | "wss" => {
-            let label = "this version listens on `udp:` only";
+    let transport = match transport {
+        "udp" => Transport::Udp,
+        "tcp" => Transport::Tcp,
+        "tls" | "ws" | "wss" => {
+            let label = "this version listens on `udp:` and `tcp:` only";
             return error(0..transport.len(), format!("transport `{transport}` is not available"), label);
         }
         _ => {
             return error(0..text.len(), format!("`{text}` does not say its transport"), format!("write `udp:{text}`"));
         }
-    }
+    };
     let parsed = host_port_at(rest, 4)?;
     match parsed.address() {
-        Some(address) => Ok(address),
+        Some(address) => Ok((transport, address)),
         None => {
             let end = 4 + parsed.host.len();
             let label = "an address of this machine, or `0.0.0.0` for all of them";
@@ -172,8 +174,8 @@ pub fn listen(text: &str) -> Result<SocketAddr, AddressError> {
     }
 }
 
-/// A backend's URI: `sip:HOST`, `sip:HOST:PORT`, with `;transport=udp` if one likes.
-pub fn backend_uri(text: &str) -> Result<HostPort, AddressError> {
+/// A backend's URI: `sip:HOST`, `sip:HOST:PORT`, with `;transport=tcp` if it is to be reached so.
+pub fn backend_uri(text: &str) -> Result<(HostPort, Transport), AddressError> {
     let scheme = text.split(':').next().unwrap_or_default();
     let Some(rest) = text.strip_prefix("sip:") else {
         return match scheme {
@@ -190,21 +192,23 @@ pub fn backend_uri(text: &str) -> Result<HostPort, AddressError> {
     }
     let target = host_port_at(authority, 4)?;
     let mut start = 4 + authority.len() + 1;
+    let mut transport = Transport::Udp;
     for param in params.split(';').filter(|param| !param.is_empty()) {
         match param.split_once('=') {
-            Some(("transport", "udp")) => {}
+            Some(("transport", "udp")) => transport = Transport::Udp,
+            Some(("transport", "tcp")) => transport = Transport::Tcp,
             Some(("transport", other)) => {
-                let label = "this version sends to backends over UDP only";
+                let label = "this version sends to backends over `udp` and `tcp` only";
                 return error(start..start + param.len(), format!("transport `{other}` is not available"), label);
             }
             _ => {
-                let label = "only `transport=udp` can stand here";
+                let label = "only `transport=udp` or `transport=tcp` can stand here";
                 return error(start..start + param.len(), format!("unknown URI parameter `{param}`"), label);
             }
         }
         start += param.len() + 1;
     }
-    Ok(target)
+    Ok((target, transport))
 }
 
 /// `ADDRESS/BITS`, or an address alone.
@@ -234,9 +238,10 @@ mod tests {
         assert_eq!(host_port("10.0.0.1:5070"), Ok(host("10.0.0.1", 5070)));
         assert_eq!(host_port("[2001:DB8::1]:5061"), Ok(host("2001:db8::1", 5061)));
         assert_eq!(host("2001:db8::1", 5061).to_string(), "[2001:db8::1]:5061");
-        assert_eq!(listen("udp:0.0.0.0:5060"), Ok("0.0.0.0:5060".parse().unwrap()));
-        assert_eq!(listen("udp:[::]"), Ok("[::]:5060".parse().unwrap()));
-        assert_eq!(backend_uri("sip:a.example.net;transport=udp"), Ok(host("a.example.net", 5060)));
+        assert_eq!(listen("udp:0.0.0.0:5060"), Ok((Transport::Udp, "0.0.0.0:5060".parse().unwrap())));
+        assert_eq!(listen("tcp:[::]"), Ok((Transport::Tcp, "[::]:5060".parse().unwrap())));
+        assert_eq!(backend_uri("sip:a.example.net;transport=udp"), Ok((host("a.example.net", 5060), Transport::Udp)));
+        assert_eq!(backend_uri("sip:10.0.0.1:5070;transport=tcp"), Ok((host("10.0.0.1", 5070), Transport::Tcp)));
         assert_eq!(network("10.1.2.3/8").unwrap().prefix, 8);
         assert_eq!(network("::1").unwrap().prefix, 128);
     }
@@ -251,9 +256,13 @@ mod tests {
             (backend_uri("10.0.0.1").unwrap_err(), 0..8, "write `sip:10.0.0.1`"),
             (backend_uri("sip:bob@10.0.0.1").unwrap_err(), 4..8, "leave this out"),
             (backend_uri("sip:2001:db8::1").unwrap_err(), 4..15, "an IPv6 address is written `[2001:db8::1]`"),
-            (backend_uri("sip:a;transport=tcp").unwrap_err(), 6..19, "this version sends to backends over UDP only"),
+            (
+                backend_uri("sip:a;transport=tls").unwrap_err(),
+                6..19,
+                "this version sends to backends over `udp` and `tcp` only",
+            ),
             (listen("0.0.0.0:5060").unwrap_err(), 0..12, "write `udp:0.0.0.0:5060`"),
-            (listen("tls:0.0.0.0:5061").unwrap_err(), 0..3, "this version listens on `udp:` only"),
+            (listen("tls:0.0.0.0:5061").unwrap_err(), 0..3, "this version listens on `udp:` and `tcp:` only"),
             (
                 listen("udp:sip.example.net").unwrap_err(),
                 4..19,

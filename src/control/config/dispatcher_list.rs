@@ -24,6 +24,8 @@ use super::Backend;
 use super::address::{self, AddressError, HostPort};
 use super::problem::Problem;
 use crate::control::operator::State;
+use crate::dataplane::limits::FRAME_MAX;
+use crate::dataplane::transport::Transport;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -80,6 +82,8 @@ pub struct Entry {
     pub at: Range<usize>,
     /// Where that leads.
     pub target: HostPort,
+    /// How.
+    pub transport: Transport,
     /// Why we cannot send there, if so.
     pub unreachable: Option<AddressError>,
     /// Bits of [`flag`].
@@ -266,7 +270,7 @@ impl Reader {
         let (address, params) = uri.split_once(';').map_or((uri, ""), |(address, params)| (address, params));
         let plain = address.strip_prefix("sips:").map(|rest| format!("sip:{rest}"));
         let target = match address::backend_uri(plain.as_deref().unwrap_or(address)) {
-            Ok(target) => target,
+            Ok((target, _)) => target,
             Err(AddressError { at, title, label }) => {
                 let more = address.len() - plain.as_ref().map_or(address.len(), String::len);
                 self.error(place(at.start + more..at.end + more), title, label, None);
@@ -275,7 +279,7 @@ impl Reader {
         };
         let secure = || AddressError {
             at: place(0..5),
-            title: "`sips:` needs TLS, and viahop speaks UDP to backends".into(),
+            title: "`sips:` needs TLS, and viahop speaks UDP and TCP to backends".into(),
             label: "write `sip:`, or leave the entry out".into(),
         };
         let mut entry = Entry {
@@ -283,6 +287,7 @@ impl Reader {
             uri: uri.to_owned(),
             unreachable: plain.is_some().then(secure),
             target,
+            transport: Transport::Udp,
             flags: 0,
             priority: 0,
             weight: None,
@@ -297,11 +302,13 @@ impl Reader {
             start += param.len() + 1;
             match param.split_once('=') {
                 Some((name, value)) if name.eq_ignore_ascii_case("transport") => {
-                    if !value.eq_ignore_ascii_case("udp") {
+                    if value.eq_ignore_ascii_case("tcp") {
+                        entry.transport = Transport::Tcp;
+                    } else if !value.eq_ignore_ascii_case("udp") {
                         entry.unreachable = Some(AddressError {
                             at: part,
-                            title: format!("transport `{value}`: viahop speaks UDP to backends"),
-                            label: "let the server take UDP, or leave the entry out".into(),
+                            title: format!("transport `{value}`: viahop speaks UDP and TCP to backends"),
+                            label: "let the server take one of these, or leave the entry out".into(),
                         });
                     }
                 }
@@ -443,6 +450,8 @@ pub fn backends(entries: &[Entry], set: u32, is_probed: bool) -> Set<'_> {
                 (None, None) => Ok(Backend {
                     name,
                     target: entry.target.clone(),
+                    transport: entry.transport,
+                    message_max: FRAME_MAX as u32,
                     max_open: 0,
                     // Of a backend that drains it says nothing; as a weight, 0 is none.
                     weight: weight(entry).max(1),
@@ -553,7 +562,8 @@ mod tests {
         assert_eq!(row(&list[0]), (2, "127.0.0.1:5080".into(), 0, 10, None));
         assert_eq!(row(&list[1]), (2, "127.0.0.1:5082".into(), 0, 5, Some("abc".into())));
         assert_eq!(row(&list[4]), (1, "127.0.0.1:7074".into(), 0, 0, None));
-        assert!(list[0].unreachable.is_some() && list[1].unreachable.is_none());
+        assert!(list.iter().all(|one| one.unreachable.is_none()));
+        assert_eq!((list[0].transport, list[1].transport), (Transport::Tcp, Transport::Udp));
         let unused: Vec<&str> = list[1].unused.iter().map(|unused| &unused.0[..]).collect();
         assert_eq!(unused, ["px", "socket", "pipe"]);
     }
@@ -671,7 +681,7 @@ mod tests {
 
     #[test]
     fn what_is_switched_off_drains_with_a_note() {
-        let text = "1 sip:a 4\n1 sip:b 1\n1 sip:c 9\n1 sip:d 0 0 weight=0\n1 sip:e;transport=tcp 4\n";
+        let text = "1 sip:a 4\n1 sip:b 1\n1 sip:c 9\n1 sip:d 0 0 weight=0\n1 sip:e;transport=tls 4\n";
         let (made, said) = read(text, true);
         assert_eq!(made, ["a:5060 drain", "b:5060 drain", "c:5060 c:5060 100 0", "d:5060 drain"]);
         assert_eq!(said[1], "1:3 `sip:a` is disabled (flag 4): it drains | no new calls; those it has stay");
@@ -685,15 +695,15 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_or_is_not_heeded_is_told() {
-        let text = "1 sip:a;transport=TCP\n1 sips:b\n1 sip:c\n1 sip:c:5060\n1 sip:d 0 0 duid=c:5060\n1 sip:e 32 0 rweight=5;maxload=3;my=x\n\
+        let text = "1 sip:a;transport=SCTP\n1 sips:b\n1 sip:c\n1 sip:c:5060\n1 sip:d 0 0 duid=c:5060\n1 sip:e 32 0 rweight=5;maxload=3;my=x\n\
                     1 sip:f 0 0 my=y;other\n";
         let (made, said) = read(text, true);
         assert_eq!(made.len(), 3);
         assert_eq!(
             said,
             [
-                "1:9 transport `TCP`: viahop speaks UDP to backends | let the server take UDP, or leave the entry out",
-                "2:3 `sips:` needs TLS, and viahop speaks UDP to backends | write `sip:`, or leave the entry out",
+                "1:9 transport `SCTP`: viahop speaks UDP and TCP to backends | let the server take one of these, or leave the entry out",
+                "2:3 `sips:` needs TLS, and viahop speaks UDP and TCP to backends | write `sip:`, or leave the entry out",
                 "4:3 `c:5060` stands twice in set 1 | a second time",
                 "5:3 two destinations of set 1 have the name `c:5060` | the second",
                 "6:3 weights of set 1 are not of one kind | `rweight` here",

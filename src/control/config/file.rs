@@ -28,6 +28,9 @@ pub struct File {
     /// `[policy]`
     #[serde(default)]
     pub policy: Policy,
+    /// `[streams]`
+    #[serde(default)]
+    pub streams: Streams,
     /// `[admin]`
     #[serde(default)]
     pub admin: Admin,
@@ -80,7 +83,7 @@ pub struct TokenKey {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listen {
-    /// `udp:ADDRESS:PORT`
+    /// `udp:ADDRESS:PORT` or `tcp:ADDRESS:PORT`
     pub address: Spanned<String>,
     /// What rules and metrics call it.
     pub name: Value<String>,
@@ -110,6 +113,8 @@ pub struct Pool {
     pub slow_start: Value<String>,
     /// Per cent of backends below which health is not believed.
     pub panic: Value<i64>,
+    /// Octets of the longest packet on the way to the backends.
+    pub mtu: Value<i64>,
     /// The backends.
     #[serde(default)]
     pub backend: Vec<Backend>,
@@ -151,6 +156,8 @@ pub struct Backend {
     pub max_open: Value<i64>,
     /// `ready`, `drain` or `maint`.
     pub state: Value<String>,
+    /// Octets of the longest message that it takes over a stream.
+    pub max_message_size: Value<i64>,
 }
 
 /// How the backends of a pool are watched.
@@ -205,6 +212,22 @@ pub struct Policy {
     pub schemes: Value<Vec<Spanned<String>>>,
     /// Option tags passed on.
     pub proxy_require: Value<Vec<Spanned<String>>>,
+}
+
+/// What connections are allowed.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Streams {
+    /// Connections at a time.
+    pub max_connections: Value<i64>,
+    /// Of these, from one source.
+    pub max_per_source: Value<i64>,
+    /// How long a connection may be silent.
+    pub idle: Value<String>,
+    /// How long a message may take from its first octet to its last.
+    pub frame_timeout: Value<String>,
+    /// How long a connection to a backend may take to be opened.
+    pub connect_timeout: Value<String>,
 }
 
 /// The HTTP endpoint.

@@ -24,6 +24,7 @@ use super::operator::State;
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Scheme;
 use crate::dataplane::tables::{Affinity, ForeignRoute, Network, PathPolicy, Side, Strategy};
+use crate::dataplane::transport::Transport;
 use address::HostPort;
 use problem::{Problem, Report, Source};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -37,7 +38,7 @@ use std::time::Duration;
 pub struct Config {
     /// Where shards run.
     pub cores: Cores,
-    /// Addresses to receive on; at least one.
+    /// Addresses to receive on; at least one. Those for datagrams come first: sockets and tokens know them by number.
     pub listeners: Vec<Listen>,
     /// Pools; at least one, each with at least one backend.
     pub pools: Vec<Pool>,
@@ -45,6 +46,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// The operator's choices.
     pub policy: Policy,
+    /// What connections are allowed.
+    pub streams: Streams,
     /// Where HTTP is served; `None`: nowhere.
     pub admin: Option<SocketAddr>,
     /// Where `viahop ctl` is served.
@@ -120,6 +123,8 @@ impl Steering {
 pub struct Listen {
     /// What rules and metrics call it.
     pub name: String,
+    /// How messages come to it.
+    pub transport: Transport,
     /// What it is bound to.
     pub address: SocketAddr,
     /// What the world calls it.
@@ -147,6 +152,8 @@ pub struct Pool {
     pub slow_start: Duration,
     /// Per cent of backends that take new keys below which all of them do.
     pub panic: u32,
+    /// Octets of the longest request that goes to a backend in a datagram, if there is a limit (RFC 3261 18.1.1).
+    pub datagram_max: Option<u32>,
     /// The backends.
     pub backends: Vec<Backend>,
     /// The list they stand in, if it is not the configuration itself.
@@ -171,6 +178,10 @@ pub struct Backend {
     pub name: String,
     /// Where it is.
     pub target: HostPort,
+    /// How messages get there.
+    pub transport: Transport,
+    /// Octets of the longest message that it takes over a stream.
+    pub message_max: u32,
     /// Share of new keys.
     pub weight: u32,
     /// INVITEs that may ring there at a time; 0: any number.
@@ -239,6 +250,21 @@ pub struct Policy {
     pub schemes: Vec<Scheme>,
     /// Option tags of Proxy-Require that are passed on, in lower case.
     pub proxy_require: Vec<String>,
+}
+
+/// What connections are allowed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Streams {
+    /// Connections of all shards at a time.
+    pub max_connections: usize,
+    /// Of these, from one source, in each shard.
+    pub max_per_source: u32,
+    /// How long nothing may be sent and received.
+    pub idle: Duration,
+    /// How long a message may take from its first octet to its last, and a peer to read.
+    pub frame_timeout: Duration,
+    /// How long a connection of ours may take to be opened.
+    pub connect_timeout: Duration,
 }
 
 /// Where the socket of `viahop ctl` is.

@@ -6,15 +6,16 @@ use super::file::{self, Value};
 use super::problem::Problem;
 use super::{
     Backend, Config, Cores, EgressMode, Health, List, Listen, Log, LogFormat, Policy, Pool, Route, Secret, Socket,
-    Steering, TokenKey,
+    Steering, Streams, TokenKey,
 };
 use crate::control::health::outlier::Limits;
 use crate::control::operator::State;
 use crate::dataplane::keys::KEY_IDS;
-use crate::dataplane::limits::{BACKENDS_MAX, LISTENERS_MAX};
+use crate::dataplane::limits::{BACKENDS_MAX, FRAME_MAX, LISTENERS_MAX};
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Scheme;
 use crate::dataplane::tables::{Affinity, ForeignRoute, Network, PathPolicy, Side, Strategy};
+use crate::dataplane::transport::Transport;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::{Range, RangeInclusive};
@@ -29,6 +30,8 @@ pub const WEIGHT_MAX: i64 = 10_000;
 
 /// The words for [`EgressMode`].
 const EGRESS_MODES: [(&str, EgressMode); 2] = [("own", EgressMode::Own), ("shared", EgressMode::Shared)];
+/// Octets that a request in a datagram stays below the MTU: RFC 3261 18.1.1 asks for 200, so that the response fits too.
+const MTU_MARGIN: u32 = 200;
 
 /// Octets of a path in a socket's address, without the zero that ends it: unix(7).
 pub const SOCKET_PATH_MAX: usize = 107;
@@ -47,14 +50,18 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn config(&mut self, file: &file::File) -> Option<Config> {
-        let listeners = self.listeners(&file.listen);
+        // Tokens name listeners by number: one for streams that comes to a configuration moves none for datagrams.
+        let mut listen: Vec<&file::Listen> = file.listen.iter().collect();
+        listen.sort_by_key(|one| one.address.get_ref().starts_with("tcp:"));
+        let listeners = self.listeners(&listen);
         let pools = self.pools(&file.pool);
-        let routes = self.routes(&file.route, &file.listen, &file.pool);
+        let routes = self.routes(&file.route, &listen, &file.pool);
         let balancer = &file.balancer;
         let (egress_v4, egress_v6) = self.egress(&balancer.egress);
         Some(Config {
             cores: self.cores(balancer),
             policy: self.policy(&file.policy),
+            streams: self.streams(&file.streams),
             admin: self.admin(&file.admin),
             socket: self.socket(&file.admin),
             secret: self.secret(balancer),
@@ -260,7 +267,7 @@ impl Reader<'_> {
         self.number(value, default as u32, LEAST, MOST, "buffer size") as usize
     }
 
-    fn listeners(&mut self, listen: &[file::Listen]) -> Option<Vec<Listen>> {
+    fn listeners(&mut self, listen: &[&file::Listen]) -> Option<Vec<Listen>> {
         let Some(first) = listen.first() else {
             let help = "[[listen]]\naddress = \"udp:0.0.0.0:5060\"";
             self.problems.push(nowhere("nothing to listen on").help(format!("add a listener:\n{help}")));
@@ -273,15 +280,16 @@ impl Reader<'_> {
         let mut addresses = HashSet::new();
         let mut listeners = Vec::new();
         for one in listen {
-            let Some(address) = self.address(&one.address, address::listen) else { continue };
-            if !addresses.insert(address) {
-                self.error(one.address.span(), format!("`{address}` is listened on twice"), "leave one of them out");
+            let Some((transport, address)) = self.address(&one.address, address::listen) else { continue };
+            let text = format!("{transport}:{address}");
+            if !addresses.insert(text.clone()) {
+                self.error(one.address.span(), format!("`{text}` is listened on twice"), "leave one of them out");
                 continue;
             }
-            let name = self.name(&one.name, &mut names, || format!("udp:{address}"), one.address.span());
+            let name = self.name(&one.name, &mut names, || text, one.address.span());
             let advertise = one.advertise.as_ref().and_then(|value| self.address(value, address::host_port));
             let side = self.word(&one.side, Side::Outside, &[("outside", Side::Outside), ("inside", Side::Inside)]);
-            listeners.push(Listen { name, address, advertise, side, at: one.address.span() });
+            listeners.push(Listen { name, transport, address, advertise, side, at: one.address.span() });
         }
         if listeners.iter().all(|listener| listener.side == Side::Inside) && !listeners.is_empty() {
             let label = "clients need a listener with `side = \"outside\"`";
@@ -370,6 +378,10 @@ impl Reader<'_> {
             outlier: self.outlier(&pool.outlier),
             slow_start: self.duration(&pool.slow_start, Duration::ZERO, Duration::ZERO..=Duration::from_secs(3600)),
             panic: self.number(&pool.panic, 0, 0, 100, "`panic`"),
+            datagram_max: pool.mtu.as_ref().map(|_| {
+                let mtu = self.number(&pool.mtu, 1500, 576, 65_535, "`mtu`");
+                mtu.saturating_sub(MTU_MARGIN)
+            }),
             backends,
             list: self.list(pool),
         }
@@ -413,14 +425,43 @@ impl Reader<'_> {
         let priority = self.number(&one.priority, 0, 0, i64::from(u16::MAX), "priority");
         let max_open = self.number(&one.max_open, 0, 0, 1_000_000, "max_open");
         let state = self.word(&one.state, State::Ready, &State::ALL.map(|state| (state.word(), state)));
-        let target = self.address(&one.uri, address::backend_uri)?;
+        let message_max =
+            self.number(&one.max_message_size, FRAME_MAX as u32, 1000, FRAME_MAX as i64, "`max_message_size`");
+        let (target, transport) = self.address(&one.uri, address::backend_uri)?;
+        if let (Some(size), Transport::Udp) = (&one.max_message_size, transport) {
+            let label = "heeded only for what goes to a backend over TCP";
+            self.warn(size.span(), "`max_message_size` has no effect here", label);
+        }
         if targets.insert(target.clone(), one.uri.span()).is_some() {
             let label = "leave one of them out, or add up their weights";
             self.error(one.uri.span(), format!("backend `{target}` stands twice in its pool"), label);
             return None;
         }
         let name = self.name(&one.name, names, || target.to_string(), one.uri.span());
-        Some(Backend { name, target, weight, max_open, priority, state, at: one.uri.span(), source: None })
+        Some(Backend {
+            name,
+            target,
+            transport,
+            message_max,
+            weight,
+            max_open,
+            priority,
+            state,
+            at: one.uri.span(),
+            source: None,
+        })
+    }
+
+    fn streams(&mut self, streams: &file::Streams) -> Streams {
+        let second = Duration::from_secs(1);
+        Streams {
+            max_connections: self.number(&streams.max_connections, 20_000, 1, 1_000_000, "`max_connections`") as usize,
+            max_per_source: self.number(&streams.max_per_source, 1000, 1, 1_000_000, "`max_per_source`"),
+            // RFC 3261 18: connections stay for the longest a transaction takes, at least.
+            idle: self.duration(&streams.idle, 3600 * second, 32 * second..=7 * 86_400 * second),
+            frame_timeout: self.duration(&streams.frame_timeout, 5 * second, second..=60 * second),
+            connect_timeout: self.duration(&streams.connect_timeout, 2 * second, second / 10..=30 * second),
+        }
     }
 
     fn health(&mut self, health: &file::Health) -> Option<Health> {
@@ -477,7 +518,7 @@ impl Reader<'_> {
         codes
     }
 
-    fn routes(&mut self, routes: &[file::Route], listen: &[file::Listen], pools: &[file::Pool]) -> Vec<Route> {
+    fn routes(&mut self, routes: &[file::Route], listen: &[&file::Listen], pools: &[file::Pool]) -> Vec<Route> {
         let mut names = HashMap::new();
         let mut read = Vec::new();
         for (index, route) in routes.iter().enumerate() {
@@ -780,8 +821,8 @@ mod tests {
                 "6:11 `0.0.0.0:5060` is listened on twice | leave one of them out",
             ),
             (
-                "[[listen]]\naddress = \"tcp:0.0.0.0:5060\"",
-                "6:12 transport `tcp` is not available | this version listens on `udp:` only",
+                "[[listen]]\naddress = \"tls:0.0.0.0:5060\"",
+                "6:12 transport `tls` is not available | this version listens on `udp:` and `tcp:` only",
             ),
             (
                 "[[pool]]\nbackend = [{ uri = \"sip:10.0.0.12:506O\" }]",

@@ -4,21 +4,25 @@
 //! wait: interval, or less if a shard saw a refusal ─► OPTIONS ─► a final response, ICMP, or nothing in time ─► outcome
 //! ```
 //!
+//! A backend that is reached over TCP is asked over TCP, on one connection that is opened again when it is gone.
+//!
 //! A probe is not retransmitted: `fall` counts what is lost. The socket is connected, so ICMP errors come back to it and
 //! nobody else can answer in the backend's name.
 
 use super::detector::Outcome;
 use crate::control::config::Health;
 use crate::control::resolve::Place;
+use crate::dataplane::frame::{Frame, Framer, LINE_END, PING};
 use crate::dataplane::scan::{Scan, Scanner};
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::{self, StartLine};
+use crate::dataplane::transport::Transport;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::UdpSocket;
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::timeout_at;
@@ -99,6 +103,8 @@ async fn run(
 struct Asker {
     /// Kept from probe to probe: backends that remember transactions see one peer.
     socket: Option<UdpSocket>,
+    /// Of a backend that is reached over TCP: the connection, and what has come on it and is no message yet.
+    stream: Option<(TcpStream, Vec<u8>)>,
     cseq: u32,
 }
 
@@ -110,15 +116,84 @@ impl Asker {
             Ok(Ok(code)) => Outcome::Unwell(code),
             Ok(Err(_)) => {
                 // The local address may be gone, or the route: the next probe starts from scratch.
-                self.socket = None;
+                (self.socket, self.stream) = (None, None);
                 Outcome::Refused
             }
-            Err(_) => Outcome::Timeout,
+            Err(_) => {
+                // What comes late on a connection would be in the way of the next answer.
+                self.stream = None;
+                Outcome::Timeout
+            }
         }
     }
 
     /// One OPTIONS and the code of its final response.
     async fn exchange(&mut self, place: Place) -> io::Result<u16> {
+        match place.transport {
+            Transport::Udp => self.exchange_datagrams(place).await,
+            Transport::Tcp => match self.exchange_on_stream(place).await {
+                // The connection may have been closed since the last time: the next is a new one.
+                Err(_) if self.stream.take().is_some() => self.exchange_on_stream(place).await,
+                outcome => outcome,
+            },
+        }
+    }
+
+    async fn exchange_on_stream(&mut self, place: Place) -> io::Result<u16> {
+        if self.stream.is_none() {
+            let socket = if place.address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            socket.bind(SocketAddr::new(place.local, 0))?;
+            let stream = socket.connect(place.address).await?;
+            stream.set_nodelay(true)?;
+            self.stream = Some((stream, Vec::new()));
+            // Whoever fails from here on has failed with a connection of this moment, and is not asked again at once.
+            let outcome = self.ask_on_stream(place).await;
+            return outcome.inspect_err(|_| self.stream = None);
+        }
+        self.ask_on_stream(place).await
+    }
+
+    async fn ask_on_stream(&mut self, place: Place) -> io::Result<u16> {
+        self.cseq = self.cseq.wrapping_add(1) & 0x7fff_ffff;
+        let call_id = format!("{:016x}", random()?);
+        let Some((stream, came)) = &mut self.stream else { return Err(io::ErrorKind::NotConnected.into()) };
+        let request = options(place, stream.local_addr()?, &call_id, self.cseq);
+        let mut left = request.as_bytes();
+        while !left.is_empty() {
+            stream.writable().await?;
+            match stream.try_write(left) {
+                Ok(count) => left = &left[count..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let (scanner, mut scan, mut framer) = (Scanner::best(), Scan::default(), Framer::default());
+        loop {
+            let len = match framer.next(&scanner, &mut scan, came) {
+                Frame::Message(len) => len,
+                Frame::LineEnd => LINE_END,
+                Frame::Ping => PING,
+                Frame::Broken(_) => return Err(io::ErrorKind::InvalidData.into()),
+                Frame::Partial => {
+                    stream.readable().await?;
+                    let mut room = [0; ANSWER_MAX];
+                    match stream.try_read(&mut room) {
+                        Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                        Ok(count) => came.extend_from_slice(&room[..count]),
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        Err(error) => return Err(error),
+                    }
+                    continue;
+                }
+            };
+            let message: Vec<u8> = came.drain(..len).collect();
+            if let Some(code) = final_code(&message, call_id.as_bytes(), self.cseq) {
+                return Ok(code);
+            }
+        }
+    }
+
+    async fn exchange_datagrams(&mut self, place: Place) -> io::Result<u16> {
         let socket = match self.socket.take() {
             Some(socket) => socket,
             None => {
@@ -129,7 +204,7 @@ impl Asker {
         };
         self.cseq = self.cseq.wrapping_add(1) & 0x7fff_ffff;
         let call_id = format!("{:016x}", random()?);
-        let request = options(place.address, socket.local_addr()?, &call_id, self.cseq);
+        let request = options(place, socket.local_addr()?, &call_id, self.cseq);
         let socket = self.socket.insert(socket);
         socket.send(request.as_bytes()).await?;
         let mut room = vec![0; ANSWER_MAX];
@@ -148,11 +223,13 @@ fn random() -> io::Result<u64> {
 }
 
 /// An OPTIONS request as RFC 3261 11.1 describes it.
-fn options(to: SocketAddr, local: SocketAddr, call_id: &str, cseq: u32) -> String {
+fn options(place: Place, local: SocketAddr, call_id: &str, cseq: u32) -> String {
     let version = env!("CARGO_PKG_VERSION");
+    let Place { address: to, transport, .. } = place;
+    let (name, param) = (transport.name(), if transport.is_stream() { ";transport=tcp" } else { "" });
     format!(
-        "OPTIONS sip:{to} SIP/2.0\r\n\
-         Via: SIP/2.0/UDP {local};branch=z9hG4bK{call_id};rport\r\n\
+        "OPTIONS sip:{to}{param} SIP/2.0\r\n\
+         Via: SIP/2.0/{name} {local};branch=z9hG4bK{call_id};rport\r\n\
          Max-Forwards: 70\r\n\
          From: <sip:viahop@{local}>;tag={call_id}\r\n\
          To: <sip:{to}>\r\n\
@@ -195,7 +272,7 @@ mod tests {
     async fn outcome(lines: &[&str]) -> Outcome {
         let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = server.local_addr().unwrap();
-        let place = Place { address, local: [127, 0, 0, 1].into() };
+        let place = Place { address, local: [127, 0, 0, 1].into(), transport: Transport::Udp };
         let lines: Vec<String> = lines.iter().map(|&line| line.to_owned()).collect();
         tokio::spawn(async move {
             let mut room = vec![0; ANSWER_MAX];
@@ -220,14 +297,15 @@ mod tests {
     #[tokio::test]
     async fn a_closed_port_refuses() {
         let address = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let place = Place { address, local: [127, 0, 0, 1].into() };
+        let place = Place { address, local: [127, 0, 0, 1].into(), transport: Transport::Udp };
         assert_eq!(Asker::default().ask(place, &health()).await, Outcome::Refused);
     }
 
     #[test]
     fn answers_to_something_else_do_not_count() {
-        let [to, local] = ["10.0.0.1:5060", "10.0.0.9:4000"].map(|address| address.parse().unwrap());
-        let request = options(to, local, "abc", 7);
+        let [address, local] = ["10.0.0.1:5060", "10.0.0.9:4000"].map(|address| address.parse().unwrap());
+        let place = Place { address, local: [10, 0, 0, 9].into(), transport: Transport::Udp };
+        let request = options(place, local, "abc", 7);
         assert_eq!(final_code(answer(&request, "200 OK").as_bytes(), b"abc", 7), Some(200));
         assert_eq!(final_code(answer(&request, "200 OK").as_bytes(), b"abd", 7), None);
         assert_eq!(final_code(answer(&request, "200 OK").as_bytes(), b"abc", 8), None);

@@ -10,6 +10,7 @@ use crate::dataplane::sip::uri;
 use crate::dataplane::sip::via::{self, Via};
 use crate::dataplane::text::Text;
 use crate::dataplane::token::{self, Flow};
+use crate::dataplane::transport::Transport;
 use crate::dataplane::validate::Request;
 use core::hash::Hasher;
 use std::net::{IpAddr, SocketAddr};
@@ -48,8 +49,16 @@ pub fn digest(keys: &Keys, branch: &[u8], sent_by: &[u8], call_id: &[u8], cseq: 
     keys.branch([branch, sent_by, call_id], cseq)
 }
 
-/// How every Via of ours begins.
+/// How every Via of ours begins that goes out in a datagram.
 pub const START: &str = "Via: SIP/2.0/UDP ";
+
+/// How every Via of ours begins that goes out by `transport`.
+pub const fn start(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Udp => START,
+        Transport::Tcp => "Via: SIP/2.0/TCP ",
+    }
+}
 
 /// Writes our Via row (RFC 3261 16.6 item 8).
 //= RFC 3261 section 16.6
@@ -78,6 +87,8 @@ pub fn write(out: &mut Text<'_>, keys: &Keys, message: &[u8], request: &Request,
 pub struct Ours<'a> {
     /// Who we are to the next hop; the egress socket's port is beside it.
     pub sent_by: SentBy<'a>,
+    /// How the row begins, unless `sent_by` is the start of one.
+    pub start: &'static str,
     /// Port of the egress socket.
     pub egress_port: u16,
     /// The digest for the branch.
@@ -146,8 +157,12 @@ impl Ours<'_> {
     fn write_start(&self, out: &mut Text<'_>) {
         match self.sent_by {
             SentBy::Egress(start) => out.put(start.as_bytes()).put_number(u32::from(self.egress_port)),
+            SentBy::Switched(host) => {
+                out.put(self.start.as_bytes()).put(host.as_bytes()).put(b":").put_number(u32::from(self.egress_port))
+            }
+            SentBy::Connect(start, port) => out.put(start.as_bytes()).put_number(u32::from(port)),
             other => {
-                other.write_host_port(out.put(START.as_bytes()));
+                other.write_host_port(out.put(self.start.as_bytes()));
                 out
             }
         };

@@ -81,7 +81,7 @@ impl Router {
             ByToken::Orphan(backend) => (None, Some(backend)),
             ByToken::Nothing => (None, None),
         };
-        let named_by = |uri: &Uri| target_of(input, uri, inside).filter(|&target| orphan_of != Some(target));
+        let named_by = |uri: &Uri| target_of(input, uri, inside).filter(|target| orphan_of != Some(target.to));
         let next = routes.first().map(|first| first.uri);
         let by_next = next.and_then(|next| named_by(&next));
         if next.is_some() && by_token.is_none() && by_next.is_none() && orphan_of.is_none() {
@@ -135,11 +135,17 @@ impl Router {
             }
             Popped::Nothing | Popped::Plain => return Ok(ByToken::Nothing),
         };
-        let Flow { listener, to, local } = token.client;
+        let Flow { listener, to, local, stream } = token.client;
         let decision = Decision { to, from: Sender::Egress, backend: None, how: How::Token, rule: None, popped };
         if inside {
             let index = listener.filter(|&index| (index as usize) < tables.listeners.len()).ok_or(FLOW_GONE)?;
-            return Ok(ByToken::To(Decision { from: Sender::Listener { index, local }, ..decision }));
+            let from = match (stream, tables.transport(index).is_stream()) {
+                (Some(id), true) => Sender::Stream { id, listener },
+                (None, true) => Sender::Connect { listener },
+                (None, false) => Sender::Listener { index, local },
+                (Some(_), false) => return Err(FLOW_GONE),
+            };
+            return Ok(ByToken::To(Decision { from, ..decision }));
         }
         let Purpose::Dialog { backend } = token.purpose else {
             // RFC 5626 5.3: from the client itself it is on its way out, as if there had been no Route. To others, never.
@@ -152,7 +158,7 @@ impl Router {
             self.orphaned += 1;
             return Ok(ByToken::Orphan(backend.address));
         }
-        Ok(ByToken::To(Decision { to: backend.address, backend: Some(index), ..decision }))
+        Ok(ByToken::To(Decision { to: backend.address, from: backend.way, backend: Some(index), ..decision }))
     }
 }
 

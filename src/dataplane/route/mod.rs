@@ -37,6 +37,7 @@ use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Uri;
 use crate::dataplane::tables::{Listener, Pool, Rule, Serves, Side, Strategy, Tables};
+use crate::dataplane::transport::{StreamId, Transport};
 use crate::dataplane::validate::{Refusal, Request};
 use crate::dataplane::verdict::Sender;
 use ahash::AHashMap;
@@ -55,6 +56,8 @@ pub struct Arrival {
     pub listener: Option<u8>,
     /// The local address it was sent to, where the listener is bound to a wildcard address.
     pub local: Option<IpAddr>,
+    /// The connection it came on, if it came on one.
+    pub stream: Option<StreamId>,
 }
 
 /// What a request is routed by.
@@ -239,7 +242,7 @@ impl Router {
             stripped = loose::strip_maddr(input, edits);
             uri = &stripped;
         }
-        if let Some(target) = target_of(input, uri, inside).filter(|&target| orphan_of != Some(target)) {
+        if let Some(target) = target_of(input, uri, inside).filter(|target| orphan_of != Some(target.to)) {
             return decide(input, target, How::RequestUri, popped);
         }
         if inside {
@@ -263,7 +266,7 @@ impl Router {
                 self.count_ringing(backend.id, input.now_ms);
             }
         }
-        Ok(Decision { to: backend.address, from: Sender::Egress, backend: Some(index), how, rule, popped })
+        Ok(Decision { to: backend.address, from: backend.way, backend: Some(index), how, rule, popped })
     }
 
     /// The backend of the INVITE that this request repeats, cancels or acknowledges, if the table may say another by now.
@@ -447,31 +450,53 @@ fn is_below(host: &[u8], domain: &str) -> bool {
     }
 }
 
-/// The address `uri` names, if a request from that side may go there: a backend, and from inside any address.
+/// A next hop that a message names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Target {
+    to: SocketAddr,
+    /// How to get there, if it is no backend, which has its own way.
+    transport: Transport,
+}
+
+/// What `uri` names, if a request from that side may go there: a backend, and from inside any address.
 #[inline(always)]
-fn target_of(input: &Input<'_>, uri: &Uri, inside: bool) -> Option<SocketAddr> {
+fn target_of(input: &Input<'_>, uri: &Uri, inside: bool) -> Option<Target> {
     if !uri.is_sip()
         || !uri.host.of(input.message).first().is_some_and(|&octet| octet == b'[' || octet.is_ascii_digit())
     {
         return None;
     }
-    let address = SocketAddr::new(uri.address(input.message)?, uri.port);
-    (inside || input.tables.by_address.contains_key(&address)).then_some(address)
+    let to = SocketAddr::new(uri.address(input.message)?, uri.port);
+    let transport = if inside { transport_of(input.message, uri) } else { Transport::Udp };
+    (inside || input.tables.by_address.contains_key(&to)).then_some(Target { to, transport })
+}
+
+/// The transport that `uri` asks for; datagrams where it asks for none that there is.
+#[cold]
+fn transport_of(message: &[u8], uri: &Uri) -> Transport {
+    let value = uri.param(message, b"transport").and_then(|param| param.value);
+    match value {
+        Some(value) if value.of(message).eq_ignore_ascii_case(b"tcp") => Transport::Tcp,
+        _ => Transport::Udp,
+    }
 }
 
 /// The decision for a target that the message names itself.
-fn decide(input: &Input<'_>, to: SocketAddr, how: How, popped: Popped) -> Result<Decision, Refusal> {
+fn decide(input: &Input<'_>, target: Target, how: How, popped: Popped) -> Result<Decision, Refusal> {
+    let Target { to, transport } = target;
     if let Some(&index) = input.tables.by_address.get(&to) {
         let backend = input.tables.backends.get(index as usize);
         if backend.is_some_and(|backend| backend.serves == Serves::Nothing) {
             return Err(IN_MAINTENANCE);
         }
-        return Ok(Decision { to, from: Sender::Egress, backend: Some(index), how, rule: None, popped });
+        let from = backend.map_or(Sender::Egress, |backend| backend.way);
+        return Ok(Decision { to, from, backend: Some(index), how, rule: None, popped });
     }
-    let from = listener_towards(input, to).ok_or(NOT_FOUND)?;
+    let from = listener_towards(input, target).ok_or(NOT_FOUND)?;
     if !is_somebody(to) || input.tables.is_own_address(to) {
         return Err(NOT_FOUND);
     }
+    debug_assert_eq!(from.is_stream(), transport.is_stream());
     Ok(Decision { to, from, backend: None, how, rule: None, popped })
 }
 
@@ -483,11 +508,18 @@ pub fn is_somebody(address: SocketAddr) -> bool {
     address.port() != 0 && !nobody
 }
 
-/// The listener from which a request goes out to `to`: the one it came to, if that faces outside, or the first that
-/// does and has the right address family.
-fn listener_towards(input: &Input<'_>, to: SocketAddr) -> Option<Sender> {
-    let fits = |listener: &Listener| listener.side == Side::Outside && listener.address.is_ipv4() == to.is_ipv4();
+/// The listener from which a request goes out to `target`, or for which the connection there is opened: the one it came
+/// to, if that faces outside, or the first that does and has the right transport and address family.
+fn listener_towards(input: &Input<'_>, target: Target) -> Option<Sender> {
+    let fits = |listener: &Listener| {
+        let family_fits = listener.address.is_ipv4() == target.to.is_ipv4();
+        listener.side == Side::Outside && listener.transport == target.transport && family_fits
+    };
     let listeners = &input.tables.listeners;
+    if target.transport.is_stream() {
+        let index = listeners.iter().position(fits)?;
+        return Some(Sender::Connect { listener: Some(index as u8) });
+    }
     if let Some(index) = input.arrival.listener
         && listeners.get(index as usize).is_some_and(fits)
     {

@@ -62,19 +62,20 @@ fn record_route(out: &mut Text<'_>, passing: &Passing<'_>) {
     let Some(inside) = listener_towards_backend(tables, backend, listener) else { return };
     let is_double = inside != listener;
     let token = RouteToken { purpose: Purpose::Dialog { backend: backend.id }, client, is_double };
-    let mut row = |name: SentBy<'_>| {
+    let mut row = |(index, name): (u8, SentBy<'_>)| {
         out.put(b"Record-Route: <sip:");
         name.write_host_port(out);
+        put_transport(out, tables, index);
         out.put(b";lr;").put(PARAM).put(b"=");
         token.write(out, &tables.keys, request.call_id.of(message));
         out.put(b">\r\n");
     };
-    let outside = name_of(tables, listener, client.local);
+    let outside = (listener, name_of(tables, listener, client.local));
     if !is_double {
         return row(outside);
     }
-    let inside = name_towards(tables, inside, backend);
-    let (top, below) = if decision.from == Sender::Egress { (inside, outside) } else { (outside, inside) };
+    let inside = (inside, name_towards(tables, inside, backend));
+    let (top, below) = if decision.from.is_inward() { (inside, outside) } else { (outside, inside) };
     row(top);
     row(below);
 }
@@ -85,24 +86,42 @@ fn ends<'a>(passing: &Passing<'a>) -> Option<(Flow, &'a Backend)> {
     let Passing { tables, arrival, decision, .. } = passing;
     let sender = tables.by_address.get(&arrival.from).copied();
     let (client, backend) = match decision.from {
-        Sender::Egress if sender.is_none() => {
-            (Flow { listener: arrival.listener, to: arrival.from, local: arrival.local }, decision.backend?)
+        Sender::Egress | Sender::Connect { listener: None } if sender.is_none() => {
+            let Arrival { from: to, listener, local, stream } = **arrival;
+            (Flow { listener, to, local, stream }, decision.backend?)
         }
-        Sender::Egress => return None,
-        Sender::Listener { index, local } => (Flow { listener: Some(index), to: decision.to, local }, sender?),
+        Sender::Egress | Sender::Connect { listener: None } => return None,
+        Sender::Listener { index, local } => {
+            (Flow { listener: Some(index), to: decision.to, local, stream: None }, sender?)
+        }
+        Sender::Connect { listener } => (Flow { listener, to: decision.to, local: None, stream: None }, sender?),
+        Sender::Stream { id, listener } => (Flow { listener, to: decision.to, local: None, stream: Some(id) }, sender?),
     };
     Some((client, tables.backends.get(backend as usize)?))
 }
 
-/// The listener at which `backend` reaches us: an inside one, else the client's, else any, of its address family.
+/// The listener at which `backend` reaches us: an inside one, else the client's, else any, of its transport and address
+/// family; of its address family alone, if there is none of its transport.
 fn listener_towards_backend(tables: &Tables, backend: &Backend, client_side: u8) -> Option<u8> {
-    let fits = |index: &u8| {
+    let of_family = |index: &u8| {
         let listener = tables.listeners.get(*index as usize);
         listener.is_some_and(|listener| listener.address.is_ipv4() == backend.address.is_ipv4())
     };
+    let fits = |index: &u8| of_family(index) && tables.transport(*index) == backend.reach.transport;
     let all = || 0..tables.listeners.len().min(u8::MAX as usize) as u8;
     let is_inside = |index: &u8| tables.listeners[*index as usize].side == Side::Inside;
-    all().filter(is_inside).find(fits).or(Some(client_side).filter(fits)).or_else(|| all().find(fits))
+    let by = |fits: &dyn Fn(&u8) -> bool| {
+        all().filter(is_inside).find(fits).or(Some(client_side).filter(fits)).or_else(|| all().find(fits))
+    };
+    by(&fits).or_else(|| by(&of_family))
+}
+
+/// The transport of listener `index`, in a URI that leads there, unless it is the one that needs no word (RFC 3263 4.1).
+fn put_transport(out: &mut Text<'_>, tables: &Tables, index: u8) {
+    let transport = tables.transport(index);
+    if transport.is_stream() {
+        out.put(b";transport=").put(transport.word().as_bytes());
+    }
 }
 
 /// What `backend` calls listener `index`.
@@ -128,7 +147,7 @@ fn path(out: &mut Text<'_>, passing: &Passing<'_>) {
     if tables.policy.path == PathPolicy::Supported && !has_tag(b"path") {
         return;
     }
-    let Some((client, backend)) = ends(passing).filter(|_| passing.decision.from == Sender::Egress) else { return };
+    let Some((client, backend)) = ends(passing).filter(|_| passing.decision.from.is_inward()) else { return };
     let Some(inside) = client.listener.and_then(|listener| listener_towards_backend(tables, backend, listener)) else {
         return;
     };
@@ -138,6 +157,7 @@ fn path(out: &mut Text<'_>, passing: &Passing<'_>) {
     };
     out.put(b"Path: <sip:");
     name.write_host_port(out);
+    put_transport(out, tables, inside);
     out.put(b";lr;").put(PARAM).put(b"=");
     RouteToken { purpose: Purpose::Flow, client, is_double: false }.write(out, &tables.keys, b"");
     //= RFC 5626 section 5.1

@@ -6,6 +6,7 @@ use crate::dataplane::sip::via::Via;
 use crate::dataplane::tables::{Backend, Tables};
 use crate::dataplane::text::Text;
 use crate::dataplane::token::Flow;
+use crate::dataplane::transport::Transport;
 use crate::dataplane::validate::Request;
 use crate::dataplane::verdict::Sender;
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +19,32 @@ pub fn sent_by<'a>(tables: &'a Tables, decision: &Decision) -> SentBy<'a> {
             SentBy::Egress(backend.map_or(via::START, |backend: &Backend| &backend.via_start))
         }
         Sender::Listener { index, local } => name_of(tables, index, local),
+        Sender::Connect { listener: Some(index) } | Sender::Stream { listener: Some(index), .. } => {
+            name_of(tables, index, None)
+        }
+        Sender::Connect { listener: None } | Sender::Stream { listener: None, .. } => {
+            let backend = decision.backend.and_then(|index| tables.backends.get(index as usize));
+            match backend.map(|backend| (&*backend.via_start, backend.via_port, backend.reach.transport)) {
+                // One that is reached by datagrams and gets a long request by TCP: the same sent-by, so that what belongs
+                // to the transaction matches it.
+                Some((_, _, Transport::Udp)) | None => {
+                    SentBy::Switched(backend.map_or("", |backend| &backend.via_host))
+                }
+                Some((start, Some(port), _)) => SentBy::Connect(start, port),
+                Some((start, None, _)) => SentBy::Egress(start),
+            }
+        }
+    }
+}
+
+/// How our Via begins where the listener's name follows.
+#[inline(always)]
+pub fn via_start(tables: &Tables, from: Sender) -> &'static str {
+    match from {
+        Sender::Egress | Sender::Listener { .. } => via::START,
+        Sender::Connect { listener } | Sender::Stream { listener, .. } => {
+            via::start(listener.map_or(Transport::Tcp, |index| tables.transport(index)))
+        }
     }
 }
 
@@ -38,8 +65,13 @@ pub fn name_of(tables: &Tables, index: u8, local: Option<IpAddr>) -> SentBy<'_> 
 pub enum SentBy<'a> {
     /// An address of ours.
     Address(SocketAddr),
+    /// The start of a Via towards a backend over a stream, and the port that follows it.
+    Connect(&'a str, u16),
     /// The start of a Via towards a backend, to be followed by the port of the shard's egress socket.
     Egress(&'a str),
+    /// The host by which a backend knows us that is sent datagrams, and gets a long request over a stream: the port is that
+    /// of the shard's egress socket.
+    Switched(&'a str),
     /// Host and port as configured.
     Listener(&'a str),
     /// The host by which a backend knows us, and a listener's port.
@@ -62,7 +94,7 @@ impl SentBy<'_> {
             SentBy::Local { host, port } => {
                 out.put(host.as_bytes()).put(b":").put_number(u32::from(*port));
             }
-            SentBy::Egress(text) | SentBy::Listener(text) => {
+            SentBy::Connect(text, _) | SentBy::Egress(text) | SentBy::Listener(text) | SentBy::Switched(text) => {
                 out.put(text.as_bytes());
             }
         }
@@ -72,7 +104,31 @@ impl SentBy<'_> {
 /// The flow on which the response to this request goes back (RFC 3261 18.2.2, RFC 3581 4).
 #[inline(always)]
 pub fn response_flow(request: &Request, arrival: &Arrival) -> Flow {
-    Flow { listener: arrival.listener, to: response_address(Some(&request.via), arrival.from), local: arrival.local }
+    let Arrival { from, listener, local, stream } = *arrival;
+    let to = match stream {
+        None => response_address(Some(&request.via), from),
+        //= RFC 3261 section 18.2.2
+        //# If that
+        //# connection is no longer open, the server SHOULD open a
+        //# connection to the IP address in the "received" parameter, if
+        //# present, using the port in the "sent-by" value, or the default
+        //# port for that transport, if no port is specified.
+        Some(_) => SocketAddr::new(from.ip(), request.via.port),
+    };
+    Flow { listener, to, local, stream }
+}
+
+/// Which socket or connection a response on this flow leaves by.
+#[inline(always)]
+pub fn response_sender(flow: &Flow) -> Sender {
+    match (flow.stream, flow.listener) {
+        (Some(id), listener) => Sender::Stream { id, listener },
+        //= RFC 3581 section 4
+        //# The response MUST be sent from the same address and port that the
+        //# corresponding request was received on.
+        (None, Some(index)) => Sender::Listener { index, local: flow.local },
+        (None, None) => Sender::Egress,
+    }
 }
 
 /// Where the response to a request from `source` goes: with `rport` to its source port, else to the port of sent-by.

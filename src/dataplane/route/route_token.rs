@@ -13,6 +13,7 @@
 //!   4 or 16    the client's address
 //!   2          the client's port
 //!   0, 4, 16   the local address towards the client, if the listener is bound to a wildcard
+//!   0, 8       the client's connection, if it has one
 //!   8          MAC over the above and, of a dialog, the Call-ID
 //! ```
 //!
@@ -27,6 +28,7 @@
 use crate::dataplane::keys::Keys;
 use crate::dataplane::text::Text;
 use crate::dataplane::token::{Flow, hex};
+use crate::dataplane::transport::StreamId;
 use std::net::{IpAddr, SocketAddr};
 
 /// What a route set remembers for us.
@@ -58,7 +60,7 @@ const DOUBLE: u8 = 1 << 6;
 const FLOW: u8 = 1 << 7;
 const MAC_LEN: usize = 8;
 /// Octets of the longest token, before they become letters.
-const OCTETS_MAX: usize = 2 + 4 + 16 + 2 + 16 + MAC_LEN;
+const OCTETS_MAX: usize = 2 + 4 + 16 + 2 + 16 + StreamId::LEN + MAC_LEN;
 
 /// Name of the URI parameter that holds it.
 pub const PARAM: &[u8] = b"vh";
@@ -87,8 +89,11 @@ impl RouteToken {
         if let Some(local) = self.client.local {
             push_address(&mut push, local, ipv6);
         }
+        if let Some(stream) = self.client.stream {
+            push(&stream.octets());
+        }
         let said = octets.get(..len).unwrap_or_default();
-        let mac = mac(keys, keys.current(), said, call_id).unwrap_or_default();
+        let mac = mac(keys, keys.current(), said, self.client.stream.is_some(), call_id).unwrap_or_default();
         let Some(place) = octets.get_mut(len..len + MAC_LEN) else { return };
         place.copy_from_slice(&mac.to_be_bytes());
         hex::encode(out, octets.get(..len + MAC_LEN).unwrap_or_default());
@@ -100,9 +105,6 @@ impl RouteToken {
         let len = hex::decode(text, &mut octets)?;
         let (said, mac_octets) = octets.get(..len)?.split_last_chunk::<MAC_LEN>()?;
         let (&[flags, listener], rest) = said.split_first_chunk()?;
-        if mac(keys, flags & 0x0f, said, call_id)? != u64::from_be_bytes(*mac_octets) {
-            return None;
-        }
         let (purpose, rest) = if flags & FLOW != 0 {
             (Purpose::Flow, rest)
         } else {
@@ -111,9 +113,22 @@ impl RouteToken {
         };
         let (address, rest) = read_address(rest, flags)?;
         let (&port, rest) = rest.split_first_chunk()?;
-        let local = if flags & LOCAL != 0 { Some(read_address(rest, flags)?.0) } else { None };
+        let (local, rest) = if flags & LOCAL != 0 {
+            let (local, rest) = read_address(rest, flags)?;
+            (Some(local), rest)
+        } else {
+            (None, rest)
+        };
+        // Every flag is in use: that there is a connection is told by there being eight octets more.
+        let stream = match rest {
+            [] => None,
+            rest => Some(StreamId::from_octets(rest.try_into().ok()?)?),
+        };
+        if mac(keys, flags & 0x0f, said, stream.is_some(), call_id)? != u64::from_be_bytes(*mac_octets) {
+            return None;
+        }
         let to = SocketAddr::new(address, u16::from_be_bytes(port));
-        let client = Flow { listener: Some(listener), to, local };
+        let client = Flow { listener: Some(listener), to, local, stream };
         Some(RouteToken { purpose, client, is_double: flags & DOUBLE != 0 })
     }
 
@@ -141,10 +156,12 @@ fn read_address(octets: &[u8], flags: u8) -> Option<(IpAddr, &[u8])> {
     Some((IpAddr::from(address), rest))
 }
 
-/// The label keeps it apart from the MACs of Vias and To tags. The first octet says whether the Call-ID counts.
-fn mac(keys: &Keys, id: u8, said: &[u8], call_id: &[u8]) -> Option<u64> {
+/// The label keeps it apart from the MACs of Vias and To tags, and a token with a connection from one without. The first
+/// octet says whether the Call-ID counts.
+fn mac(keys: &Keys, id: u8, said: &[u8], has_stream: bool, call_id: &[u8]) -> Option<u64> {
     let is_flow = said.first().is_some_and(|flags| flags & FLOW != 0);
-    keys.mac(id, [b"route", said, if is_flow { b"" } else { call_id }], 0)
+    let label: &[u8] = if has_stream { b"route-stream" } else { b"route" };
+    keys.mac(id, [label, said, if is_flow { b"" } else { call_id }], 0)
 }
 
 #[cfg(test)]
@@ -157,8 +174,13 @@ mod tests {
 
     fn dialog(client: &str, local: Option<&str>) -> RouteToken {
         let local = local.map(|text| text.parse().unwrap());
-        let client = Flow { listener: Some(2), to: client.parse().unwrap(), local };
+        let client = Flow { listener: Some(2), to: client.parse().unwrap(), local, stream: None };
         RouteToken { purpose: Purpose::Dialog { backend: 0x0a0b_0c0d }, client, is_double: local.is_some() }
+    }
+
+    fn on_stream(one: RouteToken) -> RouteToken {
+        let client = Flow { stream: StreamId::new(1, 2, 0x0a0b_0c0d), ..one.client };
+        RouteToken { client, ..one }
     }
 
     fn flow(client: &str) -> RouteToken {
@@ -179,6 +201,8 @@ mod tests {
             dialog("198.51.100.7:5060", Some("192.0.2.1")),
             dialog("[2001:db8::7]:5070", None),
             dialog("[2001:db8::7]:5070", Some("2001:db8::1")),
+            on_stream(dialog("198.51.100.7:5060", None)),
+            on_stream(dialog("[2001:db8::7]:5070", Some("2001:db8::1"))),
         ] {
             let text = written(&one);
             assert_eq!(RouteToken::read(&text, &keys(), b"call-1"), Some(one));
@@ -191,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_flow_is_for_every_call_to_its_registration() {
-        for one in [flow("198.51.100.7:5060"), flow("[2001:db8::7]:5070")] {
+        for one in [flow("198.51.100.7:5060"), flow("[2001:db8::7]:5070"), on_stream(flow("198.51.100.7:5060"))] {
             let text = written(&one);
             assert_eq!(RouteToken::read(&text, &keys(), b"call-2"), Some(one));
             assert!(RouteToken::claims_flow(&text));
@@ -207,22 +231,29 @@ mod tests {
     fn golden_vector_does_not_change() {
         let text = written(&dialog("198.51.100.7:5060", None));
         assert_eq!(String::from_utf8(text).unwrap(), "05020a0b0c0dc633640713c4704e2b429b1332d3");
+        let text = written(&on_stream(dialog("198.51.100.7:5060", None)));
+        assert_eq!(String::from_utf8(text).unwrap(), "05020a0b0c0dc633640713c4004000020a0b0c0d");
     }
 
     #[test]
     fn no_flipped_bit_and_no_cut_survives() {
-        let text = written(&dialog("198.51.100.7:5060", Some("192.0.2.1")));
+        for text in [dialog("198.51.100.7:5060", Some("192.0.2.1")), on_stream(dialog("198.51.100.7:5060", None))] {
+            no_change_survives(&written(&text));
+        }
+    }
+
+    fn no_change_survives(text: &[u8]) {
         for at in 0..text.len() {
             assert_eq!(RouteToken::read(&text[..at], &keys(), b"call-1"), None);
             for bit in 0..8 {
-                let mut other = text.clone();
+                let mut other = text.to_vec();
                 other[at] ^= 1 << bit;
-                if !other.eq_ignore_ascii_case(&text) {
+                if !other.eq_ignore_ascii_case(text) {
                     assert_eq!(RouteToken::read(&other, &keys(), b"call-1"), None, "{at} {bit}");
                 }
             }
         }
-        assert_eq!(RouteToken::read(&[text.clone(), b"00".to_vec()].concat(), &keys(), b"call-1"), None);
+        assert_eq!(RouteToken::read(&[text, b"00"].concat(), &keys(), b"call-1"), None);
         assert_eq!(RouteToken::read(&vec![b'0'; 1000], &keys(), b"call-1"), None);
         assert_eq!(RouteToken::read(b"", &keys(), b"call-1"), None);
     }

@@ -117,7 +117,7 @@ impl Via {
     #[inline(always)]
     fn everyday(&mut self, message: &[u8], span: Span) -> Option<()> {
         let mut cursor = Cursor::new(message, span);
-        if !cursor.take_text(b" SIP/2.0/UDP ") {
+        if !cursor.take_text(b" SIP/2.0/UDP ") && !cursor.take_text(b" SIP/2.0/TCP ") {
             return None;
         }
         let host = cursor.take_until([b';', b':', b',', b'"', b'[', b'<', b'>']);

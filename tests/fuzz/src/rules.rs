@@ -200,7 +200,7 @@ fn check_record(
             true => Purpose::Flow,
             false => Purpose::Dialog { backend: world.tables.backends[backend as usize].id },
         };
-        let client = Flow { listener: Some(listener), to, local };
+        let client = Flow { listener: Some(listener), to, local, stream: None };
         let read = RouteToken::read(token, &world.tables.keys, value("call-id"));
         assert_eq!(read, Some(RouteToken { purpose, client, is_double: expected == 2 }));
     }
@@ -380,7 +380,7 @@ pub fn check_way_back(number: usize, octets: &[u8], arrival: &Arrival, outcome: 
         Sender::Egress => (None, None),
         Sender::Listener { index, local } => (Some(index), local),
     };
-    let back = world::receive(number, &response, Arrival { from: to, listener, local });
+    let back = world::receive(number, &response, Arrival { from: to, listener, local, stream: None });
 
     let request = Message::read(octets).unwrap();
     let via = Parameterized::read(request.values("via")[0]);
@@ -396,7 +396,7 @@ pub fn check_way_back(number: usize, octets: &[u8], arrival: &Arrival, outcome: 
     let expected = Verdict::Forward { to: SocketAddr::new(arrival.from.ip(), port), from: home, backend };
     assert_eq!(back.verdict, expected, "{}", response.escape_ascii());
     assert_eq!(Octets(&back.sent), Octets(&[b"SIP/2.0 200 OK\r\n", behind_ours].concat()));
-    check(&world::worlds()[number], &response, &Arrival { from: to, listener, local }, &back);
+    check(&world::worlds()[number], &response, &Arrival { from: to, listener, local, stream: None }, &back);
 }
 
 fn worlds_backend(number: usize, address: SocketAddr) -> Option<u16> {

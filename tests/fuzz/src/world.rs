@@ -8,6 +8,7 @@ use crate::support::{self, BACKENDS, CLIENT, EGRESS_PORT, LB, address};
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
+use viahop::dataplane::transport::Transport;
 use viahop::dataplane::counters::Kind;
 use viahop::dataplane::dispatch::{Dispatcher, EgressPorts};
 use viahop::dataplane::limits::{DATAGRAM_MAX, HEAD_MAX, RINGING_MS};
@@ -118,7 +119,7 @@ fn settings() -> Settings {
         let address = address(bound);
         let own = support::address(if address.is_ipv4() { LB } else { LB_V6 }).ip();
         let host = if address.ip().is_unspecified() { own } else { address.ip() };
-        Listener { name: name.into(), address, host, side, advertised: advertised.map(Into::into) }
+        Listener { name: name.into(), transport: Transport::Udp, address, host, side, advertised: advertised.map(Into::into) }
     };
     let mut settings = support::settings();
     settings.listeners = vec![
@@ -172,7 +173,7 @@ impl World {
         let is_wildcard =
             listener.is_some_and(|index| self.tables.listeners[index as usize].address.ip().is_unspecified());
         let own = if from.is_ipv4() { address(LB) } else { address(LB_V6) };
-        Arrival { from, listener, local: is_wildcard.then(|| own.ip()) }
+        Arrival { from, listener, local: is_wildcard.then(|| own.ip()), stream: None }
     }
 }
 

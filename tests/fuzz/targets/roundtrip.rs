@@ -247,7 +247,7 @@ impl<'a> Call<'a> {
     }
 
     fn send_back(&self, there: &There, response: &[u8]) -> Outcome {
-        world::receive(self.number, response, Arrival { from: there.to, listener: None, local: None })
+        world::receive(self.number, response, Arrival { from: there.to, listener: None, local: None, stream: None })
     }
 
     /// Where the response is due, by RFC 3261 18.2.2 and RFC 3581 4.
@@ -383,7 +383,7 @@ impl<'a> Call<'a> {
         self.assert_arrives_at_client(&world::receive(self.number, &notify(path), arrival));
         self.check_route_forgeries(&notify, path, arrival);
         // Nobody else outside may use it.
-        let stranger = Arrival { from: support::address("192.0.2.77:5060"), listener: Some(0), local: None };
+        let stranger = Arrival { from: support::address("192.0.2.77:5060"), listener: Some(0), local: None, stream: None };
         let outcome = world::receive(self.number, &notify(path), stranger);
         assert_eq!(code(&outcome), Some(403), "{:?}", outcome.verdict);
     }

@@ -201,7 +201,7 @@ fn flow(input: &Input) -> Flow {
         Address::V6(octets) => IpAddr::V6(Ipv6Addr::from(octets)),
     };
     let listener = input.listener.filter(|&index| index != u8::MAX);
-    Flow { listener, to: SocketAddr::new(to, input.port), local: input.local.then_some(to) }
+    Flow { listener, to: SocketAddr::new(to, input.port), local: input.local.then_some(to), stream: None }
 }
 
 fn flipped(text: &[u8], (place, flip): (u16, u8)) -> Vec<u8> {

@@ -1,0 +1,120 @@
+//! How messages travel, and which connection they travel on.
+
+use core::fmt;
+use core::num::NonZeroU64;
+
+/// A transport of RFC 3261 18.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// Datagrams.
+    #[default]
+    Udp,
+    /// A stream of octets.
+    Tcp,
+}
+
+impl Transport {
+    /// Whether messages follow one another in a stream and have to be told apart.
+    pub const fn is_stream(self) -> bool {
+        matches!(self, Transport::Tcp)
+    }
+
+    /// As a Via names it (RFC 3261 25.1).
+    pub const fn name(self) -> &'static str {
+        match self {
+            Transport::Udp => "UDP",
+            Transport::Tcp => "TCP",
+        }
+    }
+
+    /// As URIs and configurations name it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Transport::Udp => "udp",
+            Transport::Tcp => "tcp",
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// Bits of a slot's number.
+const SLOT_BITS: u32 = 22;
+/// Bits of a generation.
+const GENERATION_BITS: u32 = 32;
+
+/// Connections that a shard can have open at a time: as many as a [`StreamId`] can tell apart.
+pub const SLOTS_MAX: usize = 1 << SLOT_BITS;
+
+/// A connection: its shard, its place there, and which of those that had the place it is. Travels in tokens.
+///
+/// The generation is what keeps a token that has outlived its connection, or the process, from naming another client's.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StreamId(NonZeroU64);
+
+impl StreamId {
+    /// Octets of an id in a token.
+    pub const LEN: usize = 8;
+
+    /// The connection in `slot` of shard number `shard`. `None` if a number is too large for an id, or the generation 0.
+    pub fn new(shard: usize, slot: usize, generation: u32) -> Option<StreamId> {
+        let fits = shard < 1 << (64 - SLOT_BITS - GENERATION_BITS) && slot < SLOTS_MAX && generation != 0;
+        let number = (shard as u64) << (SLOT_BITS + GENERATION_BITS) | (slot as u64) << GENERATION_BITS;
+        NonZeroU64::new(number | u64::from(generation)).filter(|_| fits).map(StreamId)
+    }
+
+    /// The id that a token holds.
+    pub fn from_octets(octets: [u8; StreamId::LEN]) -> Option<StreamId> {
+        let id = StreamId(NonZeroU64::new(u64::from_be_bytes(octets))?);
+        (id.generation() != 0).then_some(id)
+    }
+
+    /// What a token holds.
+    pub const fn octets(self) -> [u8; StreamId::LEN] {
+        self.0.get().to_be_bytes()
+    }
+
+    /// The number of the shard.
+    pub const fn shard(self) -> usize {
+        (self.0.get() >> (SLOT_BITS + GENERATION_BITS)) as usize
+    }
+
+    /// The place of the connection there.
+    pub const fn slot(self) -> usize {
+        (self.0.get() >> GENERATION_BITS) as usize & (SLOTS_MAX - 1)
+    }
+
+    /// Which of those that had the place.
+    pub const fn generation(self) -> u32 {
+        self.0.get() as u32
+    }
+}
+
+impl fmt::Debug for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.shard(), self.slot(), self.generation())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_comes_back_from_its_octets() {
+        for (shard, slot, generation) in [(0, 0, 1), (1, 7, u32::MAX), (1023, SLOTS_MAX - 1, 12)] {
+            let id = StreamId::new(shard, slot, generation).unwrap();
+            assert_eq!((id.shard(), id.slot(), id.generation()), (shard, slot, generation));
+            assert_eq!(StreamId::from_octets(id.octets()), Some(id));
+        }
+        assert_eq!(StreamId::new(1024, 0, 1), None);
+        assert_eq!(StreamId::new(0, SLOTS_MAX, 1), None);
+        assert_eq!(StreamId::new(0, 0, 0), None);
+        assert_eq!(StreamId::from_octets([0; 8]), None);
+        assert_eq!(StreamId::from_octets([1, 1, 1, 1, 0, 0, 0, 0]), None);
+    }
+}

@@ -1,0 +1,283 @@
+//! One connection: its socket, what has come and is no message yet, what is to be sent, and since when it waits for what.
+
+use crate::dataplane::counters::Tally;
+use crate::dataplane::frame::Framer;
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+
+/// Octets of buffers that an idle connection keeps.
+const KEPT: usize = 2048;
+
+/// Who opened a connection, and so what is known of the other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// They did.
+    Accepted,
+    /// We did.
+    Opened,
+}
+
+/// What a connection is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It is being opened.
+    Connecting,
+    /// Messages go both ways.
+    Open,
+    /// The other side has said all it had to say, and may wait for answers.
+    HalfClosed,
+    /// What is still to be sent is sent, and what comes is thrown away: whoever closes with octets unread makes the
+    /// kernel reset the connection, and the answer is lost on its way.
+    Closing,
+}
+
+/// A message on its way out.
+#[derive(Clone, Copy, Debug)]
+struct Queued {
+    len: usize,
+    /// How it is counted; `None`: it is no message.
+    tally: Option<Tally>,
+}
+
+/// A message that did not leave.
+#[derive(Debug)]
+pub struct Unsent {
+    /// The message.
+    pub octets: Box<[u8]>,
+    /// How it would have been counted.
+    pub tally: Tally,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// The socket.
+    pub socket: TcpStream,
+    /// Which of those that had its slot.
+    pub generation: u32,
+    /// The other side.
+    pub peer: SocketAddr,
+    /// The local address, where the listener is bound to a wildcard address.
+    pub local: Option<IpAddr>,
+    /// The listener it came to, or that it was opened for; `None`: it is to a backend.
+    pub listener: Option<u8>,
+    /// Who opened it.
+    pub origin: Origin,
+    /// What it is at.
+    pub state: State,
+    /// How far the message that has begun was read.
+    pub framer: Framer,
+    /// What of it has come.
+    pub partial: Vec<u8>,
+    /// When it began; `None`: nothing has begun.
+    pub partial_since_ms: Option<u64>,
+    /// Whether a whole message has ever come.
+    pub has_spoken: bool,
+    /// Requests that came and have no final response yet, as far as one that keeps no transactions can tell.
+    pub unanswered: u32,
+    /// When something was last sent or received.
+    pub active_ms: u64,
+    /// When the state was last changed.
+    pub state_since_ms: u64,
+    /// What is to be sent, from the first octet of the first message that has not left whole.
+    out: Vec<u8>,
+    /// Octets of `out` that the kernel has. `sent <= out.len()`
+    sent: usize,
+    /// The messages in `out`. The sum of their lengths is its length.
+    queue: VecDeque<Queued>,
+    /// Since when the kernel has taken nothing of what is to be sent.
+    pub stuck_since_ms: Option<u64>,
+    /// Whether it is asked to be told when it can send.
+    pub wants_writable: bool,
+    /// Whether it is noted as having something to send.
+    pub is_dirty: bool,
+}
+
+impl Connection {
+    /// A connection that was accepted, or is being opened.
+    pub fn new(
+        socket: TcpStream,
+        peer: SocketAddr,
+        listener: Option<u8>,
+        origin: Origin,
+        generation: u32,
+        now_ms: u64,
+    ) -> Connection {
+        Connection {
+            socket,
+            generation,
+            peer,
+            local: None,
+            listener,
+            origin,
+            state: if origin == Origin::Accepted { State::Open } else { State::Connecting },
+            framer: Framer::default(),
+            partial: Vec::new(),
+            partial_since_ms: None,
+            has_spoken: false,
+            unanswered: 0,
+            active_ms: now_ms,
+            state_since_ms: now_ms,
+            out: Vec::new(),
+            sent: 0,
+            queue: VecDeque::new(),
+            stuck_since_ms: None,
+            wants_writable: false,
+            is_dirty: false,
+        }
+    }
+
+    /// Puts it into another state.
+    pub fn put_into(&mut self, state: State, now_ms: u64) {
+        (self.state, self.state_since_ms) = (state, now_ms);
+    }
+
+    /// Octets that are kept for it.
+    pub fn held(&self) -> usize {
+        self.partial.len() + self.out.len()
+    }
+
+    /// Octets that are still to be sent.
+    pub fn unsent(&self) -> usize {
+        self.out.len() - self.sent
+    }
+
+    /// Adds a message to what is to be sent.
+    pub fn push(&mut self, parts: [&[u8]; 2], tally: Option<Tally>) {
+        self.queue.push_back(Queued { len: parts[0].len() + parts[1].len(), tally });
+        self.out.extend_from_slice(parts[0]);
+        self.out.extend_from_slice(parts[1]);
+    }
+
+    /// Reads what has come, at most as much as there is room.
+    ///
+    /// # Errors
+    /// The connection is of no use any more.
+    pub fn read(&mut self, room: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            match self.socket.read(room) {
+                Ok(count) => return Ok(Some(count)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Sends as much as the kernel takes, and tells `sent` of each message that has left whole.
+    ///
+    /// # Errors
+    /// The connection is of no use any more.
+    pub fn flush(&mut self, now_ms: u64, mut sent: impl FnMut(Tally)) -> io::Result<()> {
+        while self.unsent() > 0 {
+            let count = match self.socket.write(&self.out[self.sent..]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.stuck_since_ms.get_or_insert(now_ms);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            };
+            (self.stuck_since_ms, self.active_ms) = (None, now_ms);
+            self.sent += count;
+            let mut left = 0;
+            while let Some(first) = self.queue.front().filter(|first| left + first.len <= self.sent) {
+                left += first.len;
+                if let Some(tally) = first.tally {
+                    sent(tally);
+                }
+                self.queue.pop_front();
+            }
+            self.out.drain(..left);
+            self.sent -= left;
+        }
+        self.stuck_since_ms = None;
+        debug_assert!(self.out.is_empty() && self.queue.is_empty());
+        Ok(())
+    }
+
+    /// Gives up on what is to be sent, and returns it. What has left in part is not whole on the other side either.
+    pub fn give_up(&mut self) -> Vec<Unsent> {
+        let mut at = 0;
+        let mut unsent = Vec::new();
+        for Queued { len, tally } in self.queue.drain(..) {
+            if let Some(tally) = tally {
+                unsent.push(Unsent { octets: self.out[at..at + len].into(), tally });
+            }
+            at += len;
+        }
+        self.out.clear();
+        self.sent = 0;
+        unsent
+    }
+
+    /// Gives memory back that is not in use.
+    pub fn rest(&mut self) {
+        if self.out.is_empty() && self.out.capacity() > KEPT {
+            self.out = Vec::new();
+        }
+        if self.partial.is_empty() && self.partial.capacity() > 0 {
+            self.partial = Vec::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::verdict::Answer;
+    use std::net::TcpListener;
+
+    fn pair() -> (Connection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, peer) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        (Connection::new(socket, peer, Some(0), Origin::Accepted, 1, 0), client)
+    }
+
+    #[test]
+    fn messages_are_counted_when_their_last_octet_has_left() {
+        let (mut connection, mut client) = pair();
+        let large = vec![b'x'; 4 << 20];
+        connection.push([b"one", b""], Some(Tally::Reply(Answer::Pong)));
+        connection.push([&large, b"end"], Some(Tally::Request(None)));
+        connection.push([b"th", b"ree"], Some(Tally::Response(None, 200)));
+        let mut sent = Vec::new();
+        connection.flush(7, |tally| sent.push(tally)).unwrap();
+        assert_eq!(sent, [Tally::Reply(Answer::Pong)]);
+        assert_eq!(connection.stuck_since_ms, Some(7));
+        let reader = std::thread::spawn(move || {
+            let mut octets = Vec::new();
+            client.read_to_end(&mut octets).unwrap();
+            octets
+        });
+        while connection.unsent() > 0 {
+            connection.flush(8, |tally| sent.push(tally)).unwrap();
+        }
+        assert_eq!(sent.len(), 3);
+        assert_eq!((connection.held(), connection.stuck_since_ms), (0, None));
+        drop(connection);
+        assert_eq!(reader.join().unwrap(), [b"one", &large[..], b"endthree"].concat());
+    }
+
+    #[test]
+    fn what_did_not_leave_whole_comes_back_whole() {
+        let (mut connection, _client) = pair();
+        let large = vec![b'x'; 8 << 20];
+        connection.push([b"one", b""], Some(Tally::Request(None)));
+        connection.push([b"two", &large], Some(Tally::Request(Some(1))));
+        connection.push([b"\r\n", b""], None);
+        connection.push([b"three", b""], Some(Tally::Response(None, 200)));
+        connection.flush(0, |_| {}).unwrap();
+        let unsent = connection.give_up();
+        assert_eq!(unsent.len(), 2);
+        assert_eq!((&unsent[0].octets[..5], unsent[0].tally), (&b"twoxx"[..], Tally::Request(Some(1))));
+        assert_eq!(unsent[0].octets.len(), 3 + large.len());
+        assert_eq!(&unsent[1].octets[..], b"three");
+        assert_eq!(connection.held(), 0);
+    }
+}
