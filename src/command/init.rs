@@ -46,6 +46,7 @@ mod tests {
             "advertise",
             "list",
             "set",
+            "mtu",
             "inside",
             "aliases",
             "proxy_require",

@@ -268,14 +268,12 @@ impl Dispatcher {
             count_down(room.input, request.max_forwards, request.hops_left);
         }
         let message = &*room.input;
-        let start = reply_path::via_start(tables, decision.from);
+        let by_stream = decision.from.is_stream();
+        let start = if by_stream { reply_path::via_start(tables, decision.from) } else { via::START };
         let ours = Ours { sent_by, start, egress_port: egress_port.unwrap_or_default(), transaction, mark };
         let end = request.end as usize;
         // What is to be written of a length; the message says it itself, or goes out in a datagram.
-        let length = match decision.from.is_stream() {
-            true => fit_for_stream(message, &self.scan, end, &mut self.edits)?,
-            false => None,
-        };
+        let length = if by_stream { fit_for_stream(message, &self.scan, end, &mut self.edits)? } else { None };
         //= RFC 3261 section 7.1
         //# The SIP-Version string is case-insensitive, but implementations MUST
         //# send upper-case.
@@ -307,7 +305,7 @@ impl Dispatcher {
             None => self.edits.apply(message, behind_start_line, &mut head),
         };
         const TOO_LARGE: Refusal = Refusal::new(513, "Message Too Large");
-        let most = if decision.from.is_stream() { stream_max(tables, decision.backend) } else { PAYLOAD_MAX };
+        let most = if by_stream { stream_max(tables, decision.backend) } else { PAYLOAD_MAX };
         room.head_len = head.finished_len().filter(|len| len + (end - tail) <= most).ok_or(TOO_LARGE)?;
         room.tail = tail..end;
         Ok(Verdict::Forward { to: decision.to, from: decision.from, backend: decision.backend })
@@ -437,17 +435,6 @@ impl Dispatcher {
             },
         };
 
-        let from = reply_path::response_sender(&flow);
-        let end = end as usize;
-        let length = match from.is_stream() {
-            true => match self.fit_response(message, end) {
-                Ok(length) => length,
-                Err(_) => return Verdict::Drop(DropReason::MalformedResponse),
-            },
-            false => None,
-        };
-        let (scan, mut head) = (&self.scan, Text::new(room.head));
-        let start = scan.start_line.start as usize;
         //= RFC 3261 section 16.11
         //# the proxy MUST remove that header field value from the response and
         //# forward the result to the location indicated in the next Via header
@@ -459,37 +446,73 @@ impl Dispatcher {
             0 => (row.start as usize, row.end as usize + 2),
             comma => (via.whole.start as usize, comma as usize + 1),
         };
-        let tail = match length {
-            None => {
-                head.put(message.get(start..cut_start).unwrap_or_default());
-                cut_end
-            }
-            Some(length) => {
-                // Our Via goes with the other changes, and the length stands behind the start line.
-                let at = self.edits.apply_until(message, start, scan.headers as usize, &mut head);
-                put_length(&mut head, length);
-                self.edits.cut(Span::new(cut_start, cut_end));
-                self.edits.apply(message, at, &mut head)
-            }
-        };
+        let start = scan.start_line.start as usize;
+        let end = end as usize;
+        let backend = tables.by_address.get(&arrival.from).copied();
+        if flow.stream.is_some() {
+            let cut = Span::new(cut_start, cut_end);
+            return match self.respond_by_stream(tables, &flow, rebuild, cut, message, end, room.head) {
+                Ok((from, head_len, tail)) => {
+                    (room.head_len, room.tail) = (head_len, tail..end);
+                    Verdict::Forward { to: flow.to, from, backend }
+                }
+                Err(reason) => Verdict::Drop(reason),
+            };
+        }
+        let mut head = Text::new(room.head);
+        head.put(message.get(start..cut_start).unwrap_or_default());
         if let Some(rebuild) = rebuild {
             write_rebuilt_via(&mut head, rebuild, &flow, transport_of(tables, &flow));
             self.vias_rebuilt += 1;
         }
-        let most = if from.is_stream() { FRAME_MAX } else { PAYLOAD_MAX };
-        match head.finished_len().filter(|len| len + end.saturating_sub(tail) <= most) {
+        match head.finished_len().filter(|len| len + end.saturating_sub(cut_end) <= PAYLOAD_MAX) {
             Some(len) => room.head_len = len,
             None => return Verdict::Drop(DropReason::TooLarge),
         }
-        room.tail = tail..end;
-        Verdict::Forward { to: flow.to, from, backend: tables.by_address.get(&arrival.from).copied() }
+        room.tail = cut_end..end;
+        //= RFC 3581 section 4
+        //# The response MUST be sent from the same address and port that the
+        //# corresponding request was received on.
+        let from = match flow.listener {
+            Some(index) => Sender::Listener { index, local: flow.local },
+            None => Sender::Egress,
+        };
+        Verdict::Forward { to: flow.to, from, backend }
     }
 
-    /// Makes a response fit for a stream: see [`fit_for_stream`].
+    /// The same, down the connection that the request came on: a response that ends at `end` and loses `cut`, our Via.
+    /// Returns how much of `head` is to be sent, and where the message goes on.
     #[cold]
-    fn fit_response(&mut self, message: &[u8], end: usize) -> Result<Option<usize>, Refusal> {
+    #[expect(clippy::too_many_arguments, reason = "the second half of a function that has them all at hand")]
+    fn respond_by_stream(
+        &mut self,
+        tables: &Tables,
+        flow: &token::Flow,
+        rebuild: Option<token::Rebuild<'_>>,
+        cut: Span,
+        message: &[u8],
+        end: usize,
+        head: &mut [u8],
+    ) -> Result<(Sender, usize, usize), DropReason> {
+        let id = flow.stream.ok_or(DropReason::ResponseForged)?;
         self.edits.clear();
-        fit_for_stream(message, &self.scan, end, &mut self.edits)
+        let length = fit_for_stream(message, &self.scan, end, &mut self.edits);
+        let length = length.map_err(|_| DropReason::MalformedResponse)?;
+        let mut head = Text::new(head);
+        let start = self.scan.start_line.start as usize;
+        let headers = self.scan.headers as usize;
+        let at = self.edits.apply_until(message, start, headers, &mut head);
+        if let Some(length) = length {
+            put_length(&mut head, length);
+        }
+        if let Some(rebuild) = rebuild {
+            write_rebuilt_via(&mut head, rebuild, flow, transport_of(tables, flow));
+            self.vias_rebuilt += 1;
+        }
+        self.edits.cut(cut);
+        let tail = self.edits.apply(message, at, &mut head);
+        let len = head.finished_len().filter(|len| len + end.saturating_sub(tail) <= FRAME_MAX);
+        Ok((Sender::Stream { id, listener: flow.listener }, len.ok_or(DropReason::TooLarge)?, tail))
     }
 
     #[cold]
@@ -589,6 +612,7 @@ fn count_down(message: &mut [u8], digits: Span, left: u8) {
 //# based transport and the copy contains no Content-Length header
 //# field, the proxy MUST insert one with the correct value for the
 //# body of the request (see Section 20.14).
+#[cold]
 fn fit_for_stream(message: &[u8], scan: &Scan, end: usize, edits: &mut Edits) -> Result<Option<usize>, Refusal> {
     if let Some(reason) = frame::misleads(message, scan) {
         return Err(Refusal::new(400, reason));
@@ -609,6 +633,7 @@ fn put_length(out: &mut Text<'_>, length: usize) {
 }
 
 /// Octets of the longest request to this backend over a stream.
+#[cold]
 fn stream_max(tables: &Tables, backend: Option<u16>) -> usize {
     let backend = backend.and_then(|index| tables.backends.get(index as usize));
     backend.map_or(FRAME_MAX, |backend| backend.reach.message_max as usize)

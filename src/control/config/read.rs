@@ -818,7 +818,7 @@ mod tests {
             ("[[listen]]\nname = \"x\"", "5:1 `address` is missing | `address = …` belongs here"),
             (
                 "[[listen]]\naddress = \"udp:0.0.0.0:5060\"",
-                "6:11 `0.0.0.0:5060` is listened on twice | leave one of them out",
+                "6:11 `udp:0.0.0.0:5060` is listened on twice | leave one of them out",
             ),
             (
                 "[[listen]]\naddress = \"tls:0.0.0.0:5060\"",

@@ -38,7 +38,7 @@ pub fn sent_by<'a>(tables: &'a Tables, decision: &Decision) -> SentBy<'a> {
 }
 
 /// How our Via begins where the listener's name follows.
-#[inline(always)]
+#[cold]
 pub fn via_start(tables: &Tables, from: Sender) -> &'static str {
     match from {
         Sender::Egress | Sender::Listener { .. } => via::START,
@@ -116,19 +116,6 @@ pub fn response_flow(request: &Request, arrival: &Arrival) -> Flow {
         Some(_) => SocketAddr::new(from.ip(), request.via.port),
     };
     Flow { listener, to, local, stream }
-}
-
-/// Which socket or connection a response on this flow leaves by.
-#[inline(always)]
-pub fn response_sender(flow: &Flow) -> Sender {
-    match (flow.stream, flow.listener) {
-        (Some(id), listener) => Sender::Stream { id, listener },
-        //= RFC 3581 section 4
-        //# The response MUST be sent from the same address and port that the
-        //# corresponding request was received on.
-        (None, Some(index)) => Sender::Listener { index, local: flow.local },
-        (None, None) => Sender::Egress,
-    }
 }
 
 /// Where the response to a request from `source` goes: with `rport` to its source port, else to the port of sent-by.

@@ -232,7 +232,7 @@ mod tests {
         let text = written(&dialog("198.51.100.7:5060", None));
         assert_eq!(String::from_utf8(text).unwrap(), "05020a0b0c0dc633640713c4704e2b429b1332d3");
         let text = written(&on_stream(dialog("198.51.100.7:5060", None)));
-        assert_eq!(String::from_utf8(text).unwrap(), "05020a0b0c0dc633640713c4004000020a0b0c0d");
+        assert_eq!(String::from_utf8(text).unwrap(), "05020a0b0c0dc633640713c4004000020a0b0c0d77c0a8fa3daa0bf5");
     }
 
     #[test]
