@@ -14,12 +14,11 @@
 use crate::dataplane::blame::{self, Blame};
 use crate::dataplane::counters::Kind;
 use crate::dataplane::frame;
-use crate::dataplane::limits::{FRAME_MAX, PAYLOAD_MAX, REBUILD_SENT_BY_MAX, RINGING_MS};
+use crate::dataplane::limits::{FRAME_MAX, PAYLOAD_MAX, REBUILD_SENT_BY_MAX};
 use crate::dataplane::rewrite::edit::Edits;
 use crate::dataplane::rewrite::reply::{self, NoReply, Reply};
 use crate::dataplane::rewrite::via::{self, Ours, Received};
 use crate::dataplane::room::Room;
-use crate::dataplane::route::memory::Memory;
 use crate::dataplane::route::record::{Passing, record};
 use crate::dataplane::route::reply_path::{self, SentBy};
 use crate::dataplane::route::{self, Arrival, Decision, Input, Router};
@@ -61,15 +60,9 @@ pub struct Dispatcher {
     decision: Option<Decision>,
     /// What was refused last, for those who ask at once: it stays when other messages follow.
     refusal: Option<Refusal>,
-    /// INVITEs that were too long for a datagram, by their transaction; there when a backend has a limit.
-    switched: Option<Memory>,
     /// 100s whose client Via was rebuilt.
     pub vias_rebuilt: u64,
 }
-
-/// Octets that we count for what we add to a request, when its length decides how it travels: a Via, two Record-Routes and
-/// what the client's Via is told have 200 to 350.
-const ADDED_MAX: u64 = 350;
 
 impl Dispatcher {
     /// A data path that sends to backends from these ports.
@@ -83,7 +76,6 @@ impl Dispatcher {
             edits: Edits::default(),
             decision: None,
             refusal: None,
-            switched: None,
             vias_rebuilt: 0,
         }
     }
@@ -188,11 +180,8 @@ impl Dispatcher {
         let (message, scan, request) = (&*room.input, &self.scan, &self.request);
         let transaction = via::transaction(&tables.keys, message, request);
         self.edits.clear();
-        let input = Input { tables, message, scan, request, arrival, transaction, now_ms };
-        let mut decision = self.router.route(&input, &mut self.edits)?;
-        if tables.datagram_max != u32::MAX {
-            self.switch_by_size(tables, transaction, now_ms, &mut decision);
-        }
+        let input = Input { tables, message, scan, request, arrival: &arrival, transaction, now_ms };
+        let decision = self.router.route(&input, &mut self.edits)?;
         self.decision = Some(decision);
         self.forward(tables, transaction, &decision, arrival, room)
     }
@@ -309,31 +298,6 @@ impl Dispatcher {
         room.head_len = head.finished_len().filter(|len| len + (end - tail) <= most).ok_or(TOO_LARGE)?;
         room.tail = tail..end;
         Ok(Verdict::Forward { to: decision.to, from: decision.from, backend: decision.backend })
-    }
-
-    /// Sends a request to a backend over a stream that is too long for a datagram, and what belongs to its transaction after
-    /// it: CANCEL and the ACK of a failure take the way of their INVITE (RFC 3261 9.1, 17.1.1.3), however short they are.
-    //= RFC 3261 section 18.1.1
-    //# If a request is within 200 bytes of the path MTU, or if it is larger
-    //# than 1300 bytes and the path MTU is unknown, the request MUST be sent
-    //# using an RFC 2914 [43] congestion controlled transport protocol, such
-    //# as TCP.
-    #[cold]
-    fn switch_by_size(&mut self, tables: &Tables, transaction: u64, now_ms: u64, decision: &mut Decision) {
-        let Some(backend) = decision.backend.and_then(|index| tables.backends.get(index as usize)) else { return };
-        if decision.from != Sender::Egress {
-            return;
-        }
-        let switched = self.switched.get_or_insert_default();
-        let is_long = u64::from(self.request.end) + ADDED_MAX > u64::from(backend.reach.datagram_max);
-        let follows = matches!(self.request.method, Method::Ack | Method::Cancel)
-            && switched.recall(transaction, now_ms).is_some();
-        if is_long && self.request.method == Method::Invite {
-            switched.remember(transaction, backend.id, now_ms, RINGING_MS);
-        }
-        if is_long || follows {
-            decision.from = Sender::Connect { listener: None };
-        }
     }
 
     /// The answer to what a stream holds that is no message, `octets` of which are in `room`: whoever reads the stream

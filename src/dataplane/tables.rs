@@ -111,8 +111,6 @@ pub struct Backend {
     pub via_host: Box<str>,
     /// How messages get to it.
     pub reach: Reach,
-    /// Which socket or connection its messages leave by.
-    pub way: Sender,
     /// How our Via towards it begins, up to the port: the same for every request, so it is put together once.
     pub via_start: Box<str>,
     /// The port that follows: of the listener where it can open a connection to us. `None`: the shard's own.
@@ -156,6 +154,12 @@ impl Backend {
     /// control plane refuses two backends of one id.
     pub const fn id_of(digest: u64) -> u32 {
         digest as u32
+    }
+
+    /// Which socket or connection its messages leave by.
+    #[inline(always)]
+    pub const fn way(&self) -> Sender {
+        if self.reach.transport.is_stream() { Sender::Connect { listener: None } } else { Sender::Egress }
     }
 }
 
@@ -394,7 +398,6 @@ impl Tables {
                 by_id.insert(id, index);
                 datagram_max = datagram_max.min(reach.datagram_max);
                 let is_stream = reach.transport.is_stream();
-                let way = if is_stream { Sender::Connect { listener: None } } else { Sender::Egress };
                 let via_port = is_stream.then(|| port_towards(&listeners, address.is_ipv4())).flatten();
                 let via_start = format!("{}{via_host}:", via::start(reach.transport)).into();
                 backends.push(Backend {
@@ -409,7 +412,6 @@ impl Tables {
                     max_open,
                     via_host,
                     reach,
-                    way,
                     via_start,
                     via_port,
                     counters,

@@ -1,7 +1,7 @@
 //! How messages travel, and which connection they travel on.
 
 use core::fmt;
-use core::num::NonZeroU64;
+use core::num::NonZeroU32;
 
 /// A transport of RFC 3261 18.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -42,10 +42,8 @@ impl fmt::Display for Transport {
     }
 }
 
-/// Bits of a slot's number.
+/// Bits of a slot's number; the rest of 32 are the shard's.
 const SLOT_BITS: u32 = 22;
-/// Bits of a generation.
-const GENERATION_BITS: u32 = 32;
 
 /// Connections that a shard can have open at a time: as many as a [`StreamId`] can tell apart.
 pub const SLOTS_MAX: usize = 1 << SLOT_BITS;
@@ -54,7 +52,11 @@ pub const SLOTS_MAX: usize = 1 << SLOT_BITS;
 ///
 /// The generation is what keeps a token that has outlived its connection, or the process, from naming another client's.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct StreamId(NonZeroU64);
+pub struct StreamId {
+    /// The shard, and behind it the slot.
+    place: u32,
+    generation: NonZeroU32,
+}
 
 impl StreamId {
     /// Octets of an id in a token.
@@ -62,35 +64,35 @@ impl StreamId {
 
     /// The connection in `slot` of shard number `shard`. `None` if a number is too large for an id, or the generation 0.
     pub fn new(shard: usize, slot: usize, generation: u32) -> Option<StreamId> {
-        let fits = shard < 1 << (64 - SLOT_BITS - GENERATION_BITS) && slot < SLOTS_MAX && generation != 0;
-        let number = (shard as u64) << (SLOT_BITS + GENERATION_BITS) | (slot as u64) << GENERATION_BITS;
-        NonZeroU64::new(number | u64::from(generation)).filter(|_| fits).map(StreamId)
+        let fits = shard < 1 << (32 - SLOT_BITS) && slot < SLOTS_MAX;
+        let place = (shard as u32) << SLOT_BITS | slot as u32;
+        NonZeroU32::new(generation).filter(|_| fits).map(|generation| StreamId { place, generation })
     }
 
     /// The id that a token holds.
-    pub fn from_octets(octets: [u8; StreamId::LEN]) -> Option<StreamId> {
-        let id = StreamId(NonZeroU64::new(u64::from_be_bytes(octets))?);
-        (id.generation() != 0).then_some(id)
+    pub fn from_octets([a, b, c, d, generation @ ..]: [u8; StreamId::LEN]) -> Option<StreamId> {
+        let generation = NonZeroU32::new(u32::from_be_bytes(generation))?;
+        Some(StreamId { place: u32::from_be_bytes([a, b, c, d]), generation })
     }
 
     /// What a token holds.
-    pub const fn octets(self) -> [u8; StreamId::LEN] {
-        self.0.get().to_be_bytes()
+    pub fn octets(self) -> [u8; StreamId::LEN] {
+        (u64::from(self.place) << 32 | u64::from(self.generation.get())).to_be_bytes()
     }
 
     /// The number of the shard.
     pub const fn shard(self) -> usize {
-        (self.0.get() >> (SLOT_BITS + GENERATION_BITS)) as usize
+        (self.place >> SLOT_BITS) as usize
     }
 
     /// The place of the connection there.
     pub const fn slot(self) -> usize {
-        (self.0.get() >> GENERATION_BITS) as usize & (SLOTS_MAX - 1)
+        self.place as usize & (SLOTS_MAX - 1)
     }
 
     /// Which of those that had the place.
     pub const fn generation(self) -> u32 {
-        self.0.get() as u32
+        self.generation.get()
     }
 }
 

@@ -479,3 +479,102 @@ fn sipp_calls_over_tcp_from_one_connection_and_from_one_for_each_call_to_either_
         viahop.end();
     }
 }
+
+const KAMAILIO: &str = r#"
+children=1
+tcp_children=1
+log_stderror=yes
+debug=0
+listen=tcp:127.0.0.1:PORT
+mpath="/usr/lib/x86_64-linux-gnu/kamailio/modules/:/usr/lib/aarch64-linux-gnu/kamailio/modules/"
+loadmodule "tm.so"
+loadmodule "sl.so"
+loadmodule "pv.so"
+loadmodule "xlog.so"
+request_route {
+    xlog("L_ERR", "SEEN <$ci>\n");
+    sl_send_reply("200", "OK");
+    exit;
+}
+"#;
+
+/// Kamailio 5.6 reads seven of fifteen oddly framed messages as two. Nothing of the kind reaches it through viahop, and the
+/// one connection that carries everybody's requests is never closed.
+#[test]
+fn no_request_is_smuggled_into_kamailio_and_nobody_loses_the_shared_connection() {
+    if !has_peer("kamailio") {
+        return;
+    }
+    let _alone = alone();
+    let folder = Folder::new("smuggling");
+    let (listen, port) = (free_port(), free_port());
+    let config_file = folder.write("kamailio.cfg", &KAMAILIO.replace("PORT", &port.to_string()));
+    let log = folder.0.join("kamailio.log");
+    let mut command = Command::new("kamailio");
+    command.args(["-DD", "-E", "-f", config_file.to_str().unwrap(), "-Y", folder.0.to_str().unwrap()]);
+    command.stdout(Stdio::null()).stderr(std::fs::File::create(&log).unwrap());
+    let _kamailio = Process::start(&mut command);
+    let until = Instant::now() + PATIENCE;
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(Instant::now() < until, "{}", std::fs::read_to_string(&log).unwrap());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let text = config(listen, &[tcp(port)], "").replace("shards = 2", "shards = 1");
+    let viahop = Viahop::start("smuggling", &text);
+    let hidden = request("OPTIONS", "TCP", "127.0.0.1:9", "SMUGGLED", EMPTY);
+    let len = hidden.len();
+    let right = format!("Content-Length: {len}");
+    let odd = [
+        String::new(),
+        right.clone(),
+        "Content-Length: 0".into(),
+        "Content_Length: 0".into(),
+        "Content-Length : 0".into(),
+        "l: 0".into(),
+        format!("l: {len}"),
+        format!("Content-Length: 0{len}"),
+        format!("Content-Length: 0 {len}"),
+        format!("Content-Length: {len} 0"),
+        "Content-Length: 0x".into(),
+        "Content-Length: +0".into(),
+        "Content-Length: 4294967296".into(),
+        "Content-Length: 18446744073709551616".into(),
+        "Subject: hi\r\n Content-Length: 0".into(),
+        "Subject: hi\r\n\tl: 0".into(),
+        "X: a\rContent-Length: 0".into(),
+        "X: a\nContent-Length: 0".into(),
+        "X: a\n\n".into(),
+        "X: a\0".into(),
+    ];
+    let mut neighbour = Client::connect(listen);
+    let mut cases = 0;
+    let mut is_well = |call: String| {
+        neighbour.say(request("OPTIONS", "TCP", neighbour.address(), &call, EMPTY));
+        let heard = neighbour.hear();
+        assert!(heard.starts_with("SIP/2.0 200") && heard.contains(&format!("Call-ID: {call}\r\n")), "{heard}");
+    };
+    for one in &odd {
+        for other in &odd {
+            let rows: String =
+                [one, other].iter().filter(|row| !row.is_empty()).map(|row| format!("{row}\r\n")).collect();
+            let case = request("OPTIONS", "TCP", "127.0.0.1:9", &format!("case{cases}"), &rows) + &hidden;
+            let mut client = Client::connect(listen);
+            client.say(&case);
+            // As a datagram too: what is behind the body is cut off, what is folded is refused.
+            let datagram = UdpSocket::bind("127.0.0.1:0").unwrap();
+            datagram.send_to(case.replace("/TCP", "/UDP").as_bytes(), ("127.0.0.1", listen)).unwrap();
+            cases += 1;
+            if cases % 10 == 0 {
+                is_well(format!("well{cases}"));
+            }
+        }
+    }
+    is_well("last".into());
+    let seen = std::fs::read_to_string(&log).unwrap();
+    // A message with a body of its own that is a whole request went through as what it is: once, under its own name.
+    assert!(seen.contains("SEEN <last>") && seen.contains("SEEN <case1>"), "{seen}");
+    assert!(!seen.contains("SEEN <SMUGGLED>"), "{seen}");
+    assert!(cases >= 400);
+    assert_eq!(viahop.metric("viahop_connections_begun_total", "opened"), 1.0, "the shared connection was closed");
+    viahop.end();
+}

@@ -7,6 +7,7 @@
 
 pub mod corpus;
 pub mod judge;
+pub mod readers;
 pub mod stream;
 
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use viahop::dataplane::scan::Scanner;
 use viahop::dataplane::sip::uri::Scheme;
 use viahop::dataplane::tables::*;
 use viahop::dataplane::transport::Transport;
+use viahop::dataplane::validate::Refusal;
 use viahop::dataplane::verdict::{Answer, Verdict};
 
 pub const CLIENT: &str = "198.51.100.7:5060";
@@ -130,6 +132,15 @@ impl Path {
         let on_egress = self.tables.by_address.contains_key(&from) && message.starts_with(b"SIP/");
         let arrival = Arrival { from, listener: (!on_egress).then_some(0), local: None, stream: None };
         self.receive_on(message, arrival)
+    }
+
+    /// Refuses what a stream holds that is no message.
+    pub fn receive_broken(&mut self, octets: &[u8], arrival: Arrival, refusal: Option<Refusal>) -> Outcome {
+        self.input[..octets.len()].copy_from_slice(octets);
+        let mut room = Room::new(&mut self.input[..octets.len()], &mut self.head);
+        let (kind, verdict) = self.dispatcher.on_broken(&self.tables, refusal, arrival, &mut room);
+        let sent = if matches!(verdict, Verdict::Drop(_)) { Vec::new() } else { room.output().concat() };
+        Outcome { kind, verdict, sent }
     }
 
     pub fn receive_on(&mut self, message: &[u8], arrival: Arrival) -> Outcome {

@@ -157,10 +157,10 @@ impl Ours<'_> {
     fn write_start(&self, out: &mut Text<'_>) {
         match self.sent_by {
             SentBy::Egress(start) => out.put(start.as_bytes()).put_number(u32::from(self.egress_port)),
+            SentBy::Connect(start, port) => out.put(start.as_bytes()).put_number(u32::from(port)),
             SentBy::Switched(host) => {
                 out.put(self.start.as_bytes()).put(host.as_bytes()).put(b":").put_number(u32::from(self.egress_port))
             }
-            SentBy::Connect(start, port) => out.put(start.as_bytes()).put_number(u32::from(port)),
             other => {
                 other.write_host_port(out.put(self.start.as_bytes()));
                 out

@@ -2,7 +2,7 @@
 
 use super::route_token::{self, Purpose, RouteToken};
 use super::routes::Routes;
-use super::{Decision, How, Input, NOT_FOUND, Popped, Router, decide, target_of};
+use super::{Decision, How, Input, NOT_FOUND, Popped, Router, target_of};
 use crate::dataplane::rewrite::edit::Edits;
 use crate::dataplane::scan::Span;
 use crate::dataplane::sip::uri::Uri;
@@ -117,7 +117,7 @@ impl Router {
         };
         let decision = match (by_token, named) {
             (Some(decision), _) => Some(Decision { popped, ..decision }),
-            (None, Some(target)) => Some(decide(input, target, how, popped)?),
+            (None, Some(target)) => Some(self.decide(input, target, how, popped)?),
             (None, None) => None,
         };
         Ok(ByRoute { decision, popped, orphan_of })
@@ -158,7 +158,12 @@ impl Router {
             self.orphaned += 1;
             return Ok(ByToken::Orphan(backend.address));
         }
-        Ok(ByToken::To(Decision { to: backend.address, from: backend.way, backend: Some(index), ..decision }))
+        Ok(ByToken::To(Decision {
+            to: backend.address,
+            from: self.way(input, backend),
+            backend: Some(index),
+            ..decision
+        }))
     }
 }
 

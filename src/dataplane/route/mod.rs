@@ -36,7 +36,7 @@ use crate::dataplane::scan::Scan;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Uri;
-use crate::dataplane::tables::{Listener, Pool, Rule, Serves, Side, Strategy, Tables};
+use crate::dataplane::tables::{Backend, Listener, Pool, Rule, Serves, Side, Strategy, Tables};
 use crate::dataplane::transport::{StreamId, Transport};
 use crate::dataplane::validate::{Refusal, Request};
 use crate::dataplane::verdict::Sender;
@@ -72,7 +72,7 @@ pub struct Input<'a> {
     /// What it says.
     pub request: &'a Request,
     /// Where it came in.
-    pub arrival: Arrival,
+    pub arrival: &'a Arrival,
     /// Its transaction, as our branch names it: a digest.
     pub transaction: u64,
     /// The shard's clock in milliseconds.
@@ -152,6 +152,8 @@ pub struct Router {
     /// INVITEs without a final response, and those that had one lately, by their transaction: what a client sends before
     /// it has seen a token of ours (retransmission, CANCEL, ACK of a failure) has to go where they went.
     open: Memory,
+    /// INVITEs that were too long for a datagram, by their transaction; there when a backend has a limit.
+    switched: Option<Memory>,
     /// Until when that may be another backend than the table says: in the shard's milliseconds.
     unsettled_until_ms: u64,
     /// Whether the answer to "which backend" has changed since the last request.
@@ -228,7 +230,7 @@ impl Router {
             self.has_changed = false;
             self.unsettled_until_ms = input.now_ms + RINGING_MS;
         }
-        let inside = is_from_inside(input.tables, &input.arrival);
+        let inside = is_from_inside(input.tables, input.arrival);
         let (mut popped, mut orphan_of) = (Popped::Nothing, None);
         let stripped;
         let mut uri = &input.request.uri;
@@ -243,7 +245,7 @@ impl Router {
             uri = &stripped;
         }
         if let Some(target) = target_of(input, uri, inside).filter(|target| orphan_of != Some(target.to)) {
-            return decide(input, target, How::RequestUri, popped);
+            return self.decide(input, target, How::RequestUri, popped);
         }
         if inside {
             return Err(NOT_FOUND);
@@ -266,7 +268,7 @@ impl Router {
                 self.count_ringing(backend.id, input.now_ms);
             }
         }
-        Ok(Decision { to: backend.address, from: backend.way, backend: Some(index), how, rule, popped })
+        Ok(Decision { to: backend.address, from: self.way(input, backend), backend: Some(index), how, rule, popped })
     }
 
     /// The backend of the INVITE that this request repeats, cancels or acknowledges, if the table may say another by now.
@@ -481,24 +483,59 @@ fn transport_of(message: &[u8], uri: &Uri) -> Transport {
     }
 }
 
-/// The decision for a target that the message names itself.
-fn decide(input: &Input<'_>, target: Target, how: How, popped: Popped) -> Result<Decision, Refusal> {
-    let Target { to, transport } = target;
-    if let Some(&index) = input.tables.by_address.get(&to) {
-        let backend = input.tables.backends.get(index as usize);
-        if backend.is_some_and(|backend| backend.serves == Serves::Nothing) {
-            return Err(IN_MAINTENANCE);
+impl Router {
+    /// The decision for a target that the message names itself.
+    fn decide(&mut self, input: &Input<'_>, target: Target, how: How, popped: Popped) -> Result<Decision, Refusal> {
+        let Target { to, transport } = target;
+        if let Some(&index) = input.tables.by_address.get(&to) {
+            let backend = input.tables.backends.get(index as usize);
+            if backend.is_some_and(|backend| backend.serves == Serves::Nothing) {
+                return Err(IN_MAINTENANCE);
+            }
+            let from = backend.map_or(Sender::Egress, |backend| self.way(input, backend));
+            return Ok(Decision { to, from, backend: Some(index), how, rule: None, popped });
         }
-        let from = backend.map_or(Sender::Egress, |backend| backend.way);
-        return Ok(Decision { to, from, backend: Some(index), how, rule: None, popped });
+        let from = listener_towards(input, target).ok_or(NOT_FOUND)?;
+        if !is_somebody(to) || input.tables.is_own_address(to) {
+            return Err(NOT_FOUND);
+        }
+        debug_assert_eq!(from.is_stream(), transport.is_stream());
+        Ok(Decision { to, from, backend: None, how, rule: None, popped })
     }
-    let from = listener_towards(input, target).ok_or(NOT_FOUND)?;
-    if !is_somebody(to) || input.tables.is_own_address(to) {
-        return Err(NOT_FOUND);
+
+    /// Which socket or connection a request to `backend` leaves by.
+    #[inline(always)]
+    fn way(&mut self, input: &Input<'_>, backend: &Backend) -> Sender {
+        if input.tables.datagram_max == u32::MAX { backend.way() } else { self.way_by_size(input, backend) }
     }
-    debug_assert_eq!(from.is_stream(), transport.is_stream());
-    Ok(Decision { to, from, backend: None, how, rule: None, popped })
+
+    /// The same, where long requests go over a stream; and what belongs to their transaction goes after them: CANCEL and the
+    /// ACK of a failure take the way of their INVITE (RFC 3261 9.1, 17.1.1.3), however short they are.
+    //= RFC 3261 section 18.1.1
+    //# If a request is within 200 bytes of the path MTU, or if it is larger
+    //# than 1300 bytes and the path MTU is unknown, the request MUST be sent
+    //# using an RFC 2914 [43] congestion controlled transport protocol, such
+    //# as TCP.
+    #[cold]
+    fn way_by_size(&mut self, input: &Input<'_>, backend: &Backend) -> Sender {
+        let way = backend.way();
+        if way != Sender::Egress {
+            return way;
+        }
+        let switched = self.switched.get_or_insert_default();
+        let is_long = u64::from(input.request.end) + ADDED > u64::from(backend.reach.datagram_max);
+        let follows = matches!(input.request.method, Method::Ack | Method::Cancel)
+            && switched.recall(input.transaction, input.now_ms).is_some();
+        if is_long && input.request.method == Method::Invite {
+            switched.remember(input.transaction, backend.id, input.now_ms, RINGING_MS);
+        }
+        if is_long || follows { Sender::Connect { listener: None } } else { way }
+    }
 }
+
+/// Octets that we count for what we add to a request, when its length decides how it travels: a Via, two Record-Routes and
+/// what the client's Via is told have 200 to 350.
+const ADDED: u64 = 350;
 
 /// Whether `address` is one that a single host can have, so that a datagram may be sent to it.
 #[inline(always)]

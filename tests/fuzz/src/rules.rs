@@ -47,6 +47,7 @@ pub fn check(world: &World, octets: &[u8], arrival: &Arrival, outcome: &Outcome)
             assert!(outcome.sent.len() <= octets.len(), "{} octets for {}", outcome.sent.len(), octets.len());
             check_answer(octets, code, &outcome.sent);
         }
+        Verdict::Reply { answer: Answer::Pong, .. } => panic!("there are only datagrams"),
         Verdict::Reply { to, answer: Answer::Stun } => {
             assert_eq!((to, outcome.kind), (arrival.from, Kind::NoMessage));
             // The answer to STUN is the address it came from: the one that is longer than its question.
@@ -89,6 +90,7 @@ fn check_target(world: &World, arrival: &Arrival, to: SocketAddr, from: Sender, 
             assert!(backend.is_some());
             assert!(if to.is_ipv4() { world.egress.v4 } else { world.egress.v6 }.is_some(), "no socket towards {to}");
         }
+        Sender::Connect { .. } | Sender::Stream { .. } => panic!("there are only datagrams"),
         Sender::Listener { index, .. } => {
             let listener = &world.tables.listeners[index as usize];
             assert!(backend.is_none() && !world.tables.is_own_address(to), "{to}");
@@ -135,6 +137,7 @@ fn sent_by(world: &World, to: SocketAddr, from: Sender) -> String {
     match from {
         Sender::Egress if to.is_ipv4() => format!("192.0.2.100:{}", world.egress.v4.unwrap()),
         Sender::Egress => format!("[2001:db8::100]:{}", world.egress.v6.unwrap()),
+        Sender::Connect { .. } | Sender::Stream { .. } => panic!("there are only datagrams"),
         Sender::Listener { index, local } => {
             let listener = &world.tables.listeners[index as usize];
             let bound = SocketAddr::new(local.unwrap_or(listener.host), listener.address.port());
@@ -170,6 +173,7 @@ fn check_record(
         }
         Sender::Listener { index, local } => sender.map(|backend| (index, to, local, backend)).filter(|_| !is_path),
         Sender::Egress => None,
+        Sender::Connect { .. } | Sender::Stream { .. } => panic!("there are only datagrams"),
     };
     let name = if is_path { "path" } else { "record-route" };
     let ours: Vec<&Row> = rows.iter().take_while(|row| row.name == name && is_ours(world, row)).collect();
@@ -378,6 +382,7 @@ pub fn check_way_back(number: usize, octets: &[u8], arrival: &Arrival, outcome: 
     let response = [b"SIP/2.0 200 OK\r\n", ours, behind_ours].concat();
     let (listener, local) = match from {
         Sender::Egress => (None, None),
+        Sender::Connect { .. } | Sender::Stream { .. } => panic!("there are only datagrams"),
         Sender::Listener { index, local } => (Some(index), local),
     };
     let back = world::receive(number, &response, Arrival { from: to, listener, local, stream: None });

@@ -8,7 +8,6 @@ use crate::support::{self, BACKENDS, CLIENT, EGRESS_PORT, LB, address};
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
-use viahop::dataplane::transport::Transport;
 use viahop::dataplane::counters::Kind;
 use viahop::dataplane::dispatch::{Dispatcher, EgressPorts};
 use viahop::dataplane::limits::{DATAGRAM_MAX, HEAD_MAX, RINGING_MS};
@@ -17,6 +16,7 @@ use viahop::dataplane::route::Arrival;
 use viahop::dataplane::scan::Scanner;
 use viahop::dataplane::sip::start_line::Method;
 use viahop::dataplane::tables::*;
+use viahop::dataplane::transport::Transport;
 use viahop::dataplane::verdict::Verdict;
 
 pub const LB_V6: &str = "[2001:db8::100]:5060";
@@ -119,7 +119,14 @@ fn settings() -> Settings {
         let address = address(bound);
         let own = support::address(if address.is_ipv4() { LB } else { LB_V6 }).ip();
         let host = if address.ip().is_unspecified() { own } else { address.ip() };
-        Listener { name: name.into(), transport: Transport::Udp, address, host, side, advertised: advertised.map(Into::into) }
+        Listener {
+            name: name.into(),
+            transport: Transport::Udp,
+            address,
+            host,
+            side,
+            advertised: advertised.map(Into::into),
+        }
     };
     let mut settings = support::settings();
     settings.listeners = vec![

@@ -125,7 +125,9 @@ fn check_list(text: &str) {
             assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
             for (_, row) in rows {
                 match row {
-                    Ok(one) => assert!((1..=100).contains(&one.weight) && one.priority <= 65_535 && one.target.port != 0),
+                    Ok(one) => {
+                        assert!((1..=100).contains(&one.weight) && one.priority <= 65_535 && one.target.port != 0)
+                    }
                     Err(problem) => all.push(*problem),
                 }
             }
@@ -147,11 +149,16 @@ fn check_addresses(text: &str) {
         Err(error) => assert!(within(&error), "{error:?}"),
     }
     match address::backend_uri(text) {
-        Ok(host_port) => assert_eq!(address::backend_uri(&format!("sip:{host_port}")), Ok(host_port)),
+        Ok((host_port, transport)) => {
+            let again = format!("sip:{host_port};transport={transport}");
+            assert_eq!(address::backend_uri(&again), Ok((host_port, transport)));
+        }
         Err(error) => assert!(within(&error), "{error:?}"),
     }
     match address::listen(text) {
-        Ok(bound) => assert_eq!(address::listen(&format!("udp:{bound}")), Ok(bound)),
+        Ok((transport, bound)) => {
+            assert_eq!(address::listen(&format!("{transport}:{bound}")), Ok((transport, bound)));
+        }
         Err(error) => assert!(within(&error), "{error:?}"),
     }
     match address::network(text) {

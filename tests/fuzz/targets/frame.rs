@@ -1,18 +1,35 @@
-//! A stream, cut anywhere: what is made of it does not depend on the cuts, every message ends where its one Content-Length
-//! says, and what is read differently elsewhere is no message.
+//! A stream, cut anywhere: what is made of it does not depend on the cuts, and every message ends where its one
+//! Content-Length says. What of it goes on to a backend by a stream ends at the same place for all others that read streams
+//! (`tests/support/readers.rs`), and so does what came as a datagram.
 //!
 //! The first octet says how many cuts there are, the next so many where they are: each is a distance from the one before.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use std::cell::RefCell;
+use std::sync::LazyLock;
+use viahop::dataplane::dispatch::{Dispatcher, EgressPorts};
 use viahop::dataplane::frame::{Frame, PING};
+use viahop::dataplane::limits::{DATAGRAM_MAX, HEAD_MAX};
+use viahop::dataplane::room::Room;
+use viahop::dataplane::route::Arrival;
+use viahop::dataplane::scan::Scanner;
+use viahop::dataplane::tables::Tables;
+use viahop::dataplane::transport::{StreamId, Transport};
+use viahop::dataplane::verdict::Verdict;
 use viahop_fuzz::plain::Message;
+use viahop_fuzz::support;
+use viahop_fuzz::support::readers::lengths;
 use viahop_fuzz::support::stream::read;
 
 fuzz_target!(|data: &[u8]| {
     let Some((&count, rest)) = data.split_first() else { return };
     let Some((distances, stream)) = rest.split_at_checked(count as usize % 16) else { return };
+    if stream.len() > DATAGRAM_MAX {
+        return;
+    }
     let whole = read([stream]);
+    send_on(stream, None);
     assert_eq!(read(stream.chunks(1)), whole, "octet by octet");
     let mut pieces = Vec::new();
     let mut left = stream;
@@ -25,7 +42,10 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(read(pieces.iter().copied()), whole, "cut {distances:?}");
     for (frame, octets) in &whole.frames {
         match frame {
-            Frame::Message(len) => check(octets, *len),
+            Frame::Message(len) => {
+                check(octets, *len);
+                send_on(octets, StreamId::new(0, 7, 1));
+            }
             Frame::Ping => assert_eq!((octets.len(), &octets[..]), (PING, &b"\r\n\r\n"[..])),
             Frame::LineEnd => assert_eq!(octets, b"\r\n"),
             Frame::Broken(broken) => assert_eq!(broken.head, octets.len()),
@@ -37,6 +57,30 @@ fuzz_target!(|data: &[u8]| {
     let octets: usize = whole.frames.iter().map(|(_, octets)| octets.len()).sum();
     assert!(is_broken || octets + whole.rest.len() == stream.len());
 });
+
+/// A backend on a stream gets what everybody reads as one message.
+fn send_on(octets: &[u8], stream: Option<StreamId>) {
+    static TABLES: LazyLock<Tables> = LazyLock::new(|| {
+        let mut settings = support::settings();
+        settings.listeners[0].transport = Transport::Tcp;
+        let mut pool = support::pool(&support::BACKENDS);
+        pool.backends.iter_mut().for_each(|backend| backend.reach.transport = Transport::Tcp);
+        Tables::new(1, settings, vec![pool], None)
+    });
+    thread_local! {
+        static DISPATCHER: RefCell<Dispatcher> = RefCell::new(Dispatcher::new(Scanner::best(), EgressPorts::default()));
+    }
+    let (mut input, mut head) = (octets.to_vec(), vec![0; HEAD_MAX]);
+    let mut room = Room::new(&mut input, &mut head);
+    let arrival = Arrival { from: support::address(support::CLIENT), listener: Some(0), local: None, stream };
+    let (_, verdict) = DISPATCHER.with_borrow_mut(|dispatcher| dispatcher.on_datagram(&TABLES, 0, arrival, &mut room));
+    if let Verdict::Forward { .. } = verdict {
+        let sent = room.output().concat();
+        for (name, len) in lengths(&sent) {
+            assert_eq!(len, Some(sent.len()), "{name} reads another end:\n{}", String::from_utf8_lossy(&sent));
+        }
+    }
+}
 
 /// A reader that splits text finds one length, and it is the message's.
 fn check(octets: &[u8], len: usize) {

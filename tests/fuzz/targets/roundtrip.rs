@@ -383,7 +383,8 @@ impl<'a> Call<'a> {
         self.assert_arrives_at_client(&world::receive(self.number, &notify(path), arrival));
         self.check_route_forgeries(&notify, path, arrival);
         // Nobody else outside may use it.
-        let stranger = Arrival { from: support::address("192.0.2.77:5060"), listener: Some(0), local: None, stream: None };
+        let stranger =
+            Arrival { from: support::address("192.0.2.77:5060"), listener: Some(0), local: None, stream: None };
         let outcome = world::receive(self.number, &notify(path), stranger);
         assert_eq!(code(&outcome), Some(403), "{:?}", outcome.verdict);
     }
