@@ -224,6 +224,41 @@ fn a_call_from_tcp_to_udp_and_back_goes_down_its_connection() {
 }
 
 #[test]
+fn a_phone_is_called_down_the_connection_it_registered_on() {
+    let (listen, registrar) = (free_port(), Backend::new());
+    let viahop = Viahop::start("path-tcp", &config(listen, &[udp(registrar.port())], ""));
+    let mut phones: Vec<Client> = (0..4).map(|_| Client::connect(listen)).collect();
+    for (number, phone) in phones.iter_mut().enumerate() {
+        // Behind a NAT it knows its own address as another than it is.
+        let more = format!("Supported: path, outbound\r\n{EMPTY}");
+        let text = request("REGISTER", "TCP", "10.9.8.7:5060", &format!("register{number}"), &more);
+        phone.say(text.replace(";transport=TCP>", ";transport=TCP>;reg-id=1;+sip.instance=\"<urn:uuid:0>\""));
+        let (heard, from) = registrar.hear();
+        let path = rows(&heard, "Path")[0].to_owned();
+        assert!(path.contains(";lr;vh=") && path.ends_with(";ob>") && !path.contains("transport"), "{heard}");
+        registrar.say(&answer(&heard, "200 OK", &format!("Path: {path}\r\n")), from);
+        assert!(phone.hear().starts_with("SIP/2.0 200 OK"));
+        // Another call than that of the registration, on whichever shard it comes to.
+        for call in 0..3 {
+            let invite = format!(
+                "INVITE sip:alice@10.9.8.7:5060;transport=TCP SIP/2.0\r\n\
+                 Via: SIP/2.0/UDP 127.0.0.1:{};branch=z9hG4bKcall{number}{call}\r\nRoute: {path}\r\nMax-Forwards: 70\r\n\
+                 From: <sip:bob@example.net>;tag=2\r\nTo: <sip:alice@example.net>\r\nCall-ID: to{number}{call}\r\n\
+                 CSeq: 1 INVITE\r\nContact: <sip:bob@127.0.0.1>\r\n\r\n",
+                registrar.port()
+            );
+            registrar.say(&invite, ("127.0.0.1", listen));
+            let heard = phone.hear();
+            assert!(heard.starts_with("INVITE ") && rows(&heard, "Route").is_empty(), "{heard}");
+            assert_eq!(rows(&heard, "Record-Route").len(), 2, "{heard}");
+            phone.say(answer(&heard, "486 Busy Here", EMPTY));
+            assert!(registrar.hear().0.starts_with("SIP/2.0 486"));
+        }
+    }
+    viahop.end();
+}
+
+#[test]
 fn a_backend_over_tcp_gets_one_length_and_its_answers_reach_udp_clients() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let (listen, port) = (free_port(), server.local_addr().unwrap().port());

@@ -239,6 +239,12 @@ mod tests {
         (Connection::new(socket, peer, Some(0), Origin::Accepted, 1, 0), client)
     }
 
+    /// Ten thousand idle ones are to be had for some megabytes.
+    #[test]
+    fn an_idle_connection_is_small() {
+        assert!(size_of::<Connection>() <= 320, "{}", size_of::<Connection>());
+    }
+
     #[test]
     fn messages_are_counted_when_their_last_octet_has_left() {
         let (mut connection, mut client) = pair();
