@@ -50,6 +50,8 @@ pub trait Fates {
     fn lost(&mut self, reason: DropReason);
     /// A destination cannot be reached.
     fn unreachable(&mut self, report: Unreachable);
+    /// No connection could be opened to a destination.
+    fn refused(&mut self, to: SocketAddr);
     /// Another shard has taken it over.
     fn handed_over(&mut self);
     /// So many more messages wait (or fewer, if negative).

@@ -289,6 +289,8 @@ fn tell(handoff: &Handoff, dispatcher: &mut Dispatcher, link: &ShardEnd) {
     link.counters.handoffs_lost.add(handoff.tell(strays));
     strays.clear();
 }
+/// `ECONNREFUSED`: what is told of a backend to which no connection could be opened.
+const CONNECT_FAILED: i32 = 111;
 
 /// The number of the egress socket that reaches `to`: they stand behind the listeners, IPv4 first.
 pub(super) fn egress_number(listeners: usize, egress: EgressPorts, to: SocketAddr) -> Option<usize> {
@@ -359,6 +361,14 @@ impl Fates for Ledger<'_> {
 
     fn lost(&mut self, reason: DropReason) {
         self.counters.dropped[reason as usize].add(1);
+    }
+
+    /// Of a backend that takes datagrams it says nothing: only its longest requests would have gone so.
+    fn refused(&mut self, to: SocketAddr) {
+        let backend = self.tables.by_address.get(&to).and_then(|&index| self.tables.backends.get(index as usize));
+        if backend.is_some_and(|backend| backend.reach.transport.is_stream()) {
+            self.unreachable.push(Unreachable { to, code: CONNECT_FAILED });
+        }
     }
 
     fn handed_over(&mut self) {

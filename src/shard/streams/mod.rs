@@ -24,7 +24,6 @@ use crate::dataplane::transport::StreamId;
 use crate::dataplane::verdict::{DropReason, Sender};
 use crate::link::{Handed, Mesh};
 use crate::shard::outbox::Fates;
-use crate::sys::errors::Unreachable;
 use crate::sys::poll::Poller;
 use crate::sys::tcp;
 use connection::{Connection, Origin, State, Unsent};
@@ -336,7 +335,7 @@ impl Streams {
             Origin::Opened => self.lost(connection.peer, was_connecting, connection.listener.is_some(), now_ms),
         }
         if was_connecting && connection.listener.is_none() {
-            fates.unreachable(Unreachable { to: connection.peer, code: CONNECT_FAILED });
+            fates.refused(connection.peer);
         }
         for Unsent { octets, tally } in connection.give_up() {
             fates.waiting(-1);
@@ -593,9 +592,6 @@ impl Streams {
         }
     }
 }
-
-/// `ECONNREFUSED`: what is told of a backend to which no connection could be opened.
-const CONNECT_FAILED: i32 = 111;
 
 /// Whose connections count together: an IPv4 address, or the /64 that one site of IPv6 has.
 fn source_of(address: IpAddr) -> IpAddr {
