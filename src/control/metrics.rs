@@ -230,7 +230,7 @@ fn messages(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
         [(vec![], view.sum(|counters| counters.waiting.get()) as f64)],
     )?;
     out.counter(
-        "viahop_handoffs",
+        "viahop_messages_handed_over",
         "Messages that came to one shard and left by a connection of another",
         [(vec![], view.sum(|counters| counters.handed_over.get()))],
     )?;

@@ -160,11 +160,17 @@ impl<I: Io> Shard<I> {
             self.take(socket, slot, now_ms);
         }
         // Before the answers leave: what a caller sends next may be quicker than the word of them.
+        self.tell_others();
+        self.flush(count == 0, socket);
+        count
+    }
+
+    /// Passes on what came of a batch and is news to another shard.
+    #[inline]
+    pub(super) fn tell_others(&mut self) {
         if let Some(handoff) = &self.handoff {
             tell(handoff, &mut self.dispatcher, &self.link);
         }
-        self.flush(count == 0, socket);
-        count
     }
 
     /// Decides about the datagram in `slot`, and puts what is to be sent into the outbox.

@@ -191,7 +191,7 @@ fn a_call_from_tcp_to_udp_and_back_goes_down_its_connection() {
         assert!(heard.starts_with("SIP/2.0 200 OK"), "{heard}");
         assert_eq!(rows(&heard, "Via").len(), 1);
     }
-    assert!(viahop.metric("viahop_handoffs_total", "") > 0.0);
+    assert!(viahop.metric("viahop_messages_handed_over_total", "") > 0.0);
     assert_eq!(viahop.metric("viahop_connections", ""), 9.0);
 
     // A flow that is gone is told of: 430, from whichever shard it would have been.

@@ -285,6 +285,7 @@ impl<I: Io> Shard<I> {
         if let Some(connection) = connection.filter(|connection| connection.generation == generation) {
             connection.framer = framer;
         }
+        self.tell_others();
         self.flush_from(buffer);
         at
     }
