@@ -182,7 +182,7 @@ fn what_import_makes_of_a_list_check_accepts() {
     assert_eq!((code, &stdout[..]), (0, ""), "{stderr}");
     assert!(stderr.contains("`ping_from` (1), `socket` (1)") && stderr.contains("viahop check"), "{stderr}");
     let text = std::fs::read_to_string(&made).unwrap();
-    for said in ["name = \"set-0\"", "name = \"gw-a\", weight = 30", "#name = \"set-3\""] {
+    for said in ["name = \"set-0\"", "name = \"gw-a\", weight = 30", "sip:127.0.0.1:7009;transport=tcp\""] {
         assert!(text.contains(said), "{said} is missing in\n{text}");
     }
     let here = text.replace("udp:0.0.0.0:5060", &format!("udp:127.0.0.1:{}", free_port()));
