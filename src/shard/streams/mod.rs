@@ -6,7 +6,7 @@
 //! opened ── Connecting ──► failed: again after a while, and what waited for it comes back as unsent
 //! ```
 //!
-//! Descriptors of the same epoll set that the sockets for datagrams are in: see `docs/decisions/0005-streams-in-the-same-epoll.md`.
+//! Descriptors of the same epoll set that the sockets for datagrams are in: see `docs/decisions/0004-streams-in-the-same-epoll.md`.
 //! What comes in and what is done with it is in `turn`; here is who may have a connection, and what becomes of one.
 //!
 //! # What is bounded
