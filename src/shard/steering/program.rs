@@ -29,7 +29,7 @@
 //! # How it is made
 //!
 //! A step is a line, or 64 octets of a long one, eight at a time: `(v - 0x01..) & !v & 0x80..` has a bit for each octet of
-//! `v` that is zero, and `v` is the word with LF in place of zero. The kernel calls [`STEP`], which takes a few steps,
+//! `v` that is zero, and `v` is the word with LF in place of zero. The kernel calls `STEP`, which takes a few steps,
 //! again and again (`bpf_loop`, Linux 5.17), which its verifier follows once. A loop of jumps alone would spare the calls,
 //! and was tried: the verifier followed each of 256 steps in all its variants, and gave up after a million instructions
 //! and three seconds.
@@ -37,7 +37,7 @@
 //! The copy makes it indifferent whether the datagram lies in one piece, and the line feeds behind it are an end that
 //! needs no test.
 //!
-//! In [`STEER`], `R6` is the packet, `R7` this CPU's room, `R9` where we are and then the hash; what the functions
+//! In `STEER`, `R6` is the packet, `R7` this CPU's room, `R9` where we are and then the hash; what the functions
 //! share lies there, too.
 
 use crate::sys::bpf::asm::Operation::{Add, And, Multiply, Or, ShiftLeft, ShiftRight, Subtract, Xor};
