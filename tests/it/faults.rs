@@ -254,8 +254,8 @@ fn who_answers_every_other_call_503_is_ejected_within_three_seconds_and_an_opera
     }
     let took = since.elapsed();
     println!("ejected after {took:?} and {asked} requests");
-    // A window of two seconds that begins with a second; the rest is what a busy machine adds.
-    assert!(took < Duration::from_millis(3500), "{took:?}");
+    // Three seconds at most: a window of two that begins with a second. The rest is what a busy machine adds.
+    assert!(took < Duration::from_millis(4500), "{took:?}");
     for (call, &home) in homes.iter().enumerate() {
         let now = ask(&client, listen, &format!("call-{call}")).unwrap();
         assert!(if home == ports[1] { now != home } else { now == home }, "call {call} of {home} is at {now}");
@@ -315,8 +315,10 @@ fn below_the_panic_threshold_all_servers_get_their_calls_again() {
     viahop.wait_until("all but one down", PATIENCE, |status| {
         (1..4).all(|place| status["backends"][place]["state"] == "down")
     });
-    client.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
     for (call, &home) in homes.iter().enumerate() {
+        // Silence needs no long wait, and an answer may take as long as a busy machine likes.
+        let patience = if home == ports[0] { PATIENCE } else { Duration::from_millis(20) };
+        client.set_read_timeout(Some(patience)).unwrap();
         let answered = ask(&client, listen, &format!("call-{call}"));
         assert_eq!(answered, (home == ports[0]).then_some(home), "call {call}");
     }
