@@ -15,28 +15,29 @@
 //! takes them over); reloads in quick succession starve probes (a watch whose backend did not change goes on); a refusal
 //! floods the log (`Limiter`).
 
+mod reload;
+
 use super::admin;
 use super::ask::{Answer, Ask, Asked, BackendChange, Follow, Refused, find};
 use super::cluster::{Backend, Cluster, Turn, moved_slots};
-use super::config::problem::{Problem, Report, Source};
-use super::config::{Config, Health, Listen, Loaded, Socket, WEIGHT_MAX, load};
+use super::config::problem::{Report, Source};
+use super::config::{Config, Health, Loaded, Socket, WEIGHT_MAX, load};
 use super::events::Events;
 use super::health::detector::Outcome;
 use super::health::probe::{self, Watch};
 use super::list_watch::{Event, ListWatch};
 use super::operator::State;
-use super::plan::Plan;
-use super::resolve::{Place, Resolved, resolve};
-use super::secret::{Obtained, Root};
+use super::resolve::Place;
+use super::secret::Root;
 use super::socket::CtlSocket;
 use super::view::{Fixed, Reason, View};
 use super::witness::{TRACE_MAX, Witness};
 use crate::dataplane::keys::Keys;
 use crate::dataplane::limits::SLOTS;
 use crate::dataplane::tables::{Tables, Trace};
-use crate::dataplane::transport::Transport;
 use crate::dataplane::verdict::DropReason;
 use crate::link::{ControlEnd, Signal};
+use reload::{Reading, busy_reading};
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -44,8 +45,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::sync::{mpsc, watch};
+
 use tracing::{error, info, warn};
 
 /// What the loop is told to do.
@@ -287,30 +288,6 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
         // What it holds, the place of a socket, is given up before the process says that it has ended.
         task.await.ok();
     }
-}
-
-/// A configuration that is being read.
-struct Reading {
-    /// What comes of it is nothing if its lists, which are all that was read, are as they were.
-    task: JoinHandle<Result<Option<Read>, Report>>,
-    /// Whether it is the one in force, with its lists read again.
-    of_lists: bool,
-    /// Whether only to say what would change.
-    dry_run: bool,
-    /// Who wants to know; nobody, if it was a signal.
-    reply: Option<oneshot::Sender<Answer>>,
-}
-
-fn busy_reading() -> Refused {
-    Refused::new(409, "a configuration is being read already").help("ask again when that is done; a name may take 5 s")
-}
-
-/// One that was read and may come into force.
-struct Read {
-    resolved: Resolved,
-    warnings: Report,
-    keys: Keys,
-    fingerprint: String,
 }
 
 struct Control {
@@ -665,169 +642,6 @@ impl Control {
         self.view.is_draining = true;
         self.publish(None);
     }
-
-    /// Reads the configuration beside the loop: a name may take seconds.
-    fn start_reading(&self, dry_run: bool, reply: Option<oneshot::Sender<Answer>>) -> Reading {
-        let (origin, running, secret) = (self.origin.clone(), self.config.clone(), self.secret.clone());
-        let task = tokio::spawn(async move {
-            let loaded = aside(move || origin.load()).await?;
-            let problems = fixed_by_the_start(&running, &loaded.config);
-            if !problems.is_empty() {
-                return Err(Report { source: loaded.source, problems });
-            }
-            let (loaded, obtained) = aside(move || match secret.obtained(&loaded.config.token_keys, Vec::new()) {
-                Ok(obtained) => Ok((loaded, obtained)),
-                Err(problem) => Err(Report { source: loaded.source, problems: vec![problem] }),
-            })
-            .await?;
-            let Obtained { keys, fingerprint, remarks, .. } = obtained;
-            let (resolved, mut warnings) = resolve(loaded, &keys).await?;
-            warnings.problems.extend(remarks);
-            Ok(Some(Read { resolved, warnings, keys, fingerprint }))
-        });
-        Reading { task, of_lists: false, dry_run, reply }
-    }
-
-    /// Reads the lists of the configuration in force, likewise. The file itself may have been changed since and not be
-    /// meant yet: it is left alone.
-    fn start_reading_lists(&self) -> Reading {
-        let (running, source, is_well) = (self.config.clone(), self.source.clone(), self.view.reload.ok);
-        let (keys, fingerprint) = (self.keys.clone(), self.fingerprint.clone());
-        let task = tokio::spawn(async move {
-            let loaded = Loaded { config: running.clone(), warnings: Vec::new(), source };
-            let loaded = aside(move || loaded.with_lists_of_this_moment()).await?;
-            if is_well && loaded.config == running {
-                return Ok(None);
-            }
-            let (resolved, warnings) = resolve(loaded, &keys).await?;
-            Ok(Some(Read { resolved, warnings, keys, fingerprint }))
-        });
-        Reading { task, of_lists: true, dry_run: false, reply: None }
-    }
-
-    /// What a list does; whether it wants to be read.
-    fn is_to_be_read(&mut self, event: &Event) -> bool {
-        let Event::Vanished(path) = event else { return true };
-        let note = "what was last read of it stays in force, and it is read when it is back; a start would fail";
-        warn!(event = "list_vanished", path = %path.display(), note);
-        self.view.reload.ok = false;
-        self.view.reload.error = Some(format!("{} has vanished", path.display()));
-        self.show();
-        false
-    }
-
-    /// What would change, and nothing else.
-    fn rehearse(&self, outcome: Result<Read, Report>) -> Answer {
-        let Read { resolved, warnings, keys, fingerprint } = outcome.map_err(|report| refused_file(&report))?;
-        let after = Cluster::new(resolved, Some(&self.cluster), self.counters.len(), unix_now(), &fingerprint);
-        let before = self.shared.tables.load_full();
-        let tables = after.tables(before.generation + 1, &keys, self.drain.is_some(), Some(&before));
-        let mut plan = Plan::new((&self.cluster, &before), (&after, &tables));
-        plan.also.extend((fingerprint != self.fingerprint).then_some("token keys"));
-        Ok(json!({ "applied": false, "plan": plan, "warnings": shown(&warnings) }))
-    }
-
-    fn reload(&mut self, outcome: Result<Read, Report>, of_lists: bool) -> Answer {
-        match outcome {
-            Ok(Read { resolved, warnings, keys, fingerprint }) => {
-                let are_rotated = fingerprint != self.fingerprint;
-                tell(&warnings);
-                (self.keys, self.fingerprint) = (keys, fingerprint);
-                self.config = resolved.config.clone();
-                self.source.clone_from(&warnings.source);
-                self.wrong_file = self.wrong_file.take().filter(|_| of_lists);
-                let before = self.shared.tables.load_full();
-                let shards = self.counters.len();
-                let after = Cluster::new(resolved, Some(&self.cluster), shards, unix_now(), &self.fingerprint);
-                let cluster_before = std::mem::replace(&mut self.cluster, after);
-                let (ok, error) = (self.wrong_file.is_none(), self.wrong_file.clone());
-                self.view.reload = super::view::Reload { ok, last_success_at: unix_now(), error };
-                self.publish(Some(Reason::Reload));
-                self.watch();
-                self.lists.follow(&self.config, &self.list_to);
-                let after = self.shared.tables.load_full();
-                let moved: Vec<String> = moved_slots(&before, &after)
-                    .into_iter()
-                    .map(|(pool, count)| format!("{pool}:{:.1}%", count as f64 * 100.0 / 65_536.0))
-                    .collect();
-                let generation = after.generation;
-                info!(event = "reloaded", generation, hash = %self.cluster.hash, keys_moved = moved.join(","));
-                let mut plan = Plan::new((&cluster_before, &before), (&self.cluster, &after));
-                plan.also.extend(are_rotated.then_some("token keys"));
-                Ok(json!({ "applied": true, "generation": generation, "plan": plan, "warnings": shown(&warnings) }))
-            }
-            Err(report) => {
-                let first = report.problems.first().map(|problem| problem.title.clone());
-                error!(event = "reload_refused", error = first, note = "the configuration in force stays");
-                tell(&report);
-                if !of_lists {
-                    self.wrong_file.clone_from(&first);
-                }
-                self.view.reload.ok = false;
-                self.view.reload.error = first;
-                self.show();
-                Err(refused_file(&report))
-            }
-        }
-    }
-}
-
-/// A report in one text, if there is anything in it.
-fn shown(report: &Report) -> Option<String> {
-    (!report.problems.is_empty()).then(|| report.render(false))
-}
-
-fn refused_file(report: &Report) -> Refused {
-    let first = report.problems.first().map_or("the configuration is wrong", |problem| &problem.title);
-    let refused = Refused::new(422, first).help("the configuration in force stays");
-    Refused { report: shown(report), exit_code: report.exit_code(), ..refused }
-}
-
-/// Reads files where nobody waits for them but who asked: a file system may hang.
-async fn aside<T: Send + 'static>(read: impl FnOnce() -> Result<T, Report> + Send + 'static) -> Result<T, Report> {
-    spawn_blocking(read).await.unwrap_or_else(|error| {
-        let problems = vec![Problem::environment(format!("reading broke off: {error}"))];
-        Err(Report { source: Source::default(), problems })
-    })
-}
-
-/// Prints a report as `viahop check` does.
-fn tell(report: &Report) {
-    if !report.problems.is_empty() {
-        eprintln!("{}", report.render(false));
-    }
-}
-
-/// What a reload would have to change and cannot: sockets, threads and keys are those of the start.
-fn fixed_by_the_start(running: &Config, wanted: &Config) -> Vec<Problem> {
-    let sockets = |config: &Config| -> Vec<(String, Transport, SocketAddr)> {
-        let of = |one: &Listen| (one.name.clone(), one.transport, one.address);
-        config.listeners.iter().map(of).collect()
-    };
-    let rows = [
-        ("`[[listen]]` addresses and names", sockets(running) != sockets(wanted)),
-        ("`cores` and `shards`", running.cores != wanted.cores),
-        ("`[admin]`", (running.admin, &running.socket) != (wanted.admin, &wanted.socket)),
-        ("`secret` and `secret_file`", running.secret != wanted.secret),
-        ("`egress`", (running.egress_v4, running.egress_v6) != (wanted.egress_v4, wanted.egress_v6)),
-        (
-            "`egress_mode` and `egress_ports`",
-            (running.egress_mode, &running.egress_ports) != (wanted.egress_mode, &wanted.egress_ports),
-        ),
-        ("`steering`", running.steering != wanted.steering),
-        (
-            "`receive_buffer` and `send_buffer`",
-            (running.receive_buffer, running.send_buffer) != (wanted.receive_buffer, wanted.send_buffer),
-        ),
-        ("`[streams]`", running.streams != wanted.streams),
-        ("`[log]`", running.log != wanted.log),
-    ];
-    let changed = rows.into_iter().filter(|row| row.1);
-    let problem = |(what, _)| {
-        let problem = Problem { at: None, ..Problem::error(0..0, format!("{what} cannot change in a reload"), "") };
-        problem.help("restart to change this; undo it to have the rest of the file in force at once")
-    };
-    changed.map(problem).collect()
 }
 
 /// Lets a kind of log line pass once in ten seconds.
@@ -855,9 +669,11 @@ mod tests {
     use super::super::config::{parse, problem::Source};
     use super::super::steering::Steering;
     use super::super::view::ShardView;
+    use super::reload::fixed_by_the_start;
     use super::*;
     use crate::link::link;
     use std::path::Path;
+    use tokio::task::JoinHandle;
 
     /// A control plane without shards, over backends on these ports.
     struct Bench {
