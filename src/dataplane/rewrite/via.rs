@@ -283,6 +283,8 @@ mod tests {
                 "192.0.2.1:99",
                 "SIP/2.0/UDP a ; branch=z;received=192.0.2.1 , SIP/2.0/TCP b",
             ),
+            ("SIP/2.0/UDP a;branch=\r", "192.0.2.1:99", "SIP/2.0/UDP a;branch=;received=192.0.2.1\r"),
+            ("SIP/2.0/UDP a;x= \r\n ;y", "192.0.2.1:99", "SIP/2.0/UDP a;x= \r\n ;y;received=192.0.2.1"),
             ("SIP/2.0/UDP [2001:db8::1];branch=z", "[2001:db8::1]:5060", "SIP/2.0/UDP [2001:db8::1];branch=z"),
             (
                 "SIP/2.0/UDP [2001:db8::1];branch=z",

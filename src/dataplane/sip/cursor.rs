@@ -201,12 +201,15 @@ pub fn next_param(cursor: &mut Cursor<'_>) -> Result<Option<Param>, NotAParam> {
     }
     let mut end = cursor.at();
     let value = if cursor.take(b'=') || cursor.take_separator(b'=') {
+        let behind_equals = cursor.at();
         cursor.skip_lws();
         let value = match cursor.peek() {
             Some(b'"') => cursor.take_quoted().ok_or(NotAParam)?,
             _ => cursor.take_until([b';', b',', b'"', b'<', b'>']),
         };
-        end = cursor.at();
+        // White space in front of a value that is none does not belong to the parameter: what is put behind it would stand
+        // behind that.
+        end = if value.is_empty() { behind_equals } else { cursor.at() };
         Some(value)
     } else {
         None
