@@ -1,10 +1,9 @@
-//! The seam between the planes: all that shards and control share.
-//!
-//! From shard to shard go messages whose connection another shard has: [`Mesh`].
+//! The seam between the planes: all that shards and control share, and shards among themselves.
 //!
 //! Down go the tables, immutable and swapped whole, and a stop flag beside them; up come counters, each written by one
-//! shard, and a few signals about backends and single messages. There is nothing else, and nobody waits for anybody: a shard looks at the
-//! tables once per batch, and a signal that finds the channel full is dropped, since another will follow.
+//! shard, and a few signals about backends and single messages. From shard to shard goes what only the other can do:
+//! [`Handed`]. There is nothing else, and nobody waits for anybody: a shard looks at the tables once per batch, a signal
+//! that finds the channel full is dropped, since another will follow, and what a shard has no room for is counted.
 
 use crate::dataplane::counters::{ShardCounters, Tally};
 use crate::dataplane::route::How;
@@ -83,26 +82,36 @@ pub struct Traced {
     pub rule: Option<Box<str>>,
 }
 
-/// Messages that wait for one shard to take them over at most: what it sends in some 10 ms. Beyond: `handoff_full`.
+/// What waits for one shard to take it over at most: what it sends in some 10 ms.
 const HANDED_MAX: usize = 1024;
 
-/// A message as it is to be sent, for the shard that has the connection.
+/// What one shard has for another.
 #[derive(Debug)]
-pub struct Handed {
-    /// The connection.
-    pub from: Sender,
-    /// Who is on the other end.
-    pub to: SocketAddr,
-    /// The message.
-    pub octets: Box<[u8]>,
-    /// How it is counted once it is sent.
-    pub tally: Tally,
+pub enum Handed {
+    /// A message whose connection the other shard has, as it is to be sent.
+    Message {
+        /// The connection.
+        from: Sender,
+        /// Who is on the other end.
+        to: SocketAddr,
+        /// The message.
+        octets: Box<[u8]>,
+        /// How it is counted once it is sent.
+        tally: Tally,
+    },
+    /// INVITEs, by their transactions, whose final response came to a shard that did not forward them. Whoever did may
+    /// count them as ringing no longer; a response says not who that was, so it is told to all. Needed in one arrangement
+    /// alone: one port for all shards towards backends, spread by the kernel.
+    Answered(Box<[u64]>),
 }
 
 /// A shard's end of the channels between shards. Nobody waits for anybody: what does not fit is lost and counted.
 #[derive(Debug)]
 pub struct Mesh {
-    others: Vec<between_threads::SyncSender<Handed>>,
+    /// The number of this shard.
+    own: usize,
+    /// The way to each shard, this one too.
+    ways: Vec<between_threads::SyncSender<Handed>>,
     arrived: between_threads::Receiver<Handed>,
     shared: Arc<Shared>,
     /// Shards that were handed something and not woken yet.
@@ -110,13 +119,22 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// Hands a message to shard number `shard`, which learns of it with [`Mesh::wake`]. Returns whether there was room.
+    /// Hands something to shard number `shard`, which learns of it with [`Mesh::wake`]. Returns whether there was room.
     pub fn hand(&mut self, shard: usize, handed: Handed) -> bool {
-        let taken = self.others.get(shard).is_some_and(|other| other.try_send(handed).is_ok());
+        let taken = self.ways.get(shard).is_some_and(|way| way.try_send(handed).is_ok());
         if taken {
             self.wake_later(shard);
         }
         taken
+    }
+
+    /// Tells all other shards that these INVITEs are answered, at once. Returns how many words of it found no room.
+    pub fn tell_answered(&mut self, transactions: &[u64]) -> u64 {
+        let own = self.own;
+        let others = (0..self.ways.len()).filter(|&shard| shard != own);
+        let lost = others.filter(|&shard| !self.hand(shard, Handed::Answered(transactions.into()))).count();
+        self.wake();
+        (lost * transactions.len()) as u64
     }
 
     /// Wakes shard number `shard` with the next [`Mesh::wake`].
@@ -135,7 +153,7 @@ impl Mesh {
         }
     }
 
-    /// The oldest message that was handed to this shard.
+    /// The oldest of what was handed to this shard.
     pub fn next_handed(&self) -> Option<Handed> {
         self.arrived.try_recv().ok()
     }
@@ -216,10 +234,10 @@ pub fn link(rings: Vec<Ring>, listeners: usize, tables: Tables) -> (ControlEnd, 
     let tables = Arc::new(ArcSwap::from_pointee(tables));
     let shared = Arc::new(Shared { tables, started: Instant::now(), stop: AtomicBool::new(false), rings });
     let (sender, signals) = mpsc::channel(SIGNALS_MAX);
-    let (others, arrived): (Vec<_>, Vec<_>) =
-        counters.iter().map(|_| between_threads::sync_channel(HANDED_MAX)).unzip();
-    let meshes = arrived.into_iter().map(|arrived| Mesh {
-        others: others.clone(),
+    let (ways, arrived): (Vec<_>, Vec<_>) = counters.iter().map(|_| between_threads::sync_channel(HANDED_MAX)).unzip();
+    let meshes = arrived.into_iter().enumerate().map(|(own, arrived)| Mesh {
+        own,
+        ways: ways.clone(),
         arrived,
         shared: shared.clone(),
         to_wake: Vec::new(),
@@ -232,4 +250,33 @@ pub fn link(rings: Vec<Ring>, listeners: usize, tables: Tables) -> (ControlEnd, 
     });
     let ends = ends.collect();
     (ControlEnd { shared, counters, signals }, ends)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::cluster::tests::{cluster, keys, text};
+    use std::sync::atomic::AtomicUsize;
+
+    #[test]
+    fn word_of_an_answer_comes_to_all_others_and_what_does_not_fit_is_counted() {
+        let rung = Arc::new(AtomicUsize::new(0));
+        let ring = || -> Ring {
+            let rung = rung.clone();
+            Box::new(move || {
+                rung.fetch_add(1, Ordering::Relaxed);
+            })
+        };
+        let tables = cluster(&text(&[1]), None).tables(1, &keys(), false, None);
+        let (_control, mut ends) = link((0..3).map(|_| ring()).collect(), 1, tables);
+        assert_eq!(ends[0].mesh.tell_answered(&[1, 2]), 0);
+        assert_eq!(rung.load(Ordering::Relaxed), 2);
+        assert!(ends[0].mesh.next_handed().is_none());
+        for other in [1, 2] {
+            let Some(Handed::Answered(transactions)) = ends[other].mesh.next_handed() else { panic!("no word") };
+            assert_eq!(*transactions, [1, 2]);
+        }
+        let lost: u64 = (0..HANDED_MAX + 5).map(|_| ends[1].mesh.tell_answered(&[7, 8])).sum();
+        assert_eq!(lost, 2 * 2 * 5);
+    }
 }

@@ -68,7 +68,7 @@ impl Service {
         let mut unstarted = open(&cores, &mut plan).map_err(|error| about(cannot_open(&config, error)))?;
         let steering = steering::install(config.steering, &unstarted, plan.egress_shared).map_err(about)?;
         if plan.egress_shared && steering.outcomes.is_none() {
-            shard::link_up(&mut unstarted);
+            unstarted.iter_mut().for_each(Unstarted::tell_answers);
         }
         warnings.problems.extend(small_buffers(&unstarted, &config));
         let bound = |address| runtime.block_on(async { admin::bind(address) });

@@ -10,7 +10,6 @@
 //! the tables in force when it is sent; a message that waits for the kernel while tables change may be counted for
 //! another backend, which is a counter's error and nobody's harm.
 
-pub mod handoff;
 pub mod io;
 pub mod outbox;
 pub mod run;
@@ -25,7 +24,6 @@ use crate::dataplane::scan::Scanner;
 use crate::link::{Ring, ShardEnd};
 use crate::sys::poll::{Bell, Ready};
 use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
-use handoff::Handoff;
 use io::Kernel;
 use run::Shard;
 use socket::{OpenError, Plan, Sockets};
@@ -43,7 +41,7 @@ pub struct Unstarted {
     core: usize,
     sockets: Sockets,
     bell: Arc<Bell>,
-    handoff: Option<Handoff>,
+    tells_answers: bool,
 }
 
 /// A shard at work.
@@ -56,18 +54,15 @@ pub struct Running {
 pub fn open(number: usize, core: usize, plan: &Plan) -> Result<Unstarted, OpenError> {
     let sockets = Sockets::open(plan)?;
     let no_bell = |error| OpenError { protocol: "udp", address: SocketAddr::from(([0; 4], 0)), error };
-    Ok(Unstarted { number, core, sockets, bell: Arc::new(Bell::new().map_err(no_bell)?), handoff: None })
-}
-
-/// Lets shards tell each other of answers that came to the wrong one of them: see [`handoff`].
-pub fn link_up(shards: &mut [Unstarted]) {
-    let bells: Vec<Arc<Bell>> = shards.iter().map(|shard| shard.bell.clone()).collect();
-    for (shard, handoff) in shards.iter_mut().zip(handoff::mesh(&bells)) {
-        shard.handoff = Some(handoff);
-    }
+    Ok(Unstarted { number, core, sockets, bell: Arc::new(Bell::new().map_err(no_bell)?), tells_answers: false })
 }
 
 impl Unstarted {
+    /// Lets the shard tell the others of answers to INVITEs that it did not forward: see [`crate::link::Handed`].
+    pub fn tell_answers(&mut self) {
+        self.tells_answers = true;
+    }
+
     /// What wakes the shard.
     pub fn ring(&self) -> Ring {
         let bell = self.bell.clone();
@@ -122,8 +117,8 @@ impl Unstarted {
         drop(started.send(Ok(())));
         let shard = Shard::new(self.number, kernel, listeners, egress, Scanner::best(), link);
         let mut shard = shard.with_streams(streams);
-        if let Some(handoff) = self.handoff.take() {
-            shard.hand_over(handoff);
+        if self.tells_answers {
+            shard.tell_answers();
         }
         let mut ready = Ready::default();
         let mut writable_wanted = vec![false; shard.sockets()];
@@ -146,6 +141,7 @@ impl Unstarted {
             let is_rung = ready.numbers().contains(&bell);
             if is_rung {
                 self.bell.silence();
+                shard.take_over();
             }
             shard.turn(waiter.sockets(&ready));
             shard.turn_streams(waiter.streams(&ready), is_rung);

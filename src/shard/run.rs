@@ -8,7 +8,6 @@
 //! A batch is finished before the next is looked at, so nothing queues here but what the kernel does not take. A panic
 //! costs the message it happened at.
 
-use super::handoff::Handoff;
 use super::io::Io;
 use super::outbox::{Fates, Leaving, Outbox, take_reports};
 use super::streams::Streams;
@@ -22,7 +21,7 @@ use crate::dataplane::scan::Scanner;
 use crate::dataplane::tables::Tables;
 use crate::dataplane::verdict::{DropReason, Sender, Verdict};
 use crate::link::{ShardEnd, Signal};
-use crate::sys::errors::Unreachable;
+use crate::sys::errors::{self, Unreachable};
 use crate::sys::mmsg::ReceiveBatch;
 use smallvec::SmallVec;
 use std::net::SocketAddr;
@@ -55,7 +54,6 @@ pub struct Shard<I> {
     pub(super) link: ShardEnd,
     drops_asked_ms: u64,
     pub(super) witness: Witness,
-    pub(super) handoff: Option<Handoff>,
 }
 
 impl<I: Io> Shard<I> {
@@ -85,14 +83,12 @@ impl<I: Io> Shard<I> {
             link,
             drops_asked_ms: 0,
             witness: Witness::default(),
-            handoff: None,
         }
     }
 
-    /// Tells other shards of answers to INVITEs that are not this one's, and hears of its own from them.
-    pub fn hand_over(&mut self, handoff: Handoff) {
+    /// Tells other shards of answers to INVITEs that this one did not forward.
+    pub fn tell_answers(&mut self) {
         self.dispatcher.router().collects_strays = true;
-        self.handoff = Some(handoff);
     }
 
     /// The sockets.
@@ -125,10 +121,6 @@ impl<I: Io> Shard<I> {
         let start = Instant::now();
         let now_ms = self.link.shared.now_ms();
         self.link.counters.last_turn_ms.set(now_ms);
-        if let Some(handoff) = &self.handoff {
-            let router = self.dispatcher.router();
-            handoff.told().for_each(|transaction| router.settle(transaction, now_ms));
-        }
         let mut received = start;
         for socket in ready {
             if self.outbox.is_waiting(socket) {
@@ -168,8 +160,11 @@ impl<I: Io> Shard<I> {
     /// Passes on what came of a batch and is news to another shard.
     #[inline]
     pub(super) fn tell_others(&mut self) {
-        if let Some(handoff) = &self.handoff {
-            tell(handoff, &mut self.dispatcher, &self.link);
+        let strays = &mut self.dispatcher.router().strays;
+        if !strays.is_empty() {
+            self.link.counters.handoffs.add(strays.len() as u64);
+            self.link.counters.handoffs_lost.add(self.link.mesh.tell_answered(strays));
+            strays.clear();
         }
     }
 
@@ -285,19 +280,6 @@ impl<I: Io> Shard<I> {
     }
 }
 
-/// Passes on what came of a batch and is news to another shard.
-fn tell(handoff: &Handoff, dispatcher: &mut Dispatcher, link: &ShardEnd) {
-    let strays = &mut dispatcher.router().strays;
-    if strays.is_empty() {
-        return;
-    }
-    link.counters.handoffs.add(strays.len() as u64);
-    link.counters.handoffs_lost.add(handoff.tell(strays));
-    strays.clear();
-}
-/// `ECONNREFUSED`: what is told of a backend to which no connection could be opened.
-const CONNECT_FAILED: i32 = 111;
-
 /// The number of the egress socket that reaches `to`: they stand behind the listeners, IPv4 first.
 pub(super) fn egress_number(listeners: usize, egress: EgressPorts, to: SocketAddr) -> Option<usize> {
     match to {
@@ -373,7 +355,7 @@ impl Fates for Ledger<'_> {
     fn refused(&mut self, to: SocketAddr) {
         let backend = self.tables.by_address.get(&to).and_then(|&index| self.tables.backends.get(index as usize));
         if backend.is_some_and(|backend| backend.reach.transport.is_stream()) {
-            self.unreachable.push(Unreachable { to, code: CONNECT_FAILED });
+            self.unreachable.push(Unreachable { to, code: errors::CONNECTION_REFUSED });
         }
     }
 

@@ -4,7 +4,7 @@
 //! That port stands in every Via we send to a backend. So responses come home to the shard that forwarded the request,
 //! without a privilege and without a word between shards: a port shared by all would take all responses of one backend
 //! to one core. (DESIGN: the kernel spreads a shared port by the pair of addresses.) Where a network insists on one port,
-//! `steering` brings responses home, and without it `handoff` brings home what has to be known there.
+//! `steering` brings responses home, and without it shards tell each other what has to be known (`link::Handed`).
 
 use crate::dataplane::dispatch::EgressPorts;
 use crate::dataplane::limits::PAYLOAD_MAX;

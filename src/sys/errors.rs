@@ -17,6 +17,9 @@ pub struct Unreachable {
     pub code: i32,
 }
 
+/// What is said of a destination to which no connection could be opened.
+pub const CONNECTION_REFUSED: i32 = libc::ECONNREFUSED;
+
 /// Takes the oldest error off the queue of `fd`; `None` if the queue is empty.
 pub fn next(fd: RawFd) -> Option<Unreachable> {
     let mut name = RawAddress::default();

@@ -386,7 +386,7 @@ impl Streams {
     ) {
         let slot = match from {
             Sender::Stream { id, .. } if id.shard() != self.shard => {
-                let handed = Handed { from, to, octets: parts.concat().into(), tally };
+                let handed = Handed::Message { from, to, octets: parts.concat().into(), tally };
                 return match mesh.hand(id.shard(), handed) {
                     true => fates.handed_over(),
                     false => fates.lost(DropReason::HandoffFull),

@@ -22,7 +22,7 @@ use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::transport::Transport;
 use crate::dataplane::validate::Refusal;
 use crate::dataplane::verdict::{Answer, DropReason, Sender, Verdict};
-use crate::link::ShardEnd;
+use crate::link::{Handed, ShardEnd};
 use crate::shard::io::Io;
 use crate::shard::outbox::{Fates, Leaving};
 use crate::shard::run::{HEADS, Ledger, Shard, contained, egress_number};
@@ -72,9 +72,6 @@ impl<I: Io> Shard<I> {
                 Some(slot) => self.on_ready(slot, now_ms),
             }
         }
-        if is_rung {
-            self.take_over(now_ms);
-        }
         self.with_ledger(|streams, link, ledger| streams.sweep(now_ms, &link.counters.streams, ledger));
         self.settle(now_ms);
         if any {
@@ -85,14 +82,15 @@ impl<I: Io> Shard<I> {
     /// Ends all connections and counts what they had not sent.
     pub(in crate::shard) fn finish_streams(&mut self) {
         let now_ms = self.link.shared.now_ms();
-        self.take_over(now_ms);
+        self.take_over();
         self.settle(now_ms);
         self.with_ledger(|streams, link, ledger| {
             streams.end_all(now_ms, &link.counters.streams, ledger);
             while let Some(handed) = link.mesh.next_handed() {
-                link.counters.taken_over.add(1);
-                drop(handed);
-                ledger.lost(DropReason::ConnectionFailed);
+                if let Handed::Message { .. } = handed {
+                    link.counters.taken_over.add(1);
+                    ledger.lost(DropReason::ConnectionFailed);
+                }
             }
             for _ in streams.undelivered.drain(..) {
                 ledger.lost(DropReason::ConnectionFailed);
@@ -432,21 +430,25 @@ impl<I: Io> Shard<I> {
         self.heads_used = 0;
     }
 
-    /// Takes what other shards have handed over.
-    fn take_over(&mut self, now_ms: u64) {
-        self.with_ledger(|streams, link, ledger| {
-            for _ in 0..TAKEN_OVER {
-                let Some(handed) = link.mesh.next_handed() else { return };
-                let ShardEnd { counters, mesh, .. } = &mut *link;
-                counters.taken_over.add(1);
-                let parts = [&handed.octets[..], b""];
-                let (from, to, tally) = (handed.from, handed.to, handed.tally);
-                streams.send(from, to, parts, tally, now_ms, mesh, &counters.streams, ledger);
+    /// Takes what other shards have handed over. Messages leave with the end of [`Shard::turn_streams`].
+    pub fn take_over(&mut self) {
+        let now_ms = self.link.shared.now_ms();
+        for _ in 0..TAKEN_OVER {
+            match self.link.mesh.next_handed() {
+                None => return,
+                Some(Handed::Answered(transactions)) => {
+                    let router = self.dispatcher.router();
+                    transactions.iter().for_each(|&transaction| router.settle(transaction, now_ms));
+                }
+                Some(Handed::Message { from, to, octets, tally }) => self.with_ledger(|streams, link, ledger| {
+                    let ShardEnd { counters, mesh, .. } = link;
+                    counters.taken_over.add(1);
+                    streams.send(from, to, [&octets, b""], tally, now_ms, mesh, &counters.streams, ledger);
+                }),
             }
-            // There may be more, and nobody rings for it again.
-            let number = streams.shard;
-            link.mesh.wake_later(number);
-        });
+        }
+        // There may be more, and nobody rings for it again.
+        self.link.mesh.wake_later(self.number);
     }
 
     /// Sends what is queued, and answers what cannot be delivered.

@@ -1,7 +1,7 @@
 //! eBPF by the bpf(2) system call: maps, programs, and a program at a group of sockets that share a port.
 //!
-//! Knows nothing of what programs do. Needs `CAP_BPF` (or `CAP_SYS_ADMIN`), for programs with loops `CAP_PERFMON` too; up to Linux 5.10 lockable memory too; without
-//! them `EPERM`, which [`Refused`] comes with.
+//! Knows nothing of what programs do. Needs `CAP_BPF` (or `CAP_SYS_ADMIN`), for programs with loops `CAP_PERFMON` beside it,
+//! up to Linux 5.10 lockable memory as well; without them `EPERM`, which [`Refused`] comes with.
 
 pub mod asm;
 
