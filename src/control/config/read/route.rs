@@ -1,0 +1,97 @@
+//! `[[route]]`: which requests go to which pool.
+
+use super::value::Reader;
+use super::words::did_you_mean;
+use crate::control::config::Route;
+use crate::control::config::file::{self, Value};
+use crate::dataplane::sip::start_line::Method;
+use std::collections::HashMap;
+use toml::Spanned;
+
+impl Reader<'_> {
+    pub(super) fn routes(
+        &mut self,
+        routes: &[file::Route],
+        listen: &[&file::Listen],
+        pools: &[file::Pool],
+    ) -> Vec<Route> {
+        let mut names = HashMap::new();
+        let mut read = Vec::new();
+        for (index, route) in routes.iter().enumerate() {
+            let at = route.name.as_ref().map_or(route.pool.span(), Spanned::span);
+            let name = self.name(&route.name, &mut names, || format!("route-{}", index + 1), at);
+            let pool_names: Vec<&str> =
+                pools.iter().filter_map(|pool| pool.name.as_ref()).map(|name| name.get_ref().as_str()).collect();
+            let pool = self.position(&route.pool, &pool_names, pools.iter().map(|pool| &pool.name), "pool");
+            let listeners = route.listen.as_ref().map(|list| {
+                let known: Vec<&str> =
+                    listen.iter().filter_map(|one| one.name.as_ref()).map(|name| name.get_ref().as_str()).collect();
+                let position = |one| self.position(one, &known, listen.iter().map(|one| &one.name), "listener");
+                list.get_ref().iter().map(position).map(|index| index as u8).collect()
+            });
+            let methods = route.methods.as_ref().map(|list| self.methods(list.get_ref()));
+            let domains = route.domains.as_ref().map(|list| self.domains(list.get_ref()));
+            read.push(Route { name, methods, domains, listeners, pool: pool as u16 });
+        }
+        if let Some((route, _)) = routes
+            .iter()
+            .zip(&read)
+            .rev()
+            .skip(1)
+            .find(|(_, one)| one.methods.is_none() && one.domains.is_none() && one.listeners.is_none())
+        {
+            let label = "it has no condition, so the rules behind it are never reached";
+            self.warn(route.pool.span(), "this rule matches everything", label);
+        }
+        read
+    }
+
+    /// The index of what is called `name`.
+    fn position<'a>(
+        &mut self,
+        name: &Spanned<String>,
+        known: &[&str],
+        mut all: impl Iterator<Item = &'a Value<String>>,
+        what: &str,
+    ) -> usize {
+        let found = all.position(|one| one.as_ref().is_some_and(|one| one.get_ref() == name.get_ref()));
+        found.unwrap_or_else(|| {
+            let title = format!("there is no {what} of the name `{}`", name.get_ref());
+            let label = match known.is_empty() {
+                true => format!("no {what} has a `name` yet"),
+                false => did_you_mean(name.get_ref(), known),
+            };
+            self.error(name.span(), title, label);
+            0
+        })
+    }
+
+    fn methods(&mut self, list: &[Spanned<String>]) -> Vec<Method> {
+        let mut methods = Vec::new();
+        for value in list {
+            let known: Vec<&str> = Method::ALL.iter().map(|method| method.name()).collect();
+            match Method::ALL.into_iter().find(|method| method.name() == value.get_ref()) {
+                Some(method) => methods.push(method),
+                None => {
+                    let label = did_you_mean(&value.get_ref().to_ascii_uppercase(), &known);
+                    self.error(value.span(), format!("`{}` is no method viahop tells apart", value.get_ref()), label);
+                }
+            }
+        }
+        methods
+    }
+
+    fn domains(&mut self, list: &[Spanned<String>]) -> Vec<String> {
+        let mut domains = Vec::new();
+        for value in list {
+            let text = value.get_ref().to_ascii_lowercase();
+            let name = text.strip_prefix("*.").unwrap_or(&text);
+            if name.is_empty() || name.contains(['*', '/', ' ']) || name.contains(':') && !name.starts_with('[') {
+                let label = "a host name, `*.` and a host name, or an address";
+                self.error(value.span(), format!("`{text}` is not a domain"), label);
+            }
+            domains.push(text);
+        }
+        domains
+    }
+}
