@@ -150,6 +150,26 @@ pub enum Serves {
 }
 
 impl Backend {
+    fn new(parts: BackendParts, digest: u64, pool: u16, listeners: &[Listener]) -> Backend {
+        let is_stream = parts.reach.transport.is_stream();
+        Backend {
+            id: Backend::id_of(digest),
+            pool,
+            via_start: format!("{}{}:", via::start(parts.reach.transport), parts.via_host).into(),
+            via_port: is_stream.then(|| port_towards(listeners, parts.address.is_ipv4())).flatten(),
+            name: parts.name,
+            address: parts.address,
+            weight: parts.weight,
+            priority: parts.priority,
+            is_up: parts.is_up,
+            serves: parts.serves,
+            max_open: parts.max_open,
+            via_host: parts.via_host,
+            reach: parts.reach,
+            counters: parts.counters,
+        }
+    }
+
     /// The id of the backend whose name has this digest ([`Keys::backend`]). Half of it: tokens are to be short, and the
     /// control plane refuses two backends of one id.
     pub const fn id_of(digest: u64) -> u32 {
@@ -374,48 +394,17 @@ impl Tables {
         for (pool, part) in parts.into_iter().enumerate() {
             let (mut contenders, mut up) = (Vec::new(), Vec::new());
             let first = backends.len();
-            for parts in part.backends {
-                let BackendParts {
-                    name,
-                    address,
-                    weight,
-                    priority,
-                    is_up,
-                    serves,
-                    max_open,
-                    via_host,
-                    reach,
-                    counters,
-                } = parts;
-                let index = backends.len() as u16;
-                let digest = keys.backend(&name);
-                if is_up && weight > 0 {
-                    contenders.push(Contender { index, digest, weight });
+            for backend in part.backends {
+                let (index, digest) = (backends.len() as u16, keys.backend(&backend.name));
+                let backend = Backend::new(backend, digest, pool as u16, &listeners);
+                if backend.is_up && backend.weight > 0 {
+                    contenders.push(Contender { index, digest, weight: backend.weight });
                     up.push(index);
                 }
-                by_address.insert(address, index);
-                let (id, pool) = (Backend::id_of(digest), pool as u16);
-                by_id.insert(id, index);
-                datagram_max = datagram_max.min(reach.datagram_max);
-                let is_stream = reach.transport.is_stream();
-                let via_port = is_stream.then(|| port_towards(&listeners, address.is_ipv4())).flatten();
-                let via_start = format!("{}{via_host}:", via::start(reach.transport)).into();
-                backends.push(Backend {
-                    name,
-                    id,
-                    pool,
-                    address,
-                    weight,
-                    priority,
-                    is_up,
-                    serves,
-                    max_open,
-                    via_host,
-                    reach,
-                    via_start,
-                    via_port,
-                    counters,
-                });
+                by_address.insert(backend.address, index);
+                by_id.insert(backend.id, index);
+                datagram_max = datagram_max.min(backend.reach.datagram_max);
+                backends.push(backend);
             }
             up.sort_by(|&a, &b| {
                 let key = |index: u16| (backends[index as usize].priority, &backends[index as usize].name);
