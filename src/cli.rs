@@ -1,7 +1,7 @@
 //! The command line: what can be typed. What it does is in `command`.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 /// A stateless SIP load balancer: one Via hop between the world and a cluster of SIP servers.
@@ -225,6 +225,7 @@ pub struct Explain {
   viahop ctl reload --dry-run              what the file on disk would change, before it does
   viahop ctl events                        what happened lately
   viahop ctl errors                        messages that could not be read, and where they are wrong
+  viahop ctl connections                   who is connected, and what waits on whom
   viahop ctl trace --call-id ID            what is decided about each message of a call
 
 What is changed here holds until the process ends: what a restart is to find belongs in the file.
@@ -314,6 +315,15 @@ pub enum CtlCommand {
         #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
         lines: usize,
     },
+    /// List the connections: who is connected, over what, and whether anything waits on them.
+    #[command(after_help = "\
+At most 1000 are listed for each shard; how many there are is told in any case. With an address, only those of that peer.")]
+    Connections {
+        /// Only those to this address, like 192.0.2.1.
+        #[arg(value_name = "ADDRESS")]
+        peer: Option<IpAddr>,
+    },
+
     /// Follow one call: show what is decided about each of its messages, as they come.
     #[command(after_help = "\
 The call is followed until the time is over, also when this command is stopped; a new trace ends the one before. Of a

@@ -10,7 +10,7 @@ use crate::dataplane::route::How;
 use crate::dataplane::tables::Tables;
 use crate::dataplane::verdict::{Sender, Verdict};
 use arc_swap::ArcSwap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as between_threads;
@@ -27,6 +27,8 @@ pub enum Signal {
     Malformed(Box<Malformed>),
     /// A message of the call that somebody follows.
     Traced(Box<Traced>),
+    /// The connections of a shard, which were asked for.
+    Connections(Box<Connections>),
     /// A destination could not be reached: nothing listens there, or no way leads there.
     Unreachable {
         /// Where the datagram was sent.
@@ -80,6 +82,51 @@ pub struct Traced {
     pub backend: Option<(Box<str>, Box<str>)>,
     /// The name of the rule that chose the pool.
     pub rule: Option<Box<str>>,
+}
+
+/// A question for the connections of all shards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// The number of the question; 0: none was asked yet.
+    pub number: u64,
+    /// The other side of those that are meant; `None`: all.
+    pub peer: Option<IpAddr>,
+}
+
+/// The answer of a shard to a [`Listing`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connections {
+    /// The number of the question.
+    pub listing: u64,
+    /// The number of the shard.
+    pub shard: usize,
+    /// How many there are that were meant.
+    pub count: usize,
+    /// They, or some of them.
+    pub listed: Vec<Listed>,
+}
+
+/// A connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The other side.
+    pub peer: SocketAddr,
+    /// Index of the listener it came to, or was opened for; `None`: it is to a backend.
+    pub listener: Option<u8>,
+    /// Whether the other side opened it.
+    pub is_accepted: bool,
+    /// `connecting`, `open`, `half-closed` or `closing`.
+    pub state: &'static str,
+    /// How long it has been at that, in milliseconds.
+    pub state_ms: u64,
+    /// How long nothing was sent or received, in milliseconds.
+    pub silent_ms: u64,
+    /// Octets of a message that has come in part.
+    pub partial: usize,
+    /// Octets that wait to be sent.
+    pub unsent: usize,
+    /// Requests that came and have no final response yet.
+    pub unanswered: u32,
 }
 
 /// What waits for one shard to take it over at most: what it sends in some 10 ms.
@@ -168,6 +215,7 @@ pub struct Shared {
     pub tables: Arc<ArcSwap<Tables>>,
     started: Instant,
     stop: AtomicBool,
+    listing: ArcSwap<Listing>,
     rings: Vec<Ring>,
 }
 
@@ -175,9 +223,18 @@ impl Shared {
     /// Asks all shards to finish what they are at and end.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
-        for ring in &self.rings {
-            ring();
-        }
+        self.rings.iter().for_each(|ring| ring());
+    }
+
+    /// Asks all shards for their connections; each answers with [`Signal::Connections`].
+    pub fn list(&self, listing: Listing) {
+        self.listing.store(Arc::new(listing));
+        self.rings.iter().for_each(|ring| ring());
+    }
+
+    /// What was asked last.
+    pub fn listing(&self) -> Listing {
+        **self.listing.load()
     }
 
     /// Whether shards are to end.
@@ -232,7 +289,13 @@ impl ShardEnd {
 pub fn link(rings: Vec<Ring>, listeners: usize, tables: Tables) -> (ControlEnd, Vec<ShardEnd>) {
     let counters: Vec<_> = rings.iter().map(|_| Arc::new(ShardCounters::new(listeners))).collect();
     let tables = Arc::new(ArcSwap::from_pointee(tables));
-    let shared = Arc::new(Shared { tables, started: Instant::now(), stop: AtomicBool::new(false), rings });
+    let shared = Arc::new(Shared {
+        tables,
+        started: Instant::now(),
+        stop: AtomicBool::new(false),
+        listing: ArcSwap::default(),
+        rings,
+    });
     let (sender, signals) = mpsc::channel(SIGNALS_MAX);
     let (ways, arrived): (Vec<_>, Vec<_>) = counters.iter().map(|_| between_threads::sync_channel(HANDED_MAX)).unzip();
     let meshes = arrived.into_iter().enumerate().map(|(own, arrived)| Mesh {

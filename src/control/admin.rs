@@ -87,6 +87,7 @@ fn router(desk: Desk, is_remote: bool) -> Router {
         .route("/status.json", get(status))
         .route("/events", get(events))
         .route("/errors", get(errors))
+        .route("/connections", get(connections))
         .route("/trace", get(trace).post(follow))
         .route("/backend", post(backend))
         .route("/reload", post(reload))
@@ -112,6 +113,7 @@ const INDEX: &str = "viahop\n\n\
     /status.json  backends, shards, configuration, messages\n\
     /events       what happened lately; on loopback only, as all below\n\
     /errors       the last messages that could not be read\n\
+    /connections  who is connected; ?peer=ADDRESS for one of them\n\
     /trace        ?number=N: a call that is followed\n\n\
     by POST; `viahop ctl` speaks it:\n\
     /backend      {\"backend\": \"NAME\", \"state\": \"ready|drain|maint\", \"weight\": N}\n\
@@ -120,8 +122,19 @@ const INDEX: &str = "viahop\n\n\
     /trace        {\"call_id\": \"ID\", \"seconds\": N}: follow a call\n";
 
 /// The paths there are, for whoever misspells one.
-const PATHS: [&str; 10] =
-    ["/metrics", "/ready", "/live", "/status.json", "/events", "/errors", "/trace", "/backend", "/reload", "/drain"];
+const PATHS: [&str; 11] = [
+    "/metrics",
+    "/ready",
+    "/live",
+    "/status.json",
+    "/events",
+    "/errors",
+    "/connections",
+    "/trace",
+    "/backend",
+    "/reload",
+    "/drain",
+];
 
 async fn index() -> &'static str {
     INDEX
@@ -166,13 +179,25 @@ async fn errors(State(shown): State<Shown>, headers: HeaderMap) -> Response {
     shown.ask(&headers, Ok(Ask::Errors)).await
 }
 
+/// `?peer=ADDRESS` for the connections of one peer.
+async fn connections(State(shown): State<Shown>, headers: HeaderMap, RawQuery(query): RawQuery) -> Response {
+    let ask = match value_in(query.as_deref(), "peer").map(str::parse) {
+        None => Ok(Ask::Connections(None)),
+        Some(Ok(peer)) => Ok(Ask::Connections(Some(peer))),
+        Some(Err(_)) => Err(Refused::usage(400, "`peer` is no address, like 192.0.2.1 or 2001:db8::1")),
+    };
+    shown.ask(&headers, ask).await
+}
+
+/// The value that `query` gives to `name`.
+fn value_in<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
+    let mut pairs = query?.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
 /// `?number=N`, and `&after=M` for what came behind message M only.
 async fn trace(State(shown): State<Shown>, headers: HeaderMap, RawQuery(query): RawQuery) -> Response {
-    let query = query.unwrap_or_default();
-    let value = |name: &str| {
-        let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-        pairs.find(|(key, _)| *key == name).and_then(|(_, value)| value.parse().ok())
-    };
+    let value = |name| value_in(query.as_deref(), name).and_then(|value| value.parse().ok());
     let ask = match value("number") {
         Some(number) => Ok(Ask::Trace { number, after: value("after").unwrap_or(0) }),
         None => Err(Refused::usage(400, "which trace? `?number=N`, as the answer to POST gave it")),

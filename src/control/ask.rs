@@ -11,6 +11,7 @@ use super::config::closest;
 use super::operator::State;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::net::IpAddr;
 use tokio::sync::oneshot;
 
 /// Something that is asked.
@@ -18,6 +19,8 @@ use tokio::sync::oneshot;
 pub enum Ask {
     /// To change a backend.
     Backend(BackendChange),
+    /// To show the connections, of all or of one peer.
+    Connections(Option<IpAddr>),
     /// To finish what is under way, then end.
     Drain,
     /// To show the last messages that could not be read.

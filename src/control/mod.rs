@@ -15,6 +15,7 @@ pub mod admin;
 pub mod ask;
 pub mod cluster;
 pub mod config;
+pub mod connections;
 pub mod events;
 pub mod health;
 pub mod list_watch;

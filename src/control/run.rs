@@ -22,6 +22,7 @@ use super::ask::{Answer, Ask, Asked, BackendChange, Follow, Refused, find};
 use super::cluster::{Backend, Cluster, Turn, moved_slots};
 use super::config::problem::{Report, Source};
 use super::config::{Config, Health, Loaded, Socket, WEIGHT_MAX, load};
+use super::connections::Listings;
 use super::events::Events;
 use super::health::detector::Outcome;
 use super::health::probe::{self, Watch};
@@ -228,6 +229,7 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
         drain: None,
         seen: Seen::default(),
         witness: Witness::default(),
+        listings: Listings::default(),
     };
     control.watch();
     control.lists.follow(&control.config, &control.list_to);
@@ -268,6 +270,7 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
                 Ask::Reload(_) if reading.is_some() => drop(reply.send(Err(busy_reading()))),
                 Ask::Reload(how) => reading = Some(control.start_reading(how.dry_run, Some(reply))),
                 Ask::Backend(change) => drop(reply.send(control.change(&change))),
+                Ask::Connections(peer) => control.listings.ask(peer, reply, &control.shared),
                 Ask::Drain => drop(reply.send(Ok(control.drain_on_demand()))),
                 Ask::Errors => drop(reply.send(Ok(control.witness.errors()))),
                 Ask::Follow(call) => drop(reply.send(control.follow(&call))),
@@ -319,6 +322,8 @@ struct Control {
     drain: Option<Drain>,
     seen: Seen,
     witness: Witness,
+    /// Questions for the connections of shards.
+    listings: Listings,
 }
 
 /// A backend under watch, by its names in the cluster.
@@ -457,6 +462,10 @@ impl Control {
         let (to, code) = match signal {
             Signal::Malformed(told) => return self.witness.on_malformed(&told, &self.fixed.listeners),
             Signal::Traced(told) => return self.witness.on_traced(&told, &self.fixed.listeners),
+            Signal::Connections(told) => {
+                let Control { listings, counters, fixed, shared, .. } = self;
+                return listings.on_told(*told, counters.len(), &fixed.listeners, shared);
+            }
             Signal::Unreachable { to, code } => (to, code),
         };
         let up = self.cluster.backends().any(|(_, backend)| backend.place.address == to && backend.detector.is_up());
@@ -507,6 +516,7 @@ impl Control {
         if self.witness.is_over(now) {
             self.set_trace(None);
         }
+        self.listings.on_tick(self.counters.len(), &self.fixed.listeners, &self.shared);
         if self.renew_at.is_some_and(|at| at <= now) {
             self.publish(None);
         }

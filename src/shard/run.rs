@@ -54,6 +54,8 @@ pub struct Shard<I> {
     pub(super) link: ShardEnd,
     drops_asked_ms: u64,
     pub(super) witness: Witness,
+    /// The number of the last question for connections that was answered.
+    pub(super) listed: u64,
 }
 
 impl<I: Io> Shard<I> {
@@ -83,6 +85,7 @@ impl<I: Io> Shard<I> {
             link,
             drops_asked_ms: 0,
             witness: Witness::default(),
+            listed: 0,
         }
     }
 

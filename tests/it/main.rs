@@ -10,6 +10,7 @@ mod support;
 mod calls;
 mod ctl;
 mod dialogs;
+mod edge;
 mod faults;
 mod lists;
 mod live;

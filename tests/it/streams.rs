@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A UDP and a TCP listener on one port, and a pool; `more` is put in front of the pools.
-fn config(listen: u16, backends: &[String], more: &str) -> String {
+pub fn config(listen: u16, backends: &[String], more: &str) -> String {
     let backends: Vec<String> = backends.iter().map(|uri| format!("{{ uri = \"{uri}\" }}")).collect();
     format!(
         "[balancer]\nshards = 2\n[[listen]]\naddress = \"udp:127.0.0.1:{listen}\"\n\
@@ -20,41 +20,41 @@ fn config(listen: u16, backends: &[String], more: &str) -> String {
     )
 }
 
-fn udp(port: u16) -> String {
+pub fn udp(port: u16) -> String {
     format!("sip:127.0.0.1:{port}")
 }
 
-fn tcp(port: u16) -> String {
+pub fn tcp(port: u16) -> String {
     format!("sip:127.0.0.1:{port};transport=tcp")
 }
 
 /// A client that speaks in pieces and waits for whole messages.
-struct Client {
-    stream: TcpStream,
+pub struct Client {
+    pub stream: TcpStream,
     came: Vec<u8>,
 }
 
 impl Client {
-    fn connect(port: u16) -> Client {
+    pub fn connect(port: u16) -> Client {
         Client::of(TcpStream::connect(("127.0.0.1", port)).unwrap())
     }
 
-    fn of(stream: TcpStream) -> Client {
+    pub fn of(stream: TcpStream) -> Client {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         Client { stream, came: Vec::new() }
     }
 
-    fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.stream.local_addr().unwrap()
     }
 
-    fn say(&mut self, text: impl AsRef<[u8]>) {
+    pub fn say(&mut self, text: impl AsRef<[u8]>) {
         self.stream.write_all(text.as_ref()).unwrap();
     }
 
     /// The next message, or the line end that answers a ping.
-    fn hear(&mut self) -> String {
+    pub fn hear(&mut self) -> String {
         loop {
             if let Some(len) = whole(&self.came) {
                 return String::from_utf8(self.came.drain(..len).collect()).unwrap();
@@ -67,7 +67,7 @@ impl Client {
     }
 
     /// Waits for the other side to close, and returns what it said before.
-    fn hear_the_end(mut self) -> String {
+    pub fn hear_the_end(mut self) -> String {
         let mut rest = std::mem::take(&mut self.came);
         match self.stream.read_to_end(&mut rest) {
             Ok(_) => {}
@@ -90,7 +90,7 @@ fn whole(octets: &[u8]) -> Option<usize> {
     (octets.len() >= len).then_some(len)
 }
 
-fn request(method: &str, transport: &str, sent_by: impl std::fmt::Display, call: &str, more: &str) -> String {
+pub fn request(method: &str, transport: &str, sent_by: impl std::fmt::Display, call: &str, more: &str) -> String {
     format!(
         "{method} sip:bob@example.net SIP/2.0\r\nVia: SIP/2.0/{transport} {sent_by};branch=z9hG4bK{call}{method}\r\n\
          Max-Forwards: 70\r\nFrom: <sip:alice@example.net>;tag=1\r\nTo: <sip:bob@example.net>\r\nCall-ID: {call}\r\n\
@@ -98,16 +98,16 @@ fn request(method: &str, transport: &str, sent_by: impl std::fmt::Display, call:
     )
 }
 
-const EMPTY: &str = "Content-Length: 0\r\n";
+pub const EMPTY: &str = "Content-Length: 0\r\n";
 
 /// The rows of a message with this name.
-fn rows<'a>(message: &'a str, name: &str) -> Vec<&'a str> {
+pub fn rows<'a>(message: &'a str, name: &str) -> Vec<&'a str> {
     let head = message.split("\r\n\r\n").next().unwrap();
     head.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).collect()
 }
 
 /// The answer of a server.
-fn answer(request: &str, line: &str, more: &str) -> String {
+pub fn answer(request: &str, line: &str, more: &str) -> String {
     let keep = ["Via", "Record-Route", "From", "Call-ID", "CSeq"];
     let copied: String = keep
         .iter()
@@ -119,26 +119,26 @@ fn answer(request: &str, line: &str, more: &str) -> String {
     )
 }
 
-struct Backend(UdpSocket);
+pub struct Backend(UdpSocket);
 
 impl Backend {
-    fn new() -> Backend {
+    pub fn new() -> Backend {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         Backend(socket)
     }
 
-    fn port(&self) -> u16 {
+    pub fn port(&self) -> u16 {
         self.0.local_addr().unwrap().port()
     }
 
-    fn hear(&self) -> (String, SocketAddr) {
+    pub fn hear(&self) -> (String, SocketAddr) {
         let mut room = [0; 65_536];
         let (len, from) = self.0.recv_from(&mut room).unwrap();
         (String::from_utf8(room[..len].to_vec()).unwrap(), from)
     }
 
-    fn say(&self, text: &str, to: impl std::net::ToSocketAddrs) {
+    pub fn say(&self, text: &str, to: impl std::net::ToSocketAddrs) {
         self.0.send_to(text.as_bytes(), to).unwrap();
     }
 }

@@ -43,12 +43,15 @@ pub fn run(args: &cli::Ctl) -> ExitCode {
 
 /// Whether the answer can be had in the form that is asked for.
 fn fits(args: &cli::Ctl) -> Result<(), &'static str> {
-    let is_list = matches!(args.command, CtlCommand::Backends | CtlCommand::Errors { .. } | CtlCommand::Events { .. });
+    let is_list = matches!(
+        args.command,
+        CtlCommand::Backends | CtlCommand::Connections { .. } | CtlCommand::Errors { .. } | CtlCommand::Events { .. }
+    );
     match args.format {
         Shape::Kamcmd if !matches!(args.command, CtlCommand::Backends) => {
             Err("only `backends` knows `--format kamcmd`")
         }
-        Shape::Csv if !is_list => Err("only lists know `--format csv`: `backends`, `errors`, `events`"),
+        Shape::Csv if !is_list => Err("only lists know `--format csv`: `backends`, `connections`, `errors`, `events`"),
         _ => Ok(()),
     }
 }
@@ -110,6 +113,17 @@ fn obey(args: &cli::Ctl, client: &Client) -> Result<String, Trouble> {
                 Shape::Json => pretty(&Value::Array(last.to_vec())),
                 Shape::Csv => show::errors_in_full(last).csv(),
                 Shape::Table | Shape::Kamcmd => show::errors(last),
+            })
+        }
+        CtlCommand::Connections { peer } => {
+            let answer = client.get(&match peer {
+                Some(peer) => format!("/connections?peer={peer}"),
+                None => "/connections".into(),
+            })?;
+            Ok(match args.format {
+                Shape::Json => pretty(&answer),
+                Shape::Csv => show::connections_in_full(&answer).csv(),
+                Shape::Table | Shape::Kamcmd => show::connections(&answer),
             })
         }
         CtlCommand::Trace { call_id, seconds } => follow(client, call_id, *seconds, is_json),

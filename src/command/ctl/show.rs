@@ -264,6 +264,49 @@ pub fn errors_in_full(errors: &[Value]) -> Table {
     table
 }
 
+/// The connections, and how many there are.
+pub fn connections(answer: &Value) -> String {
+    let mut table = Table::new(&["peer", "listener", "state", "silent", ">unsent", ">unanswered"]);
+    for one in list(&answer["connections"]) {
+        let listener = if one["listener"].is_null() { "to a backend".into() } else { word(&one["listener"]) };
+        let [peer, state, unsent, unanswered] = ["peer", "state", "unsent", "unanswered"].map(|name| word(&one[name]));
+        table.add([peer, listener, state, age(&one["silent_ms"]), unsent, unanswered]);
+    }
+    let (count, shown) = (answer["count"].as_u64().unwrap_or_default(), list(&answer["connections"]).count() as u64);
+    let mut text = if shown == 0 { String::new() } else { table.text() + "\n" };
+    text.push_str(&match count - shown.min(count) {
+        _ if count == 0 => "no connection\n".to_owned(),
+        0 => format!("{count} in all\n"),
+        more => format!("{count} in all; {more} are not shown: name a peer to see its own\n"),
+    });
+    for shard in list(&answer["silent_shards"]) {
+        text.push_str(&format!("shard {shard} did not answer within a second: its connections are missing\n"));
+    }
+    text
+}
+
+/// The same as rows.
+pub fn connections_in_full(answer: &Value) -> Table {
+    const NAMES: [&str; 10] =
+        ["peer", "listener", "opened_by", "state", "state_ms", "silent_ms", "partial", "unsent", "unanswered", "shard"];
+    let mut table = Table::new(&NAMES);
+    for one in list(&answer["connections"]) {
+        table.add(NAMES.map(|name| word(&one[name])));
+    }
+    table
+}
+
+/// A time in milliseconds, in its largest two units.
+fn age(value: &Value) -> String {
+    let seconds = value.as_u64().unwrap_or_default() / 1000;
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m {}s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h {}m", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{}d {}h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
 /// A message of a call that is followed.
 pub fn traced(message: &Value) -> String {
     let mut text = format!(

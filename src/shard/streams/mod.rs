@@ -16,6 +16,7 @@
 //! connection, and nobody else loses anything: of a backend's connection only the message is refused that does not fit.
 
 pub mod connection;
+mod list;
 mod turn;
 
 use crate::dataplane::counters::{Ended, StreamCounters, Tally};

@@ -156,9 +156,12 @@ impl<I: Io> Shard<I> {
     fn on_connected(&mut self, slot: usize, now_ms: u64) {
         self.with_ledger(|streams, link, ledger| {
             let Some(connection) = streams.connection(slot) else { return };
-            let has_failed = !matches!(connection.socket.take_error(), Ok(None));
-            if has_failed || connection.socket.peer_addr().is_err() {
+            if !matches!(connection.socket.take_error(), Ok(None)) {
                 return streams.end(slot, Ended::ConnectFailed, now_ms, &link.counters.streams, ledger);
+            }
+            if connection.socket.peer_addr().is_err() {
+                // It was another that became ready, which had this slot earlier in the turn.
+                return;
             }
             connection.put_into(State::Open, now_ms);
             connection.active_ms = now_ms;
@@ -433,6 +436,7 @@ impl<I: Io> Shard<I> {
     /// Takes what other shards have handed over. Messages leave with the end of [`Shard::turn_streams`].
     pub fn take_over(&mut self) {
         let now_ms = self.link.shared.now_ms();
+        self.list_if_asked(now_ms);
         for _ in 0..TAKEN_OVER {
             match self.link.mesh.next_handed() {
                 None => return,
