@@ -46,6 +46,8 @@ const METRICS: &[(&str, Metric)] = &[
     ("wrong", Metric::Count(|log| calls(log, |calls| calls.counts.wrong))),
     ("unexpected", Metric::Count(|log| calls(log, |calls| calls.counts.unexpected))),
     ("refused", Metric::Count(|log| calls(log, |calls| calls.counts.refused))),
+    ("connections_lost", Metric::Count(|log| calls(log, |calls| calls.counts.connections_lost))),
+    ("reconnects", Metric::Count(|log| calls(log, |calls| calls.counts.reconnects))),
     (
         "overflowed",
         Metric::Count(|log| calls(log, |calls| calls.counts.overflowed) + callees(log, |total| total.overflowed)),

@@ -1,5 +1,6 @@
-//! Addresses as users write them: `udp:127.0.0.1:6000-6003` to listen on, `sip:proxy.example.net:5060` to send to.
+//! Addresses as users write them: `udp:127.0.0.1:6000-6003` to listen on, `sip:proxy.example.net:5060;transport=tcp` to send to.
 
+use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 
 /// Port of SIP where none is written (RFC 3261 19.1.2).
@@ -8,9 +9,79 @@ pub const SIP_PORT: u16 = 5060;
 /// Sockets that one range of ports may open. More is a typing error more often than a wish.
 const RANGE_MAX: usize = 4096;
 
-/// Reads `[udp:]ADDRESS[:PORT[-PORT]]`: one socket address per port.
-pub fn parse_listen(text: &str) -> Result<Vec<SocketAddr>, String> {
-    let rest = strip_transport(text)?;
+/// What carries messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// Connections, on which messages follow each other without a gap.
+    Tcp,
+    /// Datagrams, each a message.
+    #[default]
+    Udp,
+}
+
+impl Transport {
+    /// Whether it delivers what it takes, so that no transaction sends anything again (RFC 3261 17).
+    pub fn is_reliable(self) -> bool {
+        self == Transport::Tcp
+    }
+
+    /// As a Via has it.
+    pub fn in_via(self) -> &'static str {
+        match self {
+            Transport::Tcp => "TCP",
+            Transport::Udp => "UDP",
+        }
+    }
+
+    /// What a URI says about it: nothing of the usual one.
+    pub fn uri_param(self) -> &'static str {
+        match self {
+            Transport::Tcp => ";transport=tcp",
+            Transport::Udp => "",
+        }
+    }
+
+    fn read(name: &str) -> Option<Transport> {
+        [Transport::Tcp, Transport::Udp].into_iter().find(|known| known.in_via().eq_ignore_ascii_case(name))
+    }
+}
+
+/// `tcp`, as listeners are written.
+impl fmt::Display for Transport {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.pad(match self {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+        })
+    }
+}
+
+/// An address and how to speak to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// How.
+    pub transport: Transport,
+    /// Where.
+    pub address: SocketAddr,
+}
+
+/// `tcp:127.0.0.1:5060`.
+impl fmt::Display for Endpoint {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "{}:{}", self.transport, self.address)
+    }
+}
+
+/// Over UDP.
+impl<A: Into<SocketAddr>> From<A> for Endpoint {
+    fn from(address: A) -> Endpoint {
+        Endpoint { transport: Transport::Udp, address: address.into() }
+    }
+}
+
+/// Reads `[udp:|tcp:]ADDRESS[:PORT[-PORT]]`: one endpoint per port.
+pub fn parse_listen(text: &str) -> Result<Vec<Endpoint>, String> {
+    let (transport, rest) = split_transport(text)?;
     let (host, ports) = split_port(rest)?;
     let (first, last) = match ports {
         None => (SIP_PORT, SIP_PORT),
@@ -25,40 +96,51 @@ pub fn parse_listen(text: &str) -> Result<Vec<SocketAddr>, String> {
     if usize::from(last - first) >= RANGE_MAX {
         return Err(format!("{first}-{last} are {} ports; at most {RANGE_MAX} are opened", last - first + 1));
     }
+    let transport = transport.unwrap_or_default();
     let ip = resolve(host, first)?.ip();
-    Ok((first..=last).map(|port| SocketAddr::new(ip, port)).collect())
+    Ok((first..=last).map(|port| Endpoint { transport, address: SocketAddr::new(ip, port) }).collect())
 }
 
-/// Reads a target: `sip:HOST[:PORT]`, or just `HOST[:PORT]`. A name is looked up once, here.
-pub fn parse_target(text: &str) -> Result<SocketAddr, String> {
-    let rest = match text.split_once(':') {
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("sip") => rest,
+/// Reads a target: `sip:HOST[:PORT][;transport=tcp]`, `tcp:HOST[:PORT]`, or just `HOST[:PORT]`. A name is looked up once, here.
+pub fn parse_target(text: &str) -> Result<Endpoint, String> {
+    let (mut transport, rest) = match text.split_once(':') {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("sip") => (None, rest),
         Some((scheme, _)) if scheme.eq_ignore_ascii_case("sips") => {
             return Err("sips: needs TLS, which this load generator does not speak; use sip:".to_owned());
         }
-        _ => strip_transport(text)?,
+        _ => split_transport(text)?,
     };
     let (address, params) = rest.split_once(';').unwrap_or((rest, ""));
     for param in params.split(';').filter(|param| !param.is_empty()) {
-        if !param.eq_ignore_ascii_case("transport=udp") && !param.eq_ignore_ascii_case("lr") {
-            return Err(format!("`;{param}` is not understood; the load goes over UDP"));
+        let (name, value) = param.split_once('=').unwrap_or((param, ""));
+        if name.eq_ignore_ascii_case("lr") && value.is_empty() {
+            continue;
+        }
+        let known = if name.eq_ignore_ascii_case("transport") { Transport::read(value) } else { None };
+        let Some(known) = known else {
+            return Err(format!("`;{param}` is not understood; the load goes over UDP or TCP: ;transport=tcp"));
+        };
+        if transport.replace(known).is_some_and(|before| before != known) {
+            return Err(format!("`;{param}` contradicts what stands before the address"));
         }
     }
     let address = address.rsplit_once('@').map_or(address, |(_, host)| host);
     let (host, port) = split_port(address)?;
-    resolve(host, port.map_or(Ok(SIP_PORT), parse_port)?)
+    let address = resolve(host, port.map_or(Ok(SIP_PORT), parse_port)?)?;
+    Ok(Endpoint { transport: transport.unwrap_or_default(), address })
 }
 
-fn strip_transport(text: &str) -> Result<&str, String> {
-    match text.split_once(':') {
-        Some((transport, rest)) if transport.eq_ignore_ascii_case("udp") => Ok(rest),
-        Some((transport, _))
-            if ["tcp", "tls", "ws", "wss", "sctp"].iter().any(|other| transport.eq_ignore_ascii_case(other)) =>
-        {
-            Err(format!("{transport} is not spoken here; the load goes over UDP: udp:ADDRESS:PORT"))
-        }
-        _ => Ok(text),
+fn split_transport(text: &str) -> Result<(Option<Transport>, &str), String> {
+    let Some((name, rest)) = text.split_once(':') else { return Ok((None, text)) };
+    if let Some(transport) = Transport::read(name) {
+        return Ok((Some(transport), rest));
     }
+    if ["tls", "ws", "wss", "sctp"].iter().any(|other| name.eq_ignore_ascii_case(other)) {
+        return Err(format!(
+            "{name} is not spoken here; the load goes over UDP or TCP: udp:ADDRESS:PORT, tcp:ADDRESS:PORT"
+        ));
+    }
+    Ok((None, text))
 }
 
 /// `[::1]:5060` into `::1` and `5060`; a bare IPv6 address has no port.
@@ -100,13 +182,22 @@ fn resolve(host: &str, port: u16) -> Result<SocketAddr, String> {
 mod tests {
     use super::*;
 
+    fn udp(address: &str) -> Endpoint {
+        address.parse::<SocketAddr>().unwrap().into()
+    }
+
+    fn tcp(address: &str) -> Endpoint {
+        Endpoint { transport: Transport::Tcp, ..udp(address) }
+    }
+
     #[test]
     fn a_range_of_ports_is_one_address_each() {
         let addresses = parse_listen("udp:127.0.0.1:6000-6003").unwrap();
         assert_eq!(addresses.len(), 4);
-        assert_eq!(addresses[3], "127.0.0.1:6003".parse().unwrap());
-        assert_eq!(parse_listen("[::1]:5070").unwrap(), ["[::1]:5070".parse().unwrap()]);
-        assert_eq!(parse_listen("127.0.0.1").unwrap(), ["127.0.0.1:5060".parse().unwrap()]);
+        assert_eq!(addresses[3], udp("127.0.0.1:6003"));
+        assert_eq!(parse_listen("[::1]:5070").unwrap(), [udp("[::1]:5070")]);
+        assert_eq!(parse_listen("127.0.0.1").unwrap(), [udp("127.0.0.1:5060")]);
+        assert_eq!(parse_listen("tcp:127.0.0.1:6000-6001").unwrap(), [tcp("127.0.0.1:6000"), tcp("127.0.0.1:6001")]);
     }
 
     #[test]
@@ -118,9 +209,12 @@ mod tests {
             "127.0.0.1",
             "sip:127.0.0.1;transport=udp",
         ] {
-            assert_eq!(parse_target(text), Ok("127.0.0.1:5060".parse().unwrap()), "{text}");
+            assert_eq!(parse_target(text), Ok(udp("127.0.0.1:5060")), "{text}");
         }
-        assert_eq!(parse_target("sip:[::1]"), Ok("[::1]:5060".parse().unwrap()));
+        for text in ["sip:127.0.0.1;transport=tcp", "sip:127.0.0.1:5060;lr;Transport=TCP", "tcp:127.0.0.1"] {
+            assert_eq!(parse_target(text), Ok(tcp("127.0.0.1:5060")), "{text}");
+        }
+        assert_eq!(parse_target("sip:[::1]"), Ok(udp("[::1]:5060")));
     }
 
     #[test]
@@ -128,7 +222,7 @@ mod tests {
         for (text, said) in [
             ("udp:127.0.0.1:6003-6000", "backwards"),
             ("udp:127.0.0.1:506O", "letter O"),
-            ("tcp:127.0.0.1:5060", "UDP"),
+            ("tls:127.0.0.1:5060", "UDP or TCP"),
             ("udp:127.0.0.1:99999", "not a port"),
             ("udp:[::1:5060", "bracket"),
             ("udp:127.0.0.1:1-60000", "at most"),
@@ -137,6 +231,7 @@ mod tests {
             assert!(error.contains(said), "{text}: {error}");
         }
         assert!(parse_target("sips:127.0.0.1").unwrap_err().contains("TLS"));
-        assert!(parse_target("sip:127.0.0.1;transport=tcp").unwrap_err().contains("UDP"));
+        assert!(parse_target("sip:127.0.0.1;transport=tls").unwrap_err().contains("UDP or TCP"));
+        assert!(parse_target("udp:127.0.0.1;transport=tcp").unwrap_err().contains("contradicts"));
     }
 }

@@ -1,5 +1,6 @@
 //! What we tell a user when something does not work: what, why, what to do. And the exit codes.
 
+use crate::endpoint::Endpoint;
 use std::fmt;
 
 /// How the program ends. Documented in `docs/load.md`; scripts rely on them.
@@ -73,22 +74,23 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 /// Turns the kernel's refusal of an address into a failure that says what to do.
-pub fn cannot_bind(address: std::net::SocketAddr, error: &std::io::Error) -> Failure {
+pub fn cannot_bind(endpoint: impl Into<Endpoint>, error: &std::io::Error) -> Failure {
+    let Endpoint { transport, address } = endpoint.into();
     use std::io::ErrorKind;
     let failure = |what: String| Failure::new(Exit::Environment, "start", what);
     match error.kind() {
-        ErrorKind::AddrInUse => failure(format!("{address}/udp is in use"))
-            .help(format!("who has it: ss -lunp 'sport = :{}'", address.port()))
+        ErrorKind::AddrInUse => failure(format!("{address}/{transport} is in use"))
+            .help(format!("who has it: ss -l{}np 'sport = :{}'", &transport.to_string()[..1], address.port()))
             .help("choose another port, or port 0 for any that is free"),
         ErrorKind::AddrNotAvailable => failure(format!("{} is not an address of this machine", address.ip()))
             .help("the addresses it has: ip -brief address"),
-        ErrorKind::PermissionDenied => failure(format!("this user may not open {address}/udp"))
+        ErrorKind::PermissionDenied => failure(format!("this user may not open {address}/{transport}"))
             .help("ports below 1024 need CAP_NET_BIND_SERVICE; SIP is at home on 5060"),
         _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => failure(format!(
-            "no file descriptor left for {address}/udp; this process may have {}",
+            "no file descriptor left for {address}/{transport}; this process may have {}",
             crate::sys::process::descriptors_max()
         ))
         .help("raise the limit before the start: ulimit -n 65536"),
-        _ => failure(format!("cannot open {address}/udp: {error}")),
+        _ => failure(format!("cannot open {address}/{transport}: {error}")),
     }
 }

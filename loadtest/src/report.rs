@@ -73,7 +73,9 @@ fn put_calls(text: &mut String, report: &uac::Report, rate: f64) {
         "network:",
         &[
             (counts.retransmissions, "retransmissions"),
-            (counts.refused, "refused (ICMP)"),
+            (counts.refused, "refused: nobody listens there"),
+            (counts.connections_lost, "connections lost"),
+            (counts.reconnects, "attempts to connect again"),
             (counts.unsent, "not taken by the kernel"),
             (counts.overflowed, "dropped by our own full receive buffers"),
         ],
@@ -141,6 +143,8 @@ fn put_callees(text: &mut String, report: &uas::Report) {
             (total.abandoned, "calls that fell silent"),
             (total.responses, "responses to nothing"),
             (total.overflowed, "dropped by our own full receive buffers"),
+            (total.connections, "connections taken"),
+            (total.unsent, "responses whose connection was gone"),
         ],
     );
     if report.backends.len() > 1 {

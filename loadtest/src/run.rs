@@ -94,7 +94,8 @@ pub fn run(plan: &Plan, watcher: &mut impl Watcher) -> Result<Log, Failure> {
     let start = now_ns();
     let mut calls = plan.calls.clone();
     if let (true, Some(calls), Some(uas)) = (plan.straight, &mut calls, &uas) {
-        calls.target = uas.addresses()[0];
+        let first = uas.endpoints()[0];
+        (calls.target, calls.transport) = (first.address, first.transport);
     }
     let uac = calls.map(Uac::start).transpose()?;
     let mut fates = Vec::new();
@@ -283,7 +284,7 @@ fn judge_callers(plan: &Plan, wishes: u32, calls: &uac::Report, marks: &mut Vec<
     if counts.received() == 0 && counts.placed > 0 {
         let why = match counts.refused {
             0 => "nothing came back: the target swallows what it gets, or its answers go elsewhere",
-            _ => "nobody listens there (ICMP port unreachable)",
+            _ => "nobody listens there (ICMP port unreachable, or connection refused)",
         };
         marks.push(format!("VOID: not one request was answered; {why}"));
     }

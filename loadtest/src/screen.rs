@@ -131,8 +131,10 @@ impl View {
                     0..=3 => names.join(", "),
                     many => format!("{many} scenarios"),
                 };
-                let target =
-                    if plan.straight { "straight to the callees".to_owned() } else { format!("udp:{}", calls.target) };
+                let target = match plan.straight {
+                    true => "straight to the callees".to_owned(),
+                    false => format!("{}:{}", calls.transport, calls.target),
+                };
                 format!("{target}  {names}")
             }
             (None, Some(callees)) => format!("{} backends", callees.backends.len()),
@@ -267,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_second_is_shown_with_what_was_checked_and_what_went_which_way() {
-        let calls = uac::Config::new("127.0.0.1:5060".parse().unwrap());
+        let calls = uac::Config::new(([127, 0, 0, 1], 5060));
         let plan = Plan { calls: Some(calls), callees: None, straight: false, until_ns: 0, lateness_max_ns: 0 };
         let mut view = View::new(&plan);
         let second = Second { length_ns: SECOND_NS, placed: 100, latency: vec![(1_000_000, 9)], ..Second::default() };

@@ -63,7 +63,35 @@ fn a_port_in_use_is_said_with_the_way_out() {
 }
 
 #[test]
+fn a_load_over_tcp_is_asked_for_by_the_addresses_and_only_connections_belong_to_it() {
+    let tcp = ["--listen", "tcp:127.0.0.1:0", "--rate", "200", "--calls", "40", "-q"];
+    let output = run(&[&["run", "--connections", "4", "--assert", "completed==40"], &tcp[..]].concat());
+    assert_eq!(output.code, 0, "{}", output.all());
+    assert!(output.stdout.contains("4 connections taken"), "{}", output.stdout);
+    let refused = |args: &[&str], why: &str| {
+        let output = run(args);
+        assert_eq!(output.code, 2, "{}", output.all());
+        assert!(output.stderr.contains(why) && output.stderr.contains("help: "), "{}", output.stderr);
+    };
+    refused(&[&["run", "--sockets", "2"], &tcp[..]].concat(), "--sockets is for UDP");
+    refused(&[&["run", "--lose", "1%"], &tcp[..]].concat(), "over TCP the kernel");
+    refused(&["run", "--listen", ANY, "--connections", "2", "-q"], "over UDP");
+    let output = run(&["uac", "--target", "sip:127.0.0.1:9;transport=tcp", "--calls", "3", "-q"]);
+    assert_eq!(output.code, 1, "{}", output.all());
+    assert!(output.stdout.contains("connection refused"), "{}", output.stdout);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!("tcp:{}", taken.local_addr().unwrap());
+    let output = run(&["uas", "--listen", &listen, "--seconds", "1"]);
+    assert_eq!(output.code, 4);
+    assert!(output.stderr.contains("/tcp is in use") && output.stderr.contains("ss -ltnp"), "{}", output.stderr);
+}
+
+#[test]
 fn an_address_that_is_not_ours_is_said_with_the_way_out() {
+    let target = "sip:127.0.0.1:9;transport=tcp";
+    let output = run(&["uac", "--target", target, "--from", "192.0.2.1", "--calls", "1", "-q"]);
+    assert_eq!(output.code, 4, "{}", output.all());
+    assert!(output.stderr.contains("192.0.2.1 is not an address of this machine"), "{}", output.stderr);
     let output = run(&["uac", "--target", "sip:127.0.0.1:9", "--from", "192.0.2.1", "--calls", "1", "-q"]);
     assert_eq!(output.code, 4, "{}", output.all());
     assert!(output.stderr.contains("192.0.2.1 is not an address of this machine"), "{}", output.stderr);
@@ -117,7 +145,7 @@ fn what_is_no_command_line_ends_with_2() {
         &["run", "--rate", "0"][..],
         &["run", "--assert", "speed>1"],
         &["run", "--fault", "silent=200%"],
-        &["uac", "--target", "tcp:127.0.0.1"],
+        &["uac", "--target", "tls:127.0.0.1"],
         &["run", "--cores", "9999"],
         &["uas", "--listen", "tcp:127.0.0.1:1"],
     ] {
@@ -232,7 +260,7 @@ fn a_backend_is_killed_and_comes_back_at_the_times_given() {
     args.extend(["--fault", "down=0@0.4-0.8", "--assert", "failed>10", "--assert", "completed>100"]);
     let output = run(&args);
     assert_eq!(output.code, 0, "{}", output.all());
-    assert!(output.stdout.contains("refused (ICMP)"), "{}", output.stdout);
+    assert!(output.stdout.contains("refused: nobody listens"), "{}", output.stdout);
     assert_eq!(run(&["run", "--listen", ANY, "--fault", "down=1@1-2"]).code, 2, "there is only backend 0");
 }
 

@@ -86,7 +86,7 @@ impl Kamailio {
             skip("not installed");
             return None;
         };
-        let at = UdpSocket::bind(any_port()).unwrap().local_addr().unwrap();
+        let at = UdpSocket::bind(any_port().address).unwrap().local_addr().unwrap();
         let dir = std::env::temp_dir().join(format!("viahop-load-test-{}-{}", std::process::id(), at.port()));
         std::fs::create_dir_all(&dir).unwrap();
         let config = include_str!("kamailio-registrar.cfg")
@@ -101,7 +101,7 @@ impl Kamailio {
         let child = command.spawn().unwrap();
         let kamailio = Kamailio { child, at, dir };
         // It answers an OPTIONS with 405, which is no 200, but the first answer of any kind means that it is there.
-        let probe = UdpSocket::bind(any_port()).unwrap();
+        let probe = UdpSocket::bind(any_port().address).unwrap();
         probe.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let local = probe.local_addr().unwrap();
         let request = format!(

@@ -125,7 +125,7 @@ struct Element {
 
 impl Element {
     fn start(callee: SocketAddr) -> Element {
-        let mut relay = Relay::bind(any_port(), callee).unwrap();
+        let mut relay = Relay::bind(any_port().address, callee).unwrap();
         let (address, stop) = (relay.local(), Arc::new(AtomicBool::new(false)));
         let stopped = Arc::clone(&stop);
         let run = move || {
@@ -161,7 +161,7 @@ fn sipp(args: &[&str]) -> Option<Child> {
 }
 
 fn free_port() -> SocketAddr {
-    UdpSocket::bind(any_port()).unwrap().local_addr().unwrap()
+    UdpSocket::bind(any_port().address).unwrap().local_addr().unwrap()
 }
 
 /// A callee that has its port is ready.

@@ -94,7 +94,8 @@ impl From<std::io::Error> for Trouble {
 fn play(args: &cli::Demo) -> Result<Option<bool>, Trouble> {
     catch_stop_signals();
     let any: SocketAddr = ([127, 0, 0, 1], 0).into();
-    let uas = Uas::start(uas::Config { backends: vec![any; SERVERS], list_new_calls: true, ..Default::default() })?;
+    let uas =
+        Uas::start(uas::Config { backends: vec![any.into(); SERVERS], list_new_calls: true, ..Default::default() })?;
     let balancer = Balancer::start(uas.addresses())?;
     let screen = Screen::new();
     screen.head(&balancer, args);

@@ -171,7 +171,7 @@ fn with_one_port_towards_backends_calls_are_on_one_shard_all_the_same() {
 
 /// Calls of one trunk: all from one address and port.
 fn trunk(name: &str, keys: &str, calls: u64) -> (uac::Report, uas::Report, Viahop) {
-    let backends = vec![SocketAddr::from(([127, 0, 0, 1], 0)); 2];
+    let backends = vec![SocketAddr::from(([127, 0, 0, 1], 0)).into(); 2];
     let uas = Uas::start(uas::Config { backends, ..Default::default() }).unwrap();
     let ports: Vec<u16> = uas.addresses().iter().map(SocketAddr::port).collect();
     let listen = free_port();

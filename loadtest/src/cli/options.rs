@@ -3,7 +3,7 @@
 use crate::assertion::Assertion;
 use crate::clock::{SECOND_NS, ns};
 use crate::digest::{ALGORITHMS, Realm};
-use crate::endpoint::parse_listen;
+use crate::endpoint::{Endpoint, Transport, parse_listen};
 use crate::failure::{Exit, Failure};
 use crate::fault::{Fault, read_share};
 use crate::impair::Impairment;
@@ -22,6 +22,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+
+/// Descriptors that are asked for where connections may come; fewer are no error.
+const CONNECTIONS_HOPED: u64 = 65_536;
 
 /// Cores as users list them: `0,2-3`.
 pub type Cores = Vec<Option<usize>>;
@@ -56,9 +59,12 @@ pub struct Calling {
     /// Our own address. Default: the one from which the kernel would send to the target.
     #[arg(long, value_name = "IP")]
     pub from: Option<IpAddr>,
-    /// Sockets per core: elements that spread by source address see so many phones.
+    /// Sockets per core, over UDP: elements that spread by source address see so many phones.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub sockets: u16,
+    /// Connections to the target, over TCP, all cores together. Calls take turns. Default: one per core.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub connections: Option<u32>,
     /// Different callers and callees.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub users: u64,
@@ -108,7 +114,8 @@ pub enum ArrivalsName {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Callees")]
 pub struct Called {
-    /// Where backends listen: udp:ADDRESS:PORT or udp:ADDRESS:FIRST-LAST, one backend per port. May be given several times.
+    /// Where backends listen: udp:ADDRESS:PORT or udp:ADDRESS:FIRST-LAST, or the same with tcp:, one backend per port. May be
+    /// given several times.
     #[arg(long, value_name = "ADDRESS", default_value = "udp:127.0.0.1:6000", env = "VIAHOP_LOAD_BACKENDS")]
     pub listen: Vec<String>,
     /// How long a callee's phone rings: from the 180 to the 200.
@@ -163,8 +170,10 @@ impl Watcher for Lines {
 
 impl Calling {
     /// As the library wants it.
-    pub fn config(&self, target: SocketAddr, cores: Cores) -> Result<uac::Config, Failure> {
+    pub fn config(&self, target: Endpoint, cores: Cores) -> Result<uac::Config, Failure> {
         let mut config = uac::Config::new(target);
+        self.suits(target.transport)?;
+        let target = target.address;
         config.from = match (self.from, target.ip().is_loopback()) {
             (Some(from), _) => from,
             (None, true) => config.from,
@@ -172,6 +181,7 @@ impl Calling {
         };
         (config.cores, config.mix, config.rate) = (cores, mix(&self.scenarios)?, self.rate);
         config.sockets = usize::from(self.sockets);
+        config.connections = self.connections.map_or(1, |connections| connections as usize).max(config.cores.len());
         config.duration_ns = (self.seconds * SECOND_NS as f64) as u64;
         config.calls = self.calls.unwrap_or(u64::MAX);
         (config.hold_ns, config.drain_ns) = (ns(self.hold), ns(self.hold).saturating_add(ns(self.drain)));
@@ -192,21 +202,51 @@ impl Calling {
         }
         config.segments = self.gso;
         config.impairment = Impairment { loss: self.lose, duplication: self.duplicate, reordering: self.reorder };
-        enough_descriptors(config.sockets * config.cores.len())?;
+        enough_descriptors(match config.transport {
+            Transport::Tcp => config.connections,
+            Transport::Udp => config.sockets * config.cores.len(),
+        })?;
         Ok(config)
+    }
+
+    /// Refuses what means nothing over this transport.
+    fn suits(&self, transport: Transport) -> Result<(), Failure> {
+        let impaired = self.lose + self.duplicate + self.reorder > 0.0;
+        let (what, help) = match transport {
+            Transport::Udp if self.connections.is_some() => {
+                ("--connections, and the target is spoken to over UDP", "--target 'sip:HOST:PORT;transport=tcp'")
+            }
+            Transport::Tcp if self.sockets > 1 => ("--sockets is for UDP", "--connections N"),
+            Transport::Tcp if impaired => (
+                "over TCP the kernel loses, doubles and reorders nothing that it would not mend",
+                "tc-netem(8) does it below TCP",
+            ),
+            _ => return Ok(()),
+        };
+        Err(Failure::new(Exit::Usage, "callers", what).help(help))
     }
 }
 
 impl Called {
-    /// As the library wants it. `password` is what a REGISTER has to prove, if it is challenged.
-    pub fn config(&self, cores: Cores, password: Option<&str>) -> Result<uas::Config, Failure> {
+    /// Where backends listen.
+    pub fn backends(&self) -> Result<Vec<Endpoint>, Failure> {
         let mut backends = Vec::new();
         for listen in &self.listen {
-            let addresses =
+            let endpoints =
                 parse_listen(listen).map_err(|why| Failure::new(Exit::Usage, "listen", format!("{listen}: {why}")))?;
-            backends.extend(addresses);
+            backends.extend(endpoints);
         }
+        Ok(backends)
+    }
+
+    /// As the library wants it. `password` is what a REGISTER has to prove, if it is challenged.
+    pub fn config(&self, cores: Cores, password: Option<&str>) -> Result<uas::Config, Failure> {
+        let backends = self.backends()?;
         enough_descriptors(backends.len())?;
+        if backends.iter().any(|backend| backend.transport == Transport::Tcp) {
+            // How many connections come is up to the element.
+            process::raise_descriptors(CONNECTIONS_HOPED);
+        }
         let down = self.faults.iter().find_map(|fault| match fault {
             Fault::Down { backend, .. } if *backend >= backends.len() => Some(*backend),
             _ => None,

@@ -1,7 +1,7 @@
 //! `viahop-load relay`: the null relay as a process of its own.
 
 use super::Outcome;
-use crate::endpoint::{parse_listen, parse_target};
+use crate::endpoint::{Endpoint, Transport, parse_listen, parse_target};
 use crate::failure::{Exit, Failure, cannot_bind};
 use crate::relay::{Mode, Relay};
 use crate::sys::process;
@@ -18,7 +18,7 @@ pub struct Args {
     #[arg(long, value_parser = one_address, default_value = "udp:127.0.0.1:5060", env = "VIAHOP_LOAD_LISTEN")]
     listen: SocketAddr,
     /// Who gets what the client sends, as sip:ADDRESS:PORT.
-    #[arg(long, value_parser = parse_target, env = "VIAHOP_LOAD_BACKEND")]
+    #[arg(long, value_parser = one_target, env = "VIAHOP_LOAD_BACKEND")]
     backend: SocketAddr,
     /// Stay on this core (0 is the first). Default: the kernel moves it about, and figures move with it.
     #[arg(long, env = "VIAHOP_LOAD_CORE")]
@@ -57,7 +57,18 @@ pub fn run(args: &Args) -> Outcome {
 
 fn one_address(text: &str) -> Result<SocketAddr, String> {
     match parse_listen(text)?.as_slice() {
-        [address] => Ok(*address),
-        addresses => Err(format!("one port is wanted, {} were given", addresses.len())),
+        [endpoint] => only_udp(*endpoint),
+        endpoints => Err(format!("one port is wanted, {} were given", endpoints.len())),
+    }
+}
+
+fn one_target(text: &str) -> Result<SocketAddr, String> {
+    only_udp(parse_target(text)?)
+}
+
+fn only_udp(endpoint: Endpoint) -> Result<SocketAddr, String> {
+    match endpoint.transport {
+        Transport::Udp => Ok(endpoint.address),
+        other => Err(format!("the null relay passes datagrams on, and no connections: udp: where {other}: stands")),
     }
 }

@@ -3,18 +3,17 @@
 use super::options::{Called, Calling, Written, read_cores, shards};
 use super::{Cores, Outcome};
 use crate::clock::ns;
-use crate::endpoint::parse_target;
+use crate::endpoint::{Endpoint, parse_target};
 use crate::run::Plan;
-use std::net::SocketAddr;
 
 /// Play both ends around an element: callers that send to it, and the backends it sends to.
 ///
 /// Without --target the callers call the first backend: that is what this machine can do at most.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The element, as sip:HOST:PORT.
+    /// The element, as sip:HOST:PORT, or sip:HOST:PORT;transport=tcp.
     #[arg(long, value_parser = parse_target, env = "VIAHOP_LOAD_TARGET")]
-    target: Option<SocketAddr>,
+    target: Option<Endpoint>,
     /// Cores of the callers, one shard each: 0,2-3. Default: one shard, anywhere.
     #[arg(long, value_parser = read_cores, value_name = "LIST")]
     cores: Option<Cores>,

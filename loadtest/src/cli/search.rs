@@ -3,15 +3,15 @@
 use super::options::{Called, Calling, positive, read_cores, shards};
 use super::{Cores, Outcome};
 use crate::clock::{SECOND_NS, ns};
-use crate::endpoint::parse_target;
+use crate::endpoint::{Endpoint, parse_target};
 use crate::failure::{Exit, Failure};
 use crate::latency::Short;
 use crate::log::Log;
 use crate::run::{self, Plan};
 use crate::search::{BASELINE_TRIALS, Found, HEADROOM, Parameters, Verdict, search};
 use crate::sys::process;
+use crate::timer::Timers;
 use serde::Serialize;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -24,9 +24,9 @@ use std::time::Duration;
 /// INVALID.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The element, as sip:HOST:PORT. Without it: what this machine's generator can do by itself.
+    /// The element, as sip:HOST:PORT, or sip:HOST:PORT;transport=tcp. Without it: what this machine's generator can do by itself.
     #[arg(long, value_parser = parse_target, env = "VIAHOP_LOAD_TARGET")]
-    target: Option<SocketAddr>,
+    target: Option<Endpoint>,
     /// The share of calls that may fail in a trial, in percent. RFC 7502: 0.
     #[arg(long, value_name = "PERCENT", default_value_t = 0.1)]
     failed_max: f64,
@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> Outcome {
         trials.push(trial);
         Ok::<_, Failure>(verdict)
     })?;
-    print!("{}", setup(args));
+    print!("{}", setup(args)?);
     let valid = conclude(args, found)?;
     if let Some(path) = &args.json {
         let report = Report { machine: crate::usage::machine(), found, valid, trials: &trials };
@@ -95,18 +95,23 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 /// The Test Setup Report of RFC 7502 5.1, as far as it is about us.
-fn setup(args: &Args) -> String {
+fn setup(args: &Args) -> Result<String, Failure> {
     let calling = &args.calling;
-    let threshold = crate::uac::Config::new(([127, 0, 0, 1], 0).into()).timers.give_up_ns();
+    let threshold = Timers::default().give_up_ns();
+    let transport = match args.target {
+        Some(target) => target.transport,
+        None => args.called.backends()?[0].transport,
+    };
     let threshold = threshold as f64 / SECOND_NS as f64 * calling.t1.as_secs_f64() / 0.5;
-    format!(
-        "SIP Transport Protocol = UDP\n\
+    Ok(format!(
+        "SIP Transport Protocol = {}\n\
          Session Attempt Rate = {} sessions/s (initial)\n\
          Session Duration = {} s\n\
          Total Sessions Attempted = rate times {} s, in each trial\n\
          Media Streams per Session = 0\n\
          Establishment Threshold time = {threshold:.1} s (64 times T1), at most {} s after the last attempt\n\
          Traffic increase weight = {}, sessions that may fail = {} %, confirmations = {}\n",
+        transport.in_via(),
         calling.rate,
         calling.hold.as_secs_f64(),
         calling.seconds,
@@ -114,7 +119,7 @@ fn setup(args: &Args) -> String {
         args.rise,
         args.failed_max,
         args.confirmations
-    )
+    ))
 }
 
 /// Prints the result and says whether it is one.
@@ -154,7 +159,7 @@ fn conclude(args: &Args, found: Found) -> Result<bool, Failure> {
     Ok(true)
 }
 
-fn attempt(args: &Args, target: Option<SocketAddr>, rate: u64) -> Result<Trial, Failure> {
+fn attempt(args: &Args, target: Option<Endpoint>, rate: u64) -> Result<Trial, Failure> {
     if process::stop_signals() > 0 {
         return Err(Failure::new(Exit::Failed, "search", "ended by the user before it had a result"));
     }

@@ -3,16 +3,15 @@
 use super::options::{Calling, Written, read_cores, shards};
 use super::{Cores, Outcome};
 use crate::clock::ns;
-use crate::endpoint::parse_target;
+use crate::endpoint::{Endpoint, parse_target};
 use crate::run::Plan;
-use std::net::SocketAddr;
 
 /// Play callers: place calls at fixed times, whatever the element does, and check all that comes back.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The element, as sip:HOST:PORT.
+    /// The element, as sip:HOST:PORT, or sip:HOST:PORT;transport=tcp.
     #[arg(long, value_parser = parse_target, env = "VIAHOP_LOAD_TARGET")]
-    target: SocketAddr,
+    target: Endpoint,
     /// Cores, one shard each: 0,2-3. Default: one shard, anywhere.
     #[arg(long, value_parser = read_cores, value_name = "LIST")]
     cores: Option<Cores>,

@@ -9,6 +9,13 @@ use std::net::IpAddr;
 /// Where an answer to this request goes, `source` being where it came from. `None` without a Via that says so.
 pub fn destination(request: &Message<'_>, source: Address) -> Option<Address> {
     let (via, _) = split_first(request.value(Name::Via)?);
+    //= RFC 3261 section 18.2.2
+    //# the response MUST be sent using
+    //# the existing connection to the source of the original request
+    //# that created the transaction, if that connection is still open.
+    if source.stream() != 0 {
+        return Some(source);
+    }
     //= RFC 3581 section 4
     //# there is both a
     //# "received" parameter and an "rport" parameter, the response MUST be

@@ -1,4 +1,7 @@
 //! A socket address in the form in which the kernel reads and writes it, so that none is converted per datagram.
+//!
+//! It may also say on which of our connections that peer is: who answers to where a request came from then answers on the
+//! connection it came on, and need not know that there is one.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -10,7 +13,8 @@ pub const ADDRESS_MAX: usize = size_of::<libc::sockaddr_in6>();
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Address {
-    /// Family (host order), port (network order), then what the family has. Octets beyond `len` are zero.
+    /// Family (host order), port (network order), then what the family has. Octets beyond `len` are zero. The number of a
+    /// connection lies where the kernel has nothing of an address: in `sin_zero`, or in `sin6_flowinfo`.
     octets: [u8; ADDRESS_MAX],
     /// 0 (no address), 16 or 28.
     len: u32,
@@ -30,9 +34,10 @@ impl Address {
         };
         let mut address = Address { octets: [0; ADDRESS_MAX], len };
         address.octets[..len as usize].copy_from_slice(&octets[..len as usize]);
-        if len == 16 {
-            // sin_zero: the kernel leaves what was there.
-            address.octets[8..16].fill(0);
+        // What the kernel has no use for, or what a sender labelled his flow with.
+        match len {
+            16 => address.octets[8..16].fill(0),
+            _ => address.octets[4..8].fill(0),
         }
         address
     }
@@ -40,6 +45,27 @@ impl Address {
     /// The octets the kernel reads.
     pub(super) fn octets(&self) -> &[u8] {
         &self.octets[..self.len as usize]
+    }
+
+    /// The peer at this address, on our connection number `stream`. 0: on none.
+    #[must_use]
+    pub fn on_stream(mut self, stream: u32) -> Address {
+        let at = self.stream_at();
+        self.octets[at..at + 4].copy_from_slice(&stream.to_ne_bytes());
+        self
+    }
+
+    /// Which of our connections this peer is on; 0: none.
+    #[inline]
+    pub fn stream(&self) -> u32 {
+        let at = self.stream_at();
+        u32::from_ne_bytes(std::array::from_fn(|index| self.octets[at + index]))
+    }
+
+    /// Where in `octets` the number of a connection is.
+    #[inline]
+    fn stream_at(&self) -> usize {
+        if self.len == 28 { 4 } else { 8 }
     }
 
     /// Whether there is no address here.
@@ -147,6 +173,17 @@ mod tests {
         let mut octets = Address::from("127.0.0.1:5060".parse::<SocketAddr>().unwrap()).octets;
         octets[8..16].fill(0xaa);
         assert_eq!(Address::from_kernel(&octets, 16), Address::from("127.0.0.1:5060".parse::<SocketAddr>().unwrap()));
+    }
+
+    #[test]
+    fn a_peer_on_a_connection_is_still_at_its_address() {
+        for text in ["127.0.0.1:5060", "[::1]:5061"] {
+            let address = Address::from(text.parse::<SocketAddr>().unwrap());
+            let there = address.on_stream(7 << 20);
+            assert_eq!((address.stream(), there.stream(), there.to_std()), (0, 7 << 20, address.to_std()));
+            assert_ne!(there, address);
+            assert_eq!(there.on_stream(0), address);
+        }
     }
 
     #[test]

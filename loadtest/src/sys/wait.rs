@@ -1,9 +1,10 @@
 //! Waiting for whichever comes first: a datagram on one of a shard's sockets, a call from another thread, or a point in
 //! time.
 
+use super::owned;
 use super::socket::Socket;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 /// Sockets that one wait can report. The kernel takes turns among more.
@@ -15,9 +16,13 @@ const WAKEUP: u64 = u64::MAX;
 /// Sockets waited for together.
 #[derive(Debug)]
 pub struct Waiter {
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     wakeup: Arc<OwnedFd>,
 }
+
+/// Adds to what a [`Waiter`] waits for, on its own thread.
+#[derive(Clone, Debug)]
+pub struct Registry(Arc<OwnedFd>);
 
 /// Ends a [`Waiter`]'s wait from another thread.
 #[derive(Clone, Debug)]
@@ -30,14 +35,19 @@ impl Waiter {
         let epoll = owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
         // SAFETY: as above.
         let wakeup = owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
-        let waiter = Waiter { epoll, wakeup: Arc::new(wakeup) };
-        waiter.add_fd(waiter.wakeup.as_raw_fd(), WAKEUP)?;
+        let waiter = Waiter { epoll: Arc::new(epoll), wakeup: Arc::new(wakeup) };
+        control(&waiter.epoll, libc::EPOLL_CTL_ADD, waiter.wakeup.as_raw_fd(), libc::EPOLLIN, WAKEUP)?;
         Ok(waiter)
     }
 
     /// Waits for datagrams on `socket` too, which is called `token` from here on. A socket that is closed leaves by itself.
     pub fn add(&self, socket: &Socket, token: u32) -> io::Result<()> {
-        self.add_fd(socket.fd(), u64::from(token))
+        control(&self.epoll, libc::EPOLL_CTL_ADD, socket.fd(), libc::EPOLLIN, u64::from(token))
+    }
+
+    /// What adds connections and listeners, which may come and go.
+    pub fn registry(&self) -> Registry {
+        Registry(Arc::clone(&self.epoll))
     }
 
     /// What ends a wait from another thread.
@@ -105,12 +115,22 @@ impl Waiter {
         let result = unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), room, 0) };
         usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }
+}
 
-    fn add_fd(&self, fd: i32, token: u64) -> io::Result<()> {
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: token };
-        // SAFETY: `event` is readable and outlives the call; both descriptors are open.
-        let result = unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+impl Registry {
+    /// Waits for `socket` to be readable too, and to be writable if `writable`. One that is closed leaves by itself.
+    pub fn add(&self, socket: &impl AsFd, token: u32, writable: bool) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, socket, token, writable)
+    }
+
+    /// Changes whether it waits for `socket` to be writable.
+    pub fn set_writable(&self, socket: &impl AsFd, token: u32, writable: bool) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_MOD, socket, token, writable)
+    }
+
+    fn control(&self, operation: i32, socket: &impl AsFd, token: u32, writable: bool) -> io::Result<()> {
+        let events = libc::EPOLLIN | if writable { libc::EPOLLOUT } else { 0 };
+        control(&self.0, operation, socket.as_fd().as_raw_fd(), events, u64::from(token))
     }
 }
 
@@ -137,12 +157,11 @@ pub(super) fn writable(socket: &Socket, timeout_ms: i32) -> bool {
     unsafe { libc::poll(&raw mut poll, 1, timeout_ms) > 0 }
 }
 
-fn owned(fd: i32) -> io::Result<OwnedFd> {
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is not negative, so the kernel has just made it, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+fn control(epoll: &OwnedFd, operation: i32, fd: i32, events: i32, token: u64) -> io::Result<()> {
+    let mut event = libc::epoll_event { events: events as u32, u64: token };
+    // SAFETY: `event` is readable and outlives the call; both descriptors are open.
+    let result = unsafe { libc::epoll_ctl(epoll.as_raw_fd(), operation, fd, &raw mut event) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

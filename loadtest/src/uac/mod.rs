@@ -18,6 +18,7 @@ mod request;
 mod worker;
 
 use crate::clock::{SECOND_NS, now_ns};
+use crate::endpoint::{Endpoint, Transport};
 use crate::failure::{Exit, Failure, cannot_bind};
 use crate::impair::{Impaired, Impairment};
 use crate::latency::Latencies;
@@ -27,6 +28,7 @@ use crate::scenario::{Mix, Scenario, Step};
 use crate::schedule::Arrivals;
 use crate::sys::process;
 use crate::sys::socket::{PATIENT_BUFFER_OCTETS, Socket};
+use crate::sys::tcp;
 use crate::sys::wait::Waiter;
 use crate::tally::Tally;
 use crate::timer::Timers;
@@ -47,15 +49,23 @@ pub const WRONGS_LISTED: usize = 32;
 /// due beyond that is not placed and counted in [`Counts::unplaced`], so that a rate that no machine can do ends too.
 pub const OVERTIME_NS: u64 = 2 * SECOND_NS;
 
+/// How long the first call waits for connections to be opened, in nanoseconds. What takes longer is in the latencies.
+const CONNECT_NS: u64 = 2 * SECOND_NS;
+
 /// What the calling side is to do.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The element under test.
     pub target: SocketAddr,
+    /// How it is spoken to.
+    pub transport: Transport,
     /// Our own address; sockets take free ports there.
     pub from: IpAddr,
-    /// Sockets of one shard. Several look like several phones: an element that spreads by source address sees a spread.
+    /// Sockets of one shard, over UDP. Several look like several phones: an element that spreads by source address sees a
+    /// spread.
     pub sockets: usize,
+    /// Connections of all shards together, over TCP. Each shard has one at least.
+    pub connections: usize,
     /// One shard per entry, on that core; `None` leaves the choice to the kernel.
     pub cores: Vec<Option<usize>>,
     /// What calls do.
@@ -93,15 +103,18 @@ pub struct Config {
 
 impl Config {
     /// Basic calls to `target` at 100 a second for 10 s, without hold time.
-    pub fn new(target: SocketAddr) -> Config {
+    pub fn new(target: impl Into<Endpoint>) -> Config {
+        let Endpoint { transport, address: target } = target.into();
         let from: IpAddr = match target {
             SocketAddr::V4(_) => [127, 0, 0, 1].into(),
             SocketAddr::V6(_) => [0, 0, 0, 0, 0, 0, 0, 1].into(),
         };
         Config {
             target,
+            transport,
             from,
             sockets: 1,
+            connections: 1,
             cores: vec![None],
             mix: Scenario::built_in("call").expect("it is built in").into(),
             rate: 100.0,
@@ -160,14 +173,21 @@ pub struct Counts {
     pub altered: u64,
     /// Messages without a seal, other than a 100: the element made them, or the callee is not of our kind.
     pub unsealed: u64,
-    /// Datagrams that are no SIP message.
+    /// Datagrams that are no SIP message, and connections on which something else came.
     pub malformed: u64,
-    /// ICMP errors: nobody listens there, or there is no way.
+    /// ICMP errors, connections that could not be opened, and what was to go there meanwhile: nobody listens there, or there
+    /// is no way.
     pub refused: u64,
     /// Datagrams the kernel did not take.
     pub unsent: u64,
     /// Datagrams that came and were dropped because our own receive buffers were full: this machine was too slow.
     pub overflowed: u64,
+    /// Connections that were open and were lost. Calls that waited for something there have failed.
+    #[serde(default)]
+    pub connections_lost: u64,
+    /// Attempts to open connections again.
+    #[serde(default)]
+    pub reconnects: u64,
     /// What was done to datagrams on purpose.
     pub on_purpose: Impaired,
 }
@@ -200,6 +220,8 @@ impl Counts {
         self.refused += other.refused;
         self.unsent += other.unsent;
         self.overflowed += other.overflowed;
+        self.connections_lost += other.connections_lost;
+        self.reconnects += other.reconnects;
         self.on_purpose.add(&other.on_purpose);
     }
 }
@@ -367,10 +389,16 @@ impl Uac {
         let ended = (0..shards).map(|_| Mutex::default()).collect();
         let mut uac = Uac { shards: Vec::new(), threads: Vec::new(), ended, addresses: Vec::new() };
         let config = Arc::new(config);
+        if config.transport == Transport::Tcp {
+            // Connections take their address when they are opened; that it is ours is found out here.
+            let endpoint = Endpoint { transport: Transport::Tcp, address: SocketAddr::new(config.from, 0) };
+            tcp::listen(endpoint.address).map_err(|error| cannot_bind(endpoint, &error))?;
+        }
         let mut workers = Vec::new();
         for number in 0..shards {
             let mut sockets = Vec::new();
-            for _ in 0..config.sockets.clamp(1, 1024) {
+            let count = if config.transport == Transport::Udp { config.sockets.clamp(1, 1024) } else { 0 };
+            for _ in 0..count {
                 let address = SocketAddr::new(config.from, 0);
                 let socket =
                     Socket::bind_with(address, PATIENT_BUFFER_OCTETS).map_err(|error| cannot_bind(address, &error))?;
@@ -381,6 +409,9 @@ impl Uac {
             let (remote, inbox) = remote::pair(waiter.waker());
             uac.shards.push(remote);
             workers.push(Worker::new(Arc::clone(&config), number, waiter, inbox, sockets).map_err(cannot_start)?);
+        }
+        for worker in &mut workers {
+            uac.addresses.extend(worker.connect(CONNECT_NS).map_err(cannot_start)?);
         }
         // All start from one moment, a little ahead, so that no shard begins with a debt of the time its thread took.
         let start = now_ns() + 2 * crate::clock::MS_NS;

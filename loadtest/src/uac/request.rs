@@ -25,7 +25,7 @@ pub const SLOTS_MAX: usize = 1 << SLOT_BITS;
 pub struct Stationery {
     /// `SIP/2.0/UDP ADDRESS`
     via: Vec<u8>,
-    /// `@ADDRESS`, for Contact.
+    /// `@ADDRESS`, and over which transport, for Contact.
     at_local: Vec<u8>,
     /// The address without port, for Call-ID and From.
     host: Vec<u8>,
@@ -69,8 +69,8 @@ impl Stationery {
             ip = local.ip(),
         );
         Stationery {
-            via: format!("SIP/2.0/UDP {local}").into(),
-            at_local: format!("@{local}").into(),
+            via: format!("SIP/2.0/{} {local}", config.transport.in_via()).into(),
+            at_local: format!("@{local}{}", config.transport.uri_param()).into(),
             at_target: format!("@{}", config.target).into(),
             host: host.into(),
             sdp: sdp.into(),
@@ -306,7 +306,7 @@ mod tests {
     use crate::sip::value::{cseq, tag};
 
     fn stationery() -> Stationery {
-        let config = Config::new("127.0.0.1:5060".parse().unwrap());
+        let config = Config::new("127.0.0.1:5060".parse::<SocketAddr>().unwrap());
         Stationery::new("127.0.0.1:40000".parse().unwrap(), &config, 77 << 50)
     }
 

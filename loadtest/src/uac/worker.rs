@@ -17,6 +17,7 @@ use super::call::{Call, Cancel, State};
 use super::request::{SLOTS_MAX, Stationery};
 use super::{Command, Config, Counts, OVERTIME_NS, Report, Snapshot, lines};
 use crate::clock::{SECOND_NS, now_ns};
+use crate::endpoint::Transport;
 use crate::impair::BadNetwork;
 use crate::latency::Latencies;
 use crate::pace::{LINGER_NS, Pace};
@@ -25,14 +26,19 @@ use crate::rng::{Rng, mix};
 use crate::scenario::{Body, Pause, Step};
 use crate::schedule::Schedule;
 use crate::sip::message::{Message, Method, Rows};
+use crate::streams::{Inlet, STREAM_TOKENS, Streams};
 use crate::sys::address::Address;
 use crate::sys::batch::{BATCH_MAX, Receiver, Sender};
 use crate::sys::socket::Socket;
 use crate::sys::wait::{Waiter, wake_on_time};
 use crate::timer::Wheel;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Connections of one shard: as many as a call's note of its own can tell apart.
+const PORTS_MAX: usize = 1 << 16;
 
 /// Calls placed in one turn before responses get theirs.
 const PLACED_PER_TURN: u32 = 64;
@@ -42,9 +48,10 @@ pub(super) struct Worker {
     shard: Shard,
 }
 
-/// What a datagram is read with; apart from the rest, because a message borrows it.
+/// What a message is read with; apart from the rest, because a message borrows it.
 struct Io {
     receiver: Receiver,
+    inlet: Inlet,
     rows: Rows,
     inbox: Inbox<Command>,
     waiter: Waiter,
@@ -55,7 +62,11 @@ struct Io {
 struct Shard {
     config: Arc<Config>,
     ports: Vec<Port>,
+    lanes: Vec<Lane>,
+    streams: Streams,
     target: Address,
+    /// What makes this shard's calls differ from all others'.
+    key: u64,
     schedule: Schedule,
     rng: Rng,
     /// No call is due at or after this time.
@@ -82,10 +93,20 @@ struct Shard {
     recent_lateness: Latencies,
 }
 
+/// Where calls come from: an address of ours, and the lane its messages take.
 struct Port {
-    socket: Socket,
-    sender: Sender,
     stationery: Stationery,
+    /// Over UDP each port has one of its own, over TCP all share one.
+    lane: usize,
+    /// The other end of its connection, to which everything goes; `None`: each message goes to its next hop.
+    peer: Option<Address>,
+}
+
+/// Messages that are about to leave.
+struct Lane {
+    sender: Sender,
+    /// `None`: by connections.
+    socket: Option<Socket>,
     network: Option<BadNetwork>,
 }
 
@@ -125,22 +146,37 @@ impl Worker {
         sockets: Vec<Socket>,
     ) -> io::Result<Worker> {
         let mut rng = Rng::new(mix(config.seed) ^ mix(number as u64));
-        let mut ports = Vec::new();
+        let (mut ports, mut lanes) = (Vec::new(), Vec::new());
         let key = rng.next_u64();
-        for (index, socket) in sockets.into_iter().enumerate() {
-            waiter.add(&socket, index as u32)?;
-            let stationery = Stationery::new(socket.local(), &config, key);
+        for (lane, socket) in sockets.into_iter().enumerate() {
+            waiter.add(&socket, lane as u32)?;
+            ports.push(Port { stationery: Stationery::new(socket.local(), &config, key), lane, peer: None });
             let network = BadNetwork::new(config.impairment, rng.next_u64());
             let segments = config.segments && network.is_none();
             let sender = if segments { Sender::segmenting() } else { Sender::new() };
-            ports.push(Port { socket, sender, stationery, network });
+            lanes.push(Lane { sender, socket: Some(socket), network });
         }
         let shards = config.cores.len() as u64;
+        let mut streams = Streams::new(&waiter);
+        if config.transport == Transport::Tcp {
+            lanes.push(Lane { sender: Sender::new(), socket: None, network: None });
+            // Those that do not divide go to the first shards.
+            let (all, shards) = (config.connections.min(PORTS_MAX), shards as usize);
+            for place in 0..(all / shards + usize::from(number < all % shards)).max(1) as u32 {
+                let peer = streams.open(config.target, config.from, place);
+                // It gets its own address when the connection has one.
+                let stationery = Stationery::new(SocketAddr::new(config.from, 0), &config, key);
+                ports.push(Port { stationery, lane: 0, peer: Some(peer) });
+            }
+        }
         // The calls that do not divide go to the first shards.
         let left = config.calls / shards + u64::from((number as u64) < config.calls % shards);
         let (lines, places) = lines(&config.mix);
         let shard = Shard {
             ports,
+            lanes,
+            streams,
+            key,
             target: Address::from(config.target),
             schedule: Schedule::new(config.arrivals, 0.0, 0, rng.next_u64()),
             rng,
@@ -164,8 +200,17 @@ impl Worker {
             config,
         };
         let receiver = Receiver::new(BATCH_MAX);
-        let io = Io { receiver, rows: Rows::default(), inbox, waiter, ready: Vec::new(), fired: Vec::new() };
+        let (inlet, rows) = (Inlet::default(), Rows::default());
+        let io = Io { receiver, inlet, rows, inbox, waiter, ready: Vec::new(), fired: Vec::new() };
         Ok(Worker { io, shard })
+    }
+
+    /// Opens all connections, waits until they are open, for at most `patience_ns`, and says from where they are.
+    pub(super) fn connect(&mut self, patience_ns: u64) -> io::Result<Vec<SocketAddr>> {
+        let mut addresses = Vec::new();
+        self.shard.reopen(now_ns(), |address| addresses.push(address));
+        self.shard.streams.settle(&self.io.waiter, patience_ns)?;
+        Ok(addresses)
     }
 
     /// Runs until all is over.
@@ -184,6 +229,7 @@ impl Worker {
                 shard.on_timer(slot, now);
             }
             shard.flush();
+            shard.mend(now_ns());
             if shard.is_over(now_ns()) {
                 return Ok(());
             }
@@ -196,8 +242,11 @@ impl Worker {
                 timeout = 0;
             }
             io.waiter.wait(timeout, &mut io.ready)?;
-            while let Some(port) = io.ready.pop() {
-                shard.receive(io, port as usize);
+            while let Some(token) = io.ready.pop() {
+                match token & STREAM_TOKENS {
+                    0 => shard.receive(io, token as usize),
+                    _ => shard.read(io, token),
+                }
             }
         }
     }
@@ -237,7 +286,7 @@ impl Shard {
     }
 
     fn snapshot(&mut self) -> Snapshot {
-        self.report.counts.overflowed = self.ports.iter().map(|port| port.socket.dropped()).sum();
+        self.report.counts.overflowed = self.dropped();
         Snapshot {
             counts: self.report.counts,
             open: self.open,
@@ -249,6 +298,11 @@ impl Shard {
         }
     }
 
+    /// Datagrams that our own receive buffers had no room for.
+    fn dropped(&self) -> u64 {
+        self.lanes.iter().filter_map(|lane| lane.socket.as_ref()).map(Socket::dropped).sum()
+    }
+
     /// Whether calls are still to come. A rate of 0 is a pause, and not the end.
     fn is_placing(&self, now: u64) -> bool {
         self.left > 0 && self.schedule.next_ns().min(now) < self.end_ns
@@ -257,8 +311,9 @@ impl Shard {
     /// When there is something to do without a datagram coming in.
     fn next_ns(&self, now: u64) -> u64 {
         let due = if self.is_placing(now) { self.schedule.next_ns().min(self.end_ns) } else { u64::MAX };
-        let kept = self.ports.iter().filter_map(|port| Some(port.network.as_ref()?.next_ns())).min();
-        due.min(self.wheel.next_ns()).min(self.cut_ns).min(kept.unwrap_or(u64::MAX))
+        let kept = self.lanes.iter().filter_map(|lane| Some(lane.network.as_ref()?.next_ns())).min();
+        let other = kept.unwrap_or(u64::MAX).min(self.streams.next_ns());
+        due.min(self.wheel.next_ns()).min(self.cut_ns).min(other)
     }
 
     fn is_over(&mut self, now: u64) -> bool {
@@ -284,7 +339,7 @@ impl Shard {
 
     fn end(&mut self) -> Report {
         self.report.counts.cut = self.open;
-        self.report.counts.overflowed = self.ports.iter().map(|port| port.socket.dropped()).sum();
+        self.report.counts.overflowed = self.dropped();
         let mut report = std::mem::take(&mut self.report);
         // The last call's gap belongs to the time calls were placed in.
         let gap = if self.schedule.rate() > 0.0 { (SECOND_NS as f64 / self.schedule.rate()) as u64 } else { 0 };
@@ -326,6 +381,39 @@ impl Shard {
         (call.number, call.scenario, call.port) = (number, scenario as u8, port as u16);
         (call.next_hop, call.step) = (self.target, 0);
         self.run_step(slot, due, now);
+    }
+
+    /// Opens connections again that were lost. Calls that wait for something there have failed.
+    fn mend(&mut self, now: u64) {
+        // First, so that what ends a call that fails is sent from the address that its port has then.
+        let mut reconnects = 0;
+        self.reopen(now, |_| reconnects += 1);
+        self.report.counts.reconnects += reconnects;
+        while let Some(ended) = self.streams.next_ended() {
+            match ended.was_open {
+                true => self.report.counts.connections_lost += 1,
+                false => self.report.counts.refused += 1,
+            }
+            let waits = |call: &Call| {
+                u32::from(call.port) == ended.place
+                    && matches!(call.state, State::Calling | State::Proceeding | State::Receiving)
+            };
+            for slot in 0..self.calls.len() as u32 {
+                if waits(&self.calls[slot as usize]) {
+                    self.wheel.disarm(slot);
+                    self.fail(slot, ended.cause, now);
+                }
+            }
+        }
+    }
+
+    /// Opens connections that are down, each of which speaks from another address then.
+    fn reopen(&mut self, now: u64, mut opened: impl FnMut(SocketAddr)) {
+        let Shard { streams, ports, config, key, .. } = self;
+        streams.reopen(now, |place, local| {
+            ports[place as usize].stationery = Stationery::new(local, config, *key);
+            opened(local);
+        });
     }
 
     fn free_slot(&mut self) -> Option<u32> {
@@ -388,7 +476,9 @@ impl Shard {
     fn leave(&mut self, slot: u32, now: u64) {
         let linger = self.config.timers.give_up_ns();
         let call = &mut self.calls[slot as usize];
-        if call.peer.is_known() || call.invite != call.transaction || call.invite_cseq == 0 {
+        // Timer D is 0 where nothing is sent again (RFC 3261 17.1.1.2).
+        let reliable = self.config.transport.is_reliable();
+        if reliable || call.peer.is_known() || call.invite != call.transaction || call.invite_cseq == 0 {
             return self.release(slot);
         }
         call.state = State::Lingering;
@@ -404,11 +494,12 @@ impl Shard {
     }
 
     fn flush(&mut self) {
-        for port in &mut self.ports {
-            if !port.sender.is_empty() || port.network.is_some() {
-                port.flush(&mut self.report.counts);
+        for lane in &mut self.lanes {
+            if !lane.sender.is_empty() || lane.network.is_some() {
+                lane.flush(&mut self.streams, &mut self.report.counts);
             }
         }
+        self.streams.flush();
         if self.due.is_empty() {
             return;
         }
@@ -421,23 +512,30 @@ impl Shard {
     }
 }
 
-impl Port {
+impl Lane {
     /// Makes room for one more message.
     #[inline]
-    fn make_room(&mut self, counts: &mut Counts) {
+    fn make_room(&mut self, streams: &mut Streams, counts: &mut Counts) {
         if self.sender.is_full() {
-            self.flush(counts);
+            self.flush(streams, counts);
         }
     }
 
-    fn flush(&mut self, counts: &mut Counts) {
+    fn flush(&mut self, streams: &mut Streams, counts: &mut Counts) {
+        let Some(socket) = &self.socket else {
+            for index in 0..self.sender.count() {
+                let (octets, to) = self.sender.message(index);
+                counts.unsent += u64::from(!streams.push(to, octets));
+            }
+            return self.sender.clear();
+        };
         loop {
             let Counts { unsent, refused, on_purpose, .. } = counts;
             let more = match &mut self.network {
                 Some(network) => network.send(&mut self.sender, now_ns(), on_purpose),
                 None => false,
             };
-            self.sender.flush(&self.socket, &mut |error| match error.unsent {
+            self.sender.flush(socket, &mut |error| match error.unsent {
                 true => *unsent += 1,
                 false => *refused += 1,
             });

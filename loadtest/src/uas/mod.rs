@@ -11,19 +11,22 @@
 //!
 //! What a backend does is decided by the user part of the Request-URI: see [`Manner`]. `worker` is one shard, `call`
 //! what it remembers of a call. A backend that is killed closes its socket, so that the kernel answers for it with ICMP
-//! port unreachable, and forgets its calls, as a server that crashed does.
+//! port unreachable, and forgets its calls, as a server that crashed does. Over TCP its connections close, and new ones are
+//! refused.
 
 mod call;
 mod worker;
 
 use crate::clock::{SECOND_NS, now_ns};
 use crate::digest::Realm;
+use crate::endpoint::{Endpoint, Transport};
 use crate::failure::{Exit, Failure, cannot_bind};
 use crate::fault::Fault;
 use crate::owners::{BACKENDS_MAX, CALLS_REMEMBERED, Owners};
 use crate::remote::{self, Remote};
 use crate::sys::process;
 use crate::sys::socket::{PATIENT_BUFFER_OCTETS, Socket};
+use crate::sys::tcp;
 use crate::sys::wait::Waiter;
 use crate::tally::Tally;
 use crate::timer::Timers;
@@ -31,7 +34,7 @@ use crate::usage::{self, Usage};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -47,7 +50,7 @@ pub const VIOLATIONS_LISTED: usize = 32;
 #[derive(Clone, Debug)]
 pub struct Config {
     /// One backend each; port 0 lets the kernel choose.
-    pub backends: Vec<SocketAddr>,
+    pub backends: Vec<Endpoint>,
     /// One shard per entry, on that core; `None` leaves the choice to the kernel.
     pub cores: Vec<Option<usize>>,
     /// From the 180 to the 200, in nanoseconds. 0: both at once.
@@ -161,8 +164,14 @@ pub struct Counts {
     pub altered: u64,
     /// Messages without a seal: the element made them, or the caller is not of our kind.
     pub unsealed: u64,
-    /// Datagrams that are no SIP message, or a request that cannot be answered.
+    /// Datagrams that are no SIP message, connections on which something else came, and requests that cannot be answered.
     pub malformed: u64,
+    /// Connections taken.
+    #[serde(default)]
+    pub connections: u64,
+    /// Responses that found their connection gone.
+    #[serde(default)]
+    pub unsent: u64,
     /// Responses that reached this backend and belong to nothing it asked.
     pub responses: u64,
     /// Calls refused because there was no room for more.
@@ -197,6 +206,8 @@ impl Counts {
         self.altered += other.altered;
         self.unsealed += other.unsealed;
         self.malformed += other.malformed;
+        self.connections += other.connections;
+        self.unsent += other.unsent;
         self.responses += other.responses;
         self.refused += other.refused;
         self.overflowed += other.overflowed;
@@ -312,6 +323,48 @@ impl Report {
     }
 }
 
+/// Where a backend listens.
+#[derive(Debug)]
+enum Mouth {
+    Datagrams(Socket),
+    Streams(TcpListener, SocketAddr),
+}
+
+impl Mouth {
+    fn open(endpoint: Endpoint) -> io::Result<Mouth> {
+        match endpoint.transport {
+            Transport::Tcp => {
+                let listener = tcp::listen(endpoint.address)?;
+                let local = listener.local_addr()?;
+                Ok(Mouth::Streams(listener, local))
+            }
+            Transport::Udp => Socket::bind_with(endpoint.address, PATIENT_BUFFER_OCTETS).map(Mouth::Datagrams),
+        }
+    }
+
+    fn local(&self) -> SocketAddr {
+        match self {
+            Mouth::Datagrams(socket) => socket.local(),
+            Mouth::Streams(_, local) => *local,
+        }
+    }
+
+    fn transport(&self) -> Transport {
+        match self {
+            Mouth::Datagrams(_) => Transport::Udp,
+            Mouth::Streams(..) => Transport::Tcp,
+        }
+    }
+
+    /// Datagrams that its receive buffer had no room for.
+    fn dropped(&self) -> u64 {
+        match self {
+            Mouth::Datagrams(socket) => socket.dropped(),
+            Mouth::Streams(..) => 0,
+        }
+    }
+}
+
 /// Backends that run.
 pub struct Uas {
     addresses: Vec<SocketAddr>,
@@ -369,18 +422,17 @@ impl Uas {
         }
         config.cores.truncate(config.backends.len());
         let mut sockets = Vec::new();
-        for address in &mut config.backends {
-            let socket =
-                Socket::bind_with(*address, PATIENT_BUFFER_OCTETS).map_err(|error| cannot_bind(*address, &error))?;
-            *address = socket.local();
-            sockets.push(socket);
+        for endpoint in &mut config.backends {
+            let mouth = Mouth::open(*endpoint).map_err(|error| cannot_bind(*endpoint, &error))?;
+            endpoint.address = mouth.local();
+            sockets.push(mouth);
         }
         let owners = Owners::new(config.calls_remembered, sockets.len());
-        let addresses = config.backends.clone();
+        let addresses = config.backends.iter().map(|endpoint| endpoint.address).collect();
         let shared = Arc::new(Shared { config, owners, new_calls: Mutex::default() });
         let mut uas = Uas { addresses, shards: Vec::new(), threads: Vec::new(), shared };
         let count = uas.shared.config.cores.len();
-        let mut shares: Vec<Vec<(usize, Socket)>> = (0..count).map(|_| Vec::new()).collect();
+        let mut shares: Vec<Vec<(usize, Mouth)>> = (0..count).map(|_| Vec::new()).collect();
         for (index, socket) in sockets.into_iter().enumerate() {
             shares[index % count].push((index, socket));
         }
@@ -390,7 +442,7 @@ impl Uas {
         Ok(uas)
     }
 
-    fn start_shard(&mut self, number: usize, sockets: Vec<(usize, Socket)>) -> Result<(), Failure> {
+    fn start_shard(&mut self, number: usize, sockets: Vec<(usize, Mouth)>) -> Result<(), Failure> {
         let cannot_start =
             |error: io::Error| Failure::new(Exit::Environment, "uas", format!("a thread cannot start: {error}"));
         let waiter = Waiter::new().map_err(cannot_start)?;
@@ -413,6 +465,12 @@ impl Uas {
         self.shards.push(remote);
         self.threads.push(thread);
         Ok(())
+    }
+
+    /// Where the backends listen, and how, by index.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        let backends = self.shared.config.backends.iter().zip(&self.addresses);
+        backends.map(|(endpoint, address)| Endpoint { address: *address, ..*endpoint }).collect()
     }
 
     /// Where the backends listen, by index.

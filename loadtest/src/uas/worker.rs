@@ -16,8 +16,9 @@ mod invite;
 mod other;
 
 use super::call::{Call, State};
-use super::{BackendState, Command, Counts, Shared, Snapshot};
+use super::{BackendState, Command, Counts, Mouth, Shared, Snapshot};
 use crate::clock::{SECOND_NS, now_ns};
+use crate::endpoint::Endpoint;
 use crate::fault::{Fate, Fault, fate};
 use crate::owners::digest;
 use crate::pace::{LINGER_NS, Pace};
@@ -28,9 +29,9 @@ use crate::sip::answer::{destination, echo};
 use crate::sip::message::{Malformed, Message, Method, Name, Rows, Start};
 use crate::sip::text::Text;
 use crate::sip::value::{cseq, tag, uri, uri_user};
+use crate::streams::{Inlet, STREAM_TOKENS, Streams};
 use crate::sys::address::Address;
 use crate::sys::batch::{BATCH_MAX, Receiver, Sender, drain_errors};
-use crate::sys::socket::{PATIENT_BUFFER_OCTETS, Socket};
 use crate::sys::wait::{Waiter, wake_on_time};
 use crate::tally::Kind;
 use crate::timer::Wheel;
@@ -53,9 +54,10 @@ pub(super) struct Worker {
     shard: Shard,
 }
 
-/// What a datagram is read with; apart from the rest, because a message borrows it.
+/// What a message is read with; apart from the rest, because a message borrows it.
 struct Io {
     receiver: Receiver,
+    inlet: Inlet,
     rows: Rows,
     inbox: Inbox<Command>,
     ready: Vec<u32>,
@@ -66,6 +68,7 @@ struct Shard {
     shared: Arc<Shared>,
     waiter: Waiter,
     backends: Vec<Backend>,
+    streams: Streams,
     calls: Vec<Call>,
     free: Vec<u32>,
     by_key: HashMap<u64, u32, BuildHasherDefault<KeyIsHash>>,
@@ -80,22 +83,24 @@ impl Worker {
         shared: Arc<Shared>,
         waiter: Waiter,
         inbox: Inbox<Command>,
-        sockets: Vec<(usize, Socket)>,
+        mouths: Vec<(usize, Mouth)>,
         now: u64,
     ) -> io::Result<Worker> {
         let slow = |fault: &Fault| if let Fault::Slow(slow_ns) = fault { *slow_ns } else { 0 };
         let slow_ns = shared.config.faults.iter().map(slow).max().unwrap_or(0);
         let mut backends = Vec::new();
-        for (place, (index, socket)) in sockets.into_iter().enumerate() {
-            waiter.add(&socket, place as u32)?;
+        for (place, (index, mouth)) in mouths.into_iter().enumerate() {
+            listen(&waiter, &mouth, place)?;
             let segments = shared.config.segments && slow_ns == 0;
             let sender = if segments { Sender::segmenting() } else { Sender::new() };
-            backends.push(Backend { sender, ..Backend::new(index, socket, slow_ns) });
+            backends.push(Backend { sender, ..Backend::new(index, mouth, slow_ns) });
         }
         let receiver = Receiver::new(BATCH_MAX);
-        let io = Io { receiver, rows: Rows::default(), inbox, ready: Vec::new(), fired: Vec::new() };
+        let (inlet, rows) = (Inlet::default(), Rows::default());
+        let io = Io { receiver, inlet, rows, inbox, ready: Vec::new(), fired: Vec::new() };
         let shard = Shard {
             shared,
+            streams: Streams::new(&waiter),
             waiter,
             backends,
             calls: Vec::new(),
@@ -133,8 +138,11 @@ impl Worker {
             if let Err(error) = shard.waiter.wait(timeout, &mut io.ready) {
                 return (shard.snapshots(), Err(error));
             }
-            while let Some(place) = io.ready.pop() {
-                shard.receive(io, place as usize);
+            while let Some(token) = io.ready.pop() {
+                match token & STREAM_TOKENS {
+                    0 => shard.receive(io, token as usize),
+                    _ => shard.read(io, token),
+                }
             }
         }
     }
@@ -159,9 +167,10 @@ impl Shard {
 
     fn kill(&mut self, place: usize) {
         let backend = &mut self.backends[place];
-        let Some(socket) = backend.socket.take() else { return };
-        backend.counts.overflowed += socket.dropped();
+        let Some(mouth) = backend.mouth.take() else { return };
+        backend.counts.overflowed += mouth.dropped();
         backend.sender.clear();
+        self.streams.close_all_of(place as u32);
         self.shared.owners.died(backend.index);
         for slot in 0..self.calls.len() as u32 {
             let call = &self.calls[slot as usize];
@@ -173,17 +182,17 @@ impl Shard {
 
     fn restore(&mut self, place: usize) -> io::Result<()> {
         let backend = &mut self.backends[place];
-        if backend.socket.is_none() {
-            let socket = Socket::bind_with(backend.address, PATIENT_BUFFER_OCTETS)?;
-            self.waiter.add(&socket, place as u32)?;
-            backend.socket = Some(socket);
+        if backend.mouth.is_none() {
+            let mouth = Mouth::open(Endpoint { transport: backend.transport, address: backend.address })?;
+            listen(&self.waiter, &mouth, place)?;
+            backend.mouth = Some(mouth);
         }
         Ok(())
     }
 
     fn snapshots(&self) -> Vec<Snapshot> {
         let snapshot = |backend: &Backend| {
-            let dropped = backend.socket.as_ref().map_or(0, Socket::dropped);
+            let dropped = backend.mouth.as_ref().map_or(0, Mouth::dropped);
             let counts = Counts { overflowed: backend.counts.overflowed + dropped, ..backend.counts };
             Snapshot {
                 index: backend.index,
@@ -192,7 +201,7 @@ impl Shard {
                     sent: backend.sent.clone(),
                     received: backend.received.clone(),
                     open: backend.open,
-                    alive: backend.socket.is_some(),
+                    alive: backend.mouth.is_some(),
                 },
                 violations: backend.violations.clone(),
                 moves: backend.moves.clone(),
@@ -203,7 +212,16 @@ impl Shard {
 
     fn receive(&mut self, io: &mut Io, place: usize) {
         for _ in 0..RECEIVES_MAX {
-            let Some(socket) = &self.backends[place].socket else { return };
+            let socket = match &self.backends[place].mouth {
+                Some(Mouth::Datagrams(socket)) => socket,
+                Some(Mouth::Streams(listener, _)) => {
+                    // No descriptor left: who waits there waits on.
+                    let taken = self.streams.accept(listener, place as u32).unwrap_or(0);
+                    self.backends[place].counts.connections += taken as u64;
+                    return;
+                }
+                None => return,
+            };
             let received = match io.receiver.receive(socket) {
                 Ok(received) => received,
                 // ICMP about a response of ours: whoever asked is gone.
@@ -224,11 +242,28 @@ impl Shard {
                 }
             }
             let more = io.receiver.is_full();
-            self.backends[place].flush();
+            self.backends[place].flush(&mut self.streams);
             if !more {
                 return;
             }
         }
+    }
+
+    /// Takes what has come on a connection.
+    fn read(&mut self, io: &mut Io, token: u32) {
+        let Some((place, from)) = self.streams.read(token, &mut io.inlet) else { return };
+        let (place, now) = (place as usize, now_ns());
+        while let Some(octets) = io.inlet.next_message() {
+            self.pace.note(2);
+            match Message::read(octets, &mut io.rows) {
+                Ok(message) => self.on_message(place, &message, from, now),
+                Err(_) => self.backends[place].counts.malformed += 1,
+            }
+        }
+        self.backends[place].counts.malformed += u64::from(io.inlet.broken().is_some());
+        self.streams.keep(from, &mut io.inlet);
+        self.backends[place].flush(&mut self.streams);
+        self.streams.flush();
     }
 
     /// When there is something to do without a datagram coming in.
@@ -238,7 +273,10 @@ impl Shard {
     }
 
     fn flush(&mut self) {
-        self.backends.iter_mut().for_each(Backend::flush);
+        self.backends.iter_mut().for_each(|backend| backend.flush(&mut self.streams));
+        self.streams.flush();
+        // Who has lost his connection asks again, on another; it is his to say so.
+        while self.streams.next_ended().is_some() {}
     }
 
     fn on_message(&mut self, place: usize, message: &Message<'_>, from: Address, now: u64) {
@@ -379,7 +417,7 @@ impl Shard {
             _ => String::new(),
         };
         let backend = &mut self.backends[request.place];
-        backend.make_room();
+        backend.make_room(&mut self.streams);
         let level = request.call.map_or(0, |slot| self.calls[slot as usize].order.next(&backend.sender));
         let kind = Kind::response(code, request.method);
         let response = Response { to, level, kind, carries, register, challenge: &challenge };
@@ -390,7 +428,7 @@ impl Shard {
     fn send_of_call(&mut self, slot: u32, code: u16, carries: Carries) {
         let call = &mut self.calls[slot as usize];
         let backend = &mut self.backends[call.backend];
-        backend.make_room();
+        backend.make_room(&mut self.streams);
         let level = call.order.next(&backend.sender);
         let kind = Kind::response(code, Method::Invite);
         let response = Response { to: call.to, level, kind, carries, register: None, challenge: "" };
@@ -404,12 +442,19 @@ impl Shard {
         call.state = State::Free;
         let backend = &mut self.backends[call.backend];
         backend.open -= 1;
-        if backend.socket.is_some() {
+        if backend.mouth.is_some() {
             self.shared.owners.end(call.digest, backend.index);
         }
         self.by_key.remove(&call.key);
         self.wheel.disarm(slot);
         self.free.push(slot);
+    }
+}
+
+fn listen(waiter: &Waiter, mouth: &Mouth, place: usize) -> io::Result<()> {
+    match mouth {
+        Mouth::Datagrams(socket) => waiter.add(socket, place as u32),
+        Mouth::Streams(listener, _) => waiter.registry().add(listener, place as u32, false),
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use viahop_load::endpoint::Endpoint;
 use viahop_load::timer::Timers;
 
 /// Which way a datagram goes.
@@ -80,8 +81,8 @@ pub fn timers(t1_ms: u64) -> Timers {
 }
 
 /// A callee on any port of the loopback.
-pub fn any_port() -> SocketAddr {
-    "127.0.0.1:0".parse().unwrap()
+pub fn any_port() -> Endpoint {
+    SocketAddr::from(([127, 0, 0, 1], 0)).into()
 }
 
 /// A digest of a datagram's Call-ID line, for those who treat calls differently.

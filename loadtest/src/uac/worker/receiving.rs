@@ -6,7 +6,7 @@ use crate::clock::now_ns;
 use crate::scenario::Step;
 use crate::seal::{Sealed, code_digits, put_seal};
 use crate::sip::answer::{Echoed, Span, destination, echo};
-use crate::sip::message::{Malformed, Message, Method, Name, Start};
+use crate::sip::message::{Malformed, Message, Method, Name, Rows, Start};
 use crate::sip::text::Text;
 use crate::sip::value::{address, cseq, param, split, split_first, tag, uri, uri_host_port};
 use crate::sys::address::Address;
@@ -20,9 +20,10 @@ use std::sync::Arc;
 const RECEIVES_MAX: usize = 4;
 
 impl Shard {
+    /// Takes what has come on a socket: its port and its lane have one number.
     pub(super) fn receive(&mut self, io: &mut Io, port: usize) {
         for _ in 0..RECEIVES_MAX {
-            let socket = &self.ports[port].socket;
+            let Some(socket) = &self.lanes[port].socket else { return };
             if io.receiver.receive(socket).is_err() {
                 let refused = &mut self.report.counts.refused;
                 drain_errors(socket, &mut |_| *refused += 1);
@@ -37,22 +38,40 @@ impl Shard {
             for index in 0..io.receiver.filled() {
                 let (octets, from) = io.receiver.datagram(index);
                 let counts = &mut self.report.counts;
-                if self.ports[port].network.as_mut().is_some_and(|network| network.loses(&mut counts.on_purpose)) {
+                if self.lanes[port].network.as_mut().is_some_and(|network| network.loses(&mut counts.on_purpose)) {
                     continue;
                 }
-                match Message::read(octets, &mut io.rows) {
-                    Ok(message) => match message.start {
-                        Start::Request(method, _) => self.on_request(port, &message, method, from, now),
-                        Start::Response(code) => self.on_response(port, &message, code, now),
-                    },
-                    Err(Malformed::KeepAlive) => {}
-                    Err(_) => self.report.counts.malformed += 1,
-                }
+                self.on_octets(port, octets, &mut io.rows, from, now);
             }
             self.flush();
             if !io.receiver.is_full() {
                 return;
             }
+        }
+    }
+
+    /// Takes what has come on a connection.
+    pub(super) fn read(&mut self, io: &mut Io, token: u32) {
+        let Some((port, from)) = self.streams.read(token, &mut io.inlet) else { return };
+        let now = now_ns();
+        while let Some(octets) = io.inlet.next_message() {
+            self.pace.note(2);
+            self.on_octets(port as usize, octets, &mut io.rows, from, now);
+        }
+        self.report.counts.malformed += u64::from(io.inlet.broken().is_some());
+        self.streams.keep(from, &mut io.inlet);
+        self.flush();
+    }
+
+    #[inline]
+    fn on_octets(&mut self, port: usize, octets: &[u8], rows: &mut Rows, from: Address, now: u64) {
+        match Message::read(octets, rows) {
+            Ok(message) => match message.start {
+                Start::Request(method, _) => self.on_request(port, &message, method, from, now),
+                Start::Response(code) => self.on_response(port, &message, code, now),
+            },
+            Err(Malformed::KeepAlive) => {}
+            Err(_) => self.report.counts.malformed += 1,
         }
     }
 
@@ -66,9 +85,9 @@ impl Shard {
         self.check_seal(message);
         let slot = self.call_of(port, message);
         let in_dialog = message.value(Name::To).and_then(tag).is_some();
-        let port = &mut self.ports[port];
-        port.make_room(&mut self.report.counts);
-        let mut out = Text::new(port.sender.room());
+        let lane = &mut self.lanes[self.ports[port].lane];
+        lane.make_room(&mut self.streams, &mut self.report.counts);
+        let mut out = Text::new(lane.sender.room());
         let (code, line) = match slot.is_some() || !in_dialog {
             true => (200, "SIP/2.0 200 OK\r\n"),
             false => (481, "SIP/2.0 481 Call/Transaction Does Not Exist\r\n"),
@@ -90,7 +109,7 @@ impl Shard {
         out.put(b"Content-Length: 0\r\n\r\n");
         match (echoed, destination(message, from), out.finish()) {
             (Some(_), Some(to), Some(len)) => {
-                port.sender.push(len, to);
+                lane.sender.push(len, to);
                 self.report.sent.note(Kind::response(code, method));
             }
             _ => self.report.counts.malformed += 1,

@@ -26,7 +26,12 @@ impl Shard {
             (call.invite, call.invite_cseq) = (call.transaction, call.cseq);
         }
         (call.state, call.due_ns, call.interval_ns) = (State::Calling, due, timers.t1_ns);
-        (call.timer_ns, call.give_up_ns) = (now + timers.t1_ns, now + timers.give_up_ns());
+        //= RFC 3261 section 17.1.1.2
+        //# If a reliable transport is being used, the client transaction SHOULD
+        //# NOT start timer A (Timer A controls request retransmissions).
+        // Nor Timer E (17.1.2.2). B and F run over any transport.
+        let again_ns = if self.config.transport.is_reliable() { u64::MAX } else { now + timers.t1_ns };
+        (call.timer_ns, call.give_up_ns) = (again_ns, now + timers.give_up_ns());
         self.report.counts.requests += 1;
         if let Some(line) = line {
             self.report.lines[line].sent += 1;
@@ -50,19 +55,20 @@ impl Shard {
     pub(super) fn send(&mut self, slot: u32, sketch: &Sketch<'_>) {
         let Sketch { method, body, expires, transaction, cseq, failure_tag } = *sketch;
         let call = &self.calls[slot as usize];
-        let port = &mut self.ports[usize::from(call.port)];
+        let port = &self.ports[usize::from(call.port)];
+        let lane = &mut self.lanes[port.lane];
         let id = port.stationery.id(slot, call.generation);
         let in_dialog = call.peer.is_known();
         let callee = self.config.mix.scenario(usize::from(call.scenario)).callee.as_bytes();
         let request = Request { method, body, expires, callee, transaction, cseq, in_dialog, failure_tag };
-        port.make_room(&mut self.report.counts);
-        let mut out = Text::new(port.sender.room());
+        lane.make_room(&mut self.streams, &mut self.report.counts);
+        let mut out = Text::new(lane.sender.room());
         port.stationery.put(&mut out, call, id, &request);
         match out.finish() {
             Some(len) => {
                 let call = &mut self.calls[slot as usize];
-                let level = call.order.next(&port.sender);
-                port.sender.push_at(len, call.next_hop, level);
+                let level = call.order.next(&lane.sender);
+                lane.sender.push_at(len, port.peer.unwrap_or(call.next_hop), level);
                 self.report.sent.note(Kind::request(method));
             }
             None => self.report.counts.unsent += 1,
@@ -153,7 +159,8 @@ impl Shard {
             }
             _ => return,
         };
-        call.cancel = Cancel::Sent { again_ns: now + interval_ns, interval_ns };
+        let again_ns = if self.config.transport.is_reliable() { u64::MAX } else { now + interval_ns };
+        call.cancel = Cancel::Sent { again_ns, interval_ns };
         let (invite, cseq) = (call.invite, call.invite_cseq);
         self.send(slot, &Sketch::bare(Method::Cancel, invite, cseq));
     }

@@ -2,16 +2,17 @@
 
 use super::Request;
 use crate::clock::now_ns;
+use crate::endpoint::Transport;
 use crate::rng::mix;
 use crate::seal::{Sealed, code_digits, put_seal};
 use crate::sip::answer::{Echoed, reason};
 use crate::sip::message::{Message, Name};
 use crate::sip::text::{Text, hex};
+use crate::streams::Streams;
 use crate::sys::address::Address;
 use crate::sys::batch::Sender;
-use crate::sys::socket::Socket;
 use crate::tally::{Kind, Tally};
-use crate::uas::{Counts, Move, Violation};
+use crate::uas::{Counts, Mouth, Move, Violation};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
@@ -21,8 +22,9 @@ const HELD_MAX: usize = 1 << 16;
 pub(super) struct Backend {
     pub(super) index: usize,
     /// `None`: killed.
-    pub(super) socket: Option<Socket>,
+    pub(super) mouth: Option<Mouth>,
     pub(super) address: SocketAddr,
+    pub(super) transport: Transport,
     pub(super) sender: Sender,
     pub(super) counts: Counts,
     pub(super) sent: Tally,
@@ -63,8 +65,8 @@ pub(super) struct Response<'a> {
 }
 
 impl Backend {
-    pub(super) fn new(index: usize, socket: Socket, slow_ns: u64) -> Backend {
-        let address = socket.local();
+    pub(super) fn new(index: usize, mouth: Mouth, slow_ns: u64) -> Backend {
+        let (address, transport) = (mouth.local(), mouth.transport());
         let sdp = format!(
             "v=0\r\no=bob 2890844527 2890844527 IN IP4 {ip}\r\ns=-\r\nc=IN IP4 {ip}\r\nt=0 0\r\n\
              m=audio 49172 RTP/AVP 8 101\r\na=rtpmap:8 PCMA/8000\r\na=rtpmap:101 telephone-event/8000\r\na=sendrecv\r\n",
@@ -72,8 +74,9 @@ impl Backend {
         );
         Backend {
             index,
-            socket: Some(socket),
+            mouth: Some(mouth),
             address,
+            transport,
             sender: Sender::new(),
             counts: Counts::default(),
             sent: Tally::default(),
@@ -83,7 +86,7 @@ impl Backend {
             moves: Vec::new(),
             held: VecDeque::new(),
             slow_ns,
-            contact: format!("<sip:callee@{address}>").into(),
+            contact: format!("<sip:callee@{address}{}>", transport.uri_param()).into(),
             signature: format!("X-Backend: {index}\r\nServer: viahop-load\r\n").into(),
             sdp: sdp.into(),
         }
@@ -91,9 +94,9 @@ impl Backend {
 
     /// Makes room for one more message.
     #[inline]
-    pub(super) fn make_room(&mut self) {
+    pub(super) fn make_room(&mut self, streams: &mut Streams) {
         if self.sender.is_full() {
-            self.flush();
+            self.flush(streams);
         }
     }
 
@@ -180,10 +183,12 @@ impl Backend {
         let cseq = format!("{} NOTIFY", request.number);
         let event = message.value(Name::Event).unwrap_or(b"presence");
         let state = if last { &b"terminated;reason=timeout"[..] } else { b"active" };
-        let address = self.address;
+        let (address, transport) = (self.address, self.transport.in_via());
         out.put(b"NOTIFY ");
         out.put(target);
-        out.put(format!(" SIP/2.0\r\nVia: SIP/2.0/UDP {address};branch=z9hG4bK{:016x}", request.key).as_bytes());
+        out.put(
+            format!(" SIP/2.0\r\nVia: SIP/2.0/{transport} {address};branch=z9hG4bK{:016x}", request.key).as_bytes(),
+        );
         out.put(format!("{:x};rport\r\nMax-Forwards: 70\r\n", request.number).as_bytes());
         //= RFC 3261 section 12.1.1
         // The callee's route set is the Record-Route of the request, in order.
@@ -217,16 +222,23 @@ impl Backend {
         out.put(b"Content-Length: 0\r\n\r\n");
     }
 
-    pub(super) fn flush(&mut self) {
+    pub(super) fn flush(&mut self, streams: &mut Streams) {
         if self.slow_ns > 0 {
             self.hold_back();
         }
         if self.sender.is_empty() {
             return;
         }
-        match &self.socket {
+        match &self.mouth {
             // Who cannot be reached learns it from his own timers.
-            Some(socket) => drop(self.sender.flush(socket, &mut |_| ())),
+            Some(Mouth::Datagrams(socket)) => drop(self.sender.flush(socket, &mut |_| ())),
+            Some(Mouth::Streams(..)) => {
+                for index in 0..self.sender.count() {
+                    let (octets, to) = self.sender.message(index);
+                    self.counts.unsent += u64::from(!streams.push(to, octets));
+                }
+                self.sender.clear();
+            }
             None => self.sender.clear(),
         }
     }

@@ -118,10 +118,13 @@ impl Shard {
         //# interval that starts at T1 seconds and doubles for each
         //# retransmission until it reaches T2 seconds (T1 and T2 are defined in
         //# Section 17).
-        // Timer G does the same for any other final response (17.2.1).
+        // Timer G does the same for any other final response (17.2.1), but not over a reliable transport: a 2xx goes from end
+        // to end, and may be lost further on.
+        let once = code >= 300 && call.to.stream() != 0;
         (call.state, call.code, call.interval_ns) = (State::Answered, code, timers.t1_ns);
-        (call.due_ns, call.give_up_ns) = (now + timers.t1_ns, now + timers.give_up_ns());
-        let due = call.due_ns;
+        call.due_ns = if once { u64::MAX } else { now + timers.t1_ns };
+        call.give_up_ns = now + timers.give_up_ns();
+        let due = call.due_ns.min(call.give_up_ns);
         self.wheel.arm(slot, due);
         self.send_final(slot);
     }
@@ -142,6 +145,8 @@ impl Shard {
         let config = &self.shared.config;
         let (state, due) = match call.code {
             200..300 => (State::Up, request.now + config.silence_max_ns),
+            // Timer I.
+            _ if call.to.stream() != 0 => return self.release(slot),
             _ => (State::Over, request.now + config.timers.t4_ns),
         };
         (call.state, call.due_ns) = (state, due);

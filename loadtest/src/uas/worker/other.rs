@@ -54,7 +54,9 @@ impl Shard {
         let hop = uri(routes().next().unwrap_or(contact));
         let hop = uri_host_port(hop).and_then(|(host, port)| address(host, port)).map(Address::from);
         let call = &mut self.calls[slot as usize];
-        (call.cseq, call.last, call.to) = (request.number, expires == Some(0), hop.unwrap_or(request.from));
+        // On a stream along the connection it came on: a generator opens none to whoever may be named.
+        let hop = hop.filter(|_| request.from.stream() == 0).unwrap_or(request.from);
+        (call.cseq, call.last, call.to) = (request.number, expires == Some(0), hop);
         let mut out = Text::new(&mut self.scratch);
         self.backends[request.place].put_notify(&mut out, request, uri(contact), routes(), call.last);
         let len = out.finish();
@@ -65,8 +67,10 @@ impl Shard {
         call.rows.clear();
         call.rows.extend_from_slice(&self.scratch[..len]);
         (call.state, call.interval_ns) = (State::Notifying, timers.t1_ns);
-        (call.due_ns, call.give_up_ns) = (request.now + timers.t1_ns, request.now + timers.give_up_ns());
-        let due = call.due_ns;
+        // Timer E is for datagrams (RFC 3261 17.1.2.2).
+        call.due_ns = if call.to.stream() == 0 { request.now + timers.t1_ns } else { u64::MAX };
+        call.give_up_ns = request.now + timers.give_up_ns();
+        let due = call.due_ns.min(call.give_up_ns);
         self.wheel.arm(slot, due);
         self.send_notify(slot);
     }
@@ -74,7 +78,7 @@ impl Shard {
     pub(super) fn send_notify(&mut self, slot: u32) {
         let call = &mut self.calls[slot as usize];
         let backend = &mut self.backends[call.backend];
-        backend.make_room();
+        backend.make_room(&mut self.streams);
         let level = call.order.next(&backend.sender);
         backend.sender.room()[..call.rows.len()].copy_from_slice(&call.rows);
         backend.sender.push_at(call.rows.len(), call.to, level);

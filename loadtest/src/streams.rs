@@ -1,0 +1,454 @@
+//! The connections of one shard: those it opened to an element, and those an element opened to its backends.
+//!
+//! ```text
+//!   opened:    Connecting ──► Open ──► Down ──► Connecting …        kept, and opened again: at once, then after a while
+//!   accepted:  Open ──► gone
+//! ```
+//!
+//! Who owns them says where messages go by an [`Address`] that names the connection, and learns from [`Streams::next_ended`]
+//! which were lost and why. Octets that wait are bounded: an other side that reads nothing loses its connection. What comes
+//! is read into one room for all, an [`Inlet`]; only what is no whole message yet is kept for its connection.
+
+use crate::clock::{MS_NS, SECOND_NS, now_ns};
+use crate::sip::frame::{Framer, Front, MESSAGE_MAX};
+use crate::sip::message::Malformed;
+use crate::sys::address::Address;
+use crate::sys::tcp;
+use crate::sys::wait::{Registry, Waiter};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+
+/// Connections have the tokens from here on; sockets and listeners those below.
+pub const STREAM_TOKENS: u32 = 1 << 31;
+
+/// Octets that may wait for one other side to read: some 4,000 messages, and far more than a kernel takes before that.
+pub const WAITING_MAX: usize = 4 << 20;
+
+/// Octets read at a time. More waits in the kernel, so that every connection gets its turn.
+const READ_MAX: usize = 64 << 10;
+
+/// The gap before a connection that could not be opened is tried again; it doubles each time, up to the second.
+const RETRY_NS: u64 = 100 * MS_NS;
+const RETRY_MAX_NS: u64 = 2 * SECOND_NS;
+
+/// Bits of a connection's number that are its place; those above tell apart who had that place.
+const SLOT_BITS: u32 = 20;
+const SLOT_MASK: u32 = (1 << SLOT_BITS) - 1;
+
+/// The answer to a ping (RFC 5626 4.4.1).
+const PONG: &[u8] = b"\r\n";
+
+/// A connection that is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Whose it was.
+    pub place: u32,
+    /// Whether it had been open; otherwise it could not be opened, or something was to go there while it was down.
+    pub was_open: bool,
+    /// Why, as a report has it.
+    pub cause: &'static str,
+}
+
+/// Connections.
+#[derive(Debug)]
+pub struct Streams {
+    registry: Registry,
+    slots: Vec<Option<Stream>>,
+    /// How often each slot has been given away, counted from 1.
+    generations: Vec<u32>,
+    free: Vec<u32>,
+    /// Slots with something to send.
+    dirty: Vec<u32>,
+    ended: Vec<Ended>,
+    /// How many are down.
+    down: usize,
+}
+
+#[derive(Debug)]
+struct Stream {
+    /// Whose it is: the owner's own number.
+    place: u32,
+    /// The other side, and this connection's number.
+    address: Address,
+    /// `None`: it is down.
+    socket: Option<TcpStream>,
+    is_open: bool,
+    /// What opens it again; `None`: it was accepted.
+    opening: Option<Opening>,
+    framer: Framer,
+    /// What has come of a message that is not whole.
+    partial: Vec<u8>,
+    /// What is to be sent, of which `sent` octets have been. sent <= out.len()
+    out: Vec<u8>,
+    sent: usize,
+    waits_writable: bool,
+    is_dirty: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Opening {
+    target: SocketAddr,
+    from: IpAddr,
+    /// Attempts that have failed since the last that has not.
+    failures: u32,
+    retry_ns: u64,
+    /// Why it is down.
+    cause: &'static str,
+}
+
+/// Room for what comes on one connection at a time, and the messages in it.
+#[derive(Debug)]
+pub struct Inlet {
+    room: Box<[u8]>,
+    /// at <= len <= room.len()
+    at: usize,
+    len: usize,
+    framer: Framer,
+    pings: usize,
+    broken: Option<Malformed>,
+}
+
+impl Default for Inlet {
+    fn default() -> Inlet {
+        let room = vec![0; MESSAGE_MAX + READ_MAX].into_boxed_slice();
+        Inlet { room, at: 0, len: 0, framer: Framer::default(), pings: 0, broken: None }
+    }
+}
+
+impl Inlet {
+    /// The next whole message.
+    #[inline]
+    pub fn next_message(&mut self) -> Option<&[u8]> {
+        while self.broken.is_none() {
+            match self.framer.front(&self.room[self.at..self.len]) {
+                Ok(Front::Message(len)) => {
+                    self.at += len;
+                    return Some(&self.room[self.at - len..self.at]);
+                }
+                Ok(Front::LineEnds(len)) => {
+                    self.at += len;
+                    self.pings += usize::from(len >= 4);
+                }
+                Ok(Front::More) => return None,
+                Err(why) => self.broken = Some(why),
+            }
+        }
+        None
+    }
+
+    /// Why nothing more can be read on this connection.
+    pub fn broken(&self) -> Option<Malformed> {
+        self.broken
+    }
+}
+
+impl Streams {
+    /// None yet.
+    pub fn new(waiter: &Waiter) -> Streams {
+        Streams {
+            registry: waiter.registry(),
+            slots: Vec::new(),
+            generations: Vec::new(),
+            free: Vec::new(),
+            dirty: Vec::new(),
+            ended: Vec::new(),
+            down: 0,
+        }
+    }
+
+    /// Begins to open a connection for `place`, and keeps it open from here on. Says what messages for it are addressed to.
+    pub fn open(&mut self, target: SocketAddr, from: IpAddr, place: u32) -> Address {
+        let slot = self.take_slot();
+        let address = Address::from(target).on_stream(self.number(slot));
+        let opening = Opening { target, from, failures: 0, retry_ns: 0, cause: "" };
+        self.slots[slot as usize] = Some(Stream::new(place, address, Some(opening)));
+        self.down += 1;
+        address
+    }
+
+    /// Takes what waits at a listener of `place`, and says how many.
+    pub fn accept(&mut self, listener: &TcpListener, place: u32) -> io::Result<usize> {
+        let mut count = 0;
+        while let Some((socket, peer)) = tcp::accept(listener)? {
+            let slot = self.take_slot();
+            let address = Address::from(peer).on_stream(self.number(slot));
+            self.registry.add(&socket, STREAM_TOKENS | slot, false)?;
+            self.slots[slot as usize] =
+                Some(Stream { socket: Some(socket), is_open: true, ..Stream::new(place, address, None) });
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Opens what is down and due. `opened` hears for whom, and from which address.
+    pub fn reopen(&mut self, now: u64, mut opened: impl FnMut(u32, SocketAddr)) {
+        if self.down == 0 {
+            return;
+        }
+        for slot in 0..self.slots.len() {
+            let Some(stream) = self.slots[slot].as_mut().filter(|stream| stream.socket.is_none()) else { continue };
+            let Some(opening) = stream.opening.filter(|opening| opening.retry_ns <= now) else { continue };
+            let begun = tcp::connect(opening.target, opening.from).and_then(|(socket, local)| {
+                self.registry.add(&socket, STREAM_TOKENS | slot as u32, true)?;
+                Ok((socket, local))
+            });
+            match begun {
+                Ok((socket, local)) => {
+                    (stream.socket, stream.waits_writable) = (Some(socket), true);
+                    self.down -= 1;
+                    opened(stream.place, local);
+                }
+                Err(error) => {
+                    self.down -= 1;
+                    self.end(slot as u32, cause(&error));
+                }
+            }
+        }
+    }
+
+    /// Waits until no connection is being opened, for at most `patience_ns`.
+    pub fn settle(&mut self, waiter: &Waiter, patience_ns: u64) -> io::Result<()> {
+        let (start, mut ready) = (now_ns(), Vec::new());
+        let is_opening = |stream: &Stream| stream.socket.is_some() && !stream.is_open;
+        while now_ns() - start < patience_ns && self.slots.iter().flatten().any(is_opening) {
+            waiter.wait(10 * MS_NS, &mut ready)?;
+            for token in ready.drain(..).filter(|token| token & STREAM_TOKENS != 0) {
+                if self.slots.get((token & SLOT_MASK) as usize).and_then(Option::as_ref).is_some_and(is_opening) {
+                    self.advance(token & SLOT_MASK);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// When one that is down is to be opened; `u64::MAX` if none is.
+    pub fn next_ns(&self) -> u64 {
+        if self.down == 0 {
+            return u64::MAX;
+        }
+        let down = self.slots.iter().flatten().filter(|stream| stream.socket.is_none());
+        down.filter_map(|stream| Some(stream.opening?.retry_ns)).min().unwrap_or(u64::MAX)
+    }
+
+    /// How many are open.
+    pub fn open_count(&self) -> usize {
+        self.slots.iter().flatten().filter(|stream| stream.is_open).count()
+    }
+
+    /// Lets a message wait for the next flush, on the connection that `to` names. `false`: that is gone, or its other side
+    /// reads nothing. Of one that is down the owner is told again, so that what was to go there fails at once: a message that
+    /// waited would speak of an address that the connection has no more when it is back.
+    pub fn push(&mut self, to: Address, octets: &[u8]) -> bool {
+        let slot = to.stream() & SLOT_MASK;
+        if to.stream() != self.number(slot) {
+            return false;
+        }
+        let Some(stream) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) else { return false };
+        if stream.socket.is_none() {
+            let (place, cause) = (stream.place, stream.opening.map_or("", |opening| opening.cause));
+            if self.ended.iter().all(|ended| ended.place != place) {
+                self.ended.push(Ended { place, was_open: false, cause });
+            }
+            return false;
+        }
+        if stream.out.len() - stream.sent + octets.len() > WAITING_MAX {
+            self.end(slot, "connection: the other side does not read");
+            return false;
+        }
+        stream.out.extend_from_slice(octets);
+        if !stream.is_dirty {
+            stream.is_dirty = true;
+            self.dirty.push(slot);
+        }
+        true
+    }
+
+    /// Sends what waits, as much of it as the kernel takes: one system call per connection.
+    pub fn flush(&mut self) {
+        while let Some(slot) = self.dirty.pop() {
+            if let Some(stream) = self.slots[slot as usize].as_mut() {
+                stream.is_dirty = false;
+            }
+            self.flush_one(slot);
+        }
+    }
+
+    /// Reads what has come on the connection with this token, and says from whom. `None`: nothing.
+    pub fn read(&mut self, token: u32, inlet: &mut Inlet) -> Option<(u32, Address)> {
+        let slot = token & SLOT_MASK;
+        if !self.advance(slot) {
+            return None;
+        }
+        let stream = self.slots[slot as usize].as_mut()?;
+        let began = stream.partial.len();
+        inlet.room[..began].copy_from_slice(&stream.partial);
+        let room = &mut inlet.room[began..(began + READ_MAX).min(MESSAGE_MAX + READ_MAX)];
+        let cause = match stream.socket.as_mut()?.read(room) {
+            Ok(0) => "connection closed by the other side",
+            Ok(count) => {
+                (inlet.at, inlet.len, inlet.framer) = (0, began + count, stream.framer);
+                (inlet.pings, inlet.broken) = (0, None);
+                return Some((stream.place, stream.address));
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return None,
+            Err(error) => cause(&error),
+        };
+        self.end(slot, cause);
+        None
+    }
+
+    /// Takes back what is left of what was read from there: the beginning of a message.
+    pub fn keep(&mut self, from: Address, inlet: &mut Inlet) {
+        let slot = from.stream() & SLOT_MASK;
+        let Some(stream) = self.slots[slot as usize].as_mut().filter(|stream| stream.is_open) else { return };
+        if inlet.broken.is_some() {
+            return self.end(slot, "connection: what came is no message");
+        }
+        stream.framer = inlet.framer;
+        stream.partial.clear();
+        stream.partial.extend_from_slice(&inlet.room[inlet.at..inlet.len]);
+        if stream.opening.is_none() {
+            // RFC 5626 4.4.1: who is called answers; a line end that comes to a caller is such an answer.
+            for _ in 0..std::mem::take(&mut inlet.pings) {
+                self.push(from, PONG);
+            }
+        }
+    }
+
+    /// The next connection that was lost since this was last asked.
+    #[inline]
+    pub fn next_ended(&mut self) -> Option<Ended> {
+        self.ended.pop()
+    }
+
+    /// Ends every connection that was opened; with the next [`reopen`](Self::reopen) others take their place.
+    pub fn renew(&mut self) {
+        for slot in 0..self.slots.len() as u32 {
+            let is_up = |stream: &Stream| stream.opening.is_some() && stream.socket.is_some();
+            if self.slots[slot as usize].as_ref().is_some_and(is_up) {
+                self.end(slot, "connection renewed");
+            }
+        }
+    }
+
+    /// Closes all connections of `place`, without a word to anybody.
+    pub fn close_all_of(&mut self, place: u32) {
+        for slot in 0..self.slots.len() as u32 {
+            if self.slots[slot as usize].as_ref().is_some_and(|stream| stream.place == place) {
+                self.vacate(slot);
+            }
+        }
+    }
+
+    /// Finishes opening it, sends what waits, and says whether it can be read.
+    fn advance(&mut self, slot: u32) -> bool {
+        let Some(stream) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) else { return false };
+        let Some(socket) = &stream.socket else { return false };
+        if !stream.is_open {
+            if let Some(error) = tcp::connect_error(socket) {
+                if error.kind() != ErrorKind::NotConnected {
+                    self.end(slot, cause(&error));
+                }
+                return false;
+            }
+            stream.is_open = true;
+            if let Some(opening) = &mut stream.opening {
+                opening.failures = 0;
+            }
+        }
+        if stream.waits_writable {
+            self.flush_one(slot);
+        }
+        self.slots[slot as usize].as_ref().is_some_and(|stream| stream.is_open)
+    }
+
+    fn flush_one(&mut self, slot: u32) {
+        let Some(stream) = self.slots[slot as usize].as_mut().filter(|stream| stream.is_open) else { return };
+        let Some(socket) = &mut stream.socket else { return };
+        while stream.sent < stream.out.len() {
+            match socket.write(&stream.out[stream.sent..]) {
+                Ok(count) => stream.sent += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return self.end(slot, cause(&error)),
+            }
+        }
+        stream.out.drain(..stream.sent);
+        stream.sent = 0;
+        let waits = !stream.out.is_empty();
+        if waits != stream.waits_writable {
+            stream.waits_writable = waits;
+            if let Err(error) = self.registry.set_writable(socket, STREAM_TOKENS | slot, waits) {
+                self.end(slot, cause(&error));
+            }
+        }
+    }
+
+    /// It is lost. One that was opened is down from here on.
+    fn end(&mut self, slot: u32, cause: &'static str) {
+        let Some(stream) = self.slots[slot as usize].as_mut() else { return };
+        self.ended.push(Ended { place: stream.place, was_open: stream.is_open, cause });
+        let Some(opening) = &mut stream.opening else { return self.vacate(slot) };
+        opening.cause = cause;
+        if stream.is_open {
+            opening.retry_ns = 0;
+        } else {
+            opening.retry_ns = now_ns() + (RETRY_NS << opening.failures.min(8)).min(RETRY_MAX_NS);
+            opening.failures += 1;
+        }
+        let (place, address, opening) = (stream.place, stream.address, stream.opening);
+        *stream = Stream { is_dirty: stream.is_dirty, ..Stream::new(place, address, opening) };
+        self.down += 1;
+    }
+
+    fn vacate(&mut self, slot: u32) {
+        let Some(stream) = self.slots[slot as usize].take() else { return };
+        self.down -= usize::from(stream.opening.is_some() && stream.socket.is_none());
+        self.free.push(slot);
+    }
+
+    fn take_slot(&mut self) -> u32 {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.generations.push(0);
+            self.slots.len() as u32 - 1
+        });
+        let generation = &mut self.generations[slot as usize];
+        // Never 0, which is no connection's.
+        *generation = *generation % (SLOT_MASK >> 8) + 1;
+        slot
+    }
+
+    fn number(&self, slot: u32) -> u32 {
+        self.generations.get(slot as usize).map_or(0, |generation| generation << SLOT_BITS | slot)
+    }
+}
+
+impl Stream {
+    fn new(place: u32, address: Address, opening: Option<Opening>) -> Stream {
+        Stream {
+            place,
+            address,
+            socket: None,
+            is_open: false,
+            opening,
+            framer: Framer::default(),
+            partial: Vec::new(),
+            out: Vec::new(),
+            sent: 0,
+            waits_writable: false,
+            is_dirty: false,
+        }
+    }
+}
+
+/// Why a connection is gone, as a report has it.
+fn cause(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => "connection refused",
+        ErrorKind::TimedOut => "connection timed out",
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => "connection: there is no way to it",
+        ErrorKind::AddrNotAvailable => "connection: no port is left on this side",
+        _ => "connection reset",
+    }
+}
