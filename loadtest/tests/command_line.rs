@@ -147,7 +147,7 @@ fn what_is_no_command_line_ends_with_2() {
         &["run", "--fault", "silent=200%"],
         &["uac", "--target", "tls:127.0.0.1"],
         &["run", "--cores", "9999"],
-        &["uas", "--listen", "tcp:127.0.0.1:1"],
+        &["uas", "--listen", "tls:127.0.0.1:1"],
     ] {
         assert_eq!(run(args).code, 2, "{args:?}");
     }

@@ -3,13 +3,14 @@
 
 mod support;
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use support::{any_port, timers};
 use viahop_load::clock::{MS_NS, SECOND_NS};
 use viahop_load::compare::element::Element;
+use viahop_load::endpoint::{Endpoint, Transport};
 use viahop_load::scenario::{Mix, Scenario};
 use viahop_load::uac::ask::ask;
 use viahop_load::uac::{self, Uac};
@@ -48,7 +49,7 @@ fn twenty_thousand_calls_through_a_dispatcher_are_all_verified() {
     let uas = Uas::start(uas::Config { backends: vec![any_port()], ..uas::Config::default() }).unwrap();
     let core = viahop_load::sys::process::cores()[0];
     let running = element.start(core, uas.addresses()[0]).unwrap();
-    let ready = (0..50).any(|_| ask(&["ready".to_owned()], running.target).unwrap()[0].is_some());
+    let ready = (0..50).any(|_| ask(&["ready".to_owned()], running.target.address).unwrap()[0].is_some());
     assert!(ready, "{}", running.last_words());
 
     let part = |name, weight| (Scenario::built_in(name).unwrap(), weight);
@@ -70,6 +71,39 @@ fn twenty_thousand_calls_through_a_dispatcher_are_all_verified() {
     let counts = called.counts;
     assert_eq!((counts.placed, counts.completed, counts.failed), (20_000, 20_000, 0), "{:?}", called.lines);
     assert_eq!((counts.wrong, counts.altered, counts.strays), (0, 0, 0), "{:?}", called.wrongs);
+    assert_eq!((took.altered, took.violations, took.unknown, took.malformed), (0, 0, 0, 0), "{took:?}");
+}
+
+#[test]
+fn two_thousand_calls_over_connections_of_a_dispatcher_are_all_verified() {
+    let element = match Element::read("kamailio-tcp", Path::new("viahop")) {
+        Ok(element) => element,
+        Err(why) => return skip(&why),
+    };
+    let backends = vec![Endpoint { transport: Transport::Tcp, ..any_port() }];
+    let uas = Uas::start(uas::Config { backends, ..uas::Config::default() }).unwrap();
+    let core = viahop_load::sys::process::cores()[0];
+    let running = element.start(core, uas.addresses()[0]).unwrap();
+    let is_up = |_| {
+        std::thread::sleep(Duration::from_millis(100));
+        TcpStream::connect(running.target.address).is_ok()
+    };
+    assert!((0..100).any(is_up), "{}", running.last_words());
+    let config = uac::Config {
+        rate: 300.0,
+        timers: timers(4000),
+        drain_ns: 120 * SECOND_NS,
+        calls: 2000,
+        hold_ns: 50 * MS_NS,
+        connections: 20,
+        ..uac::Config::new(running.target)
+    };
+    let called = Uac::start(config).unwrap().join();
+    let took = uas.join().total();
+    let counts = called.counts;
+    assert_eq!((counts.placed, counts.completed, counts.failed), (2000, 2000, 0), "{:?}", called.lines);
+    assert_eq!((counts.wrong, counts.altered, counts.strays, counts.malformed), (0, 0, 0, 0), "{:?}", called.wrongs);
+    assert_eq!((counts.retransmissions, counts.connections_lost), (0, 0), "{counts:?}");
     assert_eq!((took.altered, took.violations, took.unknown, took.malformed), (0, 0, 0, 0), "{took:?}");
 }
 

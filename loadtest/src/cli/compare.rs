@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use crate::clock::{SECOND_NS, now_ns, ns};
-use crate::compare::element::{Element, KNOWN};
+use crate::compare::element::{Element, KNOWN, KNOWN_TCP};
 use crate::compare::rounds::{self, Plan};
 use crate::compare::table;
 use crate::failure::{Exit, Failure};
@@ -14,13 +14,23 @@ use std::time::Duration;
 /// Compare what elements cost: the same load on the same core, in rounds, one element after the other.
 ///
 /// The load is an INVITE of 900 octets and its 200: one process of this program is caller and callee, on a core of its
-/// own. Without --element, all that are installed are compared.
+/// own. Without --element, all that are installed are compared: over UDP, or with --transport tcp over connections.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// An element: direct, relay, relay-scalar, viahop, nginx, kamailio, or NAME=COMMAND with {ip}, {port}, {backend_ip},
-    /// {backend_port}, {core} and {dir}. May be given several times.
+    /// {backend_port}, {core} and {dir}. A name that ends in -tcp is reached over TCP and reaches its backend so; in -tcp-udp
+    /// or -udp-tcp only one of them: viahop-tcp, nginx-tcp, kamailio-tcp, direct-tcp. May be given several times.
     #[arg(long = "element", value_name = "ELEMENT")]
     elements: Vec<String>,
+    /// Which elements are compared without --element: those over UDP, or those over TCP beside viahop over UDP.
+    #[arg(long, value_enum, default_value_t = TransportName::Udp)]
+    transport: TransportName,
+    /// Connections of the caller, to elements that are reached over TCP. It uses them by turns.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    connections: u16,
+    /// Whom the others are compared with. Default: relay, and with --transport tcp viahop, over UDP.
+    #[arg(long, value_name = "ELEMENT")]
+    baseline: Option<String>,
     /// Requests per second. May be given several times.
     #[arg(long = "rate", value_name = "N", default_values_t = [5_000.0, 20_000.0, 50_000.0])]
     rates: Vec<f64>,
@@ -53,6 +63,13 @@ pub struct Args {
     print_configs: bool,
 }
 
+/// Over what the elements without a name are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum TransportName {
+    Tcp,
+    Udp,
+}
+
 pub fn run(args: &Args) -> Outcome {
     let elements = elements(args)?;
     if args.print_configs {
@@ -72,6 +89,7 @@ pub fn run(args: &Args) -> Outcome {
         rounds: usize::from(args.rounds),
         measure_ns: ns(args.time).max(SECOND_NS / 100),
         core,
+        connections: usize::from(args.connections),
         system_calls: args.syscalls,
         elements,
     };
@@ -90,7 +108,11 @@ pub fn run(args: &Args) -> Outcome {
         );
     })?;
     println!("{}, {} ns for the cheapest system call\n", outcome.machine, process::system_call_ns(now_ns));
-    print!("{}", table::render(&outcome));
+    let baseline = args.baseline.as_deref().unwrap_or(match args.transport {
+        TransportName::Tcp => "viahop",
+        TransportName::Udp => "relay",
+    });
+    print!("{}", table::render(&outcome, baseline));
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&outcome).expect("numbers and names are JSON");
         std::fs::write(path, text)
@@ -109,7 +131,8 @@ fn elements(args: &Args) -> Result<Vec<Element>, Failure> {
         return args.elements.iter().map(read).collect();
     }
     let mut elements = Vec::new();
-    for name in KNOWN {
+    let known = if args.transport == TransportName::Tcp { KNOWN_TCP } else { KNOWN };
+    for name in known {
         match Element::read(name, &viahop) {
             Ok(element) => elements.push(element),
             Err(why) => eprintln!("left out: {name}: {why}"),

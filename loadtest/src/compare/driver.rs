@@ -1,5 +1,6 @@
-//! The driver: INVITEs out of one socket at fixed times, a sink that answers each with a 200 on another, both on this
-//! thread. It never waits: between two due times it looks at both sockets, so it needs a core of its own.
+//! The driver: INVITEs out of one socket, or by turns out of some connections, at fixed times; a sink that answers each with
+//! a 200 on another, or on the connections that come; both on this thread. It never waits: between two due times it looks at
+//! both, so it needs a core of its own.
 //!
 //! ```text
 //! loop: what is due ─► send      sink: receive ─► answer ─► send      client: receive ─► match ─► record
@@ -10,18 +11,22 @@
 
 use super::invite::Invite;
 use crate::clock::{MS_NS, SECOND_NS, now_ns};
+use crate::endpoint::{Endpoint, Transport};
 use crate::latency::Latencies;
 use crate::rng::seed;
 use crate::schedule::{Arrivals, Schedule};
 use crate::sip::answer::{destination, echo};
 use crate::sip::message::{Message, Method, Name, Rows, Start};
 use crate::sip::text::{Text, hex};
+use crate::streams::{Inlet, STREAM_TOKENS, Streams};
 use crate::sys::address::Address;
 use crate::sys::batch::{BATCH_MAX, Receiver, Sender, drain_errors};
 use crate::sys::socket::Socket;
+use crate::sys::tcp;
+use crate::sys::wait::Waiter;
 use crate::usage::Usage;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 
 /// Requests that can be in flight: 2^20, so 5 s at 200,000 a second. What is older counts as lost.
 const PENDING_MAX: usize = 1 << 20;
@@ -35,6 +40,12 @@ const DRAIN_NS: u64 = 300 * MS_NS;
 
 /// Messages sent before the element's CPU time is first read are not measured; so many nanoseconds after, neither.
 const SETTLE_NS: u64 = 5 * MS_NS;
+
+/// Where the driver's ends are.
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// The connections that come to the sink are its; those of the client have their numbers.
+const OF_SINK: u32 = u32::MAX;
 
 /// What one trial offers.
 #[derive(Clone, Copy, Debug)]
@@ -93,12 +104,60 @@ impl Seen {
     }
 }
 
+/// What the element sends to.
+#[derive(Debug)]
+pub enum Sink {
+    /// Datagrams.
+    Datagrams(Socket),
+    /// Messages on connections that it opens.
+    Streams(TcpListener),
+}
+
+impl Sink {
+    /// Opens one, and so learns its address; the element that is to send there can be started then.
+    pub fn open(transport: Transport) -> io::Result<Sink> {
+        match transport {
+            Transport::Tcp => tcp::listen(SocketAddr::new(HERE, 0)).map(Sink::Streams),
+            Transport::Udp => Socket::bind(SocketAddr::new(HERE, 0)).map(Sink::Datagrams),
+        }
+    }
+
+    /// Where it is.
+    pub fn endpoint(&self) -> io::Result<Endpoint> {
+        Ok(match self {
+            Sink::Datagrams(socket) => socket.local().into(),
+            Sink::Streams(listener) => Endpoint { transport: Transport::Tcp, address: listener.local_addr()? },
+        })
+    }
+}
+
 /// The two ends of an element.
 pub struct Driver {
-    client: Socket,
-    sink: Socket,
-    target: Address,
-    invite: Invite,
+    io: Io,
+    load: Load,
+}
+
+/// What messages are read with; apart from the rest, because a message borrows it.
+struct Io {
+    /// `None`: the client has connections.
+    client: Option<Socket>,
+    sink: Sink,
+    waiter: Waiter,
+    ready: Vec<u32>,
+    receiver: Receiver,
+    inlet: Inlet,
+    rows: Rows,
+}
+
+/// What has been sent, and what came of it.
+struct Load {
+    target: SocketAddr,
+    /// How the element sends to the sink.
+    sink: Transport,
+    /// One for each connection, which take turns; of a client with a socket the only one.
+    invites: Vec<(Invite, Address)>,
+    /// What tells this driver's requests from all others.
+    key: u64,
     /// For each request in flight the time it was due, at its number modulo the length; 0 where it is answered.
     pending: Box<[u64]>,
     /// Number of the next request. All numbers below have been sent.
@@ -106,8 +165,7 @@ pub struct Driver {
     unanswered: u32,
     from_client: Sender,
     from_sink: Sender,
-    receiver: Receiver,
-    rows: Rows,
+    streams: Streams,
     contact: Vec<u8>,
     seen: Seen,
     /// When each request of the batch that is about to leave was due.
@@ -117,84 +175,123 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Opens the sink and learns its address; the element that is to send there can be started then.
-    pub fn open_sink() -> io::Result<Socket> {
-        Socket::bind(([127, 0, 0, 1], 0).into())
-    }
-
-    /// A driver for the element at `target`, with `sink` behind it.
-    pub fn new(sink: Socket, target: SocketAddr) -> io::Result<Driver> {
-        let client = Socket::bind(([127, 0, 0, 1], 0).into())?;
-        Ok(Driver {
-            invite: Invite::new(client.local(), target, seed() & 0xffff_ffff_0000_0000),
-            contact: format!("Contact: <sip:sink@{}>\r\nContent-Length: 0\r\n\r\n", sink.local()).into_bytes(),
+    /// A driver for the element at `target`, with `sink` behind it. Over TCP it has so many connections.
+    pub fn new(sink: Sink, target: Endpoint, connections: usize) -> io::Result<Driver> {
+        let Endpoint { transport, address: target } = target;
+        let waiter = Waiter::new()?;
+        let mut streams = Streams::new(&waiter);
+        let key = seed() & 0xffff_ffff_0000_0000;
+        let (mut client, mut invites) = (None, Vec::new());
+        match transport {
+            Transport::Tcp => {
+                for place in 0..connections.max(1) as u32 {
+                    let to = streams.open(target, HERE, place);
+                    invites.push((Invite::new(transport, SocketAddr::new(HERE, 0), target, key), to));
+                }
+            }
+            Transport::Udp => {
+                let socket = Socket::bind(SocketAddr::new(HERE, 0))?;
+                invites.push((Invite::new(transport, socket.local(), target, key), Address::from(target)));
+                client = Some(socket);
+            }
+        }
+        let Endpoint { transport: behind, address } = sink.endpoint()?;
+        if let Sink::Streams(listener) = &sink {
+            waiter.registry().add(listener, 0, false)?;
+        }
+        let io = Io {
             client,
             sink,
-            target: Address::from(target),
+            waiter,
+            ready: Vec::new(),
+            receiver: Receiver::new(BATCH_MAX),
+            inlet: Inlet::default(),
+            rows: Rows::default(),
+        };
+        let contact = format!("Contact: <sip:sink@{address}{}>\r\nContent-Length: 0\r\n\r\n", behind.uri_param());
+        let load = Load {
+            target,
+            sink: behind,
+            invites,
+            key,
             pending: vec![0; PENDING_MAX].into(),
             next: 0,
             unanswered: 0,
             from_client: Sender::new(),
             from_sink: Sender::new(),
-            receiver: Receiver::new(BATCH_MAX),
-            rows: Rows::default(),
+            streams,
+            contact: contact.into_bytes(),
             seen: Seen::default(),
             due: Vec::with_capacity(BATCH_MAX),
             record_from_ns: 0,
-        })
+        };
+        Ok(Driver { io, load })
     }
 
-    /// Sends one request every 20 ms until one has come back, for at most `patience_ns`.
+    /// Sends one request every 20 ms until one has come back, for at most `patience_ns`. Connections are opened before.
     pub fn probe(&mut self, patience_ns: u64) -> io::Result<bool> {
         let start = now_ns();
         let mut next = start;
-        self.seen = Seen::default();
+        self.load.seen = Seen::default();
         while now_ns() - start < patience_ns {
-            if now_ns() >= next {
-                self.stage(next);
-                self.flush()?;
+            self.connect(100 * MS_NS)?;
+            let is_up = self.io.client.is_some() || self.load.streams.open_count() >= self.load.invites.len();
+            if is_up && now_ns() >= next {
+                self.load.stage(next);
+                self.flush();
                 next = now_ns() + 20 * MS_NS;
             }
             self.turn()?;
-            if self.seen.answered > 0 {
+            if self.load.seen.answered > 0 {
                 self.drain()?;
                 return Ok(true);
             }
             std::thread::yield_now();
         }
-        self.forget();
+        self.load.forget();
         Ok(false)
+    }
+
+    /// Opens connections that are down, and waits for them.
+    fn connect(&mut self, patience_ns: u64) -> io::Result<()> {
+        self.load.reopen();
+        self.load.streams.settle(&self.io.waiter, patience_ns)
     }
 
     /// Offers load and says what came of it. `probe` is asked for the element's CPU time at the start and at the end
     /// of the measurement.
     pub fn offer(&mut self, offer: &Offer, mut probe: impl FnMut() -> Usage) -> io::Result<Seen> {
-        self.seen = Seen::default();
-        self.record_from_ns = u64::MAX;
+        self.load.seen = Seen::default();
+        self.load.record_from_ns = u64::MAX;
         let start = now_ns();
         let mut schedule = Schedule::new(offer.arrivals, offer.rate.unwrap_or(0.0), start, seed());
         self.run_until(start + offer.warm_up_ns, offer, &mut schedule)?;
 
         let before = probe();
-        let lost_before = u64::from(self.unanswered);
-        self.seen = Seen::default();
+        let lost_before = u64::from(self.load.unanswered);
+        self.load.seen = Seen::default();
         let from = now_ns();
-        self.record_from_ns = from + SETTLE_NS;
+        self.load.record_from_ns = from + SETTLE_NS;
         let busy = self.run_until(from + offer.measure_ns, offer, &mut schedule)?;
         let after = probe();
-        let mut seen = std::mem::take(&mut self.seen);
+        let mut seen = std::mem::take(&mut self.load.seen);
         seen.elapsed_ns = now_ns() - from;
         seen.element = after.since(before);
         seen.driver_busy = busy;
         // Stragglers are no part of the measurement, but they are not lost either. Those of the warm-up that were in
         // flight at its end belong to nobody.
-        let (sent, in_flight) = (seen.sent + lost_before, u64::from(self.unanswered));
+        let (sent, in_flight) = (seen.sent + lost_before, u64::from(self.load.unanswered));
         debug_assert!(in_flight <= sent);
         self.drain()?;
-        seen.round_trip.add(&self.seen.round_trip);
-        seen.wrong += self.seen.wrong;
-        seen.lost = u64::from(self.unanswered).min(seen.sent);
-        self.forget();
+        seen.round_trip.add(&self.load.seen.round_trip);
+        seen.wrong += self.load.seen.wrong;
+        seen.lost = u64::from(self.load.unanswered).min(seen.sent);
+        if self.load.unanswered > 0 && self.io.client.is_none() {
+            // What the element has not read yet is no part of the next measurement.
+            self.load.streams.renew();
+            self.connect(SECOND_NS)?;
+        }
+        self.load.forget();
         Ok(seen)
     }
 
@@ -208,39 +305,157 @@ impl Driver {
             }
             match offer.rate {
                 Some(_) => {
-                    while schedule.next_ns() <= now && !self.from_client.is_full() {
+                    while schedule.next_ns() <= now && !self.load.from_client.is_full() {
                         let due = schedule.take();
-                        self.stage(due);
+                        self.load.stage(due);
                     }
                 }
                 None => {
-                    while self.unanswered + (self.due.len() as u32) < WINDOW && !self.from_client.is_full() {
-                        self.stage(now);
+                    let load = &mut self.load;
+                    while load.unanswered + (load.due.len() as u32) < WINDOW && !load.from_client.is_full() {
+                        load.stage(now);
                     }
                 }
             }
-            let sent = self.flush()?;
+            let sent = self.flush();
             let worked = self.turn()?;
             turns += 1;
             busy += u64::from(sent || worked);
         }
     }
 
+    /// Sends the batch and says whether there was one.
+    fn flush(&mut self) -> bool {
+        let load = &mut self.load;
+        if load.due.is_empty() {
+            return false;
+        }
+        match &self.io.client {
+            Some(socket) => drop(load.from_client.flush(socket, &mut |_| ())),
+            None => {
+                leave_by(&mut load.streams, &mut load.from_client);
+                load.streams.flush();
+            }
+        }
+        load.note_sent(now_ns());
+        true
+    }
+
+    /// Takes what has arrived at both ends and says whether there was anything.
+    fn turn(&mut self) -> io::Result<bool> {
+        let Driver { io, load } = self;
+        let mut any = false;
+        if let Sink::Datagrams(sink) = &io.sink {
+            any |= receive(&mut io.receiver, sink)? > 0;
+            for index in 0..io.receiver.filled() {
+                let (octets, from) = io.receiver.datagram(index);
+                load.answer(octets, &mut io.rows, from);
+            }
+            load.from_sink.flush(sink, &mut |_| ());
+        }
+        if let Some(client) = &io.client {
+            any |= receive(&mut io.receiver, client)? > 0;
+            let now = now_ns();
+            for index in 0..io.receiver.filled() {
+                load.match_one(io.receiver.datagram(index).0, &mut io.rows, now);
+            }
+        }
+        if io.client.is_none() || load.sink == Transport::Tcp {
+            any |= io.turn_streams(load)?;
+        }
+        Ok(any)
+    }
+
+    /// Waits for what is in flight.
+    fn drain(&mut self) -> io::Result<()> {
+        let start = now_ns();
+        while self.load.unanswered > 0 && now_ns() - start < DRAIN_NS {
+            self.turn()?;
+        }
+        Ok(())
+    }
+}
+
+impl Io {
+    /// Takes what has arrived on connections and says whether there was anything.
+    fn turn_streams(&mut self, load: &mut Load) -> io::Result<bool> {
+        load.reopen();
+        self.waiter.wait(0, &mut self.ready)?;
+        let any = !self.ready.is_empty();
+        for token in self.ready.drain(..) {
+            if token & STREAM_TOKENS == 0 {
+                if let Sink::Streams(listener) = &self.sink {
+                    load.streams.accept(listener, OF_SINK)?;
+                }
+                continue;
+            }
+            let Some((place, from)) = load.streams.read(token, &mut self.inlet) else { continue };
+            let now = now_ns();
+            while let Some(octets) = self.inlet.next_message() {
+                match place {
+                    OF_SINK => load.answer(octets, &mut self.rows, from),
+                    _ => load.match_one(octets, &mut self.rows, now),
+                }
+            }
+            load.seen.wrong += u64::from(self.inlet.broken().is_some());
+            load.streams.keep(from, &mut self.inlet);
+            if load.sink == Transport::Tcp {
+                leave_by(&mut load.streams, &mut load.from_sink);
+            }
+        }
+        load.streams.flush();
+        // What was lost with a connection is lost; `reopen` opens another.
+        while load.streams.next_ended().is_some() {}
+        Ok(any)
+    }
+}
+
+fn receive(receiver: &mut Receiver, socket: &Socket) -> io::Result<usize> {
+    match receiver.receive(socket) {
+        Ok(count) => Ok(count),
+        // An element that is not there yet, or no longer: the kernel says so once per datagram.
+        Err(_) if drain_errors(socket, &mut |_| ()) => Ok(0),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+/// Lets what waits in `sender` wait for its connections instead.
+fn leave_by(streams: &mut Streams, sender: &mut Sender) {
+    for index in 0..sender.count() {
+        let (octets, to) = sender.message(index);
+        streams.push(to, octets);
+    }
+    sender.clear();
+}
+
+impl Load {
+    /// Opens connections that are down. Each speaks from another address then.
+    fn reopen(&mut self) {
+        let Load { streams, invites, target, key, .. } = self;
+        streams.reopen(now_ns(), |place, local| {
+            invites[place as usize].0 = Invite::new(Transport::Tcp, local, *target, *key);
+        });
+    }
+
+    /// Which INVITE a number's is, and where it goes.
+    #[inline]
+    fn invite(&self, number: u32) -> &(Invite, Address) {
+        &self.invites[number as usize % self.invites.len()]
+    }
+
     /// Writes the next request, due at `due_ns`, into the batch.
     #[inline]
     fn stage(&mut self, due_ns: u64) {
-        let len = self.invite.write(self.next.wrapping_add(self.due.len() as u32), self.from_client.room());
-        self.from_client.push(len, self.target);
+        let number = self.next.wrapping_add(self.due.len() as u32);
+        let (invite, to) = &self.invites[number as usize % self.invites.len()];
+        let len = invite.write(number, self.from_client.room());
+        self.from_client.push(len, *to);
         self.due.push(due_ns);
     }
 
-    /// Sends the batch and says whether there was one.
-    fn flush(&mut self) -> io::Result<bool> {
-        if self.due.is_empty() {
-            return Ok(false);
-        }
-        self.from_client.flush(&self.client, &mut |_| ());
-        let now = now_ns();
+    /// The batch has left.
+    fn note_sent(&mut self, now: u64) {
         for &due in &self.due {
             let slot = &mut self.pending[self.next as usize % PENDING_MAX];
             // A number comes round again after 2^20 requests; whoever still waits then never gets an answer.
@@ -253,98 +468,57 @@ impl Driver {
         }
         self.seen.sent += self.due.len() as u64;
         self.due.clear();
-        Ok(true)
-    }
-
-    /// Takes what has arrived on both sockets and says whether there was anything.
-    fn turn(&mut self) -> io::Result<bool> {
-        let at_sink = self.receive(Side::Sink)?;
-        self.answer_batch();
-        let at_client = self.receive(Side::Client)?;
-        self.match_batch(at_client);
-        Ok(at_sink + at_client > 0)
-    }
-
-    fn receive(&mut self, side: Side) -> io::Result<usize> {
-        let socket = match side {
-            Side::Client => &self.client,
-            Side::Sink => &self.sink,
-        };
-        match self.receiver.receive(socket) {
-            Ok(count) => Ok(count),
-            // An element that is not there yet, or no longer: the kernel says so once per datagram.
-            Err(_) if drain_errors(socket, &mut |_| ()) => Ok(0),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(0),
-            Err(error) => Err(error),
-        }
     }
 
     /// The sink: a 200 for each request, everything copied that RFC 3261 8.2.6 says.
-    fn answer_batch(&mut self) {
-        for index in 0..self.receiver.filled() {
-            let (octets, from) = self.receiver.datagram(index);
-            let Ok(message) = Message::read(octets, &mut self.rows) else { continue };
-            let Start::Request(method, _) = message.start else { continue };
-            if method == Method::Ack {
-                continue;
-            }
-            // An element that probes its backends gets its answer and counts for nothing.
-            let number = self.invite.number_of(&message);
-            if number.is_some() {
-                self.seen.at_sink += 1;
-            }
-            let tag = hex(u64::from(number.unwrap_or_default()));
-            let mut out = Text::new(self.from_sink.room());
-            out.put(b"SIP/2.0 200 OK\r\n");
-            let whole = echo(&message, from, &tag, true, &mut out);
-            out.put(&self.contact);
-            if let (Some(_), Some(to), Some(len)) = (whole, destination(&message, from), out.finish()) {
-                self.from_sink.push(len, to);
-            }
-        }
-        self.from_sink.flush(&self.sink, &mut |_| ());
-    }
-
-    /// The client: which request each response belongs to, and how long it took.
-    fn match_batch(&mut self, count: usize) {
-        if count == 0 {
+    fn answer(&mut self, octets: &[u8], rows: &mut Rows, from: Address) {
+        let Ok(message) = Message::read(octets, rows) else { return };
+        let Start::Request(method, _) = message.start else { return };
+        if method == Method::Ack {
             return;
         }
-        let now = now_ns();
-        for index in 0..count {
-            let (octets, _) = self.receiver.datagram(index);
-            let Ok(message) = Message::read(octets, &mut self.rows) else {
-                self.seen.wrong += 1;
-                continue;
-            };
-            let Some(number) = self.invite.number_of(&message) else { continue };
-            match message.start {
-                Start::Response(100..200) => self.seen.provisional += 1,
-                Start::Response(200) if self.invite.is_via_stack_ours(&message, number) => {
-                    let slot = &mut self.pending[number as usize % PENDING_MAX];
-                    let due = std::mem::take(slot);
-                    if due == 0 || message.value(Name::To).is_none_or(|to| !to.ends_with(&hex(u64::from(number)))) {
-                        self.seen.wrong += 1;
-                        continue;
-                    }
-                    self.unanswered -= 1;
-                    self.seen.answered += 1;
-                    if due >= self.record_from_ns {
-                        self.seen.round_trip.record(now.saturating_sub(due));
-                    }
-                }
-                _ => self.seen.wrong += 1,
-            }
+        if self.from_sink.is_full() {
+            leave_by(&mut self.streams, &mut self.from_sink);
+        }
+        // An element that probes its backends gets its answer and counts for nothing.
+        let number = self.invites[0].0.number_of(&message);
+        if number.is_some() {
+            self.seen.at_sink += 1;
+        }
+        let tag = hex(u64::from(number.unwrap_or_default()));
+        let mut out = Text::new(self.from_sink.room());
+        out.put(b"SIP/2.0 200 OK\r\n");
+        let whole = echo(&message, from, &tag, true, &mut out);
+        out.put(&self.contact);
+        if let (Some(_), Some(to), Some(len)) = (whole, destination(&message, from), out.finish()) {
+            self.from_sink.push(len, to);
         }
     }
 
-    /// Waits for what is in flight.
-    fn drain(&mut self) -> io::Result<()> {
-        let start = now_ns();
-        while self.unanswered > 0 && now_ns() - start < DRAIN_NS {
-            self.turn()?;
+    /// The client: which request a response belongs to, and how long it took.
+    fn match_one(&mut self, octets: &[u8], rows: &mut Rows, now: u64) {
+        let Ok(message) = Message::read(octets, rows) else {
+            self.seen.wrong += 1;
+            return;
+        };
+        let Some(number) = self.invites[0].0.number_of(&message) else { return };
+        match message.start {
+            Start::Response(100..200) => self.seen.provisional += 1,
+            Start::Response(200) if self.invite(number).0.is_via_stack_ours(&message, number) => {
+                let slot = &mut self.pending[number as usize % PENDING_MAX];
+                let due = std::mem::take(slot);
+                if due == 0 || message.value(Name::To).is_none_or(|to| !to.ends_with(&hex(u64::from(number)))) {
+                    self.seen.wrong += 1;
+                    return;
+                }
+                self.unanswered -= 1;
+                self.seen.answered += 1;
+                if due >= self.record_from_ns {
+                    self.seen.round_trip.record(now.saturating_sub(due));
+                }
+            }
+            _ => self.seen.wrong += 1,
         }
-        Ok(())
     }
 
     /// Gives up on what is in flight.
@@ -353,11 +527,6 @@ impl Driver {
         self.unanswered = 0;
         self.record_from_ns = 0;
     }
-}
-
-enum Side {
-    Client,
-    Sink,
 }
 
 #[cfg(test)]
@@ -372,9 +541,9 @@ mod tests {
 
     #[test]
     fn without_an_element_every_request_comes_back() {
-        let sink = Driver::open_sink().unwrap();
-        let target = sink.local();
-        let mut driver = Driver::new(sink, target).unwrap();
+        let sink = Sink::open(Transport::Udp).unwrap();
+        let target = sink.endpoint().unwrap();
+        let mut driver = Driver::new(sink, target, 1).unwrap();
         assert!(driver.probe(SECOND_NS).unwrap());
         let seen = driver.offer(&offer(Some(2000.0)), Usage::default).unwrap();
         // What a machine that does something else as well was late with before the measurement is sent within it.
@@ -384,14 +553,28 @@ mod tests {
     }
 
     #[test]
+    fn over_connections_every_request_comes_back_too() {
+        let sink = Sink::open(Transport::Tcp).unwrap();
+        let target = sink.endpoint().unwrap();
+        let mut driver = Driver::new(sink, target, 7).unwrap();
+        assert!(driver.probe(SECOND_NS).unwrap());
+        for rate in [Some(2000.0), None] {
+            let seen = driver.offer(&offer(rate), Usage::default).unwrap();
+            assert!(seen.sent >= 150, "{seen:?}");
+            assert_eq!((seen.lost, seen.wrong, seen.provisional), (0, 0, 0));
+        }
+        assert_eq!(driver.load.streams.open_count(), 14, "seven, with both ends");
+    }
+
+    #[test]
     fn a_relay_in_between_is_passed_twice_per_request() {
-        let sink = Driver::open_sink().unwrap();
-        let mut relay = Relay::bind(([127, 0, 0, 1], 0).into(), sink.local()).unwrap();
-        let target = relay.local();
+        let sink = Sink::open(Transport::Udp).unwrap();
+        let mut relay = Relay::bind(([127, 0, 0, 1], 0).into(), sink.endpoint().unwrap().address).unwrap();
+        let target = relay.local().into();
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let relayed = scope.spawn(|| relay.run(Mode::Batched, || stop.load(Ordering::Relaxed)).unwrap());
-            let mut driver = Driver::new(sink, target).unwrap();
+            let mut driver = Driver::new(sink, target, 1).unwrap();
             assert!(driver.probe(5 * SECOND_NS).unwrap());
             let seen = driver.offer(&offer(None), Usage::default).unwrap();
             assert!(seen.answered > 0);
@@ -403,17 +586,17 @@ mod tests {
 
     #[test]
     fn a_target_that_is_not_there_is_not_waited_for() {
-        let sink = Driver::open_sink().unwrap();
-        let gone = Driver::open_sink().unwrap().local();
-        let mut driver = Driver::new(sink, gone).unwrap();
+        let sink = Sink::open(Transport::Udp).unwrap();
+        let gone = Sink::open(Transport::Udp).unwrap().endpoint().unwrap();
+        let mut driver = Driver::new(sink, gone, 1).unwrap();
         assert!(!driver.probe(60 * MS_NS).unwrap());
     }
 
     #[test]
     fn what_an_element_swallows_is_lost() {
-        let sink = Driver::open_sink().unwrap();
-        let black_hole = Driver::open_sink().unwrap();
-        let mut driver = Driver::new(sink, black_hole.local()).unwrap();
+        let sink = Sink::open(Transport::Udp).unwrap();
+        let black_hole = Sink::open(Transport::Udp).unwrap();
+        let mut driver = Driver::new(sink, black_hole.endpoint().unwrap(), 1).unwrap();
         let seen = driver.offer(&offer(Some(1000.0)), Usage::default).unwrap();
         assert!(seen.sent > 50);
         assert_eq!(seen.lost, seen.sent);

@@ -1,10 +1,11 @@
 //! What is compared: how each element is started on a core, found ready, and ended.
 
+use crate::endpoint::{Endpoint, Transport};
 use crate::failure::{Exit, Failure};
 use crate::sys::process::{confine, signal_group};
 use crate::usage;
 use std::fs::File;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -22,10 +23,18 @@ pub struct Element {
     command: Vec<String>,
     /// Files it needs, by their name in `{dir}`.
     files: Vec<(&'static str, String)>,
+    /// How it is spoken to.
+    front: Transport,
+    /// How it is to speak to what is behind it.
+    behind: Transport,
 }
 
-/// The names of the elements that are known, in the order of the table.
+/// The names of the elements that are known over UDP, in the order of the table.
 pub const KNOWN: &[&str] = &["direct", "relay", "relay-scalar", "viahop", "nginx", "kamailio"];
+
+/// The same for a comparison over TCP. What its cost is compared with goes over UDP.
+pub const KNOWN_TCP: &[&str] =
+    &["direct", "direct-tcp", "relay", "viahop", "viahop-tcp", "viahop-tcp-udp", "nginx-tcp", "kamailio-tcp"];
 
 /// Folders where Debian and others keep modules; the first that is there.
 const KAMAILIO_MODULES: &[&str] = &[
@@ -38,56 +47,73 @@ const NGINX_MODULES: &[&str] = &["/usr/lib/nginx/modules", "/usr/lib64/nginx/mod
 
 /// The configurations that are published with the program.
 const KAMAILIO_CFG: &str = include_str!("../../configs/kamailio.cfg");
+const KAMAILIO_TCP_CFG: &str = include_str!("../../configs/kamailio-tcp.cfg");
 const NGINX_CONF: &str = include_str!("../../configs/nginx.conf");
+const NGINX_TCP_CONF: &str = include_str!("../../configs/nginx-tcp.conf");
+
+/// What the end of a name says: how an element is spoken to, and how it is to speak to what is behind it.
+fn transports(name: &str) -> (&str, Transport, Transport) {
+    use Transport::{Tcp, Udp};
+    let ends = [("-udp-tcp", Udp, Tcp), ("-tcp-udp", Tcp, Udp), ("-tcp", Tcp, Tcp)];
+    let ending = ends.into_iter().find_map(|(end, front, behind)| Some((name.strip_suffix(end)?, front, behind)));
+    ending.unwrap_or((name, Udp, Udp))
+}
 
 impl Element {
-    /// The element of this name, or `NAME=COMMAND LINE`. `viahop` is the balancer's program. `Err` says why there is none.
+    /// The element of this name, or `NAME=COMMAND LINE`. A name that ends in `-tcp` is spoken to, and speaks, over TCP; in
+    /// `-tcp-udp` or `-udp-tcp` only one of them. `viahop` is the balancer's program. `Err` says why there is none.
     pub fn read(text: &str, viahop: &Path) -> Result<Element, String> {
-        if let Some((name, line)) = text.split_once('=') {
-            let command: Vec<String> = line.split_ascii_whitespace().map(str::to_owned).collect();
-            return match command.is_empty() || name.is_empty() {
+        let (name, line) = text.split_once('=').unwrap_or((text, ""));
+        let (plain, front, behind) = transports(name);
+        let from = |command, files| Ok(Element { name: name.to_owned(), command, files, front, behind });
+        let words = |line: &str| line.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        if text.contains('=') {
+            return match words(line).is_empty() || name.is_empty() {
                 true => Err("write NAME=COMMAND with {port} and {backend_port} in it".to_owned()),
-                false => Ok(Element { name: name.to_owned(), command, files: Vec::new() }),
+                false => from(words(line), Vec::new()),
             };
         }
-        let element = |line: &str, files| {
-            let command = line.split_ascii_whitespace().map(str::to_owned).collect();
-            Ok(Element { name: text.to_owned(), command, files })
-        };
-        match text {
-            "direct" => element("", Vec::new()),
-            "relay" => relay(text, "batched"),
-            "relay-scalar" => relay(text, "scalar"),
-            "viahop" => {
+        let element = |line: &str, files| from(words(line), files);
+        match (plain, front, behind) {
+            ("direct", front, behind) if front == behind => element("", Vec::new()),
+            ("relay", Transport::Udp, Transport::Udp) => from(relay("batched")?, Vec::new()),
+            ("relay-scalar", Transport::Udp, Transport::Udp) => from(relay("scalar")?, Vec::new()),
+            ("viahop", ..) => {
                 if !viahop.exists() {
                     return Err(format!("{} is not there; say where with --viahop", viahop.display()));
                 }
-                let args =
-                    "run --listen udp:{ip}:{port} --backend sip:{backend_ip}:{backend_port} --cores {core} --admin off";
-                let command = args.split(' ').map(str::to_owned);
-                let command = std::iter::once(viahop.display().to_string()).chain(command).collect();
-                Ok(Element { name: text.to_owned(), command, files: Vec::new() })
+                let param = behind.uri_param();
+                let args = format!(
+                    "run --listen {front}:{{ip}}:{{port}} --backend sip:{{backend_ip}}:{{backend_port}}{param} \
+                     --cores {{core}} --admin off"
+                );
+                from(std::iter::once(viahop.display().to_string()).chain(words(&args)).collect(), Vec::new())
             }
-            "nginx" => {
+            ("nginx", front, behind) if front == behind => {
                 let program = installed("nginx").ok_or("not installed")?;
                 let module = |folder: &&&str| Path::new(folder).join("ngx_stream_module.so").exists();
                 let modules = NGINX_MODULES.iter().find(module).ok_or("its stream module is not installed")?;
-                let conf = NGINX_CONF.replace("{modules}", modules);
+                let conf = if front == Transport::Tcp { NGINX_TCP_CONF } else { NGINX_CONF };
+                let conf = conf.replace("{modules}", modules);
                 element(&format!("{program} -c {{dir}}/nginx.conf -e stderr"), vec![("nginx.conf", conf)])
             }
-            "kamailio" => {
+            ("kamailio", front, behind) if front == behind => {
                 let program = installed("kamailio").ok_or("not installed")?;
                 let modules = KAMAILIO_MODULES
                     .iter()
                     .find(|folder| Path::new(folder).exists())
                     .ok_or("its modules are not where they are looked for")?;
+                let cfg = if front == Transport::Tcp { KAMAILIO_TCP_CFG } else { KAMAILIO_CFG };
                 let files = vec![
-                    ("kamailio.cfg", KAMAILIO_CFG.replace("{modules}", modules)),
-                    ("dispatcher.list", "1 sip:{backend_ip}:{backend_port}\n".to_owned()),
+                    ("kamailio.cfg", cfg.replace("{modules}", modules)),
+                    ("dispatcher.list", format!("1 sip:{{backend_ip}}:{{backend_port}}{}\n", behind.uri_param())),
                 ];
                 element(&format!("{program} -DD -E -f {{dir}}/kamailio.cfg -Y {{dir}} -P {{dir}}/kamailio.pid"), files)
             }
-            other => Err(format!("`{other}` is not known; these are: {}; or NAME=COMMAND", KNOWN.join(", "))),
+            _ => {
+                let known: Vec<&str> = KNOWN.iter().chain(&KNOWN_TCP[4..]).copied().collect();
+                Err(format!("`{name}` is not known; these are: {}; or NAME=COMMAND", known.join(", ")))
+            }
         }
     }
 
@@ -104,10 +130,16 @@ impl Element {
         text
     }
 
+    /// How it speaks to what is behind it.
+    pub fn behind(&self) -> Transport {
+        self.behind
+    }
+
     /// Starts it on `core`, in front of `backend`.
     pub fn start(&self, core: usize, backend: SocketAddr) -> Result<Running, Failure> {
+        let endpoint = |address| Endpoint { transport: self.front, address };
         if self.command.is_empty() {
-            return Ok(Running { child: None, target: backend, dir: None });
+            return Ok(Running { child: None, target: endpoint(backend), dir: None });
         }
         let failure = |what: String| Failure::new(Exit::Environment, "compare", what);
         let target = free_port().map_err(|error| failure(format!("no free port: {error}")))?;
@@ -131,12 +163,12 @@ impl Element {
         command.stdin(Stdio::null()).stdout(out).stderr(err);
         confine(&mut command, &[core]);
         let child = command.spawn().map_err(|error| failure(format!("{} does not start: {error}", self.name)))?;
-        Ok(Running { child: Some(child), target, dir: Some(dir) })
+        Ok(Running { child: Some(child), target: endpoint(target), dir: Some(dir) })
     }
 }
 
-/// The relay is this very program.
-fn relay(name: &str, mode: &str) -> Result<Element, String> {
+/// The command line of the relay, which is this very program.
+fn relay(mode: &str) -> Result<Vec<String>, String> {
     let program = std::env::current_exe().map_err(|error| format!("this program cannot find itself: {error}"))?;
     let args = [
         "relay",
@@ -149,16 +181,15 @@ fn relay(name: &str, mode: &str) -> Result<Element, String> {
         "--mode",
         mode,
     ];
-    let command = std::iter::once(program.display().to_string()).chain(args.map(str::to_owned)).collect();
-    Ok(Element { name: name.to_owned(), command, files: Vec::new() })
+    Ok(std::iter::once(program.display().to_string()).chain(args.map(str::to_owned)).collect())
 }
 
 /// An element that runs. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Running {
     child: Option<Child>,
-    /// Where it listens.
-    pub target: SocketAddr,
+    /// Where it listens, and how.
+    pub target: Endpoint,
     dir: Option<PathBuf>,
 }
 
@@ -205,8 +236,13 @@ pub(super) fn installed(program: &str) -> Option<String> {
     Some(found.display().to_string())
 }
 
+/// A port that is free for datagrams and for connections.
 fn free_port() -> std::io::Result<SocketAddr> {
-    UdpSocket::bind("127.0.0.1:0")?.local_addr()
+    let address = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+    match TcpListener::bind(address) {
+        Ok(_) => Ok(address),
+        Err(_) => free_port(),
+    }
 }
 
 #[cfg(test)]
@@ -219,6 +255,24 @@ mod tests {
         assert!(error.contains("relay") && error.contains("NAME=COMMAND"), "{error}");
         assert!(Element::read("viahop", Path::new("/nowhere")).unwrap_err().contains("--viahop"));
         assert!(Element::read("x=", Path::new("/nowhere")).is_err());
+        assert!(Element::read("relay-tcp", Path::new("/nowhere")).is_err());
+    }
+
+    #[test]
+    fn the_end_of_a_name_says_how_an_element_speaks_on_either_side() {
+        use Transport::{Tcp, Udp};
+        for (text, front, behind) in [
+            ("direct", Udp, Udp),
+            ("direct-tcp", Tcp, Tcp),
+            ("mine=cmd", Udp, Udp),
+            ("mine-tcp=cmd", Tcp, Tcp),
+            ("mine-tcp-udp=cmd", Tcp, Udp),
+            ("mine-udp-tcp=cmd -tcp", Udp, Tcp),
+        ] {
+            let element = Element::read(text, Path::new("/nowhere")).unwrap();
+            assert_eq!((element.front, element.behind), (front, behind), "{text}");
+            assert_eq!(element.name, text.split('=').next().unwrap());
+        }
     }
 
     #[test]

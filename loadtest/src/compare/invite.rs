@@ -1,5 +1,6 @@
 //! The request of the driver: an INVITE of 900 octets with SDP, prebuilt, in which only digits change.
 
+use crate::endpoint::Transport;
 use crate::rng::{mix, unmix};
 use crate::sip::message::{Message, Name};
 use crate::sip::text::{from_hex, hex};
@@ -26,8 +27,9 @@ pub struct Invite {
 }
 
 impl Invite {
-    /// The INVITE of a client at `client` to an element at `target`.
-    pub fn new(client: SocketAddr, target: SocketAddr, key: u64) -> Invite {
+    /// The INVITE of a client that speaks so from `client` to an element at `target`.
+    pub fn new(transport: Transport, client: SocketAddr, target: SocketAddr, key: u64) -> Invite {
+        let (in_via, param) = (transport.in_via(), transport.uri_param());
         let sdp = |padding: usize| {
             format!(
                 "v=0\r\no=alice 2890844526 2890844526 IN IP4 {ip}\r\ns={dashes}\r\nc=IN IP4 {ip}\r\nt=0 0\r\n\
@@ -40,10 +42,10 @@ impl Invite {
         };
         let head = |length: usize| {
             format!(
-                "INVITE sip:+493012345678@{target} SIP/2.0\r\nVia: SIP/2.0/UDP {client};branch=z9hG4bK{HOLE};rport\r\n\
+                "INVITE sip:+493012345678@{target} SIP/2.0\r\nVia: SIP/2.0/{in_via} {client};branch=z9hG4bK{HOLE};rport\r\n\
                  Max-Forwards: 70\r\nFrom: \"Alice\" <sip:+498912345678@{target}>;tag={HOLE}\r\n\
                  To: <sip:+493012345678@{target}>\r\nCall-ID: {HOLE}@{ip}\r\nCSeq: 1 INVITE\r\n\
-                 Contact: <sip:+498912345678@{client}>\r\nAllow: INVITE,ACK,BYE,CANCEL,OPTIONS,UPDATE\r\n\
+                 Contact: <sip:+498912345678@{client}{param}>\r\nAllow: INVITE,ACK,BYE,CANCEL,OPTIONS,UPDATE\r\n\
                  User-Agent: viahop-load\r\nContent-Type: application/sdp\r\nContent-Length: {length}\r\n\r\n",
                 ip = client.ip(),
             )
@@ -55,7 +57,7 @@ impl Invite {
         let mut holes = text.match_indices(HOLE).map(|(at, _)| at);
         let mut hole = || holes.next().expect("the template above has three holes");
         let (branch_at, tag_at, call_id_at) = (hole(), hole(), hole());
-        let via = format!("SIP/2.0/UDP {client}");
+        let via = format!("SIP/2.0/{in_via} {client}");
         Invite { text: text.into_bytes().into(), branch_at, tag_at, call_id_at, via: via.into_bytes().into(), key }
     }
 
@@ -100,7 +102,7 @@ mod tests {
     use crate::sip::message::{Method, Rows, Start};
 
     fn invite() -> Invite {
-        Invite::new("127.0.0.1:40000".parse().unwrap(), "127.0.0.1:5060".parse().unwrap(), 99 << 32)
+        Invite::new(Transport::Udp, "127.0.0.1:40000".parse().unwrap(), "127.0.0.1:5060".parse().unwrap(), 99 << 32)
     }
 
     #[test]
@@ -120,8 +122,10 @@ mod tests {
         for (client, target) in
             [("[::1]:9", "[::1]:8"), ("127.0.0.1:1", "127.0.0.1:2"), ("192.168.100.100:50000", "192.168.100.101:50000")]
         {
-            let invite = Invite::new(client.parse().unwrap(), target.parse().unwrap(), 0);
-            assert_eq!(invite.write(0, &mut [0; 2000]), INVITE_OCTETS, "{client}");
+            for transport in [Transport::Tcp, Transport::Udp] {
+                let invite = Invite::new(transport, client.parse().unwrap(), target.parse().unwrap(), 0);
+                assert_eq!(invite.write(0, &mut [0; 2000]), INVITE_OCTETS, "{client}");
+            }
         }
     }
 

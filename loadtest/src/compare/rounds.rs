@@ -1,7 +1,7 @@
 //! Rounds: every element once per round, one after the other, each under every load; the order turns by one from round to
 //! round, so that nobody always comes first.
 
-use super::driver::{Driver, Offer, Seen};
+use super::driver::{Driver, Offer, Seen, Sink};
 use super::element::{Element, Running, installed};
 use crate::clock::{MS_NS, SECOND_NS};
 use crate::failure::{Exit, Failure};
@@ -43,6 +43,8 @@ pub struct Plan {
     pub measure_ns: u64,
     /// The core of the elements.
     pub core: usize,
+    /// Connections of the client, to elements that are spoken to over TCP.
+    pub connections: usize,
     /// Whether system calls are counted, with strace, in a trial of their own.
     pub system_calls: bool,
 }
@@ -139,15 +141,15 @@ fn visit(
 ) -> Result<(), Failure> {
     let broken =
         |error: std::io::Error| Failure::new(Exit::Environment, "compare", format!("the driver's socket: {error}"));
-    let sink = Driver::open_sink().map_err(broken)?;
-    let running = match element.start(plan.core, sink.local()) {
+    let sink = Sink::open(element.behind()).map_err(broken)?;
+    let running = match element.start(plan.core, sink.endpoint().map_err(broken)?.address) {
         Ok(running) => running,
         Err(failure) => {
             outcome.missing.push((element.name.clone(), failure.what().to_owned()));
             return Ok(());
         }
     };
-    let mut driver = Driver::new(sink, running.target).map_err(broken)?;
+    let mut driver = Driver::new(sink, running.target, plan.connections).map_err(broken)?;
     if !driver.probe(READY_NS).map_err(broken)? {
         let what = format!("no answer within {} s. {}", READY_NS / SECOND_NS, running.last_words());
         outcome.missing.push((element.name.clone(), what));
@@ -252,6 +254,7 @@ mod tests {
             rounds: 2,
             measure_ns: 50 * MS_NS,
             core: process::cores()[0],
+            connections: 1,
             system_calls: false,
         };
         let mut heard = 0;

@@ -1,12 +1,9 @@
 //! The table of a comparison: one block per load, one line per element, medians over the rounds with their spread, the ratio
-//! to the null relay of the same round, and the latency that was added to that of the same round without an element.
+//! to the null relay of the same round, or to whoever is the baseline, and the latency that was added to that of the same round without an element.
 
 use super::rounds::{CONTENDED_MAX, Outcome, STEAL_MAX, Sample};
 use crate::latency::Short;
 use std::fmt::Write;
-
-/// Who the others are compared with.
-const BASELINE: &str = "relay";
 
 /// From this share of what the driver does without an element on, a saturation figure says more about the driver
 /// (`direct` has to be 1.3 times as fast).
@@ -36,8 +33,8 @@ impl Spread {
     }
 }
 
-/// The whole table.
-pub fn render(outcome: &Outcome) -> String {
+/// The whole table. `baseline` is who the others are compared with.
+pub fn render(outcome: &Outcome, baseline: &str) -> String {
     let mut text = String::new();
     let mut loads: Vec<Option<f64>> = Vec::new();
     for sample in &outcome.samples {
@@ -46,7 +43,7 @@ pub fn render(outcome: &Outcome) -> String {
         }
     }
     for load in loads {
-        block(&mut text, outcome, load);
+        block(&mut text, outcome, load, baseline);
     }
     for (name, why) in &outcome.missing {
         let _ = writeln!(text, "not measured: {name}: {why}");
@@ -77,7 +74,7 @@ pub fn render(outcome: &Outcome) -> String {
     text
 }
 
-fn block(text: &mut String, outcome: &Outcome, load: Option<f64>) {
+fn block(text: &mut String, outcome: &Outcome, load: Option<f64>, baseline: &str) {
     let samples: Vec<&Sample> = outcome.samples.iter().filter(|sample| sample.load == load).collect();
     let mut names: Vec<&str> = Vec::new();
     for sample in &samples {
@@ -104,15 +101,15 @@ fn block(text: &mut String, outcome: &Outcome, load: Option<f64>) {
         "syscalls",
         "lost"
     );
-    let direct = Spread::of(of(&samples, "direct").map(|sample| sample.messages_per_second)).median;
     for name in names {
-        line(text, outcome, &samples, name, direct);
+        line(text, outcome, &samples, name, baseline);
     }
     text.push('\n');
 }
 
-fn line(text: &mut String, outcome: &Outcome, samples: &[&Sample], name: &str, direct: f64) {
+fn line(text: &mut String, outcome: &Outcome, samples: &[&Sample], name: &str, baseline: &str) {
     let own = || of(samples, name);
+    let direct = Spread::of(of(samples, without(name)).map(|sample| sample.messages_per_second)).median;
     let rate = Spread::of(own().map(|sample| sample.messages_per_second));
     let cpu = Spread::of(own().map(|sample| sample.cpu_us_per_message));
     let p50 = Spread::of(own().map(|sample| sample.round_trip_p50_ns as f64)).median as u64;
@@ -123,15 +120,15 @@ fn line(text: &mut String, outcome: &Outcome, samples: &[&Sample], name: &str, d
         outcome.system_calls.iter().find(|(element, _)| element == name).map(|(_, calls)| format!("{calls:.2}"));
     let saturated = own().all(|sample| sample.load.is_none());
     let latency = |ns: u64| if saturated || ns == 0 { "-".to_owned() } else { Short(ns).to_string() };
-    let measured = name != "direct";
+    let measured = name != without(name);
     let _ = write!(
         text,
         "  {name:<14} {:>11.0} {:>19}  {:>9} {:>15} {:>19}  {:>9} {:>9} {:>9} {:>9}  {:>9}  {:>7}",
         rate.median,
-        ratio(samples, name, |sample| sample.messages_per_second),
+        ratio(samples, name, baseline, |sample| sample.messages_per_second),
         if measured { format!("{:.2}", cpu.median) } else { "-".to_owned() },
         if measured { format!("({:.2}-{:.2})", cpu.least, cpu.most) } else { String::new() },
-        if measured { ratio(samples, name, |sample| sample.cpu_us_per_message) } else { "-".to_owned() },
+        if measured { ratio(samples, name, baseline, |sample| sample.cpu_us_per_message) } else { "-".to_owned() },
         latency(p50),
         latency(p99),
         added(samples, name, |sample| sample.round_trip_p50_ns),
@@ -148,15 +145,21 @@ fn line(text: &mut String, outcome: &Outcome, samples: &[&Sample], name: &str, d
     text.push('\n');
 }
 
+/// The measurement without an element that has this one's transport towards callers.
+fn without(name: &str) -> &'static str {
+    let over_tcp = name.ends_with("-tcp") && !name.ends_with("-udp-tcp") || name.ends_with("-tcp-udp");
+    if over_tcp { "direct-tcp" } else { "direct" }
+}
+
 fn of<'a>(samples: &'a [&Sample], name: &str) -> impl Iterator<Item = &'a Sample> {
     samples.iter().copied().filter(move |sample| sample.element == name)
 }
 
 /// Median and spread of the ratios to the baseline, each within its round; `-` where there is no baseline.
-fn ratio(samples: &[&Sample], name: &str, figure: impl Fn(&Sample) -> f64) -> String {
+fn ratio(samples: &[&Sample], name: &str, baseline: &str, figure: impl Fn(&Sample) -> f64) -> String {
     let ratios: Vec<f64> = of(samples, name)
         .filter_map(|sample| {
-            let base = of(samples, BASELINE).find(|base| base.round == sample.round)?;
+            let base = of(samples, baseline).find(|base| base.round == sample.round)?;
             (figure(base) > 0.0).then(|| figure(sample) / figure(base))
         })
         .collect();
@@ -170,12 +173,12 @@ fn ratio(samples: &[&Sample], name: &str, figure: impl Fn(&Sample) -> f64) -> St
 /// Median of what an element added to the latency without an element, each within its round; `-` where that is not known.
 fn added(samples: &[&Sample], name: &str, figure: impl Fn(&Sample) -> u64) -> String {
     let differences = of(samples, name).filter_map(|sample| {
-        let direct = of(samples, "direct").find(|direct| direct.round == sample.round && direct.load.is_some())?;
+        let direct = of(samples, without(name)).find(|direct| direct.round == sample.round && direct.load.is_some())?;
         // Where nothing came through there was no latency.
         (figure(sample) > 0).then(|| figure(sample) as f64 - figure(direct) as f64)
     });
     let differences: Vec<f64> = differences.collect();
-    if name == "direct" || differences.is_empty() {
+    if name == without(name) || differences.is_empty() {
         return "-".to_owned();
     }
     match Spread::of(differences).median {
@@ -228,7 +231,7 @@ mod tests {
             sample("viahop", 1, 20.0),
         ];
         let outcome = Outcome { samples, ..Outcome::default() };
-        let text = render(&outcome);
+        let text = render(&outcome, "relay");
         let line = text.lines().find(|line| line.contains("viahop")).unwrap();
         assert!(
             line.contains("15.00") && line.contains("(10.00-20.00)") && line.contains("2.00 (2.00-2.00)"),
@@ -257,7 +260,8 @@ mod tests {
         let stolen = Sample { steal: 0.1, ..sample("relay", 0, 5.0) };
         let missing = vec![("nginx".to_owned(), "not installed".to_owned())];
         let repeated = vec![stolen.clone()];
-        let text = render(&Outcome { samples: vec![stolen], repeated, missing, cut: true, ..Outcome::default() });
+        let outcome = Outcome { samples: vec![stolen], repeated, missing, cut: true, ..Outcome::default() };
+        let text = render(&outcome, "relay");
         assert!(text.contains("1 of 2 measurements were void, and made again"), "{text}");
         assert!(text.contains("VOID") && text.contains("nginx: not installed") && text.contains("PARTIAL"), "{text}");
     }
