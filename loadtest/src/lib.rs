@@ -21,6 +21,7 @@
 //!   and never arrived. [`fault`] and [`impair`] break things on purpose.
 //! * [`compare`] measures elements against each other and against [`relay`], which is what any element costs at least; its
 //!   driver has one kind of transaction and no timers.
+//! * [`idle`] holds connections that do nothing, and looks at what the element keeps for them.
 //! * [`sys`] is the only folder with `unsafe`, [`clock`] the only file that reads a clock.
 
 pub mod assertion;
@@ -33,6 +34,7 @@ pub mod failure;
 pub mod fault;
 pub mod hgrm;
 pub mod html;
+pub mod idle;
 pub mod impair;
 pub mod kpi;
 pub mod latency;

@@ -37,6 +37,13 @@ impl Usage {
     }
 }
 
+/// What a process has in memory, in KiB; 0 of one that is gone.
+pub fn resident_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let row = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    row.and_then(|row| row.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
 /// The time this very thread has used so far.
 pub fn of_this_thread() -> Usage {
     Usage::read(&fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default())

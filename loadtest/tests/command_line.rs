@@ -87,6 +87,16 @@ fn a_load_over_tcp_is_asked_for_by_the_addresses_and_only_connections_belong_to_
 }
 
 #[test]
+fn connections_that_do_nothing_are_asked_twice_and_void_where_they_are_not_there() {
+    let output = run(&["idle", "--target", "sip:127.0.0.1:9;transport=tcp", "--connections", "3", "--hold", "0s"]);
+    assert_eq!(output.code, 1, "{}", output.all());
+    assert!(output.stdout.contains("0 of 3 open") && output.stdout.contains("VOID"), "{}", output.stdout);
+    let output = run(&["idle", "--target", "sip:127.0.0.1:9"]);
+    assert_eq!(output.code, 2, "{}", output.all());
+    assert!(output.stderr.contains("no connections over UDP"), "{}", output.stderr);
+}
+
+#[test]
 fn an_address_that_is_not_ours_is_said_with_the_way_out() {
     let target = "sip:127.0.0.1:9;transport=tcp";
     let output = run(&["uac", "--target", target, "--from", "192.0.2.1", "--calls", "1", "-q"]);
@@ -397,7 +407,7 @@ fn a_search_in_which_every_call_fails_ends_without_a_rate() {
 #[test]
 fn every_option_and_every_scenario_is_explained_in_the_docs() {
     let docs = include_str!("../../docs/load.md");
-    for command in ["run", "uac", "uas", "search", "compare", "report", "relay"] {
+    for command in ["run", "uac", "uas", "search", "compare", "idle", "report", "relay"] {
         let help = run_plain(&[command, "--help"]).stdout;
         let options = help.split_ascii_whitespace().filter(|word| word.starts_with("--") && word.len() > 2);
         for option in options {

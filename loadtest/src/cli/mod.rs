@@ -1,6 +1,7 @@
 //! The command line: one file per command. Here is what they share.
 
 mod compare;
+mod idle;
 mod options;
 mod relay;
 mod report;
@@ -27,6 +28,7 @@ Examples:
   viahop-load run --rate 1000                                    what this machine does by itself
   viahop-load uas --listen udp:127.0.0.1:6000-6003               four backends
   viahop-load uac --target sip:127.0.0.1:5060 --rate 10000 --seconds 30 --html report.html
+  viahop-load run --target 'sip:127.0.0.1:5060;transport=tcp' --connections 100 --listen tcp:127.0.0.1:6000
   viahop-load search --target sip:127.0.0.1:5060 --listen udp:127.0.0.1:6000-6003
 
 Exit codes: 0 as demanded, 1 failed or void, 2 command line, 3 scenario or log,
@@ -39,6 +41,7 @@ enum Command {
     Uas(uas::Args),
     Search(search::Args),
     Compare(compare::Args),
+    Idle(idle::Args),
     Report(report::Args),
     Scenarios(scenarios::Args),
     Relay(relay::Args),
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Uas(args) => uas::run(&args),
         Command::Search(args) => search::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Idle(args) => idle::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Scenarios(args) => scenarios::run(&args),
         Command::Relay(args) => relay::run(&args),

@@ -412,7 +412,7 @@ fn timers(t1: Duration) -> Timers {
 }
 
 /// The address from which the kernel would send to `target`.
-fn local_address(target: SocketAddr) -> Result<IpAddr, Failure> {
+pub fn local_address(target: SocketAddr) -> Result<IpAddr, Failure> {
     let failure = |error: std::io::Error| {
         Failure::new(Exit::Environment, "target", format!("there is no way to {target}: {error}"))
             .help("--from says which of our addresses to use")
@@ -421,7 +421,7 @@ fn local_address(target: SocketAddr) -> Result<IpAddr, Failure> {
 }
 
 /// Sixteen beyond the sockets: standard streams, epoll and eventfd of each shard, files.
-fn enough_descriptors(sockets: usize) -> Result<(), Failure> {
+pub fn enough_descriptors(sockets: usize) -> Result<(), Failure> {
     let wanted = sockets as u64 + 16;
     let allowed = process::raise_descriptors(wanted);
     if wanted <= allowed {
