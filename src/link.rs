@@ -191,6 +191,11 @@ impl Mesh {
         }
     }
 
+    /// Whether a shard was handed something and does not know.
+    pub fn has_to_wake(&self) -> bool {
+        !self.to_wake.is_empty()
+    }
+
     /// Wakes the shards that were handed something: once for all of a turn.
     pub fn wake(&mut self) {
         for shard in self.to_wake.drain(..) {

@@ -144,6 +144,31 @@ impl Backend {
 }
 
 #[test]
+fn a_message_for_the_only_connection_there_is_comes_to_the_shard_that_has_it() {
+    let (listen, backend) = (free_port(), Backend::new());
+    let viahop = Viahop::start("tcp-only", &config(listen, &[udp(backend.port())], ""));
+    // Some of these come to the shard without a connection: by its Call-ID, or by addresses.
+    for number in 0..8 {
+        let mut client = Client::connect(listen);
+        let call = format!("only{number}");
+        client.say(request("INVITE", "TCP", client.address(), &call, EMPTY));
+        let (sent, from) = backend.hear();
+        backend.say(&answer(&sent, "200 OK", ""), from);
+        client.hear();
+        let route: String = rows(&sent, "Record-Route").iter().map(|row| format!("Route: {row}\r\n")).collect();
+        let bye = request("BYE", "UDP", format!("127.0.0.1:{}", backend.port()), &call, &route);
+        backend.say(&bye, ("127.0.0.1", listen));
+        assert!(client.hear().starts_with("BYE "));
+        client.say("\r\n\r\n");
+        assert_eq!(client.hear(), "\r\n");
+        drop(client);
+        viahop.wait_until("it is gone", PATIENCE, |_| viahop.metric("viahop_connections", "") == 0.0);
+    }
+    assert!(viahop.metric("viahop_messages_handed_over_total", "") > 0.0);
+    viahop.end();
+}
+
+#[test]
 fn a_call_from_tcp_to_udp_and_back_goes_down_its_connection() {
     let (listen, backend) = (free_port(), Backend::new());
     let viahop = Viahop::start("tcp-udp", &config(listen, &[udp(backend.port())], ""));

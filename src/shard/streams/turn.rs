@@ -56,7 +56,7 @@ impl<I: Io> Shard<I> {
         let Some(streams) = &self.streams else { return };
         // Where there are only datagrams it costs nothing.
         let mut ready = ready.peekable();
-        if !is_rung && ready.peek().is_none() && streams.is_at_rest() {
+        if !is_rung && ready.peek().is_none() && streams.is_at_rest() && !self.link.mesh.has_to_wake() {
             return;
         }
         let start = Instant::now();
