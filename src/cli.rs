@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 /// A stateless SIP load balancer: one Via hop between the world and a cluster of SIP servers.
 ///
-/// It receives SIP over UDP and TCP, picks a backend by a hash of the Call-ID, adds one Via and passes the message on. A call
+/// It receives SIP over UDP, TCP and TLS, picks a backend by a hash of the Call-ID, adds one Via and passes the message on. A call
 /// stays on one backend for life, on every node of a fleet alike.
 #[derive(Debug, Parser)]
 #[command(name = "viahop", version, max_term_width = 100, arg_required_else_help = true, after_help = AFTER_HELP)]
@@ -67,7 +67,7 @@ pub struct Run {
     #[arg(long, value_name = "udp:ADDRESS:PORT", env = "VIAHOP_LISTEN", value_delimiter = ',')]
     pub listen: Vec<String>,
 
-    /// Server to send calls to, `sip:HOST[:PORT]`, with `;transport=tcp` to reach it over TCP. Repeat for more, or separate by commas. `;weight=N` gives it N parts
+    /// Server to send calls to, `sip:HOST[:PORT]`, with `;transport=tcp` to reach it over TCP. (TLS wants a file.) Repeat for more, or separate by commas. `;weight=N` gives it N parts
     /// of the calls (1 to 10000, default 100), `;name=NAME` a name for metrics. Renaming a backend moves its calls.
     #[arg(long, value_name = "sip:HOST:PORT", env = "VIAHOP_BACKEND", value_delimiter = ',')]
     pub backend: Vec<String>,

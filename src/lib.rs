@@ -14,10 +14,11 @@
 //! | folder | does | may import | never |
 //! |---|---|---|---|
 //! | [`dataplane`] | thinks: octets in, verdict out | core, alloc, address types, bytes, memchr, smallvec, hashes | I/O, clocks, threads, locks, the rest |
-//! | [`shard`] | acts: one core, its sockets, its loop | dataplane, link, sys, glommio | control |
-//! | [`control`] | may be slow: decides per second, not per message | dataplane types, link, tokio and its like | shard, sys |
+//! | [`shard`] | acts: one core, its sockets, its loop | dataplane, link, sys, tls, glommio | control |
+//! | [`control`] | may be slow: decides per second, not per message | dataplane types, link, tls, tokio and its like | shard, sys |
 //! | [`sys`] | talks to the kernel; `unsafe` lives here and in the scanner's vector arms | libc | anything of ours |
-//! | [`link`] | the only thing that shards and control share | dataplane types | shard, control, sys |
+//! | [`tls`] | seals and opens: certificates in, a session for each connection | rustls, webpki, dataplane types | I/O, the rest |
+//! | [`link`] | the only thing that shards and control share | dataplane types, tls | shard, control, sys |
 //!
 //! Begin with [`dataplane::dispatch`]: the whole data path in one file. Without the feature `runtime` the data plane is all
 //! there is, which is what fuzz targets and benches build.
@@ -36,3 +37,5 @@ pub mod link;
 pub mod shard;
 #[cfg(feature = "runtime")]
 pub mod sys;
+#[cfg(feature = "runtime")]
+pub mod tls;

@@ -5,10 +5,11 @@
 //! [`Handed`]. There is nothing else, and nobody waits for anybody: a shard looks at the tables once per batch, a signal
 //! that finds the channel full is dropped, since another will follow, and what a shard has no room for is counted.
 
-use crate::dataplane::counters::{ShardCounters, Tally};
+use crate::dataplane::counters::{Handshake, ShardCounters, Tally};
 use crate::dataplane::route::How;
 use crate::dataplane::tables::Tables;
 use crate::dataplane::verdict::{Sender, Verdict};
+use crate::tls::Credentials;
 use arc_swap::ArcSwap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -29,6 +30,8 @@ pub enum Signal {
     Traced(Box<Traced>),
     /// The connections of a shard, which were asked for.
     Connections(Box<Connections>),
+    /// A TLS handshake failed.
+    Handshake(Box<HandshakeFailed>),
     /// A destination could not be reached: nothing listens there, or no way leads there.
     Unreachable {
         /// Where the datagram was sent.
@@ -36,6 +39,19 @@ pub enum Signal {
         /// The error number the kernel gave.
         code: i32,
     },
+}
+
+/// A TLS handshake that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HandshakeFailed {
+    /// The other side.
+    pub peer: SocketAddr,
+    /// Index of the listener that accepted the connection; `None`: it is ours to a backend.
+    pub listener: Option<u8>,
+    /// What it is counted as.
+    pub as_what: Handshake,
+    /// Why.
+    pub text: Box<str>,
 }
 
 /// A message that could not be read.
@@ -115,7 +131,7 @@ pub struct Listed {
     pub listener: Option<u8>,
     /// Whether the other side opened it.
     pub is_accepted: bool,
-    /// `connecting`, `open`, `half-closed` or `closing`.
+    /// `connecting`, `handshaking`, `open`, `half-closed` or `closing`.
     pub state: &'static str,
     /// How long it has been at that, in milliseconds.
     pub state_ms: u64,
@@ -218,6 +234,8 @@ pub type Ring = Box<dyn Fn() + Send + Sync>;
 pub struct Shared {
     /// The tables in force.
     pub tables: Arc<ArcSwap<Tables>>,
+    /// The credentials that new connections begin with.
+    pub credentials: Arc<ArcSwap<Credentials>>,
     started: Instant,
     stop: AtomicBool,
     listing: ArcSwap<Listing>,
@@ -296,6 +314,7 @@ pub fn link(rings: Vec<Ring>, listeners: usize, tables: Tables) -> (ControlEnd, 
     let tables = Arc::new(ArcSwap::from_pointee(tables));
     let shared = Arc::new(Shared {
         tables,
+        credentials: Arc::default(),
         started: Instant::now(),
         stop: AtomicBool::new(false),
         listing: ArcSwap::default(),

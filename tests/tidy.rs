@@ -51,11 +51,17 @@ const LAWS: &[Law] = &[
         never: OF_THE_WORLD,
     },
     Law { part: "sys", crates: &["libc"], ours: &["sys"], never: &[] },
-    Law { part: "link.rs", crates: &["arc_swap", "tokio"], ours: &["dataplane"], never: &[] },
+    Law {
+        part: "tls",
+        crates: &["rustls", "webpki"],
+        ours: &["dataplane", "tls"],
+        never: &["Instant", "SystemTime", "UdpSocket", "TcpStream", "TcpListener", "fs", "File", "env", "thread"],
+    },
+    Law { part: "link.rs", crates: &["arc_swap", "tokio"], ours: &["dataplane", "tls"], never: &[] },
     Law {
         part: "shard",
         crates: &["arc_swap", "bytes", "core_affinity", "glommio", "hdrhistogram", "smallvec"],
-        ours: &["dataplane", "link", "shard", "sys"],
+        ours: &["dataplane", "link", "shard", "sys", "tls"],
         never: &["tokio"],
     },
     Law {
@@ -81,7 +87,7 @@ const LAWS: &[Law] = &[
             "tracing",
             "ureq",
         ],
-        ours: &["control", "dataplane", "link"],
+        ours: &["control", "dataplane", "link", "tls"],
         never: &["glommio", "unsafe"],
     },
 ];

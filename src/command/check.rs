@@ -76,7 +76,7 @@ fn online(loaded: Loaded) -> Result<(Report, Option<Found>), Report> {
     let (resolved, mut report) = runtime.block_on(resolve(loaded, &secret.keys))?;
     report.problems.extend(secret.remarks);
     let mut plan = plan(&resolved, cores.len());
-    match are_free(&plan.listeners, &plan.streams) {
+    match are_free(&plan.listeners, &plan.stream_addresses()) {
         Ok(()) => {
             let opened = plan.settle().and_then(|()| Sockets::open(&plan));
             drop(opened.map_err(|error| about(cannot_open(&config, error)))?);

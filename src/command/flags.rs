@@ -76,7 +76,7 @@ impl Written {
         let mut file = file::File::default();
         for listen in &args.listen {
             let address = self.put("listen", listen);
-            file.listen.push(file::Listen { address, name: None, advertise: None, side: None });
+            file.listen.push(file::Listen { address, name: None, advertise: None, side: None, tls: None });
         }
         if let Some(advertise) = &args.advertise {
             let advertise = self.put("advertise", advertise);
@@ -94,6 +94,7 @@ impl Written {
             slow_start: None,
             panic: None,
             mtu: None,
+            tls: None,
             health: file::Health { probe, ..file::Health::default() },
             backend: backends,
             list: None,

@@ -131,7 +131,11 @@ fn pool<'a>(set: u32, read: &Set<'a>, names: &mut HashMap<String, &'a HostPort>)
                 continue;
             }
         };
-        let transport = if backend.transport == Transport::Tcp { ";transport=tcp" } else { "" };
+        let transport = match backend.transport {
+            Transport::Udp => "",
+            Transport::Tcp => ";transport=tcp",
+            Transport::Tls => ";transport=tls",
+        };
         let _ = write!(text, "  {mark}{{ uri = \"sip:{}{transport}\"", backend.target);
         let mut notes = Vec::new();
         if entry.duid.is_some() {
@@ -215,7 +219,7 @@ mod tests {
         assert_eq!(row(0, 1), ("10.0.0.2:5070", "10.0.0.2:5070".into(), 60));
         assert_eq!(row(1, 0), ("10.0.0.5:5060", "10.0.0.5:5060".into(), 100), "the name is taken");
         for said in [
-            "# sip:10.0.0.3;transport=tls: transport `tls`: viahop speaks UDP and TCP",
+            "# sip:10.0.0.3;transport=tls: transport `tls`: viahop reaches backends of a list over UDP and TCP",
             "# with strategy \"priority\": priority = 5; not heeded: px, maxload",
             "{ uri = \"sip:10.0.0.6:5060\", state = \"drain\" }, # flags 4",
             "#[[pool]]\n#name = \"set-3\"",

@@ -86,6 +86,9 @@ mod tests {
             ("log", "[log]"),
             ("health", "[[pool]]\nhealth = { xyzzy = 1 }"),
             ("backend", "[[pool]]\nbackend = [{ xyzzy = 1 }]"),
+            ("streams", "[streams]"),
+            ("listen.tls", "[[listen]]\ntls = { xyzzy = 1 }"),
+            ("pool.tls", "[[pool]]\ntls = { xyzzy = 1 }"),
         ] {
             let text = if header.contains("xyzzy") { header.to_owned() } else { format!("{header}\nxyzzy = 1") };
             let report = parse(Source { name: "x".into(), text: format!("{base}{text}\n") }).unwrap_err();

@@ -87,9 +87,11 @@ impl Service {
             }
         };
         let started_at = unix_now();
+        let credentials = Arc::new(resolved.credentials());
         let cluster = Cluster::new(resolved, None, cores.len(), started_at, &secret.fingerprint);
         let tables = cluster.tables(1, &secret.keys, false, None);
         let (control_end, ends) = link(unstarted.iter().map(Unstarted::ring).collect(), config.listeners.len(), tables);
+        control_end.shared.credentials.store(credentials);
         let fixed = Arc::new(Fixed {
             started_at,
             config: source.name.clone(),
@@ -199,19 +201,21 @@ pub fn plan(resolved: &Resolved, shards: usize) -> Plan {
     };
     let of = |is_stream: bool| {
         let those = config.listeners.iter().filter(move |listener| listener.transport.is_stream() == is_stream);
-        those.map(|listener| listener.address).collect()
+        those.map(|listener| (listener.transport, listener.address))
     };
     let streams = &config.streams;
     let ms = |duration: Duration| duration.as_millis() as u64;
     Plan {
-        listeners: of(false),
-        streams: of(true),
+        listeners: of(false).map(|(_, address)| address).collect(),
+        streams: of(true).collect(),
         stream_limits: StreamLimits {
             connections: streams.max_connections.div_ceil(shards.max(1)),
             per_source: streams.max_per_source,
             idle_ms: ms(streams.idle),
             frame_ms: ms(streams.frame_timeout),
             connect_ms: ms(streams.connect_timeout),
+            handshakes: streams.max_handshakes.div_ceil(shards.max(1)),
+            handshake_ms: ms(streams.handshake_timeout),
             egress_v4: config.egress_v4,
             egress_v6: config.egress_v6,
         },
@@ -248,8 +252,9 @@ fn lingers(taken: &OpenError, since: Instant) -> bool {
 /// Waits until nobody holds the ports of the listeners of `plan`. A port that a living process holds is not waited for.
 pub fn wait_for_ports(plan: &Plan) -> Result<(), OpenError> {
     let since = Instant::now();
+    let streams = plan.stream_addresses();
     loop {
-        match are_free(&plan.listeners, &plan.streams) {
+        match are_free(&plan.listeners, &streams) {
             Err(taken) if lingers(&taken, since) => thread::sleep(Duration::from_millis(50)),
             outcome => return outcome,
         }
@@ -292,7 +297,7 @@ pub fn cannot_open(config: &Config, OpenError { protocol, address, error }: Open
         _ => ("cannot be opened", error.to_string(), "`viahop doctor` examines this machine".to_owned()),
     };
     let problem = Problem::environment(format!("{address}/{protocol} {what}")).help(help);
-    match config.listeners.iter().find(|one| one.address == address && one.transport.word() == protocol) {
+    match config.listeners.iter().find(|one| one.address == address && one.transport.protocol() == protocol) {
         Some(listener) => problem.at(listener.at.clone(), label),
         None => problem,
     }

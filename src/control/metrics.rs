@@ -4,7 +4,7 @@
 
 use super::operator::State;
 use super::view::{ProbeTimes, View};
-use crate::dataplane::counters::{Counter, Ended, Histogram, Kind};
+use crate::dataplane::counters::{Counter, Ended, Handshake, Histogram, Kind};
 use crate::dataplane::verdict::{Answer, DropReason};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
@@ -292,6 +292,31 @@ fn connections(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
         "Connections that ended, by reason",
         Ended::ALL.iter().map(|&ended| {
             (vec![("reason", ended.label())], view.sum(|counters| counters.streams.ended[ended as usize].get()))
+        }),
+    )?;
+    out.counter(
+        "viahop_tls_handshakes",
+        "TLS handshakes, by who opened the connection and by what became of them",
+        Handshake::ALL.iter().flat_map(|&handshake| {
+            let of = |by, count| (vec![("by", by), ("result", handshake.label())], count);
+            let place = handshake as usize;
+            [
+                of("accepted", view.sum(|counters| counters.streams.accepted_handshakes[place].get())),
+                of("opened", view.sum(|counters| counters.streams.opened_handshakes[place].get())),
+            ]
+        }),
+    )?;
+    let listeners = view.fixed.listeners.iter().zip(&view.credentials.servers);
+    let certificates = listeners.flat_map(|((name, _), server)| {
+        let all = server.iter().flat_map(|server| &server.certificates);
+        all.map(move |one| (name, one))
+    });
+    out.gauge(
+        "viahop_certificate_expires_timestamp_seconds",
+        "Until when a listener's certificate is valid, in seconds since 1970",
+        certificates.filter_map(|(listener, one)| {
+            let named = one.names.first().map_or("", String::as_str);
+            Some((vec![("listener", &**listener), ("certificate", named)], one.expires_at? as f64))
         }),
     )?;
     out.counter(

@@ -7,6 +7,7 @@ use super::config::{Backend, Config, Loaded, Pool};
 use crate::dataplane::keys::Keys;
 use crate::dataplane::tables::{self, OwnName};
 use crate::dataplane::transport::Transport;
+use crate::tls::Credentials;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -26,6 +27,20 @@ pub struct Resolved {
     pub backends: Vec<Vec<Place>>,
     /// Every name and address that means us.
     pub own: Vec<OwnName>,
+}
+
+impl Resolved {
+    /// What connections that speak TLS begin with.
+    pub fn credentials(&self) -> Credentials {
+        let pools = self.config.pools.iter().zip(&self.backends);
+        let all = pools.flat_map(|(pool, places)| pool.backends.iter().zip(places).map(move |one| (pool, one)));
+        let clients = all.filter(|(_, (_, place))| place.transport == Transport::Tls).filter_map(|(pool, one)| {
+            let (backend, place) = one;
+            Some((place.address, pool.tls.as_ref()?.towards(&backend.target)?))
+        });
+        let servers = self.config.listeners.iter().map(|listener| listener.tls.clone());
+        Credentials { servers: servers.collect(), clients: clients.collect() }
+    }
 }
 
 /// Where a backend is.

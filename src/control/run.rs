@@ -25,7 +25,7 @@ use super::config::{Config, Health, Loaded, Socket, WEIGHT_MAX, load};
 use super::connections::Listings;
 use super::events::Events;
 use super::health::detector::Outcome;
-use super::health::probe::{self, Watch};
+use super::health::probe::{self, Reports, Watch};
 use super::list_watch::{Event, ListWatch};
 use super::operator::State;
 use super::resolve::Place;
@@ -37,7 +37,7 @@ use crate::dataplane::keys::Keys;
 use crate::dataplane::limits::SLOTS;
 use crate::dataplane::tables::{Tables, Trace};
 use crate::dataplane::verdict::DropReason;
-use crate::link::{ControlEnd, Signal};
+use crate::link::{ControlEnd, HandshakeFailed, Signal};
 use reload::{Reading, busy_reading};
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
@@ -183,7 +183,9 @@ pub fn listen_to_the_system(orders: mpsc::Sender<Order>) -> std::io::Result<()> 
 
 /// The view before anything happened, for the channel that [`run`] sends on.
 pub fn first_view(setup: &Setup) -> View {
-    View::new(setup.fixed.clone(), &setup.cluster, setup.link.shared.tables.load().generation)
+    let mut view = View::new(setup.fixed.clone(), &setup.cluster, setup.link.shared.tables.load().generation);
+    view.credentials = setup.link.shared.credentials.load_full();
+    view
 }
 
 /// Runs until an order to end. The shards are left running: stopping them is up to the caller.
@@ -411,7 +413,8 @@ impl Control {
                 continue;
             }
             let offset = health.interval / count * order as u32;
-            let watch = Watch::start(number, backend.place, health.clone(), offset, self.report_to.clone());
+            let reports = Reports { to: self.report_to.clone(), credentials: self.shared.credentials.clone() };
+            let watch = Watch::start(number, backend.place, health.clone(), offset, reports);
             let (pool, name, place, health) = (pool.name.clone(), backend.name.clone(), backend.place, health.clone());
             watches.push(Watched { number, pool, name, place, health, watch });
             number += 1;
@@ -466,6 +469,7 @@ impl Control {
                 let Control { listings, counters, fixed, shared, .. } = self;
                 return listings.on_told(*told, counters.len(), &fixed.listeners, shared);
             }
+            Signal::Handshake(failed) => return self.on_handshake_failed(&failed),
             Signal::Unreachable { to, code } => (to, code),
         };
         let up = self.cluster.backends().any(|(_, backend)| backend.place.address == to && backend.detector.is_up());
@@ -481,6 +485,25 @@ impl Control {
             self.renew_at.get_or_insert(Instant::now() + SUSPICION);
         }
         watched.for_each(|watched| watched.watch.hurry());
+    }
+
+    /// A handshake that failed: towards a backend calls are lost by it, of clients only the kinds are told.
+    fn on_handshake_failed(&mut self, failed: &HandshakeFailed) {
+        let HandshakeFailed { peer, listener, as_what, text } = failed;
+        let reason = as_what.label();
+        match listener {
+            None => {
+                let Some(more) = self.limiter.allow("backend_tls_failed") else { return };
+                let backend = self.cluster.backends().find(|(_, backend)| backend.place.address == *peer);
+                let name = backend.map_or("", |(_, backend)| &*backend.name);
+                warn!(event = "backend_tls_failed", backend = name, address = %peer, reason, why = %text, not_shown = more);
+            }
+            Some(index) => {
+                let Some(more) = self.limiter.allow(reason) else { return };
+                let at = self.fixed.listeners.get(*index as usize).map_or("", |(name, _)| &**name);
+                info!(event = "client_tls_failed", listener = at, from = %peer, reason, why = %text, not_shown = more);
+            }
+        }
     }
 
     /// What real answers say of backends, and the slow start of those that came back.

@@ -6,6 +6,7 @@ use super::health::detector::Outcome;
 use super::operator::{Setting, State};
 use super::steering::{self, Steering};
 use crate::dataplane::counters::{BackendCounters, Counter, ShardCounters};
+use crate::tls::Credentials;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -27,6 +28,8 @@ pub struct View {
     pub is_ready: bool,
     /// The last reload, or the start.
     pub reload: Reload,
+    /// What connections begin TLS with.
+    pub credentials: Arc<Credentials>,
     /// The backends, pool by pool.
     pub backends: Vec<BackendView>,
     /// Of each shard, the share of the last second in which it worked: 0 to 1.
@@ -169,6 +172,7 @@ impl View {
             is_draining: false,
             is_ready: false,
             reload,
+            credentials: Arc::default(),
             backends: Vec::new(),
             busy,
             moves: BTreeMap::new(),

@@ -106,6 +106,8 @@ pub enum Ended {
     Closed,
     /// It could not be opened.
     ConnectFailed,
+    /// Its TLS handshake failed.
+    Handshake,
     /// Nothing was sent or received for as long as a connection may be silent.
     Idle,
     /// There are as many as there may be, or no descriptor was left.
@@ -118,22 +120,26 @@ pub enum Ended {
     SourceLimit,
     /// The process ended.
     Stopped,
+    /// What came on it under TLS cannot be opened.
+    Tls,
     /// The other side did not read what it was sent.
     Unread,
 }
 
 impl Ended {
     /// All of them, in the order of their discriminants.
-    pub const ALL: [Ended; 10] = [
+    pub const ALL: [Ended; 12] = [
         Ended::BadFrame,
         Ended::Closed,
         Ended::ConnectFailed,
+        Ended::Handshake,
         Ended::Idle,
         Ended::Limit,
         Ended::Reset,
         Ended::Slow,
         Ended::SourceLimit,
         Ended::Stopped,
+        Ended::Tls,
         Ended::Unread,
     ];
 
@@ -143,13 +149,76 @@ impl Ended {
             Ended::BadFrame => "bad_frame",
             Ended::Closed => "closed",
             Ended::ConnectFailed => "connect_failed",
+            Ended::Handshake => "handshake",
             Ended::Idle => "idle",
             Ended::Limit => "limit",
             Ended::Reset => "reset",
             Ended::Slow => "slow",
             Ended::SourceLimit => "source_limit",
             Ended::Stopped => "stopped",
+            Ended::Tls => "tls",
             Ended::Unread => "unread",
+        }
+    }
+}
+
+/// What became of a TLS handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    /// The other side's certificate is not to be trusted, or is somebody else's.
+    BadCertificate,
+    /// The other side closed the connection.
+    Closed,
+    /// It succeeded, from the beginning.
+    Full,
+    /// The two sides have no version, cipher or signature in common.
+    Incompatible,
+    /// There were as many under way as there may be.
+    Limit,
+    /// The other side has shown no certificate and has to.
+    NoCertificate,
+    /// What came is no TLS.
+    NotTls,
+    /// The other side refused, with an alert.
+    Refused,
+    /// It succeeded, going on from an earlier one.
+    Resumed,
+    /// It took too long.
+    Slow,
+    /// What came is TLS and breaks its rules.
+    Violation,
+}
+
+impl Handshake {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Handshake; 11] = [
+        Handshake::BadCertificate,
+        Handshake::Closed,
+        Handshake::Full,
+        Handshake::Incompatible,
+        Handshake::Limit,
+        Handshake::NoCertificate,
+        Handshake::NotTls,
+        Handshake::Refused,
+        Handshake::Resumed,
+        Handshake::Slow,
+        Handshake::Violation,
+    ];
+
+    /// The metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Handshake::BadCertificate => "bad_certificate",
+            Handshake::Closed => "closed",
+            Handshake::Full => "full",
+            Handshake::Incompatible => "incompatible",
+            Handshake::Limit => "limit",
+            Handshake::NoCertificate => "no_certificate",
+            Handshake::NotTls => "not_tls",
+            Handshake::Refused => "refused",
+            Handshake::Resumed => "resumed",
+            Handshake::Slow => "slow",
+            Handshake::Violation => "violation",
         }
     }
 }
@@ -163,6 +232,10 @@ pub struct StreamCounters {
     pub opened: Counter,
     /// Ended, by [`Ended`].
     pub ended: [Counter; Ended::ALL.len()],
+    /// TLS handshakes on connections that were accepted, by [`Handshake`].
+    pub accepted_handshakes: [Counter; Handshake::ALL.len()],
+    /// Likewise on those opened by us.
+    pub opened_handshakes: [Counter; Handshake::ALL.len()],
     /// How often accepting paused because no descriptor was left.
     pub pauses: Counter,
     /// Octets that wait in connections: to be sent, or of messages that are not whole.
@@ -374,6 +447,12 @@ mod tests {
         let counts: Vec<_> = histogram.buckets().collect();
         assert_eq!(counts, [(Some(1), 2), (Some(2), 2), (Some(4), 4), (Some(8), 0), (Some(16), 2), (None, 4)]);
         assert_eq!(histogram.sum(), 150);
+    }
+
+    #[test]
+    fn ends_and_handshakes_are_listed_in_the_order_of_their_discriminants() {
+        assert!(Ended::ALL.iter().enumerate().all(|(index, &ended)| ended as usize == index));
+        assert!(Handshake::ALL.iter().enumerate().all(|(index, &handshake)| handshake as usize == index));
     }
 
     #[test]

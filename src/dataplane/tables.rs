@@ -156,7 +156,9 @@ impl Backend {
             id: Backend::id_of(digest),
             pool,
             via_start: format!("{}{}:", via::start(parts.reach.transport), parts.via_host).into(),
-            via_port: is_stream.then(|| port_towards(listeners, parts.address.is_ipv4())).flatten(),
+            via_port: is_stream
+                .then(|| port_towards(listeners, parts.reach.transport, parts.address.is_ipv4()))
+                .flatten(),
             name: parts.name,
             address: parts.address,
             weight: parts.weight,
@@ -317,9 +319,10 @@ pub struct Policy {
     pub proxy_require: Vec<Box<str>>,
 }
 
-/// The port at which a backend of this address family opens a connection to us when ours is gone (RFC 3261 18.2.2).
-fn port_towards(listeners: &[Listener], is_ipv4: bool) -> Option<u16> {
-    let fits = |one: &&Listener| one.transport.is_stream() && one.address.is_ipv4() == is_ipv4;
+/// The port at which a backend of this transport and address family opens a connection to us when ours is gone (RFC 3261
+/// 18.2.2).
+fn port_towards(listeners: &[Listener], transport: Transport, is_ipv4: bool) -> Option<u16> {
+    let fits = |one: &&Listener| one.transport == transport && one.address.is_ipv4() == is_ipv4;
     let inside = listeners.iter().filter(fits).find(|one| one.side == Side::Inside);
     inside.or_else(|| listeners.iter().find(fits)).map(|one| one.address.port())
 }

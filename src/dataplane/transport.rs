@@ -11,12 +11,27 @@ pub enum Transport {
     Udp,
     /// A stream of octets.
     Tcp,
+    /// The same, sealed.
+    Tls,
 }
 
 impl Transport {
     /// Whether messages follow one another in a stream and have to be told apart.
     pub const fn is_stream(self) -> bool {
-        matches!(self, Transport::Tcp)
+        matches!(self, Transport::Tcp | Transport::Tls)
+    }
+
+    /// The port that stands for none (RFC 3261 19.1.2, 18.2.2).
+    pub const fn default_port(self) -> u16 {
+        match self {
+            Transport::Udp | Transport::Tcp => 5060,
+            Transport::Tls => 5061,
+        }
+    }
+
+    /// What the kernel calls it.
+    pub const fn protocol(self) -> &'static str {
+        if self.is_stream() { "tcp" } else { "udp" }
     }
 
     /// As a Via names it (RFC 3261 25.1).
@@ -24,6 +39,7 @@ impl Transport {
         match self {
             Transport::Udp => "UDP",
             Transport::Tcp => "TCP",
+            Transport::Tls => "TLS",
         }
     }
 
@@ -32,6 +48,7 @@ impl Transport {
         match self {
             Transport::Udp => "udp",
             Transport::Tcp => "tcp",
+            Transport::Tls => "tls",
         }
     }
 }

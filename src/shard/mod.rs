@@ -109,7 +109,9 @@ impl Unstarted {
             Err(error) => return drop(started.send(Err(error))),
         };
         let shared = waiter.share();
-        let streams = shared.and_then(|(poller, first)| Streams::new(self.number, poller, first, listening, limits));
+        let credentials = link.shared.credentials.clone();
+        let streams =
+            shared.and_then(|(poller, first)| Streams::new(self.number, poller, first, listening, limits, credentials));
         let streams = match streams {
             Ok(streams) => streams,
             Err(error) => return drop(started.send(Err(error))),

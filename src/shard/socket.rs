@@ -8,6 +8,7 @@
 
 use crate::dataplane::dispatch::EgressPorts;
 use crate::dataplane::limits::PAYLOAD_MAX;
+use crate::dataplane::transport::Transport;
 use crate::shard::streams::{Listening, StreamLimits};
 use crate::sys::socket::{Options, UdpSocket};
 use crate::sys::tcp;
@@ -20,8 +21,8 @@ use std::ops::RangeInclusive;
 pub struct Plan {
     /// Addresses to listen on for datagrams: the first of all listeners.
     pub listeners: Vec<SocketAddr>,
-    /// Addresses to listen on for connections: the listeners behind those.
-    pub streams: Vec<SocketAddr>,
+    /// Addresses to listen on for connections, and how those are spoken on: the listeners behind those.
+    pub streams: Vec<(Transport, SocketAddr)>,
     /// What connections are allowed, in each shard.
     pub stream_limits: StreamLimits,
     /// The address to send to IPv4 backends from; unspecified: the kernel's choice. `None`: there are none.
@@ -39,6 +40,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The addresses of [`Plan::streams`].
+    pub fn stream_addresses(&self) -> Vec<SocketAddr> {
+        self.streams.iter().map(|&(_, address)| address).collect()
+    }
+
     /// Finds the port that all shards are to share towards backends: one that nobody else has, and the same for both
     /// address families.
     pub fn settle(&mut self) -> Result<(), OpenError> {
@@ -140,11 +146,11 @@ impl Sockets {
                 .streams
                 .iter()
                 .enumerate()
-                .map(|(place, &address)| {
+                .map(|(place, &(transport, address))| {
                     let socket =
                         tcp::listen(address, true).map_err(|error| OpenError { protocol: "tcp", address, error })?;
                     let index = (plan.listeners.len() + place) as u8;
-                    Ok(Listening { index, socket, tells_local: address.ip().is_unspecified() })
+                    Ok(Listening { index, transport, socket, tells_local: address.ip().is_unspecified() })
                 })
                 .collect::<Result<_, _>>()?,
             stream_limits: plan.stream_limits,

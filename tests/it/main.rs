@@ -21,4 +21,5 @@ mod reload;
 mod start;
 mod steering;
 mod streams;
+mod tls;
 mod torture;

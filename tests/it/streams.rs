@@ -29,9 +29,9 @@ pub fn tcp(port: u16) -> String {
 }
 
 /// A client that speaks in pieces and waits for whole messages.
-pub struct Client {
-    pub stream: TcpStream,
-    came: Vec<u8>,
+pub struct Client<S = TcpStream> {
+    pub stream: S,
+    pub came: Vec<u8>,
 }
 
 impl Client {
@@ -48,21 +48,30 @@ impl Client {
     pub fn address(&self) -> SocketAddr {
         self.stream.local_addr().unwrap()
     }
+}
 
+impl<S: Read + Write> Client<S> {
     pub fn say(&mut self, text: impl AsRef<[u8]>) {
         self.stream.write_all(text.as_ref()).unwrap();
     }
 
     /// The next message, or the line end that answers a ping.
     pub fn hear(&mut self) -> String {
+        let heard = self.listen();
+        heard.unwrap_or_else(|error| panic!("{error} behind {:?}", String::from_utf8_lossy(&self.came)))
+    }
+
+    /// The same, or why there is none.
+    pub fn listen(&mut self) -> std::io::Result<String> {
         loop {
             if let Some(len) = whole(&self.came) {
-                return String::from_utf8(self.came.drain(..len).collect()).unwrap();
+                return Ok(String::from_utf8(self.came.drain(..len).collect()).unwrap());
             }
             let mut room = [0; 4096];
-            let count = self.stream.read(&mut room).unwrap();
-            assert!(count > 0, "closed behind {:?}", String::from_utf8_lossy(&self.came));
-            self.came.extend_from_slice(&room[..count]);
+            match self.stream.read(&mut room)? {
+                0 => return Err(ErrorKind::UnexpectedEof.into()),
+                count => self.came.extend_from_slice(&room[..count]),
+            }
         }
     }
 

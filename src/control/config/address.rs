@@ -22,9 +22,6 @@ fn error<T>(at: Range<usize>, title: impl Into<String>, label: impl Into<String>
     Err(AddressError { at, title: title.into(), label: label.into() })
 }
 
-/// The port of SIP over UDP (RFC 3261 19.1.2).
-const SIP_PORT: u16 = 5060;
-
 /// A host, by name or address, and a port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPort {
@@ -52,10 +49,15 @@ impl std::fmt::Display for HostPort {
 
 /// `HOST`, `HOST:PORT`, `[IPv6]` or `[IPv6]:PORT`; without a port, 5060.
 pub fn host_port(text: &str) -> Result<HostPort, AddressError> {
-    host_port_at(text, 0)
+    host_port_at(text, 0, Transport::Udp)
 }
 
-fn host_port_at(text: &str, start: usize) -> Result<HostPort, AddressError> {
+/// The same, where TLS is spoken; without a port, 5061.
+pub fn tls_host_port(text: &str) -> Result<HostPort, AddressError> {
+    host_port_at(text, 0, Transport::Tls)
+}
+
+fn host_port_at(text: &str, start: usize, transport: Transport) -> Result<HostPort, AddressError> {
     let all = start..start + text.len();
     if text.is_empty() {
         return error(all, "the host is missing", "write a name or an address here");
@@ -79,7 +81,7 @@ fn host_port_at(text: &str, start: usize) -> Result<HostPort, AddressError> {
     let host = host_name(host, host_span, text.starts_with('['))?;
     let rest = &text[port_at..];
     if rest.is_empty() {
-        return Ok(HostPort { host, port: SIP_PORT });
+        return Ok(HostPort { host, port: transport.default_port() });
     }
     let Some(port) = rest.strip_prefix(':') else {
         return error(
@@ -147,7 +149,7 @@ fn port_number(port: &str, at: Range<usize>) -> Result<u16, AddressError> {
     }
 }
 
-/// `udp:ADDRESS:PORT` or `tcp:ADDRESS:PORT`. The address is one of this machine, or a wildcard: `0.0.0.0`, `[::]`.
+/// `udp:ADDRESS:PORT`, `tcp:ADDRESS:PORT` or `tls:ADDRESS:PORT`. The address is one of this machine, or a wildcard: `0.0.0.0`, `[::]`.
 pub fn listen(text: &str) -> Result<(Transport, SocketAddr), AddressError> {
     let Some((transport, rest)) = text.split_once(':') else {
         return error(0..text.len(), format!("`{text}` is not an address to listen on"), "write `udp:ADDRESS:PORT`");
@@ -155,15 +157,16 @@ pub fn listen(text: &str) -> Result<(Transport, SocketAddr), AddressError> {
     let transport = match transport {
         "udp" => Transport::Udp,
         "tcp" => Transport::Tcp,
-        "tls" | "ws" | "wss" => {
-            let label = "this version listens on `udp:` and `tcp:` only";
+        "tls" => Transport::Tls,
+        "ws" | "wss" => {
+            let label = "this version listens on `udp:`, `tcp:` and `tls:` only";
             return error(0..transport.len(), format!("transport `{transport}` is not available"), label);
         }
         _ => {
             return error(0..text.len(), format!("`{text}` does not say its transport"), format!("write `udp:{text}`"));
         }
     };
-    let parsed = host_port_at(rest, 4)?;
+    let parsed = host_port_at(rest, 4, transport)?;
     match parsed.address() {
         Some(address) => Ok((transport, address)),
         None => {
@@ -174,41 +177,45 @@ pub fn listen(text: &str) -> Result<(Transport, SocketAddr), AddressError> {
     }
 }
 
-/// A backend's URI: `sip:HOST`, `sip:HOST:PORT`, with `;transport=tcp` if it is to be reached so.
+/// A backend's URI: `sip:HOST`, `sip:HOST:PORT`, with `;transport=tcp` or `;transport=tls` if it is to be reached so;
+/// `sips:` means TLS by itself.
 pub fn backend_uri(text: &str) -> Result<(HostPort, Transport), AddressError> {
-    let scheme = text.split(':').next().unwrap_or_default();
-    let Some(rest) = text.strip_prefix("sip:") else {
-        return match scheme {
-            "sips" => error(0..4, "`sips:` needs TLS, which this version does not speak to backends", "write `sip:`"),
-            _ => error(0..text.len(), format!("`{text}` is not a SIP URI"), format!("write `sip:{text}`")),
-        };
+    let Some((scheme @ ("sip" | "sips"), rest)) = text.split_once(':') else {
+        return error(0..text.len(), format!("`{text}` is not a SIP URI"), format!("write `sip:{text}`"));
     };
+    let begin = scheme.len() + 1;
     let (authority, params) = rest.split_once(';').map_or((rest, ""), |(authority, params)| (authority, params));
     if let Some(at) = authority.find('@') {
-        return error(4..4 + at + 1, "a backend is a server, without a user", "leave this out");
+        return error(begin..begin + at + 1, "a backend is a server, without a user", "leave this out");
     }
     if let Some(at) = authority.find('?') {
-        return error(4 + at..4 + authority.len(), "a backend has no headers", "leave this out");
+        return error(begin + at..begin + authority.len(), "a backend has no headers", "leave this out");
     }
-    let target = host_port_at(authority, 4)?;
-    let mut start = 4 + authority.len() + 1;
-    let mut transport = Transport::Udp;
+    let mut start = begin + authority.len() + 1;
+    let mut transport = if scheme == "sips" { Transport::Tls } else { Transport::Udp };
     for param in params.split(';').filter(|param| !param.is_empty()) {
+        let at = start..start + param.len();
         match param.split_once('=') {
+            // RFC 3261 26.2.2: TLS is what `sips:` asks for, and TCP what is below it.
+            Some(("transport", "tcp" | "tls")) if scheme == "sips" => {}
+            Some(("transport", "udp")) if scheme == "sips" => {
+                return error(at, "`sips:` goes over TLS, and TLS not over UDP", "leave this out");
+            }
             Some(("transport", "udp")) => transport = Transport::Udp,
             Some(("transport", "tcp")) => transport = Transport::Tcp,
+            Some(("transport", "tls")) => transport = Transport::Tls,
             Some(("transport", other)) => {
-                let label = "this version sends to backends over `udp` and `tcp` only";
-                return error(start..start + param.len(), format!("transport `{other}` is not available"), label);
+                let label = "this version sends to backends over `udp`, `tcp` and `tls` only";
+                return error(at, format!("transport `{other}` is not available"), label);
             }
             _ => {
-                let label = "only `transport=udp` or `transport=tcp` can stand here";
-                return error(start..start + param.len(), format!("unknown URI parameter `{param}`"), label);
+                let label = "only `transport=udp`, `transport=tcp` or `transport=tls` can stand here";
+                return error(at, format!("unknown URI parameter `{param}`"), label);
             }
         }
         start += param.len() + 1;
     }
-    Ok((target, transport))
+    Ok((host_port_at(authority, begin, transport)?, transport))
 }
 
 /// `ADDRESS/BITS`, or an address alone.
@@ -242,6 +249,10 @@ mod tests {
         assert_eq!(listen("tcp:[::]"), Ok((Transport::Tcp, "[::]:5060".parse().unwrap())));
         assert_eq!(backend_uri("sip:a.example.net;transport=udp"), Ok((host("a.example.net", 5060), Transport::Udp)));
         assert_eq!(backend_uri("sip:10.0.0.1:5070;transport=tcp"), Ok((host("10.0.0.1", 5070), Transport::Tcp)));
+        assert_eq!(listen("tls:[::1]"), Ok((Transport::Tls, "[::1]:5061".parse().unwrap())));
+        for uri in ["sip:a:5061;transport=tls", "sip:a;transport=tls", "sips:a", "sips:a;transport=tcp"] {
+            assert_eq!(backend_uri(uri), Ok((host("a", 5061), Transport::Tls)), "{uri}");
+        }
         assert_eq!(network("10.1.2.3/8").unwrap().prefix, 8);
         assert_eq!(network("::1").unwrap().prefix, 128);
     }
@@ -257,12 +268,14 @@ mod tests {
             (backend_uri("sip:bob@10.0.0.1").unwrap_err(), 4..8, "leave this out"),
             (backend_uri("sip:2001:db8::1").unwrap_err(), 4..15, "an IPv6 address is written `[2001:db8::1]`"),
             (
-                backend_uri("sip:a;transport=tls").unwrap_err(),
-                6..19,
-                "this version sends to backends over `udp` and `tcp` only",
+                backend_uri("sip:a;transport=ws").unwrap_err(),
+                6..18,
+                "this version sends to backends over `udp`, `tcp` and `tls` only",
             ),
+            (backend_uri("sips:a;transport=udp").unwrap_err(), 7..20, "leave this out"),
+            (backend_uri("sips:a:506O").unwrap_err(), 10..11, "the letter O, not the digit 0"),
             (listen("0.0.0.0:5060").unwrap_err(), 0..12, "write `udp:0.0.0.0:5060`"),
-            (listen("tls:0.0.0.0:5061").unwrap_err(), 0..3, "this version listens on `udp:` and `tcp:` only"),
+            (listen("wss:0.0.0.0").unwrap_err(), 0..3, "this version listens on `udp:`, `tcp:` and `tls:` only"),
             (
                 listen("udp:sip.example.net").unwrap_err(),
                 4..19,

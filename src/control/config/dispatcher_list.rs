@@ -279,7 +279,7 @@ impl Reader {
         };
         let secure = || AddressError {
             at: place(0..5),
-            title: "`sips:` needs TLS, and viahop speaks UDP and TCP to backends".into(),
+            title: "`sips:` needs TLS, and viahop reaches backends of a list over UDP and TCP".into(),
             label: "write `sip:`, or leave the entry out".into(),
         };
         let mut entry = Entry {
@@ -307,7 +307,7 @@ impl Reader {
                     } else if !value.eq_ignore_ascii_case("udp") {
                         entry.unreachable = Some(AddressError {
                             at: part,
-                            title: format!("transport `{value}`: viahop speaks UDP and TCP to backends"),
+                            title: format!("transport `{value}`: viahop reaches backends of a list over UDP and TCP"),
                             label: "let the server take one of these, or leave the entry out".into(),
                         });
                     }
@@ -702,8 +702,8 @@ mod tests {
         assert_eq!(
             said,
             [
-                "1:9 transport `SCTP`: viahop speaks UDP and TCP to backends | let the server take one of these, or leave the entry out",
-                "2:3 `sips:` needs TLS, and viahop speaks UDP and TCP to backends | write `sip:`, or leave the entry out",
+                "1:9 transport `SCTP`: viahop reaches backends of a list over UDP and TCP | let the server take one of these, or leave the entry out",
+                "2:3 `sips:` needs TLS, and viahop reaches backends of a list over UDP and TCP | write `sip:`, or leave the entry out",
                 "4:3 `c:5060` stands twice in set 1 | a second time",
                 "5:3 two destinations of set 1 have the name `c:5060` | the second",
                 "6:3 weights of set 1 are not of one kind | `rweight` here",

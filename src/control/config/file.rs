@@ -83,7 +83,7 @@ pub struct TokenKey {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listen {
-    /// `udp:ADDRESS:PORT` or `tcp:ADDRESS:PORT`
+    /// `udp:ADDRESS:PORT`, `tcp:ADDRESS:PORT` or `tls:ADDRESS:PORT`
     pub address: Spanned<String>,
     /// What rules and metrics call it.
     pub name: Value<String>,
@@ -91,6 +91,48 @@ pub struct Listen {
     pub advertise: Value<String>,
     /// `outside` or `inside`.
     pub side: Value<String>,
+    /// Who we are there, and who may come.
+    pub tls: Option<ListenTls>,
+}
+
+/// How a listener speaks TLS.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListenTls {
+    /// Path of the certificate with its chain.
+    pub certificate: Spanned<String>,
+    /// Path of its key.
+    pub key: Spanned<String>,
+    /// Further ones, for the names that they are for.
+    pub more: Option<Vec<Pair>>,
+    /// Path of certificates of those who may have signed the clients'.
+    pub client_ca: Value<String>,
+    /// `required` or `optional`.
+    pub client_certificate: Value<String>,
+}
+
+/// A certificate and its key.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pair {
+    /// Path of the certificate with its chain.
+    pub certificate: Spanned<String>,
+    /// Path of its key.
+    pub key: Spanned<String>,
+}
+
+/// How backends are spoken to by TLS.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolTls {
+    /// Path of certificates of those who may have signed the backends'.
+    pub ca: Spanned<String>,
+    /// The name that the backends' certificates have to be for, if not the hosts of their URIs.
+    pub name: Value<String>,
+    /// Path of the certificate that they are shown, if they ask for one.
+    pub certificate: Value<String>,
+    /// Path of its key.
+    pub key: Value<String>,
 }
 
 /// A set of backends.
@@ -115,6 +157,8 @@ pub struct Pool {
     pub panic: Value<i64>,
     /// Octets of the longest packet on the way to the backends.
     pub mtu: Value<i64>,
+    /// How they are spoken to by TLS.
+    pub tls: Option<Spanned<PoolTls>>,
     /// The backends.
     #[serde(default)]
     pub backend: Vec<Backend>,
@@ -228,6 +272,10 @@ pub struct Streams {
     pub frame_timeout: Value<String>,
     /// How long a connection to a backend may take to be opened.
     pub connect_timeout: Value<String>,
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Value<String>,
+    /// TLS handshakes of clients under way at a time.
+    pub max_handshakes: Value<i64>,
 }
 
 /// The HTTP endpoint.

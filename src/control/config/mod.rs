@@ -4,6 +4,7 @@
 //! ```text
 //! TOML ─► file::File ─► Config          everything that can be said without looking at the machine or the network
 //! flags ──────┘            ▲
+//! certificates, keys ──────┤   of listeners and pools that speak TLS
 //! dispatcher.list ─────────┘   of pools that name one
 //! ```
 //!
@@ -25,6 +26,7 @@ use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Scheme;
 use crate::dataplane::tables::{Affinity, ForeignRoute, Network, PathPolicy, Side, Strategy};
 use crate::dataplane::transport::Transport;
+use crate::tls::{Client, Clienthood, Server};
 use address::HostPort;
 use problem::{Problem, Report, Source};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -131,6 +133,8 @@ pub struct Listen {
     pub advertise: Option<HostPort>,
     /// Who is on the other side.
     pub side: Side,
+    /// How it speaks TLS, if it does.
+    pub tls: Option<Server>,
     /// Where it stands in the source.
     pub at: Range<usize>,
 }
@@ -154,10 +158,28 @@ pub struct Pool {
     pub panic: u32,
     /// Octets of the longest request that goes to a backend in a datagram, if there is a limit (RFC 3261 18.1.1).
     pub datagram_max: Option<u32>,
+    /// How backends are spoken to by TLS, where there is one that is.
+    pub tls: Option<PoolTls>,
     /// The backends.
     pub backends: Vec<Backend>,
     /// The list they stand in, if it is not the configuration itself.
     pub list: Option<List>,
+}
+
+/// How the backends of a pool are spoken to by TLS.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolTls {
+    /// Whom we trust, and what we show.
+    pub clienthood: Clienthood,
+    /// The name that their certificates have to be for, if not the hosts of their URIs.
+    pub name: Option<String>,
+}
+
+impl PoolTls {
+    /// How the backend at `target` is spoken to. `None`: no certificate could be for it.
+    pub fn towards(&self, target: &HostPort) -> Option<Client> {
+        self.clienthood.towards(self.name.as_deref().unwrap_or(&target.host))
+    }
 }
 
 /// A set of a `dispatcher.list`.
@@ -265,6 +287,10 @@ pub struct Streams {
     pub frame_timeout: Duration,
     /// How long a connection of ours may take to be opened.
     pub connect_timeout: Duration,
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
+    /// TLS handshakes of clients under way at a time, in all shards.
+    pub max_handshakes: usize,
 }
 
 /// Where the socket of `viahop ctl` is.

@@ -5,6 +5,7 @@ mod balancer;
 mod pool;
 mod route;
 mod syntax;
+mod tls;
 mod value;
 mod words;
 
@@ -19,6 +20,7 @@ use super::{Config, EgressMode, Listen, Log, LogFormat, Policy, Socket, Steering
 use crate::dataplane::limits::LISTENERS_MAX;
 use crate::dataplane::sip::uri::Scheme;
 use crate::dataplane::tables::{ForeignRoute, Network, PathPolicy, Side};
+use crate::dataplane::transport::Transport;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -42,7 +44,7 @@ impl Reader<'_> {
     fn config(&mut self, file: &file::File) -> Option<Config> {
         // Tokens name listeners by number: one for streams that comes to a configuration moves none for datagrams.
         let mut listen: Vec<&file::Listen> = file.listen.iter().collect();
-        listen.sort_by_key(|one| one.address.get_ref().starts_with("tcp:"));
+        listen.sort_by_key(|one| !one.address.get_ref().starts_with("udp:"));
         let listeners = self.listeners(&listen);
         let pools = self.pools(&file.pool);
         let routes = self.routes(&file.route, &listen, &file.pool);
@@ -95,9 +97,11 @@ impl Reader<'_> {
                 continue;
             }
             let name = self.name(&one.name, &mut names, || text, one.address.span());
-            let advertise = one.advertise.as_ref().and_then(|value| self.address(value, address::host_port));
+            let host_port = if transport == Transport::Tls { address::tls_host_port } else { address::host_port };
+            let advertise = one.advertise.as_ref().and_then(|value| self.address(value, host_port));
             let side = self.word(&one.side, Side::Outside, &[("outside", Side::Outside), ("inside", Side::Inside)]);
-            listeners.push(Listen { name, transport, address, advertise, side, at: one.address.span() });
+            let tls = self.server(one, transport, advertise.as_ref());
+            listeners.push(Listen { name, transport, address, advertise, side, tls, at: one.address.span() });
         }
         if listeners.iter().all(|listener| listener.side == Side::Inside) && !listeners.is_empty() {
             let label = "clients need a listener with `side = \"outside\"`";
@@ -115,6 +119,8 @@ impl Reader<'_> {
             idle: self.duration(&streams.idle, 3600 * second, 32 * second..=7 * 86_400 * second),
             frame_timeout: self.duration(&streams.frame_timeout, 5 * second, second..=60 * second),
             connect_timeout: self.duration(&streams.connect_timeout, 2 * second, second / 10..=30 * second),
+            handshake_timeout: self.duration(&streams.handshake_timeout, 5 * second, second / 2..=60 * second),
+            max_handshakes: self.number(&streams.max_handshakes, 1000, 1, 100_000, "`max_handshakes`") as usize,
         }
     }
 
@@ -272,8 +278,17 @@ mod tests {
                 "6:11 `udp:0.0.0.0:5060` is listened on twice | leave one of them out",
             ),
             (
-                "[[listen]]\naddress = \"tls:0.0.0.0:5060\"",
-                "6:12 transport `tls` is not available | this version listens on `udp:` and `tcp:` only",
+                "[[listen]]\naddress = \"wss:0.0.0.0:5060\"",
+                "6:12 transport `wss` is not available | this version listens on `udp:`, `tcp:` and `tls:` only",
+            ),
+            ("[[listen]]\naddress = \"tls:0.0.0.0\"", "6:11 no certificate to speak TLS with | listens by TLS"),
+            (
+                "[[listen]]\naddress = \"tcp:0.0.0.0\"\ntls = { certificate = \"a\", key = \"b\" }",
+                "7:23 `tls` of a listener on `tcp:` | only `tls:` has a use for it",
+            ),
+            (
+                "[[pool]]\nbackend = [{ uri = \"sips:a\" }]",
+                "6:20 nothing says whose certificates to trust of `a:5061` | is reached by TLS",
             ),
             (
                 "[[pool]]\nbackend = [{ uri = \"sip:10.0.0.12:506O\" }]",

@@ -4,10 +4,12 @@
 //! wait: interval, or less if a shard saw a refusal ─► OPTIONS ─► a final response, ICMP, or nothing in time ─► outcome
 //! ```
 //!
-//! A backend that is reached over TCP is asked over TCP, on one connection that is opened again when it is gone.
+//! A backend that is reached over TCP or TLS is asked so, on one connection that is opened again when it is gone.
 //!
 //! A probe is not retransmitted: `fall` counts what is lost. The socket is connected, so ICMP errors come back to it and
 //! nobody else can answer in the backend's name.
+
+mod stream;
 
 use super::detector::Outcome;
 use crate::control::config::Health;
@@ -18,11 +20,14 @@ use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::{self, StartLine};
 use crate::dataplane::transport::Transport;
+use crate::tls::Credentials;
+use arc_swap::ArcSwap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use stream::Stream;
+use tokio::net::{TcpSocket, UdpSocket};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::timeout_at;
@@ -44,6 +49,15 @@ pub struct Report {
     pub took: Duration,
 }
 
+/// What watches need of their surroundings.
+#[derive(Clone, Debug)]
+pub struct Reports {
+    /// Who is told.
+    pub to: mpsc::Sender<Report>,
+    /// What a connection that speaks TLS begins with.
+    pub credentials: Arc<ArcSwap<Credentials>>,
+}
+
 /// A backend under watch; dropping it ends the watch.
 #[derive(Debug)]
 pub struct Watch {
@@ -52,11 +66,11 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Begins to watch the backend at `place`, and tells `reports` under the number `watch`. `offset` delays the first
+    /// Begins to watch the backend at `place`, and tells of it under the number `watch`. `offset` delays the first
     /// probe, so that probes of many backends do not leave at once.
     ///
     /// Must be called within a tokio runtime.
-    pub fn start(watch: u64, place: Place, health: Health, offset: Duration, reports: mpsc::Sender<Report>) -> Watch {
+    pub fn start(watch: u64, place: Place, health: Health, offset: Duration, reports: Reports) -> Watch {
         let hurry = Arc::new(Notify::new());
         let task = tokio::spawn(run(watch, place, health, offset, hurry.clone(), reports));
         Watch { task: task.abort_handle(), hurry }
@@ -80,9 +94,9 @@ async fn run(
     health: Health,
     offset: Duration,
     hurry: Arc<Notify>,
-    reports: mpsc::Sender<Report>,
+    Reports { to, credentials }: Reports,
 ) {
-    let mut asker = Asker::default();
+    let mut asker = Asker { credentials, ..Asker::default() };
     let mut next = tokio::time::Instant::now() + offset;
     loop {
         tokio::select! {
@@ -92,7 +106,7 @@ async fn run(
         let started = Instant::now();
         next = tokio::time::Instant::now() + health.interval;
         let outcome = asker.ask(place, &health).await;
-        if reports.send(Report { watch, outcome, took: started.elapsed() }).await.is_err() {
+        if to.send(Report { watch, outcome, took: started.elapsed() }).await.is_err() {
             return;
         }
     }
@@ -103,8 +117,9 @@ async fn run(
 struct Asker {
     /// Kept from probe to probe: backends that remember transactions see one peer.
     socket: Option<UdpSocket>,
-    /// Of a backend that is reached over TCP: the connection, and what has come on it and is no message yet.
-    stream: Option<(TcpStream, Vec<u8>)>,
+    /// Of a backend that is reached over TCP or TLS: the connection, and what has come on it and is no message yet.
+    stream: Option<(Stream, Vec<u8>)>,
+    credentials: Arc<ArcSwap<Credentials>>,
     cseq: u32,
 }
 
@@ -131,7 +146,7 @@ impl Asker {
     async fn exchange(&mut self, place: Place) -> io::Result<u16> {
         match place.transport {
             Transport::Udp => self.exchange_datagrams(place).await,
-            Transport::Tcp => match self.exchange_on_stream(place).await {
+            Transport::Tcp | Transport::Tls => match self.exchange_on_stream(place).await {
                 // The connection may have been closed since the last time: the next is a new one.
                 Err(_) if self.stream.take().is_some() => self.exchange_on_stream(place).await,
                 outcome => outcome,
@@ -145,6 +160,10 @@ impl Asker {
             socket.bind(SocketAddr::new(place.local, 0))?;
             let stream = socket.connect(place.address).await?;
             stream.set_nodelay(true)?;
+            let stream = match place.transport {
+                Transport::Tls => Stream::tls(stream, place.address, &self.credentials.load())?,
+                Transport::Tcp | Transport::Udp => Stream::plain(stream),
+            };
             self.stream = Some((stream, Vec::new()));
             // Whoever fails from here on has failed with a connection of this moment, and is not asked again at once.
             let outcome = self.ask_on_stream(place).await;
@@ -158,15 +177,7 @@ impl Asker {
         let call_id = format!("{:016x}", random()?);
         let Some((stream, came)) = &mut self.stream else { return Err(io::ErrorKind::NotConnected.into()) };
         let request = options(place, stream.local_addr()?, &call_id, self.cseq);
-        let mut left = request.as_bytes();
-        while !left.is_empty() {
-            stream.writable().await?;
-            match stream.try_write(left) {
-                Ok(count) => left = &left[count..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
-        }
+        stream.write(request.as_bytes()).await?;
         let (scanner, mut scan, mut framer) = (Scanner::best(), Scan::default(), Framer::default());
         loop {
             let len = match framer.next(&scanner, &mut scan, came) {
@@ -175,14 +186,7 @@ impl Asker {
                 Frame::Ping => PING,
                 Frame::Broken(_) => return Err(io::ErrorKind::InvalidData.into()),
                 Frame::Partial => {
-                    stream.readable().await?;
-                    let mut room = [0; ANSWER_MAX];
-                    match stream.try_read(&mut room) {
-                        Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                        Ok(count) => came.extend_from_slice(&room[..count]),
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                        Err(error) => return Err(error),
-                    }
+                    stream.read(came).await?;
                     continue;
                 }
             };
@@ -226,7 +230,11 @@ fn random() -> io::Result<u64> {
 fn options(place: Place, local: SocketAddr, call_id: &str, cseq: u32) -> String {
     let version = env!("CARGO_PKG_VERSION");
     let Place { address: to, transport, .. } = place;
-    let (name, param) = (transport.name(), if transport.is_stream() { ";transport=tcp" } else { "" });
+    let param = match transport.is_stream() {
+        true => format!(";transport={transport}"),
+        false => String::new(),
+    };
+    let name = transport.name();
     format!(
         "OPTIONS sip:{to}{param} SIP/2.0\r\n\
          Via: SIP/2.0/{name} {local};branch=z9hG4bK{call_id};rport\r\n\

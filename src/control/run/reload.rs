@@ -15,6 +15,7 @@ use crate::dataplane::keys::Keys;
 use crate::dataplane::transport::Transport;
 use serde_json::json;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{error, info, warn};
@@ -112,6 +113,10 @@ impl Control {
                 tell(&warnings);
                 (self.keys, self.fingerprint) = (keys, fingerprint);
                 self.config = resolved.config.clone();
+                // Before the tables: what they send to by TLS has what it needs.
+                let credentials = resolved.credentials().taking_over(&self.shared.credentials.load());
+                self.view.credentials = Arc::new(credentials);
+                self.shared.credentials.store(self.view.credentials.clone());
                 self.source.clone_from(&warnings.source);
                 self.wrong_file = self.wrong_file.take().filter(|_| of_lists);
                 let before = self.shared.tables.load_full();

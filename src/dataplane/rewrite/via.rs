@@ -57,6 +57,7 @@ pub const fn start(transport: Transport) -> &'static str {
     match transport {
         Transport::Udp => START,
         Transport::Tcp => "Via: SIP/2.0/TCP ",
+        Transport::Tls => "Via: SIP/2.0/TLS ",
     }
 }
 

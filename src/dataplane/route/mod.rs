@@ -35,7 +35,7 @@ use crate::dataplane::rewrite::edit::Edits;
 use crate::dataplane::scan::Scan;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::Method;
-use crate::dataplane::sip::uri::Uri;
+use crate::dataplane::sip::uri::{Scheme, Uri};
 use crate::dataplane::tables::{Backend, Listener, Pool, Rule, Serves, Side, Strategy, Tables};
 use crate::dataplane::transport::{StreamId, Transport};
 use crate::dataplane::validate::{Refusal, Request};
@@ -479,6 +479,8 @@ fn transport_of(message: &[u8], uri: &Uri) -> Transport {
     let value = uri.param(message, b"transport").and_then(|param| param.value);
     match value {
         Some(value) if value.of(message).eq_ignore_ascii_case(b"tcp") => Transport::Tcp,
+        Some(value) if value.of(message).eq_ignore_ascii_case(b"tls") => Transport::Tls,
+        _ if uri.scheme == Scheme::Sips => Transport::Tls,
         _ => Transport::Udp,
     }
 }
@@ -553,6 +555,10 @@ fn listener_towards(input: &Input<'_>, target: Target) -> Option<Sender> {
         listener.side == Side::Outside && listener.transport == target.transport && family_fits
     };
     let listeners = &input.tables.listeners;
+    if target.transport == Transport::Tls {
+        // A certificate is for a name, and an address is all that is known.
+        return None;
+    }
     if target.transport.is_stream() {
         let index = listeners.iter().position(fits)?;
         return Some(Sender::Connect { listener: Some(index as u8) });

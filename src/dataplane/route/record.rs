@@ -15,9 +15,11 @@ use crate::dataplane::scan::{Scan, rows_named};
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::Method;
+use crate::dataplane::sip::uri::Scheme;
 use crate::dataplane::tables::{Backend, PathPolicy, Side, Tables};
 use crate::dataplane::text::Text;
 use crate::dataplane::token::Flow;
+use crate::dataplane::transport::Transport;
 use crate::dataplane::validate::Request;
 use crate::dataplane::verdict::Sender;
 
@@ -62,10 +64,21 @@ fn record_route(out: &mut Text<'_>, passing: &Passing<'_>) {
     let Some(inside) = listener_towards_backend(tables, backend, listener) else { return };
     let is_double = inside != listener;
     let token = RouteToken { purpose: Purpose::Dialog { backend: backend.id }, client, is_double };
+    //= RFC 3261 section 16.6
+    //# If the
+    //# Request-URI contains a SIPS URI, or the topmost Route header
+    //# field value (after the post processing of bullet 6) contains a
+    //# SIPS URI, the URI placed into the Record-Route header field
+    //# MUST be a SIPS URI.
+    //
+    // Of a side that does not speak TLS it would lead nowhere.
+    let is_sips = |index| request.uri.scheme == Scheme::Sips && tables.transport(index) == Transport::Tls;
     let mut row = |(index, name): (u8, SentBy<'_>)| {
-        out.put(b"Record-Route: <sip:");
+        out.put(b"Record-Route: <").put(if is_sips(index) { &b"sips:"[..] } else { b"sip:" });
         name.write_host_port(out);
-        put_transport(out, tables, index);
+        if !is_sips(index) {
+            put_transport(out, tables, index);
+        }
         out.put(b";lr;").put(PARAM).put(b"=");
         token.write(out, &tables.keys, request.call_id.of(message));
         out.put(b">\r\n");

@@ -3,6 +3,7 @@
 use super::cursor::{Cursor, Param, next_param};
 use super::grammar;
 use crate::dataplane::scan::{Span, find};
+use crate::dataplane::transport::Transport;
 
 /// The name of the parameter in which our own Via carries its token, lower-case.
 pub const TOKEN_PARAM: &[u8] = b"vh";
@@ -43,8 +44,11 @@ pub struct Via {
     pub comma: u32,
 }
 
-/// What stands for a port that is not written (RFC 3261 18.2.2).
-const DEFAULT_PORT: u16 = 5060;
+/// What stands for a port that is not written (RFC 3261 18.2.2), of the transport named `transport`.
+fn default_port(transport: &[u8]) -> u16 {
+    let is_tls = transport.eq_ignore_ascii_case(b"TLS");
+    if is_tls { Transport::Tls.default_port() } else { Transport::Udp.default_port() }
+}
 
 /// Reads the first value of `span`, the value of a Via row. `None` if it does not follow the grammar; a parameter that
 /// may stand once and stands twice does not.
@@ -65,13 +69,13 @@ fn by_grammar(message: &[u8], span: Span) -> Option<Via> {
             return None;
         }
     }
-    take_token(&mut cursor)?;
+    let transport = take_token(&mut cursor)?;
     if !cursor.peek().is_some_and(grammar::is_lws) {
         return None;
     }
     cursor.skip_lws();
     let host = take_host(&mut cursor)?;
-    let mut via = Via { host, sent_by: host, port: DEFAULT_PORT, ..Via::default() };
+    let mut via = Via { host, sent_by: host, port: default_port(transport.of(message)), ..Via::default() };
     if cursor.take_separator(b':') {
         via.port = cursor.take_port().filter(|&port| port != 0)?;
         via.sent_by.end = cursor.at() as u32;
@@ -117,17 +121,14 @@ impl Via {
     #[inline(always)]
     fn everyday(&mut self, message: &[u8], span: Span) -> Option<()> {
         let mut cursor = Cursor::new(message, span);
-        if !cursor.take_text(b" SIP/2.0/UDP ") && !cursor.take_text(b" SIP/2.0/TCP ") {
-            return None;
-        }
-        let host = cursor.take_until([b';', b':', b',', b'"', b'[', b'<', b'>']);
-        *self = Via {
-            whole: Span { start: span.start + 1, end: span.end },
-            sent_by: host,
-            host,
-            port: DEFAULT_PORT,
-            ..Via::default()
+        let port = match () {
+            () if cursor.take_text(b" SIP/2.0/UDP ") || cursor.take_text(b" SIP/2.0/TCP ") => 5060,
+            () if cursor.take_text(b" SIP/2.0/TLS ") => 5061,
+            () => return None,
         };
+        let host = cursor.take_until([b';', b':', b',', b'"', b'[', b'<', b'>']);
+        *self =
+            Via { whole: Span { start: span.start + 1, end: span.end }, sent_by: host, host, port, ..Via::default() };
         if cursor.take(b':') {
             self.port = cursor.take_port().filter(|&port| port != 0)?;
             self.sent_by.end = cursor.at() as u32;

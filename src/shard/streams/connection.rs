@@ -1,10 +1,12 @@
-//! One connection: its socket, what has come and is no message yet, what is to be sent, and since when it waits for what.
+//! One connection: its wire, what has come and is no message yet, what is to be sent, and since when it waits for what.
 
+use super::wire::Wire;
 use crate::dataplane::counters::Tally;
 use crate::dataplane::frame::Framer;
+use crate::tls::Credentials;
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr};
 
 /// Octets of buffers that an idle connection keeps.
 const KEPT: usize = 2048;
@@ -23,6 +25,8 @@ pub enum Origin {
 pub enum State {
     /// It is being opened.
     Connecting,
+    /// It is open, and the two sides agree on how to speak TLS. Messages wait.
+    Handshaking,
     /// Messages go both ways.
     Open,
     /// The other side has said all it had to say, and may wait for answers.
@@ -52,8 +56,8 @@ pub struct Unsent {
 /// A connection.
 #[derive(Debug)]
 pub struct Connection {
-    /// The socket.
-    pub socket: TcpStream,
+    /// What its octets go through.
+    pub wire: Wire,
     /// Which of those that had its slot.
     pub generation: u32,
     /// The other side.
@@ -97,7 +101,7 @@ pub struct Connection {
 impl Connection {
     /// A connection that was accepted, or is being opened.
     pub fn new(
-        socket: TcpStream,
+        wire: Wire,
         peer: SocketAddr,
         listener: Option<u8>,
         origin: Origin,
@@ -105,13 +109,17 @@ impl Connection {
         now_ms: u64,
     ) -> Connection {
         Connection {
-            socket,
+            state: match origin {
+                Origin::Opened => State::Connecting,
+                Origin::Accepted if wire.is_handshaking() => State::Handshaking,
+                Origin::Accepted => State::Open,
+            },
+            wire,
             generation,
             peer,
             local: None,
             listener,
             origin,
-            state: if origin == Origin::Accepted { State::Open } else { State::Connecting },
             framer: Framer::default(),
             partial: Vec::new(),
             partial_since_ms: None,
@@ -133,9 +141,15 @@ impl Connection {
         (self.state, self.state_since_ms) = (state, now_ms);
     }
 
+    /// Whether it is to a backend that `credentials` want spoken to with TLS and it has none, or the other way round.
+    pub fn speaks_otherwise(&self, credentials: &Credentials) -> bool {
+        let is_to_backend = self.origin == Origin::Opened && self.listener.is_none();
+        is_to_backend && self.wire.is_tls() != credentials.clients.contains_key(&self.peer)
+    }
+
     /// Octets that are kept for it.
     pub fn held(&self) -> usize {
-        self.partial.len() + self.out.len()
+        self.partial.len() + self.out.len() + self.wire.held()
     }
 
     /// Octets that are still to be sent.
@@ -150,19 +164,9 @@ impl Connection {
         self.out.extend_from_slice(parts[1]);
     }
 
-    /// Reads what has come, at most as much as there is room.
-    ///
-    /// # Errors
-    /// The connection is of no use any more.
-    pub fn read(&mut self, room: &mut [u8]) -> io::Result<Option<usize>> {
-        loop {
-            match self.socket.read(room) {
-                Ok(count) => return Ok(Some(count)),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
-                Err(error) => return Err(error),
-            }
-        }
+    /// Whether there is something that can be sent as soon as the kernel takes it.
+    pub fn wants_write(&self) -> bool {
+        self.wire.wants_write() || self.unsent() > 0 && self.state != State::Handshaking
     }
 
     /// Sends as much as the kernel takes, and tells `sent` of each message that has left whole.
@@ -170,16 +174,15 @@ impl Connection {
     /// # Errors
     /// The connection is of no use any more.
     pub fn flush(&mut self, now_ms: u64, mut sent: impl FnMut(Tally)) -> io::Result<()> {
-        while self.unsent() > 0 {
-            let count = match self.socket.write(&self.out[self.sent..]) {
+        if let Err(error) = self.wire.flush() {
+            return self.held_up(error, now_ms);
+        }
+        while self.unsent() > 0 && self.state != State::Handshaking {
+            let count = match self.wire.write(&self.out[self.sent..]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.stuck_since_ms.get_or_insert(now_ms);
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
+                Err(error) => return self.held_up(error, now_ms),
             };
             (self.stuck_since_ms, self.active_ms) = (None, now_ms);
             self.sent += count;
@@ -195,7 +198,15 @@ impl Connection {
             self.sent -= left;
         }
         self.stuck_since_ms = None;
-        debug_assert!(self.out.is_empty() && self.queue.is_empty());
+        debug_assert!(self.state == State::Handshaking || self.out.is_empty() && self.queue.is_empty());
+        Ok(())
+    }
+
+    fn held_up(&mut self, error: io::Error, now_ms: u64) -> io::Result<()> {
+        if error.kind() != ErrorKind::WouldBlock {
+            return Err(error);
+        }
+        self.stuck_since_ms.get_or_insert(now_ms);
         Ok(())
     }
 
@@ -229,14 +240,15 @@ impl Connection {
 mod tests {
     use super::*;
     use crate::dataplane::verdict::Answer;
-    use std::net::TcpListener;
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
 
     fn pair() -> (Connection, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (socket, peer) = listener.accept().unwrap();
         socket.set_nonblocking(true).unwrap();
-        (Connection::new(socket, peer, Some(0), Origin::Accepted, 1, 0), client)
+        (Connection::new(Wire::new(socket, None), peer, Some(0), Origin::Accepted, 1, 0), client)
     }
 
     /// Ten thousand idle ones are to be had for some megabytes.

@@ -41,6 +41,7 @@ impl Connection {
             is_accepted: self.origin == Origin::Accepted,
             state: match self.state {
                 State::Connecting => "connecting",
+                State::Handshaking => "handshaking",
                 State::Open => "open",
                 State::HalfClosed => "half-closed",
                 State::Closing => "closing",

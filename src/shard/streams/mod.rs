@@ -1,9 +1,10 @@
 //! The connections of a shard: those that clients opened to its listeners, and its own to backends.
 //!
 //! ```text
-//! accepted ──┐                                            ┌── idle · slow · bad frame · reset · unread
-//!            ├─► Open ◄──► HalfClosed ──► (ended, counted) ◄── Closing
-//! opened ── Connecting ──► failed: again after a while, and what waited for it comes back as unsent
+//! accepted ──┬─► (Handshaking) ──┐                        ┌── idle · slow · bad frame · reset · unread · tls
+//!            │          │        ├─► Open ◄──► HalfClosed ──► (ended, counted) ◄── Closing
+//! opened ── Connecting ─┴────────┘
+//!            └──────────┴─► failed: again after a while, and what waited for it comes back as unsent
 //! ```
 //!
 //! Descriptors of the same epoll set that the sockets for datagrams are in: see `docs/decisions/0004-streams-in-the-same-epoll.md`.
@@ -16,23 +17,30 @@
 //! connection, and nobody else loses anything: of a backend's connection only the message is refused that does not fit.
 
 pub mod connection;
+mod handshake;
 mod list;
 mod turn;
+mod wire;
 
-use crate::dataplane::counters::{Ended, StreamCounters, Tally};
+use crate::dataplane::counters::{Ended, Handshake, StreamCounters, Tally};
 use crate::dataplane::limits::{FRAME_MAX, SEND_BACKLOG_MAX};
-use crate::dataplane::transport::StreamId;
+use crate::dataplane::transport::{StreamId, Transport};
 use crate::dataplane::verdict::{DropReason, Sender};
-use crate::link::{Handed, Mesh};
+use crate::link::{Handed, HandshakeFailed, Mesh};
 use crate::shard::outbox::Fates;
 use crate::sys::poll::Poller;
 use crate::sys::tcp;
+use crate::tls::Credentials;
+use arc_swap::ArcSwap;
 use connection::{Connection, Origin, State, Unsent};
+use handshake::handshakes;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use wire::Wire;
 
 /// Octets held for all connections of a shard: 64 MiB, as much as 64 whose other side reads nothing may have.
 const HELD_MAX: usize = 64 << 20;
@@ -83,6 +91,10 @@ pub struct StreamLimits {
     pub frame_ms: u64,
     /// How long a connection may take to be opened, in milliseconds.
     pub connect_ms: u64,
+    /// TLS handshakes under way on accepted connections of this shard.
+    pub handshakes: usize,
+    /// How long a handshake may take, in milliseconds.
+    pub handshake_ms: u64,
     /// The address to connect from, if it is not for the kernel to choose.
     pub egress_v4: Option<Ipv4Addr>,
     /// Likewise for IPv6.
@@ -97,6 +109,8 @@ impl Default for StreamLimits {
             idle_ms: 3_600_000,
             frame_ms: 5000,
             connect_ms: 2000,
+            handshakes: 500,
+            handshake_ms: 5000,
             egress_v4: None,
             egress_v6: None,
         }
@@ -108,6 +122,8 @@ impl Default for StreamLimits {
 pub struct Listening {
     /// Its index among all listeners.
     pub index: u8,
+    /// How its connections are spoken on.
+    pub transport: Transport,
     /// The socket.
     pub socket: TcpListener,
     /// Whether connections tell the local address: it is bound to a wildcard.
@@ -160,6 +176,14 @@ pub struct Streams {
     slots: Vec<Option<Box<Connection>>>,
     free: Vec<usize>,
     open: usize,
+    /// What connections begin TLS with.
+    credentials: Arc<ArcSwap<Credentials>>,
+    /// Accepted connections whose handshake is under way.
+    handshaking: usize,
+    /// Steps of their handshakes that may still be made in this turn.
+    steps_left: usize,
+    /// Handshakes that failed and were not told of yet.
+    failures: Vec<HandshakeFailed>,
     by_source: HashMap<IpAddr, u32>,
     by_target: HashMap<SocketAddr, Target>,
     /// Given to the next connection.
@@ -177,7 +201,8 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// The connections of shard number `shard`, which become ready in the set of `poller`, from number `first` on.
+    /// The connections of shard number `shard`, which become ready in the set of `poller`, from number `first` on. Those with
+    /// TLS begin with what `credentials` holds at that moment.
     ///
     /// # Errors
     /// The kernel has no room for another descriptor.
@@ -187,6 +212,7 @@ impl Streams {
         first: u32,
         listeners: Vec<Listening>,
         limits: StreamLimits,
+        credentials: Arc<ArcSwap<Credentials>>,
     ) -> io::Result<Streams> {
         for (place, listener) in listeners.iter().enumerate() {
             poller.add(listener.socket.as_raw_fd(), first + place as u32)?;
@@ -202,6 +228,10 @@ impl Streams {
             slots: Vec::new(),
             free: Vec::new(),
             open: 0,
+            credentials,
+            handshaking: 0,
+            steps_left: 0,
+            failures: Vec::new(),
             by_source: HashMap::new(),
             by_target: HashMap::new(),
             generation,
@@ -232,6 +262,13 @@ impl Streams {
         self.slots.get_mut(slot)?.as_deref_mut()
     }
 
+    /// Notes that something has come on the connection in `slot`.
+    fn touch(&mut self, slot: usize, now_ms: u64) {
+        if let Some(connection) = self.connection(slot) {
+            connection.active_ms = now_ms;
+        }
+    }
+
     /// The id of the connection in `slot`.
     fn id_of(&self, slot: usize) -> Option<StreamId> {
         StreamId::new(self.shard, slot, self.slots.get(slot)?.as_ref()?.generation)
@@ -241,7 +278,7 @@ impl Streams {
     fn accept(&mut self, place: usize, now_ms: u64, counters: &StreamCounters) {
         for _ in 0..ACCEPTS {
             let Some(listener) = self.listeners.get(place) else { return };
-            let (index, tells_local) = (listener.index, listener.tells_local);
+            let (index, tells_local, transport) = (listener.index, listener.tells_local, listener.transport);
             let (socket, peer) = match tcp::accept(&listener.socket) {
                 Ok(Some(taken)) => taken,
                 Ok(None) => return,
@@ -249,28 +286,29 @@ impl Streams {
             };
             counters.accepted.add(1);
             let source = source_of(peer.ip());
-            let of_source = self.by_source.get(&source).copied().unwrap_or_default();
-            let ended = if self.open >= self.limits.connections || self.held >= HELD_MAX {
-                Some(Ended::Limit)
-            } else if of_source >= self.limits.per_source {
-                Some(Ended::SourceLimit)
-            } else {
-                let mut connection =
-                    Connection::new(socket, peer, Some(index), Origin::Accepted, self.next_generation(), now_ms);
+            let wire = self.admit(source).and_then(|()| self.wire_of(socket, index, transport, peer, counters));
+            let taken = wire.and_then(|wire| {
+                let generation = self.next_generation();
+                let mut connection = Connection::new(wire, peer, Some(index), Origin::Accepted, generation, now_ms);
                 if tells_local {
-                    connection.local = connection.socket.local_addr().ok().map(|address| address.ip());
+                    connection.local = connection.wire.socket().local_addr().ok().map(|address| address.ip());
                 }
-                match self.insert(connection) {
-                    Ok(_) => {
-                        *self.by_source.entry(source).or_default() += 1;
-                        None
-                    }
-                    Err(_) => Some(Ended::Limit),
-                }
-            };
-            if let Some(ended) = ended {
-                counters.ended[ended as usize].add(1);
+                self.insert(connection).map_err(|_| Ended::Limit)
+            });
+            match taken {
+                Ok(_) => *self.by_source.entry(source).or_default() += 1,
+                Err(ended) => counters.ended[ended as usize].add(1),
             }
+        }
+    }
+
+    /// Whether there is room for a connection from `source`.
+    fn admit(&self, source: IpAddr) -> Result<(), Ended> {
+        let of_source = self.by_source.get(&source).copied().unwrap_or_default();
+        match () {
+            () if self.open >= self.limits.connections || self.held >= HELD_MAX => Err(Ended::Limit),
+            () if of_source >= self.limits.per_source => Err(Ended::SourceLimit),
+            () => Ok(()),
         }
     }
 
@@ -299,7 +337,7 @@ impl Streams {
             self.slots.push(None);
         }
         let number = self.number_of(slot);
-        let fd = connection.socket.as_raw_fd();
+        let fd = connection.wire.socket().as_raw_fd();
         let is_connecting = connection.state == State::Connecting;
         let added = self.poller.add(fd, number);
         let added = added.and_then(|()| self.poller.set_interest(fd, number, true, is_connecting));
@@ -307,6 +345,8 @@ impl Streams {
             self.free.push(slot);
             return Err(error);
         }
+        let is_handshaking = connection.state == State::Handshaking;
+        self.handshaking += usize::from(is_handshaking);
         self.slots[slot] = Some(Box::new(connection));
         if let Some(connection) = self.slots[slot].as_deref_mut() {
             connection.wants_writable = is_connecting;
@@ -322,7 +362,16 @@ impl Streams {
         self.free.push(slot);
         self.open -= 1;
         self.held = self.held.saturating_sub(connection.held());
-        let was_connecting = connection.state == State::Connecting;
+        let was_handshaking = connection.state == State::Handshaking;
+        let was_connecting = connection.state == State::Connecting || was_handshaking;
+        if was_handshaking {
+            self.handshaking -= usize::from(connection.origin == Origin::Accepted);
+            if ended != Ended::Handshake {
+                handshakes(connection.origin, counters)[Handshake::Closed as usize].add(1);
+            }
+        } else if !matches!(ended, Ended::Reset | Ended::Tls) {
+            connection.wire.say_goodbye();
+        }
         match connection.origin {
             Origin::Accepted => {
                 let source = source_of(connection.peer.ip());
@@ -335,7 +384,7 @@ impl Streams {
             }
             Origin::Opened => self.lost(connection.peer, was_connecting, connection.listener.is_some(), now_ms),
         }
-        if was_connecting && connection.listener.is_none() {
+        if was_connecting && connection.origin == Origin::Opened && connection.listener.is_none() {
             fates.refused(connection.peer);
         }
         for Unsent { octets, tally } in connection.give_up() {
@@ -468,7 +517,8 @@ impl Streams {
         if let Some(slot) = target.slot {
             return Ok(slot);
         }
-        if now_ms < target.not_before_ms {
+        if now_ms < target.not_before_ms || listener.is_some_and(|index| self.is_tls(index)) {
+            // Who is at an address that a client gave, no certificate could tell.
             return Err(());
         }
         counters.opened.add(1);
@@ -480,8 +530,10 @@ impl Streams {
         let is_full = listener.is_some() && self.open >= self.limits.connections;
         let socket = if is_full { Err(io::ErrorKind::QuotaExceeded.into()) } else { tcp::connect(to, local) };
         let generation = self.next_generation();
-        let inserted = socket
-            .and_then(|socket| self.insert(Connection::new(socket, to, listener, Origin::Opened, generation, now_ms)));
+        let inserted = socket.and_then(|socket| {
+            let wire = Wire::new(socket, self.session_to(to, listener)?);
+            self.insert(Connection::new(wire, to, listener, Origin::Opened, generation, now_ms))
+        });
         match inserted {
             Ok(slot) => {
                 self.by_target.entry(to).or_default().slot = Some(slot);
@@ -514,8 +566,8 @@ impl Streams {
             fates.waiting(-1);
             fates.sent(tally);
         });
-        self.held = self.held.saturating_sub(before - connection.held());
-        let is_done = connection.unsent() == 0;
+        self.held = (self.held + connection.held()).saturating_sub(before);
+        let is_done = !connection.wants_write();
         let may_end = connection.state == State::HalfClosed && connection.unanswered == 0;
         match flushed {
             Err(_) => return self.end(slot, Ended::Reset, now_ms, counters, fates),
@@ -524,12 +576,12 @@ impl Streams {
         }
         if is_done && connection.state == State::Closing {
             // The other side learns that nothing more will come; what it still says is read and thrown away.
-            connection.socket.shutdown(std::net::Shutdown::Write).ok();
+            connection.wire.shut();
         }
         if connection.wants_writable == is_done {
             connection.wants_writable = !is_done;
             let readable = connection.state != State::HalfClosed;
-            let fd = connection.socket.as_raw_fd();
+            let fd = connection.wire.socket().as_raw_fd();
             self.poller.set_interest(fd, number, readable, !is_done).ok();
         }
     }
@@ -546,6 +598,7 @@ impl Streams {
         }
         let limits = self.limits;
         self.held = 0;
+        let credentials = self.credentials.load_full();
         for slot in 0..self.slots.len() {
             let Some(connection) = self.connection(slot) else { continue };
             let for_ms = |since: u64| now_ms.saturating_sub(since);
@@ -553,6 +606,7 @@ impl Streams {
             let is_stuck = |since: Option<u64>| since.is_some_and(|since| for_ms(since) >= limits.frame_ms);
             let ended = match connection.state {
                 State::Connecting => (in_state_ms >= limits.connect_ms).then_some(Ended::ConnectFailed),
+                State::Handshaking => (in_state_ms >= limits.handshake_ms).then_some(Ended::Handshake),
                 State::Closing => (in_state_ms >= CLOSING_MS).then_some(Ended::BadFrame),
                 State::HalfClosed if in_state_ms >= HALF_CLOSED_MS => Some(Ended::Closed),
                 _ if is_stuck(connection.stuck_since_ms) => Some(Ended::Unread),
@@ -561,11 +615,20 @@ impl Streams {
                     Some(Ended::Slow)
                 }
                 _ if for_ms(connection.active_ms) >= limits.idle_ms => Some(Ended::Idle),
+                // A configuration read again may want it the other way.
+                _ if connection.speaks_otherwise(&credentials) => Some(Ended::Closed),
                 _ => None,
             };
-            if let Some(ended) = ended {
-                self.end(slot, ended, now_ms, counters, fates);
-                continue;
+            match ended {
+                Some(Ended::Handshake) => {
+                    self.fail(slot, handshake::too_slow(), now_ms, counters, fates);
+                    continue;
+                }
+                Some(ended) => {
+                    self.end(slot, ended, now_ms, counters, fates);
+                    continue;
+                }
+                None => {}
             }
             connection.rest();
             let is_silent = connection.origin == Origin::Opened

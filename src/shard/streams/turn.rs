@@ -11,6 +11,8 @@
 //! for all connections; only what is no whole message yet is kept for its connection.
 
 use super::connection::{Origin, State};
+use super::handshake::{self, STEPS};
+use super::wire::Broken as BrokenWire;
 use super::{Ended, READ, ROOM, Streams, Undelivered, Why};
 use crate::dataplane::counters::{Kind, Tally};
 use crate::dataplane::frame::{Broken, Frame, LINE_END, PING, PONG};
@@ -22,7 +24,7 @@ use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::transport::Transport;
 use crate::dataplane::validate::Refusal;
 use crate::dataplane::verdict::{Answer, DropReason, Sender, Verdict};
-use crate::link::{Handed, ShardEnd};
+use crate::link::{Handed, ShardEnd, Signal};
 use crate::shard::io::Io;
 use crate::shard::outbox::{Fates, Leaving};
 use crate::shard::run::{HEADS, Ledger, Shard, contained, egress_number};
@@ -62,6 +64,7 @@ impl<I: Io> Shard<I> {
         let start = Instant::now();
         let now_ms = self.link.shared.now_ms();
         self.link.counters.last_turn_ms.set(now_ms);
+        self.streams.iter_mut().for_each(|streams| streams.steps_left = STEPS);
         let mut any = is_rung;
         for number in ready {
             any = true;
@@ -74,6 +77,9 @@ impl<I: Io> Shard<I> {
         }
         self.with_ledger(|streams, link, ledger| streams.sweep(now_ms, &link.counters.streams, ledger));
         self.settle(now_ms);
+        for failed in self.streams.iter_mut().flat_map(|streams| streams.failures.drain(..)) {
+            self.link.signal(Signal::Handshake(Box::new(failed)));
+        }
         if any {
             self.link.counters.busy_ns.add(start.elapsed().as_nanos() as u64);
         }
@@ -125,7 +131,7 @@ impl<I: Io> Shard<I> {
         let Some(connection) = self.streams.as_mut().and_then(|streams| streams.connection(slot)) else { return };
         match connection.state {
             State::Connecting => self.on_connected(slot, now_ms),
-            State::Open => {
+            State::Open | State::Handshaking => {
                 if connection.wants_writable {
                     self.with_ledger(|streams, link, ledger| {
                         streams.flush_one(slot, now_ms, &link.counters.streams, ledger);
@@ -135,15 +141,15 @@ impl<I: Io> Shard<I> {
             }
             State::HalfClosed => {
                 // Nothing is read any more: it can send, or the other side has gone altogether.
-                let has_failed = !connection.wants_writable || !matches!(connection.socket.take_error(), Ok(None));
+                let has_failed =
+                    !connection.wants_writable || !matches!(connection.wire.socket().take_error(), Ok(None));
                 self.with_ledger(|streams, link, ledger| match has_failed {
                     true => streams.end(slot, Ended::Closed, now_ms, &link.counters.streams, ledger),
                     false => streams.flush_one(slot, now_ms, &link.counters.streams, ledger),
                 });
             }
             State::Closing => {
-                let mut room = [0; 4096];
-                let is_over = !matches!(connection.read(&mut room), Ok(None | Some(1..)));
+                let is_over = !connection.wire.discard();
                 self.with_ledger(|streams, link, ledger| match is_over {
                     true => streams.end(slot, Ended::BadFrame, now_ms, &link.counters.streams, ledger),
                     false => streams.flush_one(slot, now_ms, &link.counters.streams, ledger),
@@ -156,18 +162,19 @@ impl<I: Io> Shard<I> {
     fn on_connected(&mut self, slot: usize, now_ms: u64) {
         self.with_ledger(|streams, link, ledger| {
             let Some(connection) = streams.connection(slot) else { return };
-            if !matches!(connection.socket.take_error(), Ok(None)) {
+            if !matches!(connection.wire.socket().take_error(), Ok(None)) {
                 return streams.end(slot, Ended::ConnectFailed, now_ms, &link.counters.streams, ledger);
             }
-            if connection.socket.peer_addr().is_err() {
+            if connection.wire.socket().peer_addr().is_err() {
                 // It was another that became ready, which had this slot earlier in the turn.
                 return;
             }
-            connection.put_into(State::Open, now_ms);
+            let is_tls = connection.wire.is_tls();
+            connection.put_into(if is_tls { State::Handshaking } else { State::Open }, now_ms);
             connection.active_ms = now_ms;
             let peer = connection.peer;
-            if let Some(target) = streams.by_target.get_mut(&peer) {
-                target.failures = 0;
+            if !is_tls {
+                streams.reached(peer);
             }
             streams.flush_one(slot, now_ms, &link.counters.streams, ledger);
         });
@@ -176,27 +183,33 @@ impl<I: Io> Shard<I> {
     /// Reads what has come on a connection, once, and deals with the messages in it.
     fn read(&mut self, slot: usize, now_ms: u64) {
         let Some(streams) = &mut self.streams else { return };
+        if !streams.may_step(slot) {
+            return;
+        }
         let Some(connection) = streams.slots.get_mut(slot).and_then(Option::as_deref_mut) else { return };
         let generation = connection.generation;
         let began = connection.partial.len();
         let mut buffer = std::mem::take(if began > 0 { &mut connection.partial } else { &mut streams.room });
         if began > 0 {
-            buffer.resize(began + READ_ON, 0);
+            buffer.resize(began + READ_ON + connection.wire.margin(), 0);
         } else if buffer.len() < ROOM {
             buffer.resize(ROOM, 0);
         }
         let most = buffer.len().min(began + READ);
-        let read = connection.read(&mut buffer[began..most]);
+        let read = connection.wire.read(&mut buffer[began..most]);
+        streams.advance(slot, now_ms, &self.link.counters.streams);
         let len = began + read.as_ref().ok().copied().flatten().unwrap_or(0);
         let mut at = 0;
         if len > began {
-            connection.active_ms = now_ms;
+            streams.touch(slot, now_ms);
             at = self.frames(slot, &mut buffer[..len], now_ms);
         }
+        let mut has_closed = false;
         let Some(streams) = &mut self.streams else { return };
         let connection = streams.slots.get_mut(slot).and_then(Option::as_deref_mut);
         // Dealing with the messages may have ended the connection, and another may have its slot.
         if let Some(connection) = connection.filter(|connection| connection.generation == generation) {
+            has_closed = connection.wire.has_closed();
             let rest = &buffer[at..len];
             // A line end is no message that has begun; behind a ping of ours it is the answer.
             let is_pong = rest == PONG && connection.origin == Origin::Opened;
@@ -221,7 +234,11 @@ impl<I: Io> Shard<I> {
         }
         match read {
             Ok(Some(0)) => self.on_end(slot, generation, Ended::Closed, now_ms),
-            Err(_) => self.on_end(slot, generation, Ended::Reset, now_ms),
+            Err(BrokenWire::Socket) => self.on_end(slot, generation, Ended::Reset, now_ms),
+            Err(BrokenWire::Tls(failure)) => self.with_ledger(|streams, link, ledger| {
+                streams.fail(slot, failure, now_ms, &link.counters.streams, ledger);
+            }),
+            Ok(_) if has_closed => self.on_end(slot, generation, Ended::Closed, now_ms),
             Ok(_) => {}
         }
     }
@@ -234,6 +251,9 @@ impl<I: Io> Shard<I> {
             if connection.generation != generation {
                 return;
             }
+            if connection.state == State::Handshaking {
+                return streams.fail(slot, handshake::closed(), now_ms, &link.counters.streams, ledger);
+            }
             let waits = connection.origin == Origin::Accepted
                 && (connection.unanswered > 0 || connection.unsent() > 0)
                 && connection.state == State::Open;
@@ -241,7 +261,7 @@ impl<I: Io> Shard<I> {
                 return streams.end(slot, ended, now_ms, &link.counters.streams, ledger);
             }
             connection.put_into(State::HalfClosed, now_ms);
-            let fd = std::os::fd::AsRawFd::as_raw_fd(&connection.socket);
+            let fd = std::os::fd::AsRawFd::as_raw_fd(connection.wire.socket());
             streams.poller.set_interest(fd, number, false, connection.wants_writable).ok();
         });
     }

@@ -72,6 +72,7 @@ impl Reader<'_> {
                 self.warn(priority.span(), "`priority` has no effect here", label);
             }
         }
+        let tls = self.pool_tls(pool, &backends);
         Pool {
             name,
             affinity: self.word(&pool.affinity, Affinity::CallId, &affinities),
@@ -86,6 +87,7 @@ impl Reader<'_> {
             }),
             backends,
             list: self.list(pool),
+            tls,
         }
     }
 
@@ -131,7 +133,7 @@ impl Reader<'_> {
             self.number(&one.max_message_size, FRAME_MAX as u32, 1000, FRAME_MAX as i64, "`max_message_size`");
         let (target, transport) = self.address(&one.uri, address::backend_uri)?;
         if let (Some(size), Transport::Udp) = (&one.max_message_size, transport) {
-            let label = "heeded only for what goes to a backend over TCP";
+            let label = "heeded only for what goes to a backend over TCP or TLS";
             self.warn(size.span(), "`max_message_size` has no effect here", label);
         }
         if targets.insert(target.clone(), one.uri.span()).is_some() {

@@ -1,0 +1,166 @@
+//! One connection's TLS, without the connection: sealed octets in, open octets out, and the other way round.
+//!
+//! ```text
+//! from the socket ─► open ─► what the other side says       (and perhaps something to send: the handshake, an alert)
+//! what we say ─► seal ─► write_to ─► to the socket
+//! ```
+//!
+//! # What is bounded
+//!
+//! What came and is no whole record: one record, or 64 KiB of a handshake; of what was opened nothing stays. What was sealed
+//! and not sent: [`SEALED_MAX`] octets of plain text, and what rustls has to say itself.
+
+use super::{Client, Server};
+use crate::dataplane::counters::Handshake;
+use rustls::{ClientConnection, Connection, Error, HandshakeKind, InvalidMessage, ServerConnection};
+use std::io::{self, Read, Write};
+
+/// Octets of plain text that what was carried from earlier octets can hold at most: a record is no longer (RFC 8446 5.2,
+/// and 2048 octets more in RFC 5246 6.2.3).
+pub const CARRIED: usize = 20 << 10;
+
+/// Octets that are sealed at a time: four records. What is sealed is in the other side's way if what it waits for is not
+/// sent, so it is sent before more is sealed.
+pub const SEALED_MAX: usize = 64 << 10;
+
+/// Why a session is of no use any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What it means, if it comes in the handshake.
+    pub handshake: Handshake,
+    /// What rustls says.
+    pub text: String,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        let handshake = match &error {
+            Error::InvalidCertificate(_) => Handshake::BadCertificate,
+            Error::NoCertificatesPresented => Handshake::NoCertificate,
+            Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Handshake::Incompatible,
+            Error::AlertReceived(_) => Handshake::Refused,
+            Error::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion) => {
+                Handshake::NotTls
+            }
+            _ => Handshake::Violation,
+        };
+        Failure { handshake, text: error.to_string() }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure { handshake: Handshake::Violation, text: error.to_string() }
+    }
+}
+
+/// A session.
+#[derive(Debug)]
+pub struct Session {
+    tls: Connection,
+    has_closed: bool,
+}
+
+impl Session {
+    /// The session of a connection that was accepted.
+    ///
+    /// # Errors
+    /// rustls's.
+    pub fn accept(server: &Server) -> Result<Session, Failure> {
+        Ok(Session::new(ServerConnection::new(server.config.clone())?.into()))
+    }
+
+    /// The session of a connection to a backend.
+    ///
+    /// # Errors
+    /// rustls's.
+    pub fn connect(client: &Client) -> Result<Session, Failure> {
+        Ok(Session::new(ClientConnection::new(client.config.clone(), client.name.clone())?.into()))
+    }
+
+    fn new(mut tls: Connection) -> Session {
+        tls.set_buffer_limit(Some(SEALED_MAX));
+        Session { tls, has_closed: false }
+    }
+
+    /// Whether messages have to wait.
+    pub fn is_handshaking(&self) -> bool {
+        self.tls.is_handshaking()
+    }
+
+    /// What the handshake was, once it is over.
+    pub fn handshake(&self) -> Handshake {
+        match self.tls.handshake_kind() {
+            Some(HandshakeKind::Resumed) => Handshake::Resumed,
+            _ => Handshake::Full,
+        }
+    }
+
+    /// Whether the other side has said that nothing more will come.
+    pub fn has_closed(&self) -> bool {
+        self.has_closed
+    }
+
+    /// Whether there is something for [`Session::write_to`].
+    pub fn wants_write(&self) -> bool {
+        self.tls.wants_write()
+    }
+
+    /// Opens the `len` sealed octets that lie in `room` from `start` on, which is [`CARRIED`] at least. Returns how many
+    /// open ones lie at the beginning of `room` then.
+    ///
+    /// Opened octets are no more than sealed ones were, with those that were carried, so they overtake none that is still
+    /// to be opened.
+    ///
+    /// # Errors
+    /// The session is of no use any more. There may be an alert to send.
+    pub fn open(&mut self, room: &mut [u8], start: usize, len: usize) -> Result<usize, Failure> {
+        debug_assert!(start >= CARRIED && start + len <= room.len());
+        let (mut at, end, mut opened) = (start, start + len, 0);
+        while at < end {
+            let taken = self.tls.read_tls(&mut &room[at..end])?;
+            let state = self.tls.process_new_packets()?;
+            at += taken;
+            let wanted = (opened + state.plaintext_bytes_to_read()).min(at);
+            while opened < wanted {
+                match self.tls.reader().read(&mut room[opened..wanted])? {
+                    0 => break,
+                    count => opened += count,
+                }
+            }
+            self.has_closed |= state.peer_has_closed();
+            if taken == 0 {
+                break;
+            }
+        }
+        Ok(opened)
+    }
+
+    /// Seals as much of `octets` as may be sealed at a time, and returns how much that is. To be called only when all that
+    /// was sealed before is sent.
+    pub fn seal(&mut self, octets: &[u8]) -> usize {
+        let most = octets.len().min(SEALED_MAX);
+        self.tls.writer().write(&octets[..most]).unwrap_or(0)
+    }
+
+    /// Writes what is to be sent.
+    ///
+    /// # Errors
+    /// Those of `out`; with `WouldBlock` the rest waits.
+    pub fn write_to(&mut self, out: &mut impl Write) -> io::Result<()> {
+        while self.tls.wants_write() {
+            match self.tls.write_tls(out) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that nothing more will come from us.
+    pub fn close(&mut self) {
+        self.tls.send_close_notify();
+    }
+}
