@@ -297,6 +297,7 @@ fn two_families() -> Path {
         host: address(v6).ip(),
         side: Side::Outside,
         advertised: Some(v6.into()),
+        proxies: Vec::new(),
     });
     settings.own.push(OwnName::Address(address(v6)));
     Path::new(Tables::new(1, settings, vec![pool(&["[2001:db8::11]:5060", "[2001:db8::12]:5060"])], None))
@@ -334,6 +335,7 @@ fn an_inside_listener_is_what_backends_come_back_to() {
         host: address(inner).ip(),
         side,
         advertised: Some(inner.into()),
+        proxies: Vec::new(),
     });
     settings.own.push(OwnName::Address(address(inner)));
     let mut path = Path::new(Tables::new(1, settings, vec![pool(&BACKENDS)], None));

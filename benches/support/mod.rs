@@ -79,6 +79,7 @@ pub fn tables(record_route: bool) -> Tables {
             host: listener.ip(),
             side: Side::Outside,
             advertised: Some("192.0.2.100:5060".into()),
+            proxies: Vec::new(),
         }],
         rules: Vec::new(),
         inside: Vec::new(),

@@ -76,7 +76,14 @@ impl Written {
         let mut file = file::File::default();
         for listen in &args.listen {
             let address = self.put("listen", listen);
-            file.listen.push(file::Listen { address, name: None, advertise: None, side: None, tls: None });
+            file.listen.push(file::Listen {
+                address,
+                name: None,
+                advertise: None,
+                side: None,
+                tls: None,
+                proxy_protocol: None,
+            });
         }
         if let Some(advertise) = &args.advertise {
             let advertise = self.put("advertise", advertise);

@@ -147,6 +147,7 @@ impl Cluster {
                 ip => ip,
             },
             side: listener.side,
+            proxies: listener.proxies,
             advertised: match listener.advertise {
                 Some(name) => Some(name.to_string().into()),
                 None => (!listener.address.ip().is_unspecified()).then(|| listener.address.to_string().into()),

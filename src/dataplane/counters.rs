@@ -112,6 +112,8 @@ pub enum Ended {
     Idle,
     /// There are as many as there may be, or no descriptor was left.
     Limit,
+    /// It came from a proxy and did not begin with a PROXY header.
+    ProxyHeader,
     /// It was not to be read from, by its kernel's account: a reset, an unreachable peer.
     Reset,
     /// A message began and did not end in time, or the first did not begin.
@@ -128,13 +130,14 @@ pub enum Ended {
 
 impl Ended {
     /// All of them, in the order of their discriminants.
-    pub const ALL: [Ended; 12] = [
+    pub const ALL: [Ended; 13] = [
         Ended::BadFrame,
         Ended::Closed,
         Ended::ConnectFailed,
         Ended::Handshake,
         Ended::Idle,
         Ended::Limit,
+        Ended::ProxyHeader,
         Ended::Reset,
         Ended::Slow,
         Ended::SourceLimit,
@@ -152,6 +155,7 @@ impl Ended {
             Ended::Handshake => "handshake",
             Ended::Idle => "idle",
             Ended::Limit => "limit",
+            Ended::ProxyHeader => "proxy_header",
             Ended::Reset => "reset",
             Ended::Slow => "slow",
             Ended::SourceLimit => "source_limit",

@@ -84,6 +84,8 @@ pub struct Listener {
     /// `host:port` under which the world reaches it: what we write into a Via that leaves through it. A wildcard
     /// listener without a configured name has none, and the address a message came to stands in.
     pub advertised: Option<Box<str>>,
+    /// Networks whose connections begin with a PROXY header, which says who the client is.
+    pub proxies: Vec<Network>,
 }
 
 /// A server we send to.

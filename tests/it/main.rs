@@ -16,6 +16,7 @@ mod lists;
 mod live;
 mod loops;
 mod nat;
+mod proxied;
 mod registrars;
 mod reload;
 mod start;

@@ -20,13 +20,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The certificates of a test, in a folder.
-struct Papers {
+pub struct Papers {
     folder: Folder,
     authority: Authority,
 }
 
 impl Papers {
-    fn new(name: &str) -> Papers {
+    pub fn new(name: &str) -> Papers {
         let papers = Papers { folder: Folder::new(name), authority: Authority::new("the authority of a test") };
         papers.folder.write("ca.pem", &papers.authority.pem());
         papers
@@ -42,7 +42,7 @@ impl Papers {
     }
 
     /// Issues a certificate and returns `certificate = …, key = …`.
-    fn issue(&self, name: &str, names: &[&str]) -> String {
+    pub fn issue(&self, name: &str, names: &[&str]) -> String {
         self.write(name, &self.authority.issue(names));
         self.pair(name)
     }
@@ -63,16 +63,21 @@ fn tls_of(issued: &Issued) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'stat
     (chain, PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap())
 }
 
-type Sealed<T> = StreamOwned<T, TcpStream>;
+pub type Sealed<T> = StreamOwned<T, TcpStream>;
 
 /// A client that speaks TLS.
-struct Phone {
+pub struct Phone {
     config: Arc<ClientConfig>,
     port: u16,
 }
 
 impl Phone {
-    fn new(papers: &Papers, port: u16, version: &'static SupportedProtocolVersion, shown: Option<&Issued>) -> Phone {
+    pub fn new(
+        papers: &Papers,
+        port: u16,
+        version: &'static SupportedProtocolVersion,
+        shown: Option<&Issued>,
+    ) -> Phone {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[version]).unwrap();
         let builder = builder.with_root_certificates(papers.roots());
@@ -96,13 +101,13 @@ impl Phone {
         Ok(Client { stream: StreamOwned::new(tls, stream), came: Vec::new() })
     }
 
-    fn connect(&self, name: &str) -> Client<Sealed<ClientConnection>> {
+    pub fn connect(&self, name: &str) -> Client<Sealed<ClientConnection>> {
         self.try_connect(name).unwrap()
     }
 }
 
 impl Client<Sealed<ClientConnection>> {
-    fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.stream.sock.local_addr().unwrap()
     }
 

@@ -47,6 +47,7 @@ pub fn settings() -> Settings {
         host: address(LB).ip(),
         side: Side::Outside,
         advertised: Some(LB.into()),
+        proxies: Vec::new(),
     };
     Settings {
         listeners: vec![listener],

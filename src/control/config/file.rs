@@ -93,6 +93,8 @@ pub struct Listen {
     pub side: Value<String>,
     /// Who we are there, and who may come.
     pub tls: Option<ListenTls>,
+    /// Networks whose connections begin with a PROXY header.
+    pub proxy_protocol: Value<Vec<Spanned<String>>>,
 }
 
 /// How a listener speaks TLS.

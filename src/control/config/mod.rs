@@ -135,6 +135,8 @@ pub struct Listen {
     pub side: Side,
     /// How it speaks TLS, if it does.
     pub tls: Option<Server>,
+    /// Networks whose connections begin with a PROXY header.
+    pub proxies: Vec<Network>,
     /// Where it stands in the source.
     pub at: Range<usize>,
 }

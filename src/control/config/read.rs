@@ -101,13 +101,23 @@ impl Reader<'_> {
             let advertise = one.advertise.as_ref().and_then(|value| self.address(value, host_port));
             let side = self.word(&one.side, Side::Outside, &[("outside", Side::Outside), ("inside", Side::Inside)]);
             let tls = self.server(one, transport, advertise.as_ref());
-            listeners.push(Listen { name, transport, address, advertise, side, tls, at: one.address.span() });
+            let proxies = self.proxies(one, transport);
+            listeners.push(Listen { name, transport, address, advertise, side, tls, proxies, at: one.address.span() });
         }
         if listeners.iter().all(|listener| listener.side == Side::Inside) && !listeners.is_empty() {
             let label = "clients need a listener with `side = \"outside\"`";
             self.error(first.address.span(), "all listeners face inside", label);
         }
         Some(listeners)
+    }
+
+    fn proxies(&mut self, one: &file::Listen, transport: Transport) -> Vec<Network> {
+        let Some(list) = &one.proxy_protocol else { return Vec::new() };
+        if transport == Transport::Udp {
+            let label = "a datagram has no beginning of a connection to stand at";
+            self.error(list.span(), "`proxy_protocol` of a listener on `udp:`", label);
+        }
+        list.get_ref().iter().filter_map(|network| self.address(network, address::network)).collect()
     }
 
     fn streams(&mut self, streams: &file::Streams) -> Streams {
@@ -273,6 +283,10 @@ mod tests {
                 "6:1 unknown key `adress` | help: a key with a similar name exists: `address`",
             ),
             ("[[listen]]\nname = \"x\"", "5:1 `address` is missing | `address = …` belongs here"),
+            (
+                "[[listen]]\naddress = \"udp:0.0.0.0:5061\"\nproxy_protocol = [\"10.0.0.1\"]",
+                "7:18 `proxy_protocol` of a listener on `udp:` | a datagram has no beginning of a connection to stand at",
+            ),
             (
                 "[[listen]]\naddress = \"udp:0.0.0.0:5060\"",
                 "6:11 `udp:0.0.0.0:5060` is listened on twice | leave one of them out",

@@ -1,5 +1,6 @@
 //! One connection: its wire, what has come and is no message yet, what is to be sent, and since when it waits for what.
 
+use super::prelude::Prelude;
 use super::wire::Wire;
 use crate::dataplane::counters::Tally;
 use crate::dataplane::frame::Framer;
@@ -62,6 +63,10 @@ pub struct Connection {
     pub generation: u32,
     /// The other side.
     pub peer: SocketAddr,
+    /// Whose connections it counts with; `None`: nobody's, or nobody knows yet.
+    pub source: Option<IpAddr>,
+    /// What stands in front of what the client says, until it has come: a PROXY header.
+    pub prelude: Option<Box<Prelude>>,
     /// The local address, where the listener is bound to a wildcard address.
     pub local: Option<IpAddr>,
     /// The listener it came to, or that it was opened for; `None`: it is to a backend.
@@ -117,6 +122,8 @@ impl Connection {
             wire,
             generation,
             peer,
+            source: None,
+            prelude: None,
             local: None,
             listener,
             origin,

@@ -19,11 +19,13 @@
 pub mod connection;
 mod handshake;
 mod list;
+mod prelude;
 mod turn;
 mod wire;
 
 use crate::dataplane::counters::{Ended, Handshake, StreamCounters, Tally};
 use crate::dataplane::limits::{FRAME_MAX, SEND_BACKLOG_MAX};
+use crate::dataplane::tables::Tables;
 use crate::dataplane::transport::{StreamId, Transport};
 use crate::dataplane::verdict::{DropReason, Sender};
 use crate::link::{Handed, HandshakeFailed, Mesh};
@@ -275,7 +277,7 @@ impl Streams {
     }
 
     /// Takes connections that wait at listener number `place` of this list.
-    fn accept(&mut self, place: usize, now_ms: u64, counters: &StreamCounters) {
+    fn accept(&mut self, place: usize, now_ms: u64, tables: &Tables, counters: &StreamCounters) {
         for _ in 0..ACCEPTS {
             let Some(listener) = self.listeners.get(place) else { return };
             let (index, tells_local, transport) = (listener.index, listener.tells_local, listener.transport);
@@ -285,7 +287,10 @@ impl Streams {
                 Err(_) => return self.pause(now_ms, counters),
             };
             counters.accepted.add(1);
-            let source = source_of(peer.ip());
+            // Who comes by a proxy is known when the proxy has said it.
+            let listens = tables.listeners.get(index as usize);
+            let is_proxied = listens.is_some_and(|one| one.proxies.iter().any(|network| network.has(peer.ip())));
+            let source = (!is_proxied).then(|| source_of(peer.ip()));
             let wire = self.admit(source).and_then(|()| self.wire_of(socket, index, transport, peer, counters));
             let taken = wire.and_then(|wire| {
                 let generation = self.next_generation();
@@ -293,18 +298,25 @@ impl Streams {
                 if tells_local {
                     connection.local = connection.wire.socket().local_addr().ok().map(|address| address.ip());
                 }
+                connection.source = source;
+                connection.prelude = is_proxied.then(Box::default);
                 self.insert(connection).map_err(|_| Ended::Limit)
             });
             match taken {
-                Ok(_) => *self.by_source.entry(source).or_default() += 1,
+                Ok(_) => self.count(source),
                 Err(ended) => counters.ended[ended as usize].add(1),
             }
         }
     }
 
+    /// Counts a connection with those of its source.
+    fn count(&mut self, source: Option<IpAddr>) {
+        source.into_iter().for_each(|source| *self.by_source.entry(source).or_default() += 1);
+    }
+
     /// Whether there is room for a connection from `source`.
-    fn admit(&self, source: IpAddr) -> Result<(), Ended> {
-        let of_source = self.by_source.get(&source).copied().unwrap_or_default();
+    fn admit(&self, source: Option<IpAddr>) -> Result<(), Ended> {
+        let of_source = source.and_then(|source| self.by_source.get(&source).copied()).unwrap_or_default();
         match () {
             () if self.open >= self.limits.connections || self.held >= HELD_MAX => Err(Ended::Limit),
             () if of_source >= self.limits.per_source => Err(Ended::SourceLimit),
@@ -374,8 +386,9 @@ impl Streams {
         }
         match connection.origin {
             Origin::Accepted => {
-                let source = source_of(connection.peer.ip());
-                if let Some(count) = self.by_source.get_mut(&source) {
+                if let Some(source) = connection.source
+                    && let Some(count) = self.by_source.get_mut(&source)
+                {
                     *count -= 1;
                     if *count == 0 {
                         self.by_source.remove(&source);

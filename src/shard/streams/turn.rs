@@ -71,7 +71,7 @@ impl<I: Io> Shard<I> {
             let Some(streams) = &mut self.streams else { return };
             let place = number.saturating_sub(streams.first) as usize;
             match place.checked_sub(streams.listeners.len()) {
-                None => streams.accept(place, now_ms, &self.link.counters.streams),
+                None => streams.accept(place, now_ms, self.tables.load(), &self.link.counters.streams),
                 Some(slot) => self.on_ready(slot, now_ms),
             }
         }
@@ -180,8 +180,24 @@ impl<I: Io> Shard<I> {
         });
     }
 
+    /// Whether the connection in `slot` is past the header of a proxy, if there is to be one.
+    fn is_introduced(&mut self, slot: usize, now_ms: u64) -> bool {
+        let connection = self.streams.as_mut().and_then(|streams| streams.connection(slot));
+        if connection.is_none_or(|connection| connection.prelude.is_none()) {
+            return true;
+        }
+        let mut is_introduced = false;
+        self.with_ledger(|streams, link, ledger| {
+            is_introduced = streams.is_introduced(slot, now_ms, &link.counters.streams, ledger);
+        });
+        is_introduced
+    }
+
     /// Reads what has come on a connection, once, and deals with the messages in it.
     fn read(&mut self, slot: usize, now_ms: u64) {
+        if !self.is_introduced(slot, now_ms) {
+            return;
+        }
         let Some(streams) = &mut self.streams else { return };
         if !streams.may_step(slot) {
             return;

@@ -126,6 +126,7 @@ fn settings() -> Settings {
             host,
             side,
             advertised: advertised.map(Into::into),
+            proxies: Vec::new(),
         }
     };
     let mut settings = support::settings();
