@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 /// A stateless SIP load balancer: one Via hop between the world and a cluster of SIP servers.
 ///
-/// It receives SIP over UDP, TCP and TLS, picks a backend by a hash of the Call-ID, adds one Via and passes the message on. A call
+/// It receives SIP over UDP, TCP, TLS and WebSocket, picks a backend by a hash of the Call-ID, adds one Via and passes the message on. A call
 /// stays on one backend for life, on every node of a fleet alike.
 #[derive(Debug, Parser)]
 #[command(name = "viahop", version, max_term_width = 100, arg_required_else_help = true, after_help = AFTER_HELP)]

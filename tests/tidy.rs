@@ -60,7 +60,7 @@ const LAWS: &[Law] = &[
     Law { part: "link.rs", crates: &["arc_swap", "tokio"], ours: &["dataplane", "tls"], never: &[] },
     Law {
         part: "shard",
-        crates: &["arc_swap", "bytes", "core_affinity", "glommio", "hdrhistogram", "ppp", "smallvec"],
+        crates: &["arc_swap", "bytes", "core_affinity", "glommio", "hdrhistogram", "ppp", "smallvec", "tungstenite"],
         ours: &["dataplane", "link", "shard", "sys", "tls"],
         never: &["tokio"],
     },

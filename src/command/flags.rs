@@ -83,6 +83,7 @@ impl Written {
                 side: None,
                 tls: None,
                 proxy_protocol: None,
+                origins: None,
             });
         }
         if let Some(advertise) = &args.advertise {

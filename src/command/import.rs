@@ -135,6 +135,7 @@ fn pool<'a>(set: u32, read: &Set<'a>, names: &mut HashMap<String, &'a HostPort>)
             Transport::Udp => "",
             Transport::Tcp => ";transport=tcp",
             Transport::Tls => ";transport=tls",
+            Transport::Ws | Transport::Wss => ";transport=ws",
         };
         let _ = write!(text, "  {mark}{{ uri = \"sip:{}{transport}\"", backend.target);
         let mut notes = Vec::new();

@@ -51,6 +51,7 @@ mod tests {
             "aliases",
             "proxy_require",
             "socket",
+            "origins",
         ];
         let is_example = |line: &str| examples.iter().any(|name| line.starts_with(&format!("#{name} ")));
         let written: Vec<String> = TEXT

@@ -25,8 +25,9 @@ use viahop::control::secret::Obtained;
 use viahop::control::socket::{self, NoSocket, Opened};
 use viahop::control::view::{Fixed, ShardView, View};
 use viahop::link::link;
-use viahop::shard::socket::{OpenError, Plan, are_free};
+use viahop::shard::socket::{OpenError, Plan, StreamPlan, are_free};
 use viahop::shard::streams::StreamLimits;
+use viahop::shard::streams::websocket::Origins;
 use viahop::shard::{self, Running, Unstarted};
 use viahop::sys::preflight;
 
@@ -201,12 +202,16 @@ pub fn plan(resolved: &Resolved, shards: usize) -> Plan {
     };
     let of = |is_stream: bool| {
         let those = config.listeners.iter().filter(move |listener| listener.transport.is_stream() == is_stream);
-        those.map(|listener| (listener.transport, listener.address))
+        those.map(|listener| StreamPlan {
+            transport: listener.transport,
+            address: listener.address,
+            origins: Arc::new(Origins::new(listener.origins.clone())),
+        })
     };
     let streams = &config.streams;
     let ms = |duration: Duration| duration.as_millis() as u64;
     Plan {
-        listeners: of(false).map(|(_, address)| address).collect(),
+        listeners: of(false).map(|one| one.address).collect(),
         streams: of(true).collect(),
         stream_limits: StreamLimits {
             connections: streams.max_connections.div_ceil(shards.max(1)),

@@ -4,7 +4,7 @@
 
 use super::operator::State;
 use super::view::{ProbeTimes, View};
-use crate::dataplane::counters::{Counter, Ended, Handshake, Histogram, Kind};
+use crate::dataplane::counters::{Counter, Ended, Handshake, Histogram, Kind, Upgrade};
 use crate::dataplane::verdict::{Answer, DropReason};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
@@ -304,6 +304,14 @@ fn connections(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
                 of("accepted", view.sum(|counters| counters.streams.accepted_handshakes[place].get())),
                 of("opened", view.sum(|counters| counters.streams.opened_handshakes[place].get())),
             ]
+        }),
+    )?;
+    out.counter(
+        "viahop_websocket_upgrades",
+        "Requests to make a WebSocket of a connection, by what became of them",
+        Upgrade::ALL.iter().map(|&upgrade| {
+            let count = view.sum(|counters| counters.streams.upgrades[upgrade as usize].get());
+            (vec![("result", upgrade.label())], count)
         }),
     )?;
     let listeners = view.fixed.listeners.iter().zip(&view.credentials.servers);

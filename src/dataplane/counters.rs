@@ -126,11 +126,13 @@ pub enum Ended {
     Tls,
     /// The other side did not read what it was sent.
     Unread,
+    /// It broke the rules of WebSocket, or its request to be one was refused.
+    WebSocket,
 }
 
 impl Ended {
     /// All of them, in the order of their discriminants.
-    pub const ALL: [Ended; 13] = [
+    pub const ALL: [Ended; 14] = [
         Ended::BadFrame,
         Ended::Closed,
         Ended::ConnectFailed,
@@ -144,6 +146,7 @@ impl Ended {
         Ended::Stopped,
         Ended::Tls,
         Ended::Unread,
+        Ended::WebSocket,
     ];
 
     /// The metric label.
@@ -162,6 +165,7 @@ impl Ended {
             Ended::Stopped => "stopped",
             Ended::Tls => "tls",
             Ended::Unread => "unread",
+            Ended::WebSocket => "websocket",
         }
     }
 }
@@ -227,6 +231,34 @@ impl Handshake {
     }
 }
 
+/// What became of the request to make a WebSocket of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upgrade {
+    /// It is one.
+    Done,
+    /// It was no such request.
+    Malformed,
+    /// It came from a page that may not.
+    Origin,
+    /// It did not offer SIP.
+    Subprotocol,
+}
+
+impl Upgrade {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Upgrade; 4] = [Upgrade::Done, Upgrade::Malformed, Upgrade::Origin, Upgrade::Subprotocol];
+
+    /// The metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Upgrade::Done => "done",
+            Upgrade::Malformed => "malformed",
+            Upgrade::Origin => "origin",
+            Upgrade::Subprotocol => "subprotocol",
+        }
+    }
+}
+
 /// What became of connections.
 #[derive(Debug, Default)]
 pub struct StreamCounters {
@@ -238,6 +270,8 @@ pub struct StreamCounters {
     pub ended: [Counter; Ended::ALL.len()],
     /// TLS handshakes on connections that were accepted, by [`Handshake`].
     pub accepted_handshakes: [Counter; Handshake::ALL.len()],
+    /// What was asked to be a WebSocket, by [`Upgrade`].
+    pub upgrades: [Counter; Upgrade::ALL.len()],
     /// Likewise on those opened by us.
     pub opened_handshakes: [Counter; Handshake::ALL.len()],
     /// How often accepting paused because no descriptor was left.
@@ -456,6 +490,7 @@ mod tests {
     #[test]
     fn ends_and_handshakes_are_listed_in_the_order_of_their_discriminants() {
         assert!(Ended::ALL.iter().enumerate().all(|(index, &ended)| ended as usize == index));
+        assert!(Upgrade::ALL.iter().enumerate().all(|(index, &upgrade)| upgrade as usize == index));
         assert!(Handshake::ALL.iter().enumerate().all(|(index, &handshake)| handshake as usize == index));
     }
 

@@ -13,12 +13,34 @@ pub enum Transport {
     Tcp,
     /// The same, sealed.
     Tls,
+    /// Frames of a WebSocket (RFC 7118).
+    Ws,
+    /// The same, sealed.
+    Wss,
 }
 
 impl Transport {
     /// Whether messages follow one another in a stream and have to be told apart.
     pub const fn is_stream(self) -> bool {
-        matches!(self, Transport::Tcp | Transport::Tls)
+        !matches!(self, Transport::Udp)
+    }
+
+    /// Whether what goes over it is sealed.
+    pub const fn is_tls(self) -> bool {
+        matches!(self, Transport::Tls | Transport::Wss)
+    }
+
+    /// Whether messages are frames of a WebSocket.
+    pub const fn is_websocket(self) -> bool {
+        matches!(self, Transport::Ws | Transport::Wss)
+    }
+
+    /// As the parameter `transport` of a URI names it: a WebSocket is `ws` in either case (RFC 7118 5.2.3).
+    pub const fn param(self) -> &'static str {
+        match self {
+            Transport::Wss => Transport::Ws.word(),
+            _ => self.word(),
+        }
     }
 
     /// The port that stands for none (RFC 3261 19.1.2, 18.2.2).
@@ -26,6 +48,8 @@ impl Transport {
         match self {
             Transport::Udp | Transport::Tcp => 5060,
             Transport::Tls => 5061,
+            Transport::Ws => 80,
+            Transport::Wss => 443,
         }
     }
 
@@ -40,6 +64,8 @@ impl Transport {
             Transport::Udp => "UDP",
             Transport::Tcp => "TCP",
             Transport::Tls => "TLS",
+            Transport::Ws => "WS",
+            Transport::Wss => "WSS",
         }
     }
 
@@ -49,6 +75,8 @@ impl Transport {
             Transport::Udp => "udp",
             Transport::Tcp => "tcp",
             Transport::Tls => "tls",
+            Transport::Ws => "ws",
+            Transport::Wss => "wss",
         }
     }
 }

@@ -9,12 +9,14 @@
 use crate::dataplane::dispatch::EgressPorts;
 use crate::dataplane::limits::PAYLOAD_MAX;
 use crate::dataplane::transport::Transport;
+use crate::shard::streams::websocket::Origins;
 use crate::shard::streams::{Listening, StreamLimits};
 use crate::sys::socket::{Options, UdpSocket};
 use crate::sys::tcp;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 /// What to open.
 #[derive(Clone, Debug)]
@@ -22,7 +24,7 @@ pub struct Plan {
     /// Addresses to listen on for datagrams: the first of all listeners.
     pub listeners: Vec<SocketAddr>,
     /// Addresses to listen on for connections, and how those are spoken on: the listeners behind those.
-    pub streams: Vec<(Transport, SocketAddr)>,
+    pub streams: Vec<StreamPlan>,
     /// What connections are allowed, in each shard.
     pub stream_limits: StreamLimits,
     /// The address to send to IPv4 backends from; unspecified: the kernel's choice. `None`: there are none.
@@ -39,10 +41,21 @@ pub struct Plan {
     pub send_buffer: usize,
 }
 
+/// A listener for connections.
+#[derive(Clone, Debug)]
+pub struct StreamPlan {
+    /// How they are spoken on.
+    pub transport: Transport,
+    /// Where.
+    pub address: SocketAddr,
+    /// The pages that may open WebSockets to it.
+    pub origins: Arc<Origins>,
+}
+
 impl Plan {
     /// The addresses of [`Plan::streams`].
     pub fn stream_addresses(&self) -> Vec<SocketAddr> {
-        self.streams.iter().map(|&(_, address)| address).collect()
+        self.streams.iter().map(|one| one.address).collect()
     }
 
     /// Finds the port that all shards are to share towards backends: one that nobody else has, and the same for both
@@ -146,11 +159,12 @@ impl Sockets {
                 .streams
                 .iter()
                 .enumerate()
-                .map(|(place, &(transport, address))| {
+                .map(|(place, wanted)| {
+                    let StreamPlan { transport, address, origins } = wanted.clone();
                     let socket =
                         tcp::listen(address, true).map_err(|error| OpenError { protocol: "tcp", address, error })?;
                     let index = (plan.listeners.len() + place) as u8;
-                    Ok(Listening { index, transport, socket, tells_local: address.ip().is_unspecified() })
+                    Ok(Listening { index, transport, origins, socket, tells_local: address.ip().is_unspecified() })
                 })
                 .collect::<Result<_, _>>()?,
             stream_limits: plan.stream_limits,

@@ -24,3 +24,4 @@ mod steering;
 mod streams;
 mod tls;
 mod torture;
+mod websocket;

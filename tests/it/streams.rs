@@ -148,7 +148,11 @@ impl Backend {
     }
 
     pub fn say(&self, text: &str, to: impl std::net::ToSocketAddrs) {
-        self.0.send_to(text.as_bytes(), to).unwrap();
+        self.say_octets(text.as_bytes(), to);
+    }
+
+    pub fn say_octets(&self, octets: &[u8], to: impl std::net::ToSocketAddrs) {
+        self.0.send_to(octets, to).unwrap();
     }
 }
 

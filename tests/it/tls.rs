@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 /// The certificates of a test, in a folder.
 pub struct Papers {
-    folder: Folder,
+    pub folder: Folder,
     authority: Authority,
 }
 
@@ -32,7 +32,7 @@ impl Papers {
         papers
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.folder.0.join(name).display().to_string()
     }
 

@@ -57,6 +57,16 @@ pub fn tls_host_port(text: &str) -> Result<HostPort, AddressError> {
     host_port_at(text, 0, Transport::Tls)
 }
 
+/// The same, of a WebSocket; without a port, 80.
+pub fn ws_host_port(text: &str) -> Result<HostPort, AddressError> {
+    host_port_at(text, 0, Transport::Ws)
+}
+
+/// The same, of a secure one; without a port, 443.
+pub fn wss_host_port(text: &str) -> Result<HostPort, AddressError> {
+    host_port_at(text, 0, Transport::Wss)
+}
+
 fn host_port_at(text: &str, start: usize, transport: Transport) -> Result<HostPort, AddressError> {
     let all = start..start + text.len();
     if text.is_empty() {
@@ -149,30 +159,29 @@ fn port_number(port: &str, at: Range<usize>) -> Result<u16, AddressError> {
     }
 }
 
-/// `udp:ADDRESS:PORT`, `tcp:ADDRESS:PORT` or `tls:ADDRESS:PORT`. The address is one of this machine, or a wildcard: `0.0.0.0`, `[::]`.
+/// `udp:ADDRESS:PORT`, likewise `tcp:`, `tls:`, `ws:` and `wss:`. The address is one of this machine, or a wildcard: `0.0.0.0`, `[::]`.
 pub fn listen(text: &str) -> Result<(Transport, SocketAddr), AddressError> {
     let Some((transport, rest)) = text.split_once(':') else {
         return error(0..text.len(), format!("`{text}` is not an address to listen on"), "write `udp:ADDRESS:PORT`");
     };
+    let start = transport.len() + 1;
     let transport = match transport {
         "udp" => Transport::Udp,
         "tcp" => Transport::Tcp,
         "tls" => Transport::Tls,
-        "ws" | "wss" => {
-            let label = "this version listens on `udp:`, `tcp:` and `tls:` only";
-            return error(0..transport.len(), format!("transport `{transport}` is not available"), label);
-        }
+        "ws" => Transport::Ws,
+        "wss" => Transport::Wss,
         _ => {
             return error(0..text.len(), format!("`{text}` does not say its transport"), format!("write `udp:{text}`"));
         }
     };
-    let parsed = host_port_at(rest, 4, transport)?;
+    let parsed = host_port_at(rest, start, transport)?;
     match parsed.address() {
         Some(address) => Ok((transport, address)),
         None => {
-            let end = 4 + parsed.host.len();
+            let end = start + parsed.host.len();
             let label = "an address of this machine, or `0.0.0.0` for all of them";
-            error(4..end, format!("`{}` is a name", parsed.host), label)
+            error(start..end, format!("`{}` is a name", parsed.host), label)
         }
     }
 }
@@ -250,6 +259,7 @@ mod tests {
         assert_eq!(backend_uri("sip:a.example.net;transport=udp"), Ok((host("a.example.net", 5060), Transport::Udp)));
         assert_eq!(backend_uri("sip:10.0.0.1:5070;transport=tcp"), Ok((host("10.0.0.1", 5070), Transport::Tcp)));
         assert_eq!(listen("tls:[::1]"), Ok((Transport::Tls, "[::1]:5061".parse().unwrap())));
+        assert_eq!(listen("wss:127.0.0.1"), Ok((Transport::Wss, "127.0.0.1:443".parse().unwrap())));
         for uri in ["sip:a:5061;transport=tls", "sip:a;transport=tls", "sips:a", "sips:a;transport=tcp"] {
             assert_eq!(backend_uri(uri), Ok((host("a", 5061), Transport::Tls)), "{uri}");
         }
@@ -275,7 +285,7 @@ mod tests {
             (backend_uri("sips:a;transport=udp").unwrap_err(), 7..20, "leave this out"),
             (backend_uri("sips:a:506O").unwrap_err(), 10..11, "the letter O, not the digit 0"),
             (listen("0.0.0.0:5060").unwrap_err(), 0..12, "write `udp:0.0.0.0:5060`"),
-            (listen("wss:0.0.0.0").unwrap_err(), 0..3, "this version listens on `udp:`, `tcp:` and `tls:` only"),
+            (listen("sctp:0.0.0.0").unwrap_err(), 0..12, "write `udp:sctp:0.0.0.0`"),
             (
                 listen("udp:sip.example.net").unwrap_err(),
                 4..19,

@@ -83,7 +83,7 @@ pub struct TokenKey {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listen {
-    /// `udp:ADDRESS:PORT`, `tcp:ADDRESS:PORT` or `tls:ADDRESS:PORT`
+    /// `udp:`, `tcp:`, `tls:`, `ws:` or `wss:`, and `ADDRESS:PORT`
     pub address: Spanned<String>,
     /// What rules and metrics call it.
     pub name: Value<String>,
@@ -95,6 +95,8 @@ pub struct Listen {
     pub tls: Option<ListenTls>,
     /// Networks whose connections begin with a PROXY header.
     pub proxy_protocol: Value<Vec<Spanned<String>>>,
+    /// The pages that may open WebSockets.
+    pub origins: Value<Vec<Spanned<String>>>,
 }
 
 /// How a listener speaks TLS.

@@ -137,6 +137,8 @@ pub struct Listen {
     pub tls: Option<Server>,
     /// Networks whose connections begin with a PROXY header.
     pub proxies: Vec<Network>,
+    /// The pages that may open WebSockets to it, `*` for all.
+    pub origins: Vec<String>,
     /// Where it stands in the source.
     pub at: Range<usize>,
 }

@@ -97,12 +97,18 @@ impl Reader<'_> {
                 continue;
             }
             let name = self.name(&one.name, &mut names, || text, one.address.span());
-            let host_port = if transport == Transport::Tls { address::tls_host_port } else { address::host_port };
+            let host_port = match transport {
+                Transport::Udp | Transport::Tcp => address::host_port,
+                Transport::Tls => address::tls_host_port,
+                Transport::Ws => address::ws_host_port,
+                Transport::Wss => address::wss_host_port,
+            };
             let advertise = one.advertise.as_ref().and_then(|value| self.address(value, host_port));
             let side = self.word(&one.side, Side::Outside, &[("outside", Side::Outside), ("inside", Side::Inside)]);
             let tls = self.server(one, transport, advertise.as_ref());
-            let proxies = self.proxies(one, transport);
-            listeners.push(Listen { name, transport, address, advertise, side, tls, proxies, at: one.address.span() });
+            let (proxies, origins) = (self.proxies(one, transport), self.origins(one, transport));
+            let at = one.address.span();
+            listeners.push(Listen { name, transport, address, advertise, side, tls, proxies, origins, at });
         }
         if listeners.iter().all(|listener| listener.side == Side::Inside) && !listeners.is_empty() {
             let label = "clients need a listener with `side = \"outside\"`";
@@ -118,6 +124,34 @@ impl Reader<'_> {
             self.error(list.span(), "`proxy_protocol` of a listener on `udp:`", label);
         }
         list.get_ref().iter().filter_map(|network| self.address(network, address::network)).collect()
+    }
+
+    /// The pages that may open WebSockets.
+    fn origins(&mut self, one: &file::Listen, transport: Transport) -> Vec<String> {
+        let Some(list) = &one.origins else {
+            if transport.is_websocket() {
+                let label = "without it, any page on the Web could use a phone's network";
+                let problem = Problem::error(one.address.span(), "nothing says which pages may open WebSockets", label);
+                self.problems.push(problem.help("add `origins = [\"https://phone.example.net\"]`; `[\"*\"]`: all"));
+            }
+            return Vec::new();
+        };
+        if !transport.is_websocket() {
+            let label = "only `ws:` and `wss:` have a use for it";
+            self.error(list.span(), format!("`origins` of a listener on `{transport}:`"), label);
+        }
+        for origin in list.get_ref() {
+            let text = origin.get_ref();
+            let host = text.split_once("://").map(|(_, host)| host);
+            if text != "*" && host.is_none_or(|host| host.is_empty() || host.contains('/')) {
+                self.error(
+                    origin.span(),
+                    format!("`{text}` is no origin"),
+                    "like `https://phone.example.net`, without a path",
+                );
+            }
+        }
+        list.get_ref().iter().map(|origin| origin.get_ref().to_ascii_lowercase()).collect()
     }
 
     fn streams(&mut self, streams: &file::Streams) -> Streams {
@@ -292,13 +326,21 @@ mod tests {
                 "6:11 `udp:0.0.0.0:5060` is listened on twice | leave one of them out",
             ),
             (
-                "[[listen]]\naddress = \"wss:0.0.0.0:5060\"",
-                "6:12 transport `wss` is not available | this version listens on `udp:`, `tcp:` and `tls:` only",
+                "[[listen]]\naddress = \"ws:0.0.0.0:5060\"",
+                "6:11 nothing says which pages may open WebSockets | without it, any page on the Web could use a phone's network",
+            ),
+            (
+                "[[listen]]\naddress = \"ws:0.0.0.0\"\norigins = [\"phone.example.net\"]",
+                "7:12 `phone.example.net` is no origin | like `https://phone.example.net`, without a path",
+            ),
+            (
+                "[[listen]]\naddress = \"tcp:0.0.0.0\"\norigins = [\"*\"]",
+                "7:11 `origins` of a listener on `tcp:` | only `ws:` and `wss:` have a use for it",
             ),
             ("[[listen]]\naddress = \"tls:0.0.0.0\"", "6:11 no certificate to speak TLS with | listens by TLS"),
             (
                 "[[listen]]\naddress = \"tcp:0.0.0.0\"\ntls = { certificate = \"a\", key = \"b\" }",
-                "7:23 `tls` of a listener on `tcp:` | only `tls:` has a use for it",
+                "7:23 `tls` of a listener on `tcp:` | only `tls:` and `wss:` have a use for it",
             ),
             (
                 "[[pool]]\nbackend = [{ uri = \"sips:a\" }]",

@@ -146,11 +146,13 @@ impl Asker {
     async fn exchange(&mut self, place: Place) -> io::Result<u16> {
         match place.transport {
             Transport::Udp => self.exchange_datagrams(place).await,
-            Transport::Tcp | Transport::Tls => match self.exchange_on_stream(place).await {
-                // The connection may have been closed since the last time: the next is a new one.
-                Err(_) if self.stream.take().is_some() => self.exchange_on_stream(place).await,
-                outcome => outcome,
-            },
+            Transport::Tcp | Transport::Tls | Transport::Ws | Transport::Wss => {
+                match self.exchange_on_stream(place).await {
+                    // The connection may have been closed since the last time: the next is a new one.
+                    Err(_) if self.stream.take().is_some() => self.exchange_on_stream(place).await,
+                    outcome => outcome,
+                }
+            }
         }
     }
 
@@ -162,7 +164,7 @@ impl Asker {
             stream.set_nodelay(true)?;
             let stream = match place.transport {
                 Transport::Tls => Stream::tls(stream, place.address, &self.credentials.load())?,
-                Transport::Tcp | Transport::Udp => Stream::plain(stream),
+                Transport::Tcp | Transport::Udp | Transport::Ws | Transport::Wss => Stream::plain(stream),
             };
             self.stream = Some((stream, Vec::new()));
             // Whoever fails from here on has failed with a connection of this moment, and is not asked again at once.

@@ -183,12 +183,12 @@ pub(super) fn tell(report: &Report) {
 
 /// What a reload would have to change and cannot: sockets, threads and keys are those of the start.
 pub(super) fn fixed_by_the_start(running: &Config, wanted: &Config) -> Vec<Problem> {
-    let sockets = |config: &Config| -> Vec<(String, Transport, SocketAddr)> {
-        let of = |one: &Listen| (one.name.clone(), one.transport, one.address);
+    let sockets = |config: &Config| -> Vec<(String, Transport, SocketAddr, Vec<String>)> {
+        let of = |one: &Listen| (one.name.clone(), one.transport, one.address, one.origins.clone());
         config.listeners.iter().map(of).collect()
     };
     let rows = [
-        ("`[[listen]]` addresses and names", sockets(running) != sockets(wanted)),
+        ("`[[listen]]` addresses, names and origins", sockets(running) != sockets(wanted)),
         ("`cores` and `shards`", running.cores != wanted.cores),
         ("`[admin]`", (running.admin, &running.socket) != (wanted.admin, &wanted.socket)),
         ("`secret` and `secret_file`", running.secret != wanted.secret),

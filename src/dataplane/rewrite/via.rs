@@ -58,6 +58,8 @@ pub const fn start(transport: Transport) -> &'static str {
         Transport::Udp => START,
         Transport::Tcp => "Via: SIP/2.0/TCP ",
         Transport::Tls => "Via: SIP/2.0/TLS ",
+        Transport::Ws => "Via: SIP/2.0/WS ",
+        Transport::Wss => "Via: SIP/2.0/WSS ",
     }
 }
 

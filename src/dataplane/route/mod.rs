@@ -480,6 +480,7 @@ fn transport_of(message: &[u8], uri: &Uri) -> Transport {
     match value {
         Some(value) if value.of(message).eq_ignore_ascii_case(b"tcp") => Transport::Tcp,
         Some(value) if value.of(message).eq_ignore_ascii_case(b"tls") => Transport::Tls,
+        Some(value) if value.of(message).eq_ignore_ascii_case(b"ws") => Transport::Ws,
         _ if uri.scheme == Scheme::Sips => Transport::Tls,
         _ => Transport::Udp,
     }
@@ -555,8 +556,8 @@ fn listener_towards(input: &Input<'_>, target: Target) -> Option<Sender> {
         listener.side == Side::Outside && listener.transport == target.transport && family_fits
     };
     let listeners = &input.tables.listeners;
-    if target.transport == Transport::Tls {
-        // A certificate is for a name, and an address is all that is known.
+    if !matches!(target.transport, Transport::Udp | Transport::Tcp) {
+        // A certificate is for a name, and an address is all that is known; and nobody listens in a browser.
         return None;
     }
     if target.transport.is_stream() {

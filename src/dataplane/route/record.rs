@@ -133,7 +133,7 @@ fn listener_towards_backend(tables: &Tables, backend: &Backend, client_side: u8)
 fn put_transport(out: &mut Text<'_>, tables: &Tables, index: u8) {
     let transport = tables.transport(index);
     if transport.is_stream() {
-        out.put(b";transport=").put(transport.word().as_bytes());
+        out.put(b";transport=").put(transport.param().as_bytes());
     }
 }
 

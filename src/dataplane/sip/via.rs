@@ -46,8 +46,9 @@ pub struct Via {
 
 /// What stands for a port that is not written (RFC 3261 18.2.2), of the transport named `transport`.
 fn default_port(transport: &[u8]) -> u16 {
-    let is_tls = transport.eq_ignore_ascii_case(b"TLS");
-    if is_tls { Transport::Tls.default_port() } else { Transport::Udp.default_port() }
+    let others = [Transport::Tls, Transport::Ws, Transport::Wss];
+    let is_it = |one: &Transport| transport.eq_ignore_ascii_case(one.name().as_bytes());
+    others.into_iter().find(is_it).unwrap_or_default().default_port()
 }
 
 /// Reads the first value of `span`, the value of a Via row. `None` if it does not follow the grammar; a parameter that

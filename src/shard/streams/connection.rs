@@ -1,8 +1,9 @@
 //! One connection: its wire, what has come and is no message yet, what is to be sent, and since when it waits for what.
 
 use super::prelude::Prelude;
+use super::websocket::{Pushed, WebSocket, put_header};
 use super::wire::Wire;
-use crate::dataplane::counters::Tally;
+use crate::dataplane::counters::{Ended, Tally};
 use crate::dataplane::frame::Framer;
 use crate::tls::Credentials;
 use std::collections::VecDeque;
@@ -41,6 +42,8 @@ pub enum State {
 #[derive(Clone, Copy, Debug)]
 struct Queued {
     len: usize,
+    /// Octets before the message that belong to a frame of a WebSocket.
+    head: usize,
     /// How it is counted; `None`: it is no message.
     tally: Option<Tally>,
 }
@@ -71,10 +74,14 @@ pub struct Connection {
     pub local: Option<IpAddr>,
     /// The listener it came to, or that it was opened for; `None`: it is to a backend.
     pub listener: Option<u8>,
+    /// What its octets are frames of, if it is a WebSocket.
+    pub websocket: Option<Box<WebSocket>>,
     /// Who opened it.
     pub origin: Origin,
     /// What it is at.
     pub state: State,
+    /// What it will have ended for, if it is closing.
+    pub closes_as: Ended,
     /// How far the message that has begun was read.
     pub framer: Framer,
     /// What of it has come.
@@ -126,7 +133,9 @@ impl Connection {
             prelude: None,
             local: None,
             listener,
+            websocket: None,
             origin,
+            closes_as: Ended::BadFrame,
             framer: Framer::default(),
             partial: Vec::new(),
             partial_since_ms: None,
@@ -156,7 +165,8 @@ impl Connection {
 
     /// Octets that are kept for it.
     pub fn held(&self) -> usize {
-        self.partial.len() + self.out.len() + self.wire.held()
+        let assembled = self.websocket.as_ref().map_or(0, |websocket| websocket.held());
+        self.partial.len() + self.out.len() + self.wire.held() + assembled
     }
 
     /// Octets that are still to be sent.
@@ -164,9 +174,29 @@ impl Connection {
         self.out.len() - self.sent
     }
 
+    /// Closes it when what is to be sent is sent.
+    pub fn close_as(&mut self, ended: Ended, now_ms: u64) {
+        self.closes_as = ended;
+        self.put_into(State::Closing, now_ms);
+    }
+
+    /// Adds octets to what is to be sent that are no message.
+    pub fn push_raw(&mut self, octets: &[u8]) {
+        if octets.is_empty() {
+            return;
+        }
+        self.queue.push_back(Queued { len: octets.len(), head: 0, tally: None });
+        self.out.extend_from_slice(octets);
+    }
+
     /// Adds a message to what is to be sent.
     pub fn push(&mut self, parts: [&[u8]; 2], tally: Option<Tally>) {
-        self.queue.push_back(Queued { len: parts[0].len() + parts[1].len(), tally });
+        let before = self.out.len();
+        if self.websocket.is_some() {
+            put_header(&mut self.out, Pushed::Message(parts), parts[0].len() + parts[1].len());
+        }
+        let head = self.out.len() - before;
+        self.queue.push_back(Queued { len: head + parts[0].len() + parts[1].len(), head, tally });
         self.out.extend_from_slice(parts[0]);
         self.out.extend_from_slice(parts[1]);
     }
@@ -221,9 +251,9 @@ impl Connection {
     pub fn give_up(&mut self) -> Vec<Unsent> {
         let mut at = 0;
         let mut unsent = Vec::new();
-        for Queued { len, tally } in self.queue.drain(..) {
+        for Queued { len, head, tally } in self.queue.drain(..) {
             if let Some(tally) = tally {
-                unsent.push(Unsent { octets: self.out[at..at + len].into(), tally });
+                unsent.push(Unsent { octets: self.out[at + head..at + len].into(), tally });
             }
             at += len;
         }
@@ -236,6 +266,9 @@ impl Connection {
     pub fn rest(&mut self) {
         if self.out.is_empty() && self.out.capacity() > KEPT {
             self.out = Vec::new();
+        }
+        if let Some(websocket) = &mut self.websocket {
+            websocket.rest();
         }
         if self.partial.is_empty() && self.partial.capacity() > 0 {
             self.partial = Vec::new();

@@ -47,7 +47,7 @@ impl Streams {
         peer: SocketAddr,
         counters: &StreamCounters,
     ) -> Result<Wire, Ended> {
-        if transport != Transport::Tls {
+        if !transport.is_tls() {
             return Ok(Wire::new(socket, None));
         }
         let counted = &counters.accepted_handshakes;
@@ -75,9 +75,9 @@ impl Streams {
         client.map(Session::connect).transpose().map_err(|failure| io::Error::other(failure.text))
     }
 
-    /// Whether listener `index` speaks TLS.
-    pub(super) fn is_tls(&self, index: u8) -> bool {
-        self.listeners.iter().any(|one| one.index == index && one.transport == Transport::Tls)
+    /// Whether no connection is ever opened in the name of listener `index`.
+    pub(super) fn only_accepts(&self, index: u8) -> bool {
+        self.listeners.iter().any(|one| one.index == index && one.transport != Transport::Tcp)
     }
 
     /// Whether the connection in `slot` may be read in this turn.

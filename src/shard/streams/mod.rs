@@ -21,6 +21,8 @@ mod handshake;
 mod list;
 mod prelude;
 mod turn;
+mod turn_websocket;
+pub mod websocket;
 mod wire;
 
 use crate::dataplane::counters::{Ended, Handshake, StreamCounters, Tally};
@@ -42,6 +44,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use websocket::{Origins, WebSocket};
 use wire::Wire;
 
 /// Octets held for all connections of a shard: 64 MiB, as much as 64 whose other side reads nothing may have.
@@ -126,6 +129,8 @@ pub struct Listening {
     pub index: u8,
     /// How its connections are spoken on.
     pub transport: Transport,
+    /// The pages that may open WebSockets to it.
+    pub origins: Arc<Origins>,
     /// The socket.
     pub socket: TcpListener,
     /// Whether connections tell the local address: it is bound to a wildcard.
@@ -281,6 +286,7 @@ impl Streams {
         for _ in 0..ACCEPTS {
             let Some(listener) = self.listeners.get(place) else { return };
             let (index, tells_local, transport) = (listener.index, listener.tells_local, listener.transport);
+            let origins = listener.origins.clone();
             let (socket, peer) = match tcp::accept(&listener.socket) {
                 Ok(Some(taken)) => taken,
                 Ok(None) => return,
@@ -295,6 +301,7 @@ impl Streams {
             let taken = wire.and_then(|wire| {
                 let generation = self.next_generation();
                 let mut connection = Connection::new(wire, peer, Some(index), Origin::Accepted, generation, now_ms);
+                connection.websocket = transport.is_websocket().then(|| Box::new(WebSocket::new(origins.clone())));
                 if tells_local {
                     connection.local = connection.wire.socket().local_addr().ok().map(|address| address.ip());
                 }
@@ -530,8 +537,8 @@ impl Streams {
         if let Some(slot) = target.slot {
             return Ok(slot);
         }
-        if now_ms < target.not_before_ms || listener.is_some_and(|index| self.is_tls(index)) {
-            // Who is at an address that a client gave, no certificate could tell.
+        if now_ms < target.not_before_ms || listener.is_some_and(|index| self.only_accepts(index)) {
+            // Who is at an address that a client gave, no certificate could tell; and nobody listens in a browser.
             return Err(());
         }
         counters.opened.add(1);
@@ -620,7 +627,7 @@ impl Streams {
             let ended = match connection.state {
                 State::Connecting => (in_state_ms >= limits.connect_ms).then_some(Ended::ConnectFailed),
                 State::Handshaking => (in_state_ms >= limits.handshake_ms).then_some(Ended::Handshake),
-                State::Closing => (in_state_ms >= CLOSING_MS).then_some(Ended::BadFrame),
+                State::Closing => (in_state_ms >= CLOSING_MS).then_some(connection.closes_as),
                 State::HalfClosed if in_state_ms >= HALF_CLOSED_MS => Some(Ended::Closed),
                 _ if is_stuck(connection.stuck_since_ms) => Some(Ended::Unread),
                 _ if is_stuck(connection.partial_since_ms) => Some(Ended::Slow),

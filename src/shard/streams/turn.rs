@@ -105,7 +105,7 @@ impl<I: Io> Shard<I> {
     }
 
     /// Does something with the connections, their fates entered into the counters.
-    fn with_ledger(&mut self, work: impl FnOnce(&mut Streams, &mut ShardEnd, &mut Ledger<'_>)) {
+    pub(super) fn with_ledger(&mut self, work: impl FnOnce(&mut Streams, &mut ShardEnd, &mut Ledger<'_>)) {
         let Some(streams) = &mut self.streams else { return };
         let counters = self.link.counters.clone();
         let mut ledger = Ledger::new(self.number, self.tables.load(), &counters);
@@ -149,9 +149,9 @@ impl<I: Io> Shard<I> {
                 });
             }
             State::Closing => {
-                let is_over = !connection.wire.discard();
+                let (is_over, ended) = (!connection.wire.discard(), connection.closes_as);
                 self.with_ledger(|streams, link, ledger| match is_over {
-                    true => streams.end(slot, Ended::BadFrame, now_ms, &link.counters.streams, ledger),
+                    true => streams.end(slot, ended, now_ms, &link.counters.streams, ledger),
                     false => streams.flush_one(slot, now_ms, &link.counters.streams, ledger),
                 });
             }
@@ -218,7 +218,10 @@ impl<I: Io> Shard<I> {
         let mut at = 0;
         if len > began {
             streams.touch(slot, now_ms);
-            at = self.frames(slot, &mut buffer[..len], now_ms);
+            at = match self.is_websocket(slot) {
+                true => self.websocket_frames(slot, &mut buffer[..len], now_ms),
+                false => self.frames(slot, &mut buffer[..len], now_ms),
+            };
         }
         let mut has_closed = false;
         let Some(streams) = &mut self.streams else { return };
@@ -235,6 +238,9 @@ impl<I: Io> Shard<I> {
                 Some(since) if has_begun => Some(since),
                 _ => has_begun.then_some(now_ms),
             };
+            // A message in fragments begins with its first.
+            let assembling = connection.websocket.as_ref().and_then(|websocket| websocket.assembling_since_ms());
+            connection.partial_since_ms = assembling.or(connection.partial_since_ms);
             streams.held = (streams.held + rest.len()).saturating_sub(began);
             if began > 0 {
                 let rest = rest.len();
@@ -270,7 +276,9 @@ impl<I: Io> Shard<I> {
             if connection.state == State::Handshaking {
                 return streams.fail(slot, handshake::closed(), now_ms, &link.counters.streams, ledger);
             }
+            // A browser that has closed its WebSocket waits for nothing.
             let waits = connection.origin == Origin::Accepted
+                && connection.websocket.is_none()
                 && (connection.unanswered > 0 || connection.unsent() > 0)
                 && connection.state == State::Open;
             if ended != Ended::Closed || !waits {
@@ -327,7 +335,7 @@ impl<I: Io> Shard<I> {
         at
     }
 
-    fn pong(&mut self, arrival: &Arrival, now_ms: u64) {
+    pub(super) fn pong(&mut self, arrival: &Arrival, now_ms: u64) {
         self.link.counters.received(arrival.listener, Kind::NoMessage).add(1);
         let Some(id) = arrival.stream else { return };
         let (from, to) = (Sender::Stream { id, listener: arrival.listener }, arrival.from);
@@ -357,13 +365,13 @@ impl<I: Io> Shard<I> {
             if !is_answered || connection.origin == Origin::Opened {
                 return streams.end(slot, Ended::BadFrame, now_ms, &link.counters.streams, ledger);
             }
-            connection.put_into(State::Closing, now_ms);
+            connection.close_as(Ended::BadFrame, now_ms);
         });
     }
 
     /// Decides about the message in `frame`, a part of `buffer`, and sends what comes of it, or notes it to be sent. With
     /// `broken`, it is no message, and refused for that. Returns whether it was answered.
-    fn take_frame(
+    pub(super) fn take_frame(
         &mut self,
         buffer: &mut [u8],
         frame: Range<usize>,
@@ -460,7 +468,7 @@ impl<I: Io> Shard<I> {
     }
 
     /// Sends the datagrams that came of what is in `buffer`.
-    fn flush_from(&mut self, buffer: &[u8]) {
+    pub(super) fn flush_from(&mut self, buffer: &[u8]) {
         let Shard { io, outbox, heads, .. } = self;
         let counters = self.link.counters.clone();
         let mut ledger = Ledger::new(self.number, self.tables.load(), &counters);

@@ -32,18 +32,19 @@ impl Reader<'_> {
         advertise: Option<&HostPort>,
     ) -> Option<Server> {
         let tls = match (&one.tls, transport) {
-            (None, Transport::Tls) => {
+            (None, Transport::Tls | Transport::Wss) => {
                 let problem = Problem::error(one.address.span(), "no certificate to speak TLS with", "listens by TLS");
                 self.problems.push(problem.help(format!("add `{SAMPLE}`")));
                 return None;
             }
-            (Some(tls), Transport::Udp | Transport::Tcp) => {
+            (Some(tls), Transport::Udp | Transport::Tcp | Transport::Ws) => {
                 let at = tls.certificate.span();
-                self.error(at, format!("`tls` of a listener on `{transport}:`"), "only `tls:` has a use for it");
+                let label = "only `tls:` and `wss:` have a use for it";
+                self.error(at, format!("`tls` of a listener on `{transport}:`"), label);
                 return None;
             }
             (None, _) => return None,
-            (Some(tls), Transport::Tls) => tls,
+            (Some(tls), Transport::Tls | Transport::Wss) => tls,
         };
         let more = tls.more.iter().flatten().map(|pair| (&pair.certificate, &pair.key));
         let all: Vec<_> = [(&tls.certificate, &tls.key)].into_iter().chain(more).collect();
