@@ -7,11 +7,14 @@ use std::fs;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 use viahop::control::config::problem::{Problem, Source};
 use viahop::control::config::{Config, Listen, Steering, load, parse};
+use viahop::control::run::unix_now;
 use viahop::control::steering::COST;
 use viahop::shard::socket::are_free;
 use viahop::sys::preflight;
+use viahop::tls::Certificate;
 
 /// What came of one examination.
 enum Finding {
@@ -24,6 +27,9 @@ enum Finding {
 }
 
 use Finding::{Bad, Good, Poor};
+
+/// How long before its end a certificate is to be renewed.
+const SOON: Duration = Duration::from_secs(14 * 86_400);
 
 /// What is examined when nobody says what for.
 const DEFAULT: &str = "[[listen]]\naddress = \"udp:0.0.0.0:5060\"\n[[pool]]\nbackend = [{ uri = \"sip:127.0.0.1\" }]\n";
@@ -49,6 +55,8 @@ pub fn run(args: &cli::Doctor) -> ExitCode {
         ("privileges", privileges(&config)),
     ];
     findings.extend(config.listeners.iter().map(|one| ("port", port(&config, one))));
+    let servers = config.listeners.iter().flat_map(|one| &one.tls);
+    findings.extend(servers.flat_map(|server| &server.certificates).map(|one| ("certificate", certificate(one))));
     findings.extend(config.admin.map(|address| ("admin port", admin(address))));
     findings.push(("UDP so far", udp_errors()));
     findings.push(("connection tracking", conntrack()));
@@ -183,6 +191,18 @@ fn port(config: &Config, listener: &Listen) -> Finding {
         }
         Err(taken) => of(Err(cannot_open(config, taken)), ""),
     }
+}
+
+/// How long a certificate of a listener is still good.
+fn certificate(one: &Certificate) -> Finding {
+    let names = if one.names.is_empty() { "nobody".into() } else { one.names.join(", ") };
+    let Some(expires) = one.expires_at else { return Good(format!("for {names}")) };
+    let left = Duration::from_secs(expires.saturating_sub(unix_now()));
+    let seen = match left.as_secs() / 86_400 {
+        _ if left.is_zero() => format!("for {names}, expired"),
+        days => format!("for {names}, {days} days left"),
+    };
+    if left >= SOON { Good(seen) } else { Poor(seen, "renew it, then `kill -HUP` or `viahop ctl reload`".into()) }
 }
 
 fn admin(address: SocketAddr) -> Finding {

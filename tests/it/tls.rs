@@ -8,6 +8,7 @@ use crate::support::authority::{Authority, Issued, self_signed};
 use crate::support::{has_peer, skip};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
 use rustls::{
     ClientConfig, ClientConnection, HandshakeKind, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
 };
@@ -278,7 +279,6 @@ fn what_is_no_tls_is_counted_by_what_it_is_and_harms_nobody() {
     more.call("from-others", &backend);
     let log = viahop.log();
     assert!(log.contains("event=\"client_tls_failed\"") && log.contains("reason=\"not_tls\""), "{log}");
-    // TLS on a port without it is noise there.
     viahop.end();
 }
 
@@ -340,10 +340,23 @@ struct Cluster {
 
 impl Cluster {
     fn start(issued: &Issued) -> Cluster {
+        Cluster::asking(issued, None)
+    }
+
+    /// One that asks its clients for a certificate.
+    fn asking(issued: &Issued, clients: Option<RootCertStore>) -> Cluster {
         let (chain, key) = tls_of(issued);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let config = Arc::new(builder.with_no_client_auth().with_single_cert(chain, key).unwrap());
+        let builder = ServerConfig::builder_with_provider(provider.clone());
+        let builder = builder.with_safe_default_protocol_versions().unwrap();
+        let builder = match clients {
+            None => builder.with_no_client_auth(),
+            Some(roots) => {
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+                builder.with_client_cert_verifier(verifier.unwrap())
+            }
+        };
+        let config = Arc::new(builder.with_single_cert(chain, key).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         std::thread::spawn(move || {
@@ -444,6 +457,31 @@ fn a_backend_that_is_somebody_else_gets_nothing_and_the_log_says_who_and_why() {
         assert!(line.contains(&name) && line.contains(why) && line.contains("bad_certificate"), "{line}");
         viahop.end();
     }
+}
+
+#[test]
+fn a_backend_that_asks_for_a_certificate_is_shown_one_and_without_it_requests_are_refused() {
+    let (papers, ports) = (Papers::new("tls-asking"), ports());
+    let (own, shown) = (papers.issue("a", &["a.example"]), papers.issue("b", &["edge.example"]));
+    let cluster = Cluster::asking(&papers.authority.issue(&["localhost"]), Some(papers.roots()));
+    let trust = |more: &str| format!("{UNPROBED}\ntls = {{ ca = \"{}\"{more} }}", papers.path("ca.pem"));
+    let text = config(ports, &own, &cluster.uri(), &trust(&format!(", {shown}")));
+    let viahop = Viahop::start("tls-asking", &text);
+    assert!(udp_call(ports[0], "shown").starts_with("SIP/2.0 200 OK"));
+    viahop.end();
+    let viahop = Viahop::start("tls-asked", &config(ports, &own, &cluster.uri(), &trust("")));
+    // The server looks when the first requests are on their way; who comes then is told.
+    let refused = |_: &serde_json::Value| {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let invite = request("INVITE", "UDP", socket.local_addr().unwrap(), "unshown", EMPTY);
+        socket.send_to(invite.as_bytes(), ("127.0.0.1", ports[0])).unwrap();
+        let mut room = [0; 65_536];
+        socket.recv(&mut room).is_ok_and(|len| room[..len].starts_with(b"SIP/2.0 503 "))
+    };
+    viahop.wait_until("it is refused", PATIENCE, refused);
+    viahop.wait_until("it is told", PATIENCE, |_| viahop.log().contains("CertificateRequired"));
+    viahop.end();
 }
 
 #[test]
@@ -569,6 +607,18 @@ fn sipsak_and_openssl_speak_to_us() {
         let (code, _, _) = output(Command::new("openssl").args(obsolete));
         assert_ne!(code, 0);
         wait_for_handshakes(&viahop, "accepted", "incompatible", 1.0);
+    }
+    if has_peer("sipsak") {
+        // It gives up at the ticket that follows a handshake of TLS 1.3.
+        let policy = papers.folder.write("gnutls", "[overrides]\ndisabled-version = tls1.3\n");
+        let mut command = Command::new("sipsak");
+        command.args(["--transport=tls", "--tls-ca-cert", &papers.path("ca.pem")]);
+        command.args(["-s", &format!("sip:bob@localhost:{}", ports[1])]).env("GNUTLS_SYSTEM_PRIORITY_FILE", policy);
+        let mut asking = Process::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
+        let (sent, from) = backend.hear();
+        assert!(sent.starts_with("OPTIONS ") && rows(&sent, "Via")[1].starts_with("SIP/2.0/TLS "), "{sent}");
+        backend.say(&answer(&sent, "200 OK", ""), from);
+        assert_eq!(asking.wait(PATIENCE).and_then(|status| status.code()), Some(0));
     }
     viahop.end();
 }

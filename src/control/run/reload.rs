@@ -98,11 +98,13 @@ impl Control {
     /// What would change, and nothing else.
     pub(super) fn rehearse(&self, outcome: Result<Read, Report>) -> Answer {
         let Read { resolved, warnings, keys, fingerprint } = outcome.map_err(|report| refused_file(&report))?;
+        let are_renewed = resolved.credentials().servers != self.shared.credentials.load().servers;
         let after = Cluster::new(resolved, Some(&self.cluster), self.counters.len(), unix_now(), &fingerprint);
         let before = self.shared.tables.load_full();
         let tables = after.tables(before.generation + 1, &keys, self.drain.is_some(), Some(&before));
         let mut plan = Plan::new((&self.cluster, &before), (&after, &tables));
         plan.also.extend((fingerprint != self.fingerprint).then_some("token keys"));
+        plan.also.extend(are_renewed.then_some("certificates"));
         Ok(json!({ "applied": false, "plan": plan, "warnings": shown(&warnings) }))
     }
 
@@ -114,7 +116,9 @@ impl Control {
                 (self.keys, self.fingerprint) = (keys, fingerprint);
                 self.config = resolved.config.clone();
                 // Before the tables: what they send to by TLS has what it needs.
-                let credentials = resolved.credentials().taking_over(&self.shared.credentials.load());
+                let credentials = resolved.credentials();
+                let are_renewed = credentials.servers != self.shared.credentials.load().servers;
+                let credentials = credentials.taking_over(&self.shared.credentials.load());
                 self.view.credentials = Arc::new(credentials);
                 self.shared.credentials.store(self.view.credentials.clone());
                 self.source.clone_from(&warnings.source);
@@ -137,6 +141,7 @@ impl Control {
                 info!(event = "reloaded", generation, hash = %self.cluster.hash, keys_moved = moved.join(","));
                 let mut plan = Plan::new((&cluster_before, &before), (&self.cluster, &after));
                 plan.also.extend(are_rotated.then_some("token keys"));
+                plan.also.extend(are_renewed.then_some("certificates"));
                 Ok(json!({ "applied": true, "generation": generation, "plan": plan, "warnings": shown(&warnings) }))
             }
             Err(report) => {

@@ -382,7 +382,9 @@ impl Streams {
         self.open -= 1;
         self.held = self.held.saturating_sub(connection.held());
         let was_handshaking = connection.state == State::Handshaking;
-        let was_connecting = connection.state == State::Connecting || was_handshaking;
+        // In TLS 1.3 we are through before a server has looked at who we are: until it has said something, nothing is known.
+        let was_refused = ended == Ended::Tls && connection.origin == Origin::Opened && !connection.has_spoken;
+        let was_connecting = connection.state == State::Connecting || was_handshaking || was_refused;
         if was_handshaking {
             self.handshaking -= usize::from(connection.origin == Origin::Accepted);
             if ended != Ended::Handshake {
