@@ -6,6 +6,9 @@ use std::net::{SocketAddr, ToSocketAddrs};
 /// Port of SIP where none is written (RFC 3261 19.1.2).
 pub const SIP_PORT: u16 = 5060;
 
+/// The same, over TLS.
+pub const SIPS_PORT: u16 = 5061;
+
 /// Sockets that one range of ports may open. More is a typing error more often than a wish.
 const RANGE_MAX: usize = 4096;
 
@@ -14,6 +17,8 @@ const RANGE_MAX: usize = 4096;
 pub enum Transport {
     /// Connections, on which messages follow each other without a gap.
     Tcp,
+    /// The same, encrypted.
+    Tls,
     /// Datagrams, each a message.
     #[default]
     Udp,
@@ -22,13 +27,14 @@ pub enum Transport {
 impl Transport {
     /// Whether it delivers what it takes, so that no transaction sends anything again (RFC 3261 17).
     pub fn is_reliable(self) -> bool {
-        self == Transport::Tcp
+        self != Transport::Udp
     }
 
     /// As a Via has it.
     pub fn in_via(self) -> &'static str {
         match self {
             Transport::Tcp => "TCP",
+            Transport::Tls => "TLS",
             Transport::Udp => "UDP",
         }
     }
@@ -37,12 +43,21 @@ impl Transport {
     pub fn uri_param(self) -> &'static str {
         match self {
             Transport::Tcp => ";transport=tcp",
+            Transport::Tls => ";transport=tls",
             Transport::Udp => "",
         }
     }
 
-    fn read(name: &str) -> Option<Transport> {
-        [Transport::Tcp, Transport::Udp].into_iter().find(|known| known.in_via().eq_ignore_ascii_case(name))
+    /// The port where none is written.
+    pub fn port(self) -> u16 {
+        if self == Transport::Tls { SIPS_PORT } else { SIP_PORT }
+    }
+
+    /// The one of this name.
+    pub fn read(name: &str) -> Option<Transport> {
+        [Transport::Tcp, Transport::Tls, Transport::Udp]
+            .into_iter()
+            .find(|known| known.in_via().eq_ignore_ascii_case(name))
     }
 }
 
@@ -51,6 +66,7 @@ impl fmt::Display for Transport {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         to.pad(match self {
             Transport::Tcp => "tcp",
+            Transport::Tls => "tls",
             Transport::Udp => "udp",
         })
     }
@@ -79,12 +95,13 @@ impl<A: Into<SocketAddr>> From<A> for Endpoint {
     }
 }
 
-/// Reads `[udp:|tcp:]ADDRESS[:PORT[-PORT]]`: one endpoint per port.
+/// Reads `[udp:|tcp:|tls:]ADDRESS[:PORT[-PORT]]`: one endpoint per port.
 pub fn parse_listen(text: &str) -> Result<Vec<Endpoint>, String> {
     let (transport, rest) = split_transport(text)?;
+    let transport = transport.unwrap_or_default();
     let (host, ports) = split_port(rest)?;
     let (first, last) = match ports {
-        None => (SIP_PORT, SIP_PORT),
+        None => (transport.port(), transport.port()),
         Some(ports) => match ports.split_once('-') {
             Some((first, last)) => (parse_port(first)?, parse_port(last)?),
             None => (parse_port(ports)?, parse_port(ports)?),
@@ -96,18 +113,16 @@ pub fn parse_listen(text: &str) -> Result<Vec<Endpoint>, String> {
     if usize::from(last - first) >= RANGE_MAX {
         return Err(format!("{first}-{last} are {} ports; at most {RANGE_MAX} are opened", last - first + 1));
     }
-    let transport = transport.unwrap_or_default();
     let ip = resolve(host, first)?.ip();
     Ok((first..=last).map(|port| Endpoint { transport, address: SocketAddr::new(ip, port) }).collect())
 }
 
-/// Reads a target: `sip:HOST[:PORT][;transport=tcp]`, `tcp:HOST[:PORT]`, or just `HOST[:PORT]`. A name is looked up once, here.
+/// Reads a target: `sip:HOST[:PORT][;transport=tcp|tls]`, `sips:HOST[:PORT]`, `tcp:HOST[:PORT]`, or just `HOST[:PORT]`. A name is
+/// looked up once, here.
 pub fn parse_target(text: &str) -> Result<Endpoint, String> {
     let (mut transport, rest) = match text.split_once(':') {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("sip") => (None, rest),
-        Some((scheme, _)) if scheme.eq_ignore_ascii_case("sips") => {
-            return Err("sips: needs TLS, which this load generator does not speak; use sip:".to_owned());
-        }
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("sips") => (Some(Transport::Tls), rest),
         _ => split_transport(text)?,
     };
     let (address, params) = rest.split_once(';').unwrap_or((rest, ""));
@@ -118,7 +133,7 @@ pub fn parse_target(text: &str) -> Result<Endpoint, String> {
         }
         let known = if name.eq_ignore_ascii_case("transport") { Transport::read(value) } else { None };
         let Some(known) = known else {
-            return Err(format!("`;{param}` is not understood; the load goes over UDP or TCP: ;transport=tcp"));
+            return Err(format!("`;{param}` is not understood; the load goes over UDP, TCP or TLS: ;transport=tcp"));
         };
         if transport.replace(known).is_some_and(|before| before != known) {
             return Err(format!("`;{param}` contradicts what stands before the address"));
@@ -126,8 +141,9 @@ pub fn parse_target(text: &str) -> Result<Endpoint, String> {
     }
     let address = address.rsplit_once('@').map_or(address, |(_, host)| host);
     let (host, port) = split_port(address)?;
-    let address = resolve(host, port.map_or(Ok(SIP_PORT), parse_port)?)?;
-    Ok(Endpoint { transport: transport.unwrap_or_default(), address })
+    let transport = transport.unwrap_or_default();
+    let address = resolve(host, port.map_or(Ok(transport.port()), parse_port)?)?;
+    Ok(Endpoint { transport, address })
 }
 
 fn split_transport(text: &str) -> Result<(Option<Transport>, &str), String> {
@@ -135,9 +151,9 @@ fn split_transport(text: &str) -> Result<(Option<Transport>, &str), String> {
     if let Some(transport) = Transport::read(name) {
         return Ok((Some(transport), rest));
     }
-    if ["tls", "ws", "wss", "sctp"].iter().any(|other| name.eq_ignore_ascii_case(other)) {
+    if ["ws", "wss", "sctp"].iter().any(|other| name.eq_ignore_ascii_case(other)) {
         return Err(format!(
-            "{name} is not spoken here; the load goes over UDP or TCP: udp:ADDRESS:PORT, tcp:ADDRESS:PORT"
+            "{name} is not spoken here; the load goes over UDP, TCP or TLS: udp:ADDRESS:PORT, tcp:ADDRESS:PORT"
         ));
     }
     Ok((None, text))
@@ -222,7 +238,7 @@ mod tests {
         for (text, said) in [
             ("udp:127.0.0.1:6003-6000", "backwards"),
             ("udp:127.0.0.1:506O", "letter O"),
-            ("tls:127.0.0.1:5060", "UDP or TCP"),
+            ("ws:127.0.0.1:5060", "UDP, TCP or TLS"),
             ("udp:127.0.0.1:99999", "not a port"),
             ("udp:[::1:5060", "bracket"),
             ("udp:127.0.0.1:1-60000", "at most"),
@@ -230,8 +246,12 @@ mod tests {
             let error = parse_listen(text).unwrap_err();
             assert!(error.contains(said), "{text}: {error}");
         }
-        assert!(parse_target("sips:127.0.0.1").unwrap_err().contains("TLS"));
-        assert!(parse_target("sip:127.0.0.1;transport=tls").unwrap_err().contains("UDP or TCP"));
+        let tls = Endpoint { transport: Transport::Tls, ..udp("127.0.0.1:5061") };
+        for text in ["sips:127.0.0.1", "sip:127.0.0.1;transport=tls", "tls:127.0.0.1:5061"] {
+            assert_eq!(parse_target(text), Ok(tls), "{text}");
+        }
+        assert_eq!(parse_listen("tls:127.0.0.1").unwrap(), [tls]);
+        assert!(parse_target("sip:127.0.0.1;transport=ws").unwrap_err().contains("UDP, TCP or TLS"));
         assert!(parse_target("udp:127.0.0.1;transport=tcp").unwrap_err().contains("contradicts"));
     }
 }

@@ -80,7 +80,11 @@ pub fn cannot_bind(endpoint: impl Into<Endpoint>, error: &std::io::Error) -> Fai
     let failure = |what: String| Failure::new(Exit::Environment, "start", what);
     match error.kind() {
         ErrorKind::AddrInUse => failure(format!("{address}/{transport} is in use"))
-            .help(format!("who has it: ss -l{}np 'sport = :{}'", &transport.to_string()[..1], address.port()))
+            .help(format!(
+                "who has it: ss -l{}np 'sport = :{}'",
+                if transport.is_reliable() { 't' } else { 'u' },
+                address.port()
+            ))
             .help("choose another port, or port 0 for any that is free"),
         ErrorKind::AddrNotAvailable => failure(format!("{} is not an address of this machine", address.ip()))
             .help("the addresses it has: ip -brief address"),

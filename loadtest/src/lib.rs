@@ -13,8 +13,8 @@
 //!   core, with sockets, calls and a timer wheel of their own, waiting on epoll. There is no executor: a shard is one task,
 //!   and would have nobody to yield to (`docs/performance.md`, Load generator).
 //! * [`schedule`] decides when a call is due and nothing else does: an open loop. [`latency`] counts from there.
-//! * [`streams`] are the connections of a shard, where the load goes over TCP: in the same epoll set, read and written by the
-//!   same code as datagrams.
+//! * [`streams`] are the connections of a shard, where the load goes over TCP or [TLS](tls): in the same epoll set, read and
+//!   written by the same code as datagrams.
 //! * [`scenario`] is what a call does, as data. [`sip`] reads and writes messages; it is not viahop's own, on purpose: a
 //!   generator that shared the balancer's scanner could not find its bugs.
 //! * [`seal`], [`owners`] and [`tally`] are the verification: what no hop may change, who took which call, and what was sent
@@ -56,6 +56,7 @@ pub mod streams;
 pub mod sys;
 pub mod tally;
 pub mod timer;
+pub mod tls;
 pub mod uac;
 pub mod uas;
 pub mod usage;

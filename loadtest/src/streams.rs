@@ -1,8 +1,8 @@
 //! The connections of one shard: those it opened to an element, and those an element opened to its backends.
 //!
 //! ```text
-//!   opened:    Connecting ──► Open ──► Down ──► Connecting …        kept, and opened again: at once, then after a while
-//!   accepted:  Open ──► gone
+//!   opened:    Connecting ──► (Shaking, with TLS) ──► Open ──► down ──► Connecting …    kept, and opened again: at once, then
+//!   accepted:                 (Shaking, with TLS) ──► Open ──► gone                     after a while
 //! ```
 //!
 //! Who owns them says where messages go by an [`Address`] that names the connection, and learns from [`Streams::next_ended`]
@@ -15,6 +15,8 @@ use crate::sip::message::Malformed;
 use crate::sys::address::Address;
 use crate::sys::tcp;
 use crate::sys::wait::{Registry, Waiter};
+use crate::tls;
+use rustls::Connection;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
@@ -26,6 +28,9 @@ pub const WAITING_MAX: usize = 4 << 20;
 
 /// Octets read at a time. More waits in the kernel, so that every connection gets its turn.
 const READ_MAX: usize = 64 << 10;
+
+/// Room that one read of TLS may fill: what was held back of a record, and what has come behind it, 16 KiB each.
+const RECORDS_MAX: usize = 40 << 10;
 
 /// The gap before a connection that could not be opened is tried again; it doubles each time, up to the second.
 const RETRY_NS: u64 = 100 * MS_NS;
@@ -53,6 +58,10 @@ pub struct Ended {
 #[derive(Debug)]
 pub struct Streams {
     registry: Registry,
+    /// What opens with TLS; `None`: plainly.
+    client: Option<tls::Client>,
+    /// What is accepted with TLS.
+    server: Option<tls::Server>,
     slots: Vec<Option<Stream>>,
     /// How often each slot has been given away, counted from 1.
     generations: Vec<u32>,
@@ -72,7 +81,8 @@ struct Stream {
     address: Address,
     /// `None`: it is down.
     socket: Option<TcpStream>,
-    is_open: bool,
+    phase: Phase,
+    tls: Option<Box<Connection>>,
     /// What opens it again; `None`: it was accepted.
     opening: Option<Opening>,
     framer: Framer,
@@ -83,6 +93,34 @@ struct Stream {
     sent: usize,
     waits_writable: bool,
     is_dirty: bool,
+}
+
+/// What a connection is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It is being opened, or is down.
+    Connecting,
+    /// Messages go both ways.
+    Open,
+    /// TLS is being agreed on.
+    Shaking,
+}
+
+/// Why a read or a write came to nothing.
+enum Nothing {
+    /// There is nothing at the moment.
+    Yet,
+    /// It is lost, for this reason.
+    Lost(&'static str),
+}
+
+impl From<io::Error> for Nothing {
+    fn from(error: io::Error) -> Nothing {
+        match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::Interrupted => Nothing::Yet,
+            _ => Nothing::Lost(cause(&error)),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -147,6 +185,8 @@ impl Streams {
     pub fn new(waiter: &Waiter) -> Streams {
         Streams {
             registry: waiter.registry(),
+            client: None,
+            server: None,
             slots: Vec::new(),
             generations: Vec::new(),
             free: Vec::new(),
@@ -154,6 +194,12 @@ impl Streams {
             ended: Vec::new(),
             down: 0,
         }
+    }
+
+    /// The same, with TLS on what is opened and what is accepted, each where it is given.
+    #[must_use]
+    pub fn with_tls(self, client: Option<tls::Client>, server: Option<tls::Server>) -> Streams {
+        Streams { client, server, ..self }
     }
 
     /// Begins to open a connection for `place`, and keeps it open from here on. Says what messages for it are addressed to.
@@ -166,15 +212,18 @@ impl Streams {
         address
     }
 
-    /// Takes what waits at a listener of `place`, and says how many.
-    pub fn accept(&mut self, listener: &TcpListener, place: u32) -> io::Result<usize> {
+    /// Takes what waits at a listener of `place`, and says how many; those of a listener for TLS with that.
+    pub fn accept(&mut self, listener: &TcpListener, place: u32, with_tls: bool) -> io::Result<usize> {
         let mut count = 0;
         while let Some((socket, peer)) = tcp::accept(listener)? {
             let slot = self.take_slot();
             let address = Address::from(peer).on_stream(self.number(slot));
             self.registry.add(&socket, STREAM_TOKENS | slot, false)?;
+            let tls = self.server.as_ref().filter(|_| with_tls).map(tls::Server::begin).transpose();
+            let tls = tls.map_err(io::Error::other)?.map(Box::new);
+            let phase = if tls.is_some() { Phase::Shaking } else { Phase::Open };
             self.slots[slot as usize] =
-                Some(Stream { socket: Some(socket), is_open: true, ..Stream::new(place, address, None) });
+                Some(Stream { socket: Some(socket), phase, tls, ..Stream::new(place, address, None) });
             count += 1;
         }
         Ok(count)
@@ -190,6 +239,8 @@ impl Streams {
             let Some(opening) = stream.opening.filter(|opening| opening.retry_ns <= now) else { continue };
             let begun = tcp::connect(opening.target, opening.from).and_then(|(socket, local)| {
                 self.registry.add(&socket, STREAM_TOKENS | slot as u32, true)?;
+                let tls = self.client.as_ref().map(tls::Client::begin).transpose().map_err(io::Error::other)?;
+                stream.tls = tls.map(Box::new);
                 Ok((socket, local))
             });
             match begun {
@@ -208,13 +259,16 @@ impl Streams {
 
     /// Waits until no connection is being opened, for at most `patience_ns`.
     pub fn settle(&mut self, waiter: &Waiter, patience_ns: u64) -> io::Result<()> {
-        let (start, mut ready) = (now_ns(), Vec::new());
-        let is_opening = |stream: &Stream| stream.socket.is_some() && !stream.is_open;
+        let (start, mut ready, mut inlet) = (now_ns(), Vec::new(), Inlet::default());
+        let is_opening = |stream: &Stream| stream.socket.is_some() && stream.phase != Phase::Open;
         while now_ns() - start < patience_ns && self.slots.iter().flatten().any(is_opening) {
             waiter.wait(10 * MS_NS, &mut ready)?;
             for token in ready.drain(..).filter(|token| token & STREAM_TOKENS != 0) {
-                if self.slots.get((token & SLOT_MASK) as usize).and_then(Option::as_ref).is_some_and(is_opening) {
-                    self.advance(token & SLOT_MASK);
+                if self.slots.get((token & SLOT_MASK) as usize).and_then(Option::as_ref).is_some_and(is_opening)
+                    && let Some((_, from)) = self.read(token, &mut inlet)
+                {
+                    // Nobody speaks before he is asked.
+                    self.keep(from, &mut inlet);
                 }
             }
         }
@@ -232,7 +286,7 @@ impl Streams {
 
     /// How many are open.
     pub fn open_count(&self) -> usize {
-        self.slots.iter().flatten().filter(|stream| stream.is_open).count()
+        self.slots.iter().flatten().filter(|stream| stream.is_open()).count()
     }
 
     /// Lets a message wait for the next flush, on the connection that `to` names. `false`: that is gone, or its other side
@@ -282,25 +336,32 @@ impl Streams {
         let stream = self.slots[slot as usize].as_mut()?;
         let began = stream.partial.len();
         inlet.room[..began].copy_from_slice(&stream.partial);
-        let room = &mut inlet.room[began..(began + READ_MAX).min(MESSAGE_MAX + READ_MAX)];
-        let cause = match stream.socket.as_mut()?.read(room) {
-            Ok(0) => "connection closed by the other side",
+        let received = stream.receive(&mut inlet.room[began..began + READ_MAX]);
+        let is_shaken = stream.phase == Phase::Shaking && stream.tls.as_ref().is_some_and(|tls| !tls.is_handshaking());
+        if is_shaken {
+            stream.open();
+        }
+        if stream.tls.as_ref().is_some_and(|tls| tls.wants_write()) || is_shaken {
+            self.flush_one(slot);
+        }
+        match received {
+            Ok(0) => self.end(slot, "connection closed by the other side"),
             Ok(count) => {
+                let stream = self.slots[slot as usize].as_ref()?;
                 (inlet.at, inlet.len, inlet.framer) = (0, began + count, stream.framer);
                 (inlet.pings, inlet.broken) = (0, None);
                 return Some((stream.place, stream.address));
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return None,
-            Err(error) => cause(&error),
-        };
-        self.end(slot, cause);
+            Err(Nothing::Yet) => {}
+            Err(Nothing::Lost(cause)) => self.end(slot, cause),
+        }
         None
     }
 
     /// Takes back what is left of what was read from there: the beginning of a message.
     pub fn keep(&mut self, from: Address, inlet: &mut Inlet) {
         let slot = from.stream() & SLOT_MASK;
-        let Some(stream) = self.slots[slot as usize].as_mut().filter(|stream| stream.is_open) else { return };
+        let Some(stream) = self.slots[slot as usize].as_mut().filter(|stream| stream.is_open()) else { return };
         if inlet.broken.is_some() {
             return self.end(slot, "connection: what came is no message");
         }
@@ -344,38 +405,32 @@ impl Streams {
     fn advance(&mut self, slot: u32) -> bool {
         let Some(stream) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) else { return false };
         let Some(socket) = &stream.socket else { return false };
-        if !stream.is_open {
+        if stream.phase == Phase::Connecting {
             if let Some(error) = tcp::connect_error(socket) {
                 if error.kind() != ErrorKind::NotConnected {
                     self.end(slot, cause(&error));
                 }
                 return false;
             }
-            stream.is_open = true;
-            if let Some(opening) = &mut stream.opening {
-                opening.failures = 0;
+            match stream.tls {
+                Some(_) => stream.phase = Phase::Shaking,
+                None => stream.open(),
             }
         }
         if stream.waits_writable {
             self.flush_one(slot);
         }
-        self.slots[slot as usize].as_ref().is_some_and(|stream| stream.is_open)
+        self.slots[slot as usize].as_ref().is_some_and(|stream| stream.phase != Phase::Connecting)
     }
 
     fn flush_one(&mut self, slot: u32) {
-        let Some(stream) = self.slots[slot as usize].as_mut().filter(|stream| stream.is_open) else { return };
-        let Some(socket) = &mut stream.socket else { return };
-        while stream.sent < stream.out.len() {
-            match socket.write(&stream.out[stream.sent..]) {
-                Ok(count) => stream.sent += count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => return self.end(slot, cause(&error)),
-            }
-        }
-        stream.out.drain(..stream.sent);
-        stream.sent = 0;
-        let waits = !stream.out.is_empty();
+        let Some(stream) = self.slots[slot as usize].as_mut() else { return };
+        let waits = match stream.transmit() {
+            Ok(()) => false,
+            Err(Nothing::Yet) => true,
+            Err(Nothing::Lost(cause)) => return self.end(slot, cause),
+        };
+        let Some(socket) = stream.socket.as_ref().filter(|_| stream.phase != Phase::Connecting) else { return };
         if waits != stream.waits_writable {
             stream.waits_writable = waits;
             if let Err(error) = self.registry.set_writable(socket, STREAM_TOKENS | slot, waits) {
@@ -387,10 +442,10 @@ impl Streams {
     /// It is lost. One that was opened is down from here on.
     fn end(&mut self, slot: u32, cause: &'static str) {
         let Some(stream) = self.slots[slot as usize].as_mut() else { return };
-        self.ended.push(Ended { place: stream.place, was_open: stream.is_open, cause });
+        self.ended.push(Ended { place: stream.place, was_open: stream.is_open(), cause });
         let Some(opening) = &mut stream.opening else { return self.vacate(slot) };
         opening.cause = cause;
-        if stream.is_open {
+        if stream.phase == Phase::Open {
             opening.retry_ns = 0;
         } else {
             opening.retry_ns = now_ns() + (RETRY_NS << opening.failures.min(8)).min(RETRY_MAX_NS);
@@ -430,7 +485,8 @@ impl Stream {
             place,
             address,
             socket: None,
-            is_open: false,
+            phase: Phase::Connecting,
+            tls: None,
             opening,
             framer: Framer::default(),
             partial: Vec::new(),
@@ -438,6 +494,84 @@ impl Stream {
             sent: 0,
             waits_writable: false,
             is_dirty: false,
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    fn open(&mut self) {
+        self.phase = Phase::Open;
+        if let Some(opening) = &mut self.opening {
+            opening.failures = 0;
+        }
+    }
+
+    /// Reads what has come; 0 octets: the other side has closed.
+    fn receive(&mut self, room: &mut [u8]) -> Result<usize, Nothing> {
+        let Some(socket) = &mut self.socket else { return Err(Nothing::Yet) };
+        let Some(tls) = &mut self.tls else { return Ok(socket.read(room)?) };
+        let (mut len, mut is_closed) = (0, false);
+        while !is_closed && room.len() - len >= RECORDS_MAX {
+            match tls.read_tls(socket) {
+                Ok(count) => is_closed = count == 0,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if len == 0 => return Err(error.into()),
+                // What has come before counts; the error comes again.
+                Err(_) => break,
+            }
+            if let Err(error) = tls.process_new_packets() {
+                // The alert tells the other side; whether it arrives is not ours to know.
+                let _ = tls.write_tls(socket);
+                return Err(Nothing::Lost(tls::cause(&error)));
+            }
+            loop {
+                match tls.reader().read(&mut room[len..]) {
+                    Ok(0) => is_closed = true,
+                    Ok(count) => {
+                        len += count;
+                        continue;
+                    }
+                    Err(_) => {}
+                }
+                break;
+            }
+        }
+        if len > 0 || is_closed { Ok(len) } else { Err(Nothing::Yet) }
+    }
+
+    /// Sends what waits, as much of it as the kernel takes.
+    fn transmit(&mut self) -> Result<(), Nothing> {
+        let result = self.transmit_some();
+        self.out.drain(..self.sent);
+        self.sent = 0;
+        result
+    }
+
+    fn transmit_some(&mut self) -> Result<(), Nothing> {
+        let Some(socket) = self.socket.as_mut().filter(|_| self.phase != Phase::Connecting) else { return Ok(()) };
+        let Some(tls) = &mut self.tls else {
+            while self.sent < self.out.len() {
+                match socket.write(&self.out[self.sent..]) {
+                    Ok(count) => self.sent += count,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            return Ok(());
+        };
+        loop {
+            if self.phase == Phase::Open && self.sent < self.out.len() {
+                self.sent += tls.writer().write(&self.out[self.sent..])?;
+            }
+            if !tls.wants_write() {
+                return Ok(());
+            }
+            match tls.write_tls(socket) {
+                Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error.into()),
+                _ => {}
+            }
         }
     }
 }

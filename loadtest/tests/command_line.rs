@@ -68,6 +68,9 @@ fn a_load_over_tcp_is_asked_for_by_the_addresses_and_only_connections_belong_to_
     let output = run(&[&["run", "--connections", "4", "--assert", "completed==40"], &tcp[..]].concat());
     assert_eq!(output.code, 0, "{}", output.all());
     assert!(output.stdout.contains("4 connections taken"), "{}", output.stdout);
+    let tls = ["--listen", "tls:127.0.0.1:0", "--rate", "200", "--calls", "40", "-q"];
+    let output = run(&[&["run", "--connections", "4", "--assert", "completed==40"], &tls[..]].concat());
+    assert_eq!(output.code, 0, "{}", output.all());
     let refused = |args: &[&str], why: &str| {
         let output = run(args);
         assert_eq!(output.code, 2, "{}", output.all());
@@ -155,9 +158,11 @@ fn what_is_no_command_line_ends_with_2() {
         &["run", "--rate", "0"][..],
         &["run", "--assert", "speed>1"],
         &["run", "--fault", "silent=200%"],
-        &["uac", "--target", "tls:127.0.0.1"],
+        &["uac", "--target", "ws:127.0.0.1"],
         &["run", "--cores", "9999"],
-        &["uas", "--listen", "tls:127.0.0.1:1"],
+        &["uas", "--listen", "ws:127.0.0.1:1"],
+        &["uac", "--target", "sip:127.0.0.1:9;transport=tcp", "--tls-name", "x"],
+        &["uas", "--listen", "tls:127.0.0.1:1", "--tls-key", "x.pem"],
     ] {
         assert_eq!(run(args).code, 2, "{args:?}");
     }

@@ -16,6 +16,10 @@ use viahop_load::uac::ask::ask;
 use viahop_load::uac::{self, Uac};
 use viahop_load::uas::{self, Uas};
 
+/// Where Debian has Kamailio's modules.
+const MODULES: [&str; 2] =
+    ["/usr/lib/x86_64-linux-gnu/kamailio/modules", "/usr/lib/aarch64-linux-gnu/kamailio/modules"];
+
 #[test]
 fn a_registrar_that_challenges_accepts_md5_and_sha_256_and_refuses_a_wrong_password() {
     for algorithm in ["MD5", "SHA-256"] {
@@ -76,12 +80,26 @@ fn twenty_thousand_calls_through_a_dispatcher_are_all_verified() {
 
 #[test]
 fn two_thousand_calls_over_connections_of_a_dispatcher_are_all_verified() {
-    let element = match Element::read("kamailio-tcp", Path::new("viahop")) {
+    two_thousand_calls(Transport::Tcp);
+}
+
+#[test]
+fn two_thousand_calls_over_tls_through_a_dispatcher_are_all_verified() {
+    let folder = |modules: &&str| Path::new(modules).join("tls.so").exists();
+    match MODULES.iter().find(|modules| folder(modules)) {
+        Some(_) => two_thousand_calls(Transport::Tls),
+        None => skip("Kamailio's TLS is not installed"),
+    }
+}
+
+fn two_thousand_calls(transport: Transport) {
+    let element = match Element::read(&format!("kamailio-{transport}"), Path::new("viahop")) {
         Ok(element) => element,
         Err(why) => return skip(&why),
     };
-    let backends = vec![Endpoint { transport: Transport::Tcp, ..any_port() }];
-    let uas = Uas::start(uas::Config { backends, ..uas::Config::default() }).unwrap();
+    let backends = vec![Endpoint { transport, ..any_port() }];
+    let tls = element.tls().map(|tls| tls.server.clone());
+    let uas = Uas::start(uas::Config { backends, tls, ..uas::Config::default() }).unwrap();
     let core = viahop_load::sys::process::cores()[0];
     let running = element.start(core, uas.addresses()[0]).unwrap();
     let is_up = |_| {
@@ -115,8 +133,7 @@ struct Kamailio {
 
 impl Kamailio {
     fn start(algorithm: &str) -> Option<Kamailio> {
-        let folders = ["/usr/lib/x86_64-linux-gnu/kamailio/modules", "/usr/lib/aarch64-linux-gnu/kamailio/modules"];
-        let Some(modules) = folders.into_iter().find(|folder| Path::new(folder).exists()) else {
+        let Some(modules) = MODULES.into_iter().find(|folder| Path::new(folder).exists()) else {
             skip("not installed");
             return None;
         };

@@ -1,4 +1,4 @@
-//! Callers against callees over TCP: every scenario as it should be, whatever pieces the stream comes in; and what becomes of
+//! Callers against callees over TCP and TLS: every scenario as it should be, whatever pieces the stream comes in; and what becomes of
 //! calls whose connection is lost.
 
 mod support;
@@ -15,6 +15,7 @@ use viahop_load::endpoint::{Endpoint, Transport};
 use viahop_load::fault::Fault;
 use viahop_load::log::Log;
 use viahop_load::scenario::{BUILT_IN, Scenario};
+use viahop_load::tls;
 use viahop_load::uac::{self, Uac};
 use viahop_load::uas::{self, Uas};
 
@@ -62,20 +63,22 @@ fn assert_clean(called: &uac::Report, took: &uas::Report) {
 
 #[test]
 fn every_scenario_that_is_built_in_goes_over_connections_too() {
-    for (name, _) in BUILT_IN {
-        let realm = (*name == "register-digest").then(|| Realm::new("SHA-256", "secret").unwrap());
+    let both = |(name, _): &(&'static str, _)| [(*name, Transport::Tcp), (*name, Transport::Tls)];
+    for (name, transport) in BUILT_IN.iter().flat_map(both) {
+        let realm = (name == "register-digest").then(|| Realm::new("SHA-256", "secret").unwrap());
         let timers = timers(PATIENT);
-        let config = uas::Config { backends: vec![any_port()], timers, realm, ..uas::Config::default() };
+        let backends = vec![Endpoint { transport, ..any_port() }];
+        let config = uas::Config { backends, timers, realm, ..uas::Config::default() };
         let uas = Uas::start(config).unwrap();
         let (hold_ns, password) = (3 * MS_NS, Some("secret".into()));
         let config = callers(uas.addresses()[0], 200, name);
-        let called = Uac::start(uac::Config { hold_ns, password, connections: 3, ..config }).unwrap().join();
+        let called = Uac::start(uac::Config { transport, hold_ns, password, connections: 3, ..config }).unwrap().join();
         std::thread::sleep(Duration::from_millis(20));
         let took = uas.join();
         let log = Log { calls: Some(called.clone()), callees: Some(took.clone()), ..Log::new() };
         assert!(log.flows().iter().all(|flow| flow.missing() == Some(0)), "{name}: {:?}", log.flows());
         assert_clean(&called, &took);
-        assert_eq!((called.counts.placed, took.total().connections), (200, 3), "{name}");
+        assert_eq!((called.counts.placed, took.total().connections), (200, 3), "{name} {transport}");
         assert!(called.lines.iter().all(|line| line.answered == 200 && line.latency.count() == 200), "{name}");
     }
 }
@@ -91,6 +94,45 @@ fn connections_are_spread_over_the_shards() {
     let took = uas.join();
     assert_clean(&called, &took);
     assert_eq!((took.backends[0].counts.connections, took.backends[1].counts.connections), (0, 5));
+}
+
+#[test]
+fn callers_over_tls_may_demand_a_certificate_and_plain_ones_get_nowhere() {
+    let folder = std::env::temp_dir().join(format!("viahop-load-tls-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let made = tls::SelfSigned::new(vec!["sip.example.net".to_owned()]).unwrap();
+    let other = tls::SelfSigned::new(vec!["sip.example.net".to_owned()]).unwrap();
+    let (certificate, key) = (write("cert.pem", &made.certificate), write("key.pem", &made.key));
+    let foreign = write("other.pem", &other.certificate);
+    let backends = vec![Endpoint { transport: Transport::Tls, ..any_port() }];
+    let server = tls::Server::new(&certificate, &key).unwrap();
+    let uas = Uas::start(uas::Config { backends, tls: Some(server), ..uas::Config::default() }).unwrap();
+    let target = uas.addresses()[0];
+    let call = |name: &str, ca: Option<&std::path::Path>| {
+        let tls = Some(tls::Client::new(name, ca).unwrap());
+        let config =
+            uac::Config { transport: Transport::Tls, tls, timers: timers(20), ..callers(target, 20, "options") };
+        Uac::start(config).unwrap().join()
+    };
+    for (name, ca) in [("sip.example.net", Some(&*certificate)), ("192.0.2.1", None)] {
+        assert_eq!(call(name, ca).counts.completed, 20, "{name}");
+    }
+    for (name, ca) in [("pbx.example.net", &certificate), ("sip.example.net", &foreign)] {
+        let called = call(name, Some(ca));
+        let why = "TLS: a certificate that is not trusted";
+        assert_eq!(called.lines[0].failures.get(why), Some(&20), "{name}: {:?}", called.lines);
+    }
+    let called = Uac::start(callers(target, 20, "options")).unwrap().join();
+    assert_eq!(called.counts.failed, 20, "{:?}", called.lines);
+    let took = uas.join().total();
+    assert_eq!((took.options, took.malformed), (40, 0));
+    assert!(tls::Server::new(&key, &certificate).is_err() && tls::Client::new("", None).is_err());
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 /// A relay for connections; `pass` gets what has come on one of them, and where it is to go, until it says no.

@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use crate::clock::{SECOND_NS, now_ns, ns};
-use crate::compare::element::{Element, KNOWN, KNOWN_TCP};
+use crate::compare::element::{Element, KNOWN, KNOWN_TCP, KNOWN_TLS};
 use crate::compare::rounds::{self, Plan};
 use crate::compare::table;
 use crate::failure::{Exit, Failure};
@@ -14,21 +14,23 @@ use std::time::Duration;
 /// Compare what elements cost: the same load on the same core, in rounds, one element after the other.
 ///
 /// The load is an INVITE of 900 octets and its 200: one process of this program is caller and callee, on a core of its
-/// own. Without --element, all that are installed are compared: over UDP, or with --transport tcp over connections.
+/// own. Without --element, all that are installed are compared: over UDP, or with --transport tcp or tls over connections.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// An element: direct, relay, relay-scalar, viahop, nginx, kamailio, or NAME=COMMAND with {ip}, {port}, {backend_ip},
-    /// {backend_port}, {core} and {dir}. A name that ends in -tcp is reached over TCP and reaches its backend so; in -tcp-udp
-    /// or -udp-tcp only one of them: viahop-tcp, nginx-tcp, kamailio-tcp, direct-tcp. May be given several times.
+    /// {backend_port}, {core} and {dir}. A name that ends in -tcp or -tls is reached so, and reaches its backend so; in
+    /// -tls-udp and the like each side has its own: viahop-tcp, kamailio-tls, direct-tcp. May be given several times.
     #[arg(long = "element", value_name = "ELEMENT")]
     elements: Vec<String>,
-    /// Which elements are compared without --element: those over UDP, or those over TCP beside viahop over UDP.
+    /// Which elements are compared without --element: those over UDP; those over TCP, beside viahop over UDP; or those over
+    /// TLS, beside viahop over TCP.
     #[arg(long, value_enum, default_value_t = TransportName::Udp)]
     transport: TransportName,
-    /// Connections of the caller, to elements that are reached over TCP. It uses them by turns.
+    /// Connections of the caller, to elements that are reached over TCP or TLS. It uses them by turns.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     connections: u16,
-    /// Whom the others are compared with. Default: relay, and with --transport tcp viahop, over UDP.
+    /// Whom the others are compared with. Default: relay; with --transport tcp viahop, over UDP; with
+    /// tls viahop-tcp.
     #[arg(long, value_name = "ELEMENT")]
     baseline: Option<String>,
     /// Requests per second. May be given several times.
@@ -67,6 +69,7 @@ pub struct Args {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum TransportName {
     Tcp,
+    Tls,
     Udp,
 }
 
@@ -110,6 +113,7 @@ pub fn run(args: &Args) -> Outcome {
     println!("{}, {} ns for the cheapest system call\n", outcome.machine, process::system_call_ns(now_ns));
     let baseline = args.baseline.as_deref().unwrap_or(match args.transport {
         TransportName::Tcp => "viahop",
+        TransportName::Tls => "viahop-tcp",
         TransportName::Udp => "relay",
     });
     print!("{}", table::render(&outcome, baseline));
@@ -131,7 +135,11 @@ fn elements(args: &Args) -> Result<Vec<Element>, Failure> {
         return args.elements.iter().map(read).collect();
     }
     let mut elements = Vec::new();
-    let known = if args.transport == TransportName::Tcp { KNOWN_TCP } else { KNOWN };
+    let known = match args.transport {
+        TransportName::Tcp => KNOWN_TCP,
+        TransportName::Tls => KNOWN_TLS,
+        TransportName::Udp => KNOWN,
+    };
     for name in known {
         match Element::read(name, &viahop) {
             Ok(element) => elements.push(element),

@@ -17,6 +17,7 @@ use crate::screen::Screen;
 use crate::sys::process;
 use crate::sys::socket::Socket;
 use crate::timer::Timers;
+use crate::tls;
 use crate::{hgrm, html, report, uac, uas};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -65,6 +66,12 @@ pub struct Calling {
     /// Connections to the target, over TCP, all cores together. Calls take turns. Default: one per core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub connections: Option<u32>,
+    /// Whoever may have signed the element's certificate, over TLS: a file in PEM. Default: any certificate will do.
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// The name that the element is asked for (SNI), and that its certificate has to be for. Default: the target's address.
+    #[arg(long, value_name = "NAME")]
+    pub tls_name: Option<String>,
     /// Different callers and callees.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub users: u64,
@@ -114,10 +121,16 @@ pub enum ArrivalsName {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Callees")]
 pub struct Called {
-    /// Where backends listen: udp:ADDRESS:PORT or udp:ADDRESS:FIRST-LAST, or the same with tcp:, one backend per port. May be
+    /// Where backends listen: udp:ADDRESS:PORT or udp:ADDRESS:FIRST-LAST, or the same with tcp: or tls:, one backend per port. May be
     /// given several times.
     #[arg(long, value_name = "ADDRESS", default_value = "udp:127.0.0.1:6000", env = "VIAHOP_LOAD_BACKENDS")]
     pub listen: Vec<String>,
+    /// What backends that listen on tls: show, in PEM, with its chain. Default: one that nobody has signed, made at the start.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_certificate: Option<PathBuf>,
+    /// The key of that certificate, in PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub tls_key: Option<PathBuf>,
     /// How long a callee's phone rings: from the 180 to the 200.
     #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
     pub ring: Duration,
@@ -192,6 +205,10 @@ impl Calling {
             ArrivalsName::Constant => Arrivals::Constant,
             ArrivalsName::Poisson => Arrivals::Poisson,
         };
+        if config.transport == Transport::Tls {
+            let name = self.tls_name.clone().unwrap_or_else(|| target.ip().to_string());
+            config.tls = Some(tls::Client::new(&name, self.tls_ca.as_deref())?);
+        }
         config.password = self.password.clone();
         config.user = self.user.clone();
         if let Some(scenario) =
@@ -203,7 +220,7 @@ impl Calling {
         config.segments = self.gso;
         config.impairment = Impairment { loss: self.lose, duplication: self.duplicate, reordering: self.reorder };
         enough_descriptors(match config.transport {
-            Transport::Tcp => config.connections,
+            Transport::Tcp | Transport::Tls => config.connections,
             Transport::Udp => config.sockets * config.cores.len(),
         })?;
         Ok(config)
@@ -211,13 +228,17 @@ impl Calling {
 
     /// Refuses what means nothing over this transport.
     fn suits(&self, transport: Transport) -> Result<(), Failure> {
+        if transport != Transport::Tls && (self.tls_ca.is_some() || self.tls_name.is_some()) {
+            let failure = Failure::new(Exit::Usage, "callers", "--tls-ca and --tls-name, and there is no TLS");
+            return Err(failure.help("--target 'sip:HOST:PORT;transport=tls'"));
+        }
         let impaired = self.lose + self.duplicate + self.reorder > 0.0;
         let (what, help) = match transport {
             Transport::Udp if self.connections.is_some() => {
                 ("--connections, and the target is spoken to over UDP", "--target 'sip:HOST:PORT;transport=tcp'")
             }
-            Transport::Tcp if self.sockets > 1 => ("--sockets is for UDP", "--connections N"),
-            Transport::Tcp if impaired => (
+            Transport::Tcp | Transport::Tls if self.sockets > 1 => ("--sockets is for UDP", "--connections N"),
+            Transport::Tcp | Transport::Tls if impaired => (
                 "over TCP the kernel loses, doubles and reorders nothing that it would not mend",
                 "tc-netem(8) does it below TCP",
             ),
@@ -243,7 +264,7 @@ impl Called {
     pub fn config(&self, cores: Cores, password: Option<&str>) -> Result<uas::Config, Failure> {
         let backends = self.backends()?;
         enough_descriptors(backends.len())?;
-        if backends.iter().any(|backend| backend.transport == Transport::Tcp) {
+        if backends.iter().any(|backend| backend.transport.is_reliable()) {
             // How many connections come is up to the element.
             process::raise_descriptors(CONNECTIONS_HOPED);
         }
@@ -263,8 +284,13 @@ impl Called {
                 return Err(Failure::new(Exit::Usage, "uas", what).help("--password, or VIAHOP_LOAD_PASSWORD"));
             }
         };
+        let tls = match (&self.tls_certificate, &self.tls_key) {
+            (Some(certificate), Some(key)) => Some(tls::Server::new(certificate, key)?),
+            _ => None,
+        };
         Ok(uas::Config {
             realm,
+            tls,
             backends,
             cores,
             ring_ns: ns(self.ring),

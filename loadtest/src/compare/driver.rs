@@ -24,6 +24,7 @@ use crate::sys::batch::{BATCH_MAX, Receiver, Sender, drain_errors};
 use crate::sys::socket::Socket;
 use crate::sys::tcp;
 use crate::sys::wait::Waiter;
+use crate::tls;
 use crate::usage::Usage;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -110,24 +111,28 @@ pub enum Sink {
     /// Datagrams.
     Datagrams(Socket),
     /// Messages on connections that it opens.
-    Streams(TcpListener),
+    Streams(TcpListener, Endpoint),
 }
 
 impl Sink {
     /// Opens one, and so learns its address; the element that is to send there can be started then.
     pub fn open(transport: Transport) -> io::Result<Sink> {
         match transport {
-            Transport::Tcp => tcp::listen(SocketAddr::new(HERE, 0)).map(Sink::Streams),
+            Transport::Tcp | Transport::Tls => {
+                let listener = tcp::listen(SocketAddr::new(HERE, 0))?;
+                let address = listener.local_addr()?;
+                Ok(Sink::Streams(listener, Endpoint { transport, address }))
+            }
             Transport::Udp => Socket::bind(SocketAddr::new(HERE, 0)).map(Sink::Datagrams),
         }
     }
 
     /// Where it is.
-    pub fn endpoint(&self) -> io::Result<Endpoint> {
-        Ok(match self {
+    pub fn endpoint(&self) -> Endpoint {
+        match self {
             Sink::Datagrams(socket) => socket.local().into(),
-            Sink::Streams(listener) => Endpoint { transport: Transport::Tcp, address: listener.local_addr()? },
-        })
+            Sink::Streams(_, endpoint) => *endpoint,
+        }
     }
 }
 
@@ -151,7 +156,7 @@ struct Io {
 
 /// What has been sent, and what came of it.
 struct Load {
-    target: SocketAddr,
+    target: Endpoint,
     /// How the element sends to the sink.
     sink: Transport,
     /// One for each connection, which take turns; of a client with a socket the only one.
@@ -175,15 +180,23 @@ struct Load {
 }
 
 impl Driver {
-    /// A driver for the element at `target`, with `sink` behind it. Over TCP it has so many connections.
-    pub fn new(sink: Sink, target: Endpoint, connections: usize) -> io::Result<Driver> {
+    /// A driver for the element at `target`, with `sink` behind it. Over TCP and TLS it has so many connections; `server` is what
+    /// the sink shows to who comes over TLS.
+    pub fn new(
+        sink: Sink,
+        target: Endpoint,
+        connections: usize,
+        tls: (Option<tls::Client>, Option<tls::Server>),
+    ) -> io::Result<Driver> {
         let Endpoint { transport, address: target } = target;
         let waiter = Waiter::new()?;
-        let mut streams = Streams::new(&waiter);
+        let (client, server) = tls;
+        let client = client.filter(|_| transport == Transport::Tls);
+        let mut streams = Streams::new(&waiter).with_tls(client, server);
         let key = seed() & 0xffff_ffff_0000_0000;
         let (mut client, mut invites) = (None, Vec::new());
         match transport {
-            Transport::Tcp => {
+            Transport::Tcp | Transport::Tls => {
                 for place in 0..connections.max(1) as u32 {
                     let to = streams.open(target, HERE, place);
                     invites.push((Invite::new(transport, SocketAddr::new(HERE, 0), target, key), to));
@@ -195,8 +208,8 @@ impl Driver {
                 client = Some(socket);
             }
         }
-        let Endpoint { transport: behind, address } = sink.endpoint()?;
-        if let Sink::Streams(listener) = &sink {
+        let Endpoint { transport: behind, address } = sink.endpoint();
+        if let Sink::Streams(listener, _) = &sink {
             waiter.registry().add(listener, 0, false)?;
         }
         let io = Io {
@@ -210,7 +223,7 @@ impl Driver {
         };
         let contact = format!("Contact: <sip:sink@{address}{}>\r\nContent-Length: 0\r\n\r\n", behind.uri_param());
         let load = Load {
-            target,
+            target: Endpoint { transport, address: target },
             sink: behind,
             invites,
             key,
@@ -360,7 +373,7 @@ impl Driver {
                 load.match_one(io.receiver.datagram(index).0, &mut io.rows, now);
             }
         }
-        if io.client.is_none() || load.sink == Transport::Tcp {
+        if io.client.is_none() || load.sink.is_reliable() {
             any |= io.turn_streams(load)?;
         }
         Ok(any)
@@ -384,8 +397,8 @@ impl Io {
         let any = !self.ready.is_empty();
         for token in self.ready.drain(..) {
             if token & STREAM_TOKENS == 0 {
-                if let Sink::Streams(listener) = &self.sink {
-                    load.streams.accept(listener, OF_SINK)?;
+                if let Sink::Streams(listener, endpoint) = &self.sink {
+                    load.streams.accept(listener, OF_SINK, endpoint.transport == Transport::Tls)?;
                 }
                 continue;
             }
@@ -399,7 +412,7 @@ impl Io {
             }
             load.seen.wrong += u64::from(self.inlet.broken().is_some());
             load.streams.keep(from, &mut self.inlet);
-            if load.sink == Transport::Tcp {
+            if load.sink.is_reliable() {
                 leave_by(&mut load.streams, &mut load.from_sink);
             }
         }
@@ -434,7 +447,7 @@ impl Load {
     fn reopen(&mut self) {
         let Load { streams, invites, target, key, .. } = self;
         streams.reopen(now_ns(), |place, local| {
-            invites[place as usize].0 = Invite::new(Transport::Tcp, local, *target, *key);
+            invites[place as usize].0 = Invite::new(target.transport, local, target.address, *key);
         });
     }
 
@@ -542,8 +555,8 @@ mod tests {
     #[test]
     fn without_an_element_every_request_comes_back() {
         let sink = Sink::open(Transport::Udp).unwrap();
-        let target = sink.endpoint().unwrap();
-        let mut driver = Driver::new(sink, target, 1).unwrap();
+        let target = sink.endpoint();
+        let mut driver = Driver::new(sink, target, 1, (None, None)).unwrap();
         assert!(driver.probe(SECOND_NS).unwrap());
         let seen = driver.offer(&offer(Some(2000.0)), Usage::default).unwrap();
         // What a machine that does something else as well was late with before the measurement is sent within it.
@@ -554,27 +567,32 @@ mod tests {
 
     #[test]
     fn over_connections_every_request_comes_back_too() {
-        let sink = Sink::open(Transport::Tcp).unwrap();
-        let target = sink.endpoint().unwrap();
-        let mut driver = Driver::new(sink, target, 7).unwrap();
-        assert!(driver.probe(SECOND_NS).unwrap());
-        for rate in [Some(2000.0), None] {
-            let seen = driver.offer(&offer(rate), Usage::default).unwrap();
-            assert!(seen.sent >= 150, "{seen:?}");
-            assert_eq!((seen.lost, seen.wrong, seen.provisional), (0, 0, 0));
+        for transport in [Transport::Tcp, Transport::Tls] {
+            let sink = Sink::open(transport).unwrap();
+            let target = sink.endpoint();
+            let host = target.address.ip().to_string();
+            let tls =
+                (Some(tls::Client::new(&host, None).unwrap()), Some(tls::Server::self_signed(vec![host]).unwrap()));
+            let mut driver = Driver::new(sink, target, 7, tls).unwrap();
+            assert!(driver.probe(SECOND_NS).unwrap());
+            for rate in [Some(2000.0), None] {
+                let seen = driver.offer(&offer(rate), Usage::default).unwrap();
+                assert!(seen.sent >= 150, "{seen:?}");
+                assert_eq!((seen.lost, seen.wrong, seen.provisional), (0, 0, 0));
+            }
+            assert_eq!(driver.load.streams.open_count(), 14, "seven, with both ends");
         }
-        assert_eq!(driver.load.streams.open_count(), 14, "seven, with both ends");
     }
 
     #[test]
     fn a_relay_in_between_is_passed_twice_per_request() {
         let sink = Sink::open(Transport::Udp).unwrap();
-        let mut relay = Relay::bind(([127, 0, 0, 1], 0).into(), sink.endpoint().unwrap().address).unwrap();
+        let mut relay = Relay::bind(([127, 0, 0, 1], 0).into(), sink.endpoint().address).unwrap();
         let target = relay.local().into();
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let relayed = scope.spawn(|| relay.run(Mode::Batched, || stop.load(Ordering::Relaxed)).unwrap());
-            let mut driver = Driver::new(sink, target, 1).unwrap();
+            let mut driver = Driver::new(sink, target, 1, (None, None)).unwrap();
             assert!(driver.probe(5 * SECOND_NS).unwrap());
             let seen = driver.offer(&offer(None), Usage::default).unwrap();
             assert!(seen.answered > 0);
@@ -587,8 +605,8 @@ mod tests {
     #[test]
     fn a_target_that_is_not_there_is_not_waited_for() {
         let sink = Sink::open(Transport::Udp).unwrap();
-        let gone = Sink::open(Transport::Udp).unwrap().endpoint().unwrap();
-        let mut driver = Driver::new(sink, gone, 1).unwrap();
+        let gone = Sink::open(Transport::Udp).unwrap().endpoint();
+        let mut driver = Driver::new(sink, gone, 1, (None, None)).unwrap();
         assert!(!driver.probe(60 * MS_NS).unwrap());
     }
 
@@ -596,7 +614,7 @@ mod tests {
     fn what_an_element_swallows_is_lost() {
         let sink = Sink::open(Transport::Udp).unwrap();
         let black_hole = Sink::open(Transport::Udp).unwrap();
-        let mut driver = Driver::new(sink, black_hole.endpoint().unwrap(), 1).unwrap();
+        let mut driver = Driver::new(sink, black_hole.endpoint(), 1, (None, None)).unwrap();
         let seen = driver.offer(&offer(Some(1000.0)), Usage::default).unwrap();
         assert!(seen.sent > 50);
         assert_eq!(seen.lost, seen.sent);

@@ -3,11 +3,13 @@
 use crate::endpoint::{Endpoint, Transport};
 use crate::failure::{Exit, Failure};
 use crate::sys::process::{confine, signal_group};
+use crate::tls;
 use crate::usage;
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long an element may take to end when asked to, before it is killed.
@@ -27,6 +29,8 @@ pub struct Element {
     front: Transport,
     /// How it is to speak to what is behind it.
     behind: Transport,
+    /// What TLS takes; `None`: there is none on either side.
+    tls: Option<Tls>,
 }
 
 /// The names of the elements that are known over UDP, in the order of the table.
@@ -35,6 +39,10 @@ pub const KNOWN: &[&str] = &["direct", "relay", "relay-scalar", "viahop", "nginx
 /// The same for a comparison over TCP. What its cost is compared with goes over UDP.
 pub const KNOWN_TCP: &[&str] =
     &["direct", "direct-tcp", "relay", "viahop", "viahop-tcp", "viahop-tcp-udp", "nginx-tcp", "kamailio-tcp"];
+
+/// The same for a comparison over TLS. What its cost is compared with goes over TCP.
+pub const KNOWN_TLS: &[&str] =
+    &["direct-tcp", "direct-tls", "viahop-tcp", "viahop-tls", "viahop-tls-udp", "kamailio-tls"];
 
 /// Folders where Debian and others keep modules; the first that is there.
 const KAMAILIO_MODULES: &[&str] = &[
@@ -48,24 +56,80 @@ const NGINX_MODULES: &[&str] = &["/usr/lib/nginx/modules", "/usr/lib64/nginx/mod
 /// The configurations that are published with the program.
 const KAMAILIO_CFG: &str = include_str!("../../configs/kamailio.cfg");
 const KAMAILIO_TCP_CFG: &str = include_str!("../../configs/kamailio-tcp.cfg");
+const KAMAILIO_TLS_CFG: &str = include_str!("../../configs/kamailio-tls.cfg");
 const NGINX_CONF: &str = include_str!("../../configs/nginx.conf");
 const NGINX_TCP_CONF: &str = include_str!("../../configs/nginx-tcp.conf");
 
 /// What the end of a name says: how an element is spoken to, and how it is to speak to what is behind it.
-fn transports(name: &str) -> (&str, Transport, Transport) {
-    use Transport::{Tcp, Udp};
-    let ends = [("-udp-tcp", Udp, Tcp), ("-tcp-udp", Tcp, Udp), ("-tcp", Tcp, Tcp)];
-    let ending = ends.into_iter().find_map(|(end, front, behind)| Some((name.strip_suffix(end)?, front, behind)));
-    ending.unwrap_or((name, Udp, Udp))
+pub(super) fn transports(name: &str) -> (&str, Transport, Transport) {
+    let last = |name| {
+        let (before, end): (&str, &str) = str::rsplit_once(name, '-')?;
+        Some((before, Transport::read(end).filter(|_| !before.is_empty())?))
+    };
+    match last(name).map(|(before, behind)| (before, behind, last(before))) {
+        Some((_, behind, Some((plain, front)))) => (plain, front, behind),
+        Some((plain, both, None)) => (plain, both, both),
+        None => (name, Transport::Udp, Transport::Udp),
+    }
+}
+
+/// What both ends of the driver have for an element that speaks TLS, and the element's own files.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// What the client opens connections with. It takes any certificate.
+    pub client: tls::Client,
+    /// What the sink shows.
+    pub server: tls::Server,
+    /// The certificate that both show, and its key.
+    made: Arc<tls::SelfSigned>,
+}
+
+/// The name that certificates made for a comparison are for.
+const NAME: &str = "localhost";
+
+impl Tls {
+    fn new() -> Result<Tls, String> {
+        let client = tls::Client::new(NAME, None).map_err(|failure| failure.what().to_owned())?;
+        let made = tls::SelfSigned::new(vec![NAME.to_owned()]).map_err(|failure| failure.what().to_owned())?;
+        let server = tls::Server::of(&made).map_err(|failure| failure.what().to_owned())?;
+        Ok(Tls { client, server, made: Arc::new(made) })
+    }
+
+    /// What an element reads.
+    fn files(&self) -> [(&'static str, String); 2] {
+        [("cert.pem", self.made.certificate.clone()), ("key.pem", self.made.key.clone())]
+    }
+}
+
+/// What viahop runs with where TLS is on either side, which its flags have no words for.
+fn viahop_toml(front: Transport, behind: Transport) -> String {
+    let param = behind.uri_param();
+    let shown = match front {
+        Transport::Tls => "tls = { certificate = \"{dir}/cert.pem\", key = \"{dir}/key.pem\" }\n",
+        Transport::Tcp | Transport::Udp => "",
+    };
+    let demanded = match behind {
+        Transport::Tls => format!("tls = {{ ca = \"{{dir}}/cert.pem\", name = \"{NAME}\" }}\n"),
+        Transport::Tcp | Transport::Udp => String::new(),
+    };
+    format!(
+        "[balancer]\ncores = [{{core}}]\n\n[[listen]]\naddress = \"{front}:{{ip}}:{{port}}\"\n{shown}\n[[pool]]\nname = \"sink\"\n\
+         {demanded}backend = [{{ uri = \"sip:{{backend_ip}}:{{backend_port}}{param}\" }}]\n\n[admin]\nlisten = \"off\"\n"
+    )
 }
 
 impl Element {
-    /// The element of this name, or `NAME=COMMAND LINE`. A name that ends in `-tcp` is spoken to, and speaks, over TCP; in
-    /// `-tcp-udp` or `-udp-tcp` only one of them. `viahop` is the balancer's program. `Err` says why there is none.
+    /// The element of this name, or `NAME=COMMAND LINE`. A name that ends in `-tcp` or `-tls` is spoken to, and speaks, so; in
+    /// `-tcp-udp` and the like each side has its own. `viahop` is the balancer's program. `Err` says why there is none.
     pub fn read(text: &str, viahop: &Path) -> Result<Element, String> {
         let (name, line) = text.split_once('=').unwrap_or((text, ""));
         let (plain, front, behind) = transports(name);
-        let from = |command, files| Ok(Element { name: name.to_owned(), command, files, front, behind });
+        let has_tls = front == Transport::Tls || behind == Transport::Tls;
+        let tls = has_tls.then(Tls::new).transpose()?;
+        let from = |command, mut files: Vec<_>| {
+            files.extend(tls.iter().flat_map(Tls::files));
+            Ok(Element { name: name.to_owned(), command, files, front, behind, tls: tls.clone() })
+        };
         let words = |line: &str| line.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>();
         if text.contains('=') {
             return match words(line).is_empty() || name.is_empty() {
@@ -82,6 +146,11 @@ impl Element {
                 if !viahop.exists() {
                     return Err(format!("{} is not there; say where with --viahop", viahop.display()));
                 }
+                if has_tls {
+                    let args = ["run", "--config", "{dir}/viahop.toml"].map(str::to_owned);
+                    let command = std::iter::once(viahop.display().to_string()).chain(args).collect();
+                    return from(command, vec![("viahop.toml", viahop_toml(front, behind))]);
+                }
                 let param = behind.uri_param();
                 let args = format!(
                     "run --listen {front}:{{ip}}:{{port}} --backend sip:{{backend_ip}}:{{backend_port}}{param} \
@@ -89,7 +158,7 @@ impl Element {
                 );
                 from(std::iter::once(viahop.display().to_string()).chain(words(&args)).collect(), Vec::new())
             }
-            ("nginx", front, behind) if front == behind => {
+            ("nginx", front, behind) if front == behind && !has_tls => {
                 let program = installed("nginx").ok_or("not installed")?;
                 let module = |folder: &&&str| Path::new(folder).join("ngx_stream_module.so").exists();
                 let modules = NGINX_MODULES.iter().find(module).ok_or("its stream module is not installed")?;
@@ -103,7 +172,11 @@ impl Element {
                     .iter()
                     .find(|folder| Path::new(folder).exists())
                     .ok_or("its modules are not where they are looked for")?;
-                let cfg = if front == Transport::Tcp { KAMAILIO_TCP_CFG } else { KAMAILIO_CFG };
+                let cfg = match front {
+                    Transport::Tcp => KAMAILIO_TCP_CFG,
+                    Transport::Tls => KAMAILIO_TLS_CFG,
+                    Transport::Udp => KAMAILIO_CFG,
+                };
                 let files = vec![
                     ("kamailio.cfg", cfg.replace("{modules}", modules)),
                     ("dispatcher.list", format!("1 sip:{{backend_ip}}:{{backend_port}}{}\n", behind.uri_param())),
@@ -111,7 +184,7 @@ impl Element {
                 element(&format!("{program} -DD -E -f {{dir}}/kamailio.cfg -Y {{dir}} -P {{dir}}/kamailio.pid"), files)
             }
             _ => {
-                let known: Vec<&str> = KNOWN.iter().chain(&KNOWN_TCP[4..]).copied().collect();
+                let known: Vec<&str> = KNOWN.iter().chain(&KNOWN_TCP[4..]).chain(&KNOWN_TLS[3..]).copied().collect();
                 Err(format!("`{name}` is not known; these are: {}; or NAME=COMMAND", known.join(", ")))
             }
         }
@@ -133,6 +206,11 @@ impl Element {
     /// How it speaks to what is behind it.
     pub fn behind(&self) -> Transport {
         self.behind
+    }
+
+    /// What its two sides have, if one of them is TLS.
+    pub fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     /// Starts it on `core`, in front of `backend`.
@@ -260,7 +338,7 @@ mod tests {
 
     #[test]
     fn the_end_of_a_name_says_how_an_element_speaks_on_either_side() {
-        use Transport::{Tcp, Udp};
+        use Transport::{Tcp, Tls, Udp};
         for (text, front, behind) in [
             ("direct", Udp, Udp),
             ("direct-tcp", Tcp, Tcp),
@@ -268,6 +346,9 @@ mod tests {
             ("mine-tcp=cmd", Tcp, Tcp),
             ("mine-tcp-udp=cmd", Tcp, Udp),
             ("mine-udp-tcp=cmd -tcp", Udp, Tcp),
+            ("my-mine-tls=cmd", Tls, Tls),
+            ("mine-tls-tcp=cmd", Tls, Tcp),
+            ("tls=cmd", Udp, Udp),
         ] {
             let element = Element::read(text, Path::new("/nowhere")).unwrap();
             assert_eq!((element.front, element.behind), (front, behind), "{text}");

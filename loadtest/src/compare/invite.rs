@@ -122,7 +122,7 @@ mod tests {
         for (client, target) in
             [("[::1]:9", "[::1]:8"), ("127.0.0.1:1", "127.0.0.1:2"), ("192.168.100.100:50000", "192.168.100.101:50000")]
         {
-            for transport in [Transport::Tcp, Transport::Udp] {
+            for transport in [Transport::Tcp, Transport::Tls, Transport::Udp] {
                 let invite = Invite::new(transport, client.parse().unwrap(), target.parse().unwrap(), 0);
                 assert_eq!(invite.write(0, &mut [0; 2000]), INVITE_OCTETS, "{client}");
             }

@@ -142,14 +142,15 @@ fn visit(
     let broken =
         |error: std::io::Error| Failure::new(Exit::Environment, "compare", format!("the driver's socket: {error}"));
     let sink = Sink::open(element.behind()).map_err(broken)?;
-    let running = match element.start(plan.core, sink.endpoint().map_err(broken)?.address) {
+    let running = match element.start(plan.core, sink.endpoint().address) {
         Ok(running) => running,
         Err(failure) => {
             outcome.missing.push((element.name.clone(), failure.what().to_owned()));
             return Ok(());
         }
     };
-    let mut driver = Driver::new(sink, running.target, plan.connections).map_err(broken)?;
+    let tls = element.tls().map_or((None, None), |tls| (Some(tls.client.clone()), Some(tls.server.clone())));
+    let mut driver = Driver::new(sink, running.target, plan.connections, tls).map_err(broken)?;
     if !driver.probe(READY_NS).map_err(broken)? {
         let what = format!("no answer within {} s. {}", READY_NS / SECOND_NS, running.last_words());
         outcome.missing.push((element.name.clone(), what));

@@ -2,6 +2,7 @@
 //! to the null relay of the same round, or to whoever is the baseline, and the latency that was added to that of the same round without an element.
 
 use super::rounds::{CONTENDED_MAX, Outcome, STEAL_MAX, Sample};
+use crate::endpoint::Transport;
 use crate::latency::Short;
 use std::fmt::Write;
 
@@ -147,8 +148,11 @@ fn line(text: &mut String, outcome: &Outcome, samples: &[&Sample], name: &str, b
 
 /// The measurement without an element that has this one's transport towards callers.
 fn without(name: &str) -> &'static str {
-    let over_tcp = name.ends_with("-tcp") && !name.ends_with("-udp-tcp") || name.ends_with("-tcp-udp");
-    if over_tcp { "direct-tcp" } else { "direct" }
+    match super::element::transports(name).1 {
+        Transport::Tcp => "direct-tcp",
+        Transport::Tls => "direct-tls",
+        Transport::Udp => "direct",
+    }
 }
 
 fn of<'a>(samples: &'a [&Sample], name: &str) -> impl Iterator<Item = &'a Sample> {

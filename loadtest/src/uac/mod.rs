@@ -32,6 +32,7 @@ use crate::sys::tcp;
 use crate::sys::wait::Waiter;
 use crate::tally::Tally;
 use crate::timer::Timers;
+use crate::tls;
 use crate::usage::{self, Usage};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -61,6 +62,8 @@ pub struct Config {
     pub transport: Transport,
     /// Our own address; sockets take free ports there.
     pub from: IpAddr,
+    /// What connections are opened with, over TLS.
+    pub tls: Option<tls::Client>,
     /// Sockets of one shard, over UDP. Several look like several phones: an element that spreads by source address sees a
     /// spread.
     pub sockets: usize,
@@ -112,6 +115,7 @@ impl Config {
         Config {
             target,
             transport,
+            tls: None,
             from,
             sockets: 1,
             connections: 1,
@@ -385,11 +389,14 @@ impl Uac {
         if config.cores.is_empty() {
             config.cores.push(None);
         }
+        if config.transport == Transport::Tls && config.tls.is_none() {
+            config.tls = Some(tls::Client::new(&config.target.ip().to_string(), None)?);
+        }
         let shards = config.cores.len();
         let ended = (0..shards).map(|_| Mutex::default()).collect();
         let mut uac = Uac { shards: Vec::new(), threads: Vec::new(), ended, addresses: Vec::new() };
         let config = Arc::new(config);
-        if config.transport == Transport::Tcp {
+        if config.transport.is_reliable() {
             // Connections take their address when they are opened; that it is ours is found out here.
             let endpoint = Endpoint { transport: Transport::Tcp, address: SocketAddr::new(config.from, 0) };
             tcp::listen(endpoint.address).map_err(|error| cannot_bind(endpoint, &error))?;

@@ -157,8 +157,9 @@ impl Worker {
             lanes.push(Lane { sender, socket: Some(socket), network });
         }
         let shards = config.cores.len() as u64;
-        let mut streams = Streams::new(&waiter);
-        if config.transport == Transport::Tcp {
+        let client = config.tls.clone().filter(|_| config.transport == Transport::Tls);
+        let mut streams = Streams::new(&waiter).with_tls(client, None);
+        if config.transport.is_reliable() {
             lanes.push(Lane { sender: Sender::new(), socket: None, network: None });
             // Those that do not divide go to the first shards.
             let (all, shards) = (config.connections.min(PORTS_MAX), shards as usize);

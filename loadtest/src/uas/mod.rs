@@ -30,6 +30,7 @@ use crate::sys::tcp;
 use crate::sys::wait::Waiter;
 use crate::tally::Tally;
 use crate::timer::Timers;
+use crate::tls;
 use crate::usage::{self, Usage};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -68,6 +69,8 @@ pub struct Config {
     pub segments: bool,
     /// Whether new calls are listed for [`Uas::take_new_calls`].
     pub list_new_calls: bool,
+    /// What those who come over TLS are shown. Without it a certificate that nobody has signed is made.
+    pub tls: Option<tls::Server>,
     /// What a REGISTER has to prove, if anything.
     pub realm: Option<Realm>,
     /// What backends do wrong. [`Fault::Down`] is whoever calls [`Uas::kill`]'s business.
@@ -86,6 +89,7 @@ impl Default for Config {
             calls_remembered: CALLS_REMEMBERED,
             segments: false,
             list_new_calls: false,
+            tls: None,
             realm: None,
             faults: Vec::new(),
         }
@@ -327,16 +331,16 @@ impl Report {
 #[derive(Debug)]
 enum Mouth {
     Datagrams(Socket),
-    Streams(TcpListener, SocketAddr),
+    Streams(TcpListener, Endpoint),
 }
 
 impl Mouth {
     fn open(endpoint: Endpoint) -> io::Result<Mouth> {
         match endpoint.transport {
-            Transport::Tcp => {
+            Transport::Tcp | Transport::Tls => {
                 let listener = tcp::listen(endpoint.address)?;
                 let local = listener.local_addr()?;
-                Ok(Mouth::Streams(listener, local))
+                Ok(Mouth::Streams(listener, Endpoint { address: local, ..endpoint }))
             }
             Transport::Udp => Socket::bind_with(endpoint.address, PATIENT_BUFFER_OCTETS).map(Mouth::Datagrams),
         }
@@ -345,14 +349,14 @@ impl Mouth {
     fn local(&self) -> SocketAddr {
         match self {
             Mouth::Datagrams(socket) => socket.local(),
-            Mouth::Streams(_, local) => *local,
+            Mouth::Streams(_, local) => local.address,
         }
     }
 
     fn transport(&self) -> Transport {
         match self {
             Mouth::Datagrams(_) => Transport::Udp,
-            Mouth::Streams(..) => Transport::Tcp,
+            Mouth::Streams(_, local) => local.transport,
         }
     }
 
@@ -421,6 +425,11 @@ impl Uas {
             config.cores.push(None);
         }
         config.cores.truncate(config.backends.len());
+        let is_tls = |endpoint: &Endpoint| endpoint.transport == Transport::Tls;
+        if config.tls.is_none() && config.backends.iter().any(is_tls) {
+            let hosts = config.backends.iter().map(|endpoint| endpoint.address.ip().to_string());
+            config.tls = Some(tls::Server::self_signed(hosts.chain(["localhost".to_owned()]).collect())?);
+        }
         let mut sockets = Vec::new();
         for endpoint in &mut config.backends {
             let mouth = Mouth::open(*endpoint).map_err(|error| cannot_bind(*endpoint, &error))?;

@@ -18,7 +18,7 @@ mod other;
 use super::call::{Call, State};
 use super::{BackendState, Command, Counts, Mouth, Shared, Snapshot};
 use crate::clock::{SECOND_NS, now_ns};
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, Transport};
 use crate::fault::{Fate, Fault, fate};
 use crate::owners::digest;
 use crate::pace::{LINGER_NS, Pace};
@@ -98,9 +98,10 @@ impl Worker {
         let receiver = Receiver::new(BATCH_MAX);
         let (inlet, rows) = (Inlet::default(), Rows::default());
         let io = Io { receiver, inlet, rows, inbox, ready: Vec::new(), fired: Vec::new() };
+        let tls = shared.config.tls.clone();
         let shard = Shard {
             shared,
-            streams: Streams::new(&waiter),
+            streams: Streams::new(&waiter).with_tls(None, tls),
             waiter,
             backends,
             calls: Vec::new(),
@@ -214,9 +215,10 @@ impl Shard {
         for _ in 0..RECEIVES_MAX {
             let socket = match &self.backends[place].mouth {
                 Some(Mouth::Datagrams(socket)) => socket,
-                Some(Mouth::Streams(listener, _)) => {
+                Some(Mouth::Streams(listener, local)) => {
                     // No descriptor left: who waits there waits on.
-                    let taken = self.streams.accept(listener, place as u32).unwrap_or(0);
+                    let with_tls = local.transport == Transport::Tls;
+                    let taken = self.streams.accept(listener, place as u32, with_tls).unwrap_or(0);
                     self.backends[place].counts.connections += taken as u64;
                     return;
                 }
