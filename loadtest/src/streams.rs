@@ -284,9 +284,9 @@ impl Streams {
         down.filter_map(|stream| Some(stream.opening?.retry_ns)).min().unwrap_or(u64::MAX)
     }
 
-    /// How many are open.
-    pub fn open_count(&self) -> usize {
-        self.slots.iter().flatten().filter(|stream| stream.is_open()).count()
+    /// How many of those that were opened are open.
+    pub fn opened(&self) -> usize {
+        self.slots.iter().flatten().filter(|stream| stream.opening.is_some() && stream.is_open()).count()
     }
 
     /// Lets a message wait for the next flush, on the connection that `to` names. `false`: that is gone, or its other side
