@@ -1,8 +1,9 @@
 //! TLS without sockets: a server and a client of ours that are handed each other's octets, in whatever pieces.
 
-mod support;
+#[path = "support/authority.rs"]
+mod authority;
 
-use support::authority::{Authority, Issued, self_signed};
+use authority::{Authority, Issued, self_signed};
 use viahop::dataplane::counters::Handshake;
 use viahop::tls::session::{CARRIED, Failure, Session};
 use viahop::tls::{Certificate, Clienthood, Clients, Credentials, Fault, Server, Trust};

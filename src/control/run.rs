@@ -19,6 +19,7 @@ mod reload;
 
 use super::admin;
 use super::ask::{Answer, Ask, Asked, BackendChange, Follow, Refused, find};
+use super::clock::unix_now;
 use super::cluster::{Backend, Cluster, Turn, moved_slots};
 use super::config::problem::{Report, Source};
 use super::config::{Config, Health, Loaded, Socket, WEIGHT_MAX, load};
@@ -44,7 +45,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
@@ -151,11 +152,6 @@ const QUIET_S: u32 = 5;
 
 /// How long shards pass over a backend that refused and that nobody probes.
 const SUSPICION: Duration = Duration::from_secs(2);
-
-/// Seconds since 1970.
-pub fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
 
 /// Passes the signals of the system on as orders until the task is dropped.
 ///

@@ -4,6 +4,8 @@
 //! received is accounted for, which `Viahop::end` checks.
 #![allow(clippy::disallowed_methods, reason = "tests wait by the clock")]
 
+#[path = "../support/authority.rs"]
+mod authority;
 #[path = "../support/mod.rs"]
 mod support;
 

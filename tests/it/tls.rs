@@ -1,10 +1,10 @@
 //! TLS, for real: rustls, OpenSSL, sipsak and Kamailio on the other side; wrong certificates and what is no TLS at all.
 
+use crate::authority::{Authority, Issued, self_signed};
 use crate::live::{
     Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, free_port, output, sipp_uac, sipp_uas, viahop,
 };
 use crate::streams::{Backend, Client, EMPTY, answer, request, rows, udp};
-use crate::support::authority::{Authority, Issued, self_signed};
 use crate::support::{has_peer, skip};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};

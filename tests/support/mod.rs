@@ -5,7 +5,6 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
-pub mod authority;
 pub mod corpus;
 pub mod judge;
 pub mod readers;

@@ -1,8 +1,9 @@
 //! Reading the configuration again: beside the loop, compared in full before anything of it is used, and then put in force
 //! at once or not at all.
 
-use super::{Control, unix_now};
+use super::Control;
 use crate::control::ask::{Answer, Refused};
+use crate::control::clock::unix_now;
 use crate::control::cluster::{Cluster, moved_slots};
 use crate::control::config::problem::{Problem, Report, Source};
 use crate::control::config::{Config, Listen, Loaded};

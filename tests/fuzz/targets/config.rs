@@ -13,6 +13,7 @@ use viahop::dataplane;
 #[allow(dead_code, unused_imports, reason = "all of it, and the target needs a part")]
 #[path = "../../../src/control"]
 mod control {
+    pub mod clock;
     pub mod config;
     pub mod operator;
     pub mod health {
@@ -20,11 +21,16 @@ mod control {
     }
 }
 
+/// What certificates are read with.
+#[allow(dead_code, unused_imports, reason = "all of it, and the target needs a part")]
+#[path = "../../../src/tls/mod.rs"]
+mod tls;
+
 fuzz_target!(|text: &str| {
     check_addresses(text);
     check_list(text);
-    // A pool that names a list has a file read, and what comes of that is no function of the text.
-    if text.replace("listen", "").contains("list") {
+    // A pool that names a list, or `tls`, has files read, and what comes of that is no function of the text.
+    if text.replace("listen", "").contains("list") || text.contains("tls") {
         return;
     }
     let read = || config::parse(Source { name: "viahop.toml".into(), text: text.into() });

@@ -2,14 +2,14 @@
 //! to be told with everything else.
 
 use super::value::Reader;
+use crate::control::clock::unix_now;
 use crate::control::config::address::HostPort;
 use crate::control::config::file::{self, Value};
 use crate::control::config::problem::Problem;
 use crate::control::config::{Backend, PoolTls};
-use crate::control::run::unix_now;
 use crate::dataplane::transport::Transport;
 use crate::tls::{Certificate, Clienthood, Clients, Fault, Server, Trust};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::ops::Range;
 use std::time::{Duration, UNIX_EPOCH};
@@ -206,10 +206,11 @@ impl Reader<'_> {
 }
 
 fn read(path: &str) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    if !file.metadata()?.is_file() {
+    // Opening a pipe would wait for whoever writes to it.
+    if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is no file"));
     }
+    let file = File::open(path)?;
     let mut octets = Vec::new();
     file.take(FILE_MAX + 1).read_to_end(&mut octets)?;
     if octets.len() as u64 > FILE_MAX {
