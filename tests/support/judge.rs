@@ -131,12 +131,14 @@ fn agrees(did: &Did, expect: &str) -> bool {
     })
 }
 
-/// Holds every case of this project's corpus that comes as a datagram against a balancer from `fresh`.
+/// Holds every case of this project's corpus that comes as a datagram, or is read like one, as the message in a frame of a
+/// WebSocket is, against a balancer from `fresh`.
 pub fn own_corpus<B: Balancer>(mut fresh: impl FnMut() -> B) {
     let mut checked = 0;
     let mut wrong = Vec::new();
     for case in manifest() {
-        if case.transport != "udp" && !(case.transport == "tls" && case.file.starts_with('e')) {
+        let is_read_so = matches!(case.transport.as_str(), "udp" | "ws");
+        if !is_read_so && !(case.transport == "tls" && case.file.starts_with('e')) {
             continue;
         }
         if let Some((_, reason)) = LATER.iter().find(|(file, _)| *file == case.file) {
