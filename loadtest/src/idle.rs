@@ -14,6 +14,7 @@ use crate::sip::message::{Message, Rows, Start};
 use crate::streams::{Inlet, STREAM_TOKENS, Streams};
 use crate::sys::address::Address;
 use crate::sys::wait::Waiter;
+use crate::tls;
 use crate::usage;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -25,10 +26,12 @@ const AT_ONCE: usize = 256;
 const PATIENCE_NS: u64 = 5 * SECOND_NS;
 
 /// What is to be done.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     /// The element.
     pub target: SocketAddr,
+    /// What connections are opened with, over TLS; `None`: over TCP.
+    pub tls: Option<tls::Client>,
     /// Our own address.
     pub from: IpAddr,
     /// How many connections.
@@ -96,8 +99,8 @@ impl Idlers {
     fn new(plan: &Plan) -> io::Result<Idlers> {
         let waiter = Waiter::new()?;
         Ok(Idlers {
-            plan: *plan,
-            streams: Streams::new(&waiter),
+            plan: plan.clone(),
+            streams: Streams::new(&waiter).with_tls(plan.tls.clone(), None),
             waiter,
             inlet: Inlet::default(),
             rows: Rows::default(),
@@ -165,9 +168,10 @@ impl Idlers {
 
     fn options(&self, place: usize) -> String {
         let (target, local) = (self.plan.target, self.idlers[place].local);
-        let (run, asked, param) = (self.run, self.asked, Transport::Tcp.uri_param());
+        let transport = if self.plan.tls.is_some() { Transport::Tls } else { Transport::Tcp };
+        let (run, asked, param, via) = (self.run, self.asked, transport.uri_param(), transport.in_via());
         format!(
-            "OPTIONS sip:{target}{param} SIP/2.0\r\nVia: SIP/2.0/TCP {local};branch=z9hG4bK{run:016x}.{place}.{asked};rport\r\n\
+            "OPTIONS sip:{target}{param} SIP/2.0\r\nVia: SIP/2.0/{via} {local};branch=z9hG4bK{run:016x}.{place}.{asked};rport\r\n\
              Max-Forwards: 70\r\nFrom: <sip:idler{place}@{target}>;tag={run:016x}\r\nTo: <sip:{target}>\r\n\
              Call-ID: {run:016x}.{place}\r\nCSeq: {asked} OPTIONS\r\nContent-Length: 0\r\n\r\n"
         )
@@ -182,15 +186,24 @@ mod tests {
 
     #[test]
     fn connections_that_are_open_answer_at_the_beginning_and_at_the_end() {
-        let listen = Endpoint { transport: Transport::Tcp, ..Endpoint::from(([127, 0, 0, 1], 0)) };
-        let uas = Uas::start(uas::Config { backends: vec![listen], ..uas::Config::default() }).unwrap();
-        let target = uas.addresses()[0];
-        let plan =
-            Plan { target, from: target.ip(), connections: 300, hold_ns: 20 * MS_NS, pid: Some(std::process::id()) };
-        let outcome = run(&plan).unwrap();
-        assert_eq!((outcome.answered, outcome.answered_again), (300, 300));
-        assert!(outcome.open_kib > 0 && outcome.before_kib > 0);
-        let took = uas.join().total();
-        assert_eq!((took.connections, took.options, took.malformed), (300, 600, 0));
+        let client = tls::Client::new("localhost", None).unwrap();
+        for (transport, tls) in [(Transport::Tcp, None), (Transport::Tls, Some(client))] {
+            let listen = Endpoint { transport, ..Endpoint::from(([127, 0, 0, 1], 0)) };
+            let uas = Uas::start(uas::Config { backends: vec![listen], ..uas::Config::default() }).unwrap();
+            let target = uas.addresses()[0];
+            let plan = Plan {
+                target,
+                tls,
+                from: target.ip(),
+                connections: 300,
+                hold_ns: 20 * MS_NS,
+                pid: Some(std::process::id()),
+            };
+            let outcome = run(&plan).unwrap();
+            assert_eq!((outcome.answered, outcome.answered_again), (300, 300));
+            assert!(outcome.open_kib > 0 && outcome.before_kib > 0);
+            let took = uas.join().total();
+            assert_eq!((took.connections, took.options, took.malformed), (300, 600, 0));
+        }
     }
 }

@@ -7,6 +7,7 @@ use crate::endpoint::{Endpoint, Transport, parse_target};
 use crate::failure::{Exit, Failure};
 use crate::idle::{self, Plan};
 use crate::sys::process;
+use crate::tls;
 use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use std::time::Duration;
 /// element has to allow as many connections of one address.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The element, as sip:HOST:PORT;transport=tcp.
+    /// The element, as sip:HOST:PORT;transport=tcp, or tls.
     #[arg(long, value_parser = parse_target, env = "VIAHOP_LOAD_TARGET")]
     target: Endpoint,
     /// How many.
@@ -38,7 +39,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    if args.target.transport != Transport::Tcp {
+    if args.target.transport == Transport::Udp {
         let failure = Failure::new(Exit::Usage, "idle", "there are no connections over UDP");
         return Err(failure.help(format!("--target 'sip:{};transport=tcp'", args.target.address)));
     }
@@ -50,7 +51,11 @@ pub fn run(args: &Args) -> Outcome {
         return Err(Failure::new(Exit::Environment, "idle", format!("there is no process {pid}")));
     }
     process::catch_stop_signals();
-    let plan = Plan { target, from, connections, hold_ns: ns(args.hold), pid: args.pid };
+    let tls = match args.target.transport {
+        Transport::Tls => Some(tls::Client::new(&target.ip().to_string(), None)?),
+        Transport::Tcp | Transport::Udp => None,
+    };
+    let plan = Plan { target, tls, from, connections, hold_ns: ns(args.hold), pid: args.pid };
     let outcome =
         idle::run(&plan).map_err(|error| Failure::new(Exit::Failed, "idle", format!("the connections: {error}")))?;
     let mib = |kib: u64| kib as f64 / 1024.0;
