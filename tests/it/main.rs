@@ -9,6 +9,7 @@ mod authority;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod browser;
 mod calls;
 mod ctl;
 mod dialogs;
