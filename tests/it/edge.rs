@@ -1,15 +1,22 @@
 //! What the open network does to connections: resets at any moment, storms of them, people who dribble, no descriptors
 //! left. Whoever does it loses his own; nobody else notices.
 
-use crate::live::{Folder, PATIENCE, Process, Viahop, alone, calls, free_port, output, sipp_uac, sipp_uas, viahop};
+use crate::live::{
+    Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, free_port, output, sipp_uac, sipp_uas, viahop,
+};
 use crate::streams::{Backend, Client, EMPTY, answer, config, request, udp};
 use crate::support::has_peer;
+use crate::tls::Papers;
 use serde_json::Value;
 use socket2::SockRef;
 use std::io::Write;
-use std::net::{TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
+use viahop_load::endpoint::{self, Endpoint};
+use viahop_load::scenario::Scenario;
+use viahop_load::uac::{self, Uac};
+use viahop_load::uas::{self, Uas};
 
 /// An OPTIONS that asks the balancer itself, so that no server has a part in it.
 fn ping(listen: u16, transport: &str, sent_by: impl std::fmt::Display, call: &str) -> String {
@@ -198,5 +205,73 @@ fn ctl_lists_who_is_connected_on_every_shard() {
     assert_eq!(ctl(&["connections", "192.0.2.1"]).1, "no connection\n");
     let (code, _, said) = ctl(&["connections", "nonsense"]);
     assert!(code == 2 && said.contains("nonsense"), "{said}");
+    balancer.end();
+}
+
+/// Callers over UDP, TCP and TLS, servers over UDP and TCP, 5,000 calls up at the same time: two servers are drained, and each
+/// call goes on where it is, through its re-INVITE to its BYE.
+#[test]
+fn five_thousand_calls_over_every_transport_outlive_the_drain_of_their_servers() {
+    let _alone = alone();
+    let papers = Papers::new("mixed");
+    let certificate = papers.issue("a", &["localhost"]);
+    let backend = |text: &str| endpoint::parse_listen(text).unwrap()[0];
+    let backends = ["udp:127.0.0.1:0", "tcp:127.0.0.1:0", "udp:127.0.0.1:0", "tcp:127.0.0.1:0"].map(backend);
+    let uas = Uas::start(uas::Config { backends: backends.into(), ..Default::default() }).unwrap();
+    let addresses = uas.addresses().to_vec();
+    let uri = |(number, address): (usize, &SocketAddr)| match number % 2 {
+        0 => format!("{{ uri = \"sip:{address}\" }}"),
+        _ => format!("{{ uri = \"sip:{address};transport=tcp\" }}"),
+    };
+    let uris: Vec<String> = addresses.iter().enumerate().map(uri).collect();
+    let (plain, sealed) = (free_port(), free_port());
+    let balancer = Viahop::start(
+        "mixed",
+        &format!(
+            "[balancer]\nshards = 2\n[[listen]]\naddress = \"udp:127.0.0.1:{plain}\"\n\
+             [[listen]]\naddress = \"tcp:127.0.0.1:{plain}\"\n\
+             [[listen]]\naddress = \"tls:127.0.0.1:{sealed}\"\ntls = {{ {certificate} }}\n\
+             [[pool]]\n{UNPROBED}\nbackend = [{}]\n",
+            uris.join(", ")
+        ),
+    );
+    // All are placed within 14 s, and none ends before 20 s: there are two holds.
+    let (calls, hold_ns) = (1667, 10_000_000_000);
+    let place = |target: String| {
+        let Endpoint { transport, address: target } = endpoint::parse_target(&target).unwrap();
+        let config = uac::Config {
+            transport,
+            tls: Some(viahop_load::tls::Client::new("localhost", None).unwrap()),
+            mix: Scenario::built_in("reinvite").unwrap().into(),
+            rate: 120.0,
+            calls,
+            hold_ns,
+            connections: 10,
+            duration_ns: u64::MAX >> 8,
+            ..uac::Config::new(target)
+        };
+        Uac::start(config).unwrap()
+    };
+    let targets = [
+        format!("sip:127.0.0.1:{plain}"),
+        format!("sip:127.0.0.1:{plain};transport=tcp"),
+        format!("sips:127.0.0.1:{sealed}"),
+    ];
+    let callers = targets.map(place);
+    let placed = || callers.iter().map(|uac| uac.snapshot().counts.placed).sum::<u64>();
+    balancer.wait_until("all calls are placed", Duration::from_secs(40), |_| placed() == 3 * calls);
+    let socket = balancer.folder.0.join("ctl.sock");
+    for address in &addresses[..2] {
+        let args = ["ctl", "--socket", socket.to_str().unwrap(), "backend", &address.to_string(), "drain"];
+        let (code, _, said) = output(&mut viahop(&args));
+        assert_eq!(code, 0, "{said}");
+    }
+    let ended = callers.iter().map(|uac| uac.snapshot().counts.completed).sum::<u64>();
+    assert_eq!(ended, 0, "all were up when the servers were drained");
+    for (caller, target) in callers.into_iter().zip(["udp", "tcp", "tls"]) {
+        let counts = caller.join().counts;
+        assert_eq!((counts.completed, counts.failed), (calls, 0), "{target}");
+    }
+    assert_eq!(uas.join().total().moved, 0);
     balancer.end();
 }
