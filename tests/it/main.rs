@@ -27,4 +27,5 @@ mod steering;
 mod streams;
 mod tls;
 mod torture;
+mod transports;
 mod websocket;
