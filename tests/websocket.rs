@@ -57,8 +57,10 @@ fn frame(first: u8, mask: [u8; 4], octets: &[u8]) -> Vec<u8> {
     frame
 }
 
+type Message = (Vec<u8>, Vec<prop::sample::Index>, [u8; 4], bool);
+
 /// A message, in as many fragments as there are cuts, with pings between them.
-fn messages() -> impl Strategy<Value = Vec<(Vec<u8>, Vec<prop::sample::Index>, [u8; 4], bool)>> {
+fn messages() -> impl Strategy<Value = Vec<Message>> {
     let message = prop::collection::vec(any::<u8>(), 0..2000);
     let cuts = prop::collection::vec(any::<prop::sample::Index>(), 0..4);
     prop::collection::vec((message, cuts, any::<[u8; 4]>(), any::<bool>()), 1..8)

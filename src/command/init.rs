@@ -52,6 +52,7 @@ mod tests {
             "proxy_require",
             "socket",
             "origins",
+            "proxy_protocol",
         ];
         let is_example = |line: &str| examples.iter().any(|name| line.starts_with(&format!("#{name} ")));
         let written: Vec<String> = TEXT
