@@ -140,6 +140,8 @@ impl WebSocket {
         for (octet, mask) in octets.iter_mut().zip(mask.into_iter().cycle()) {
             *octet ^= mask;
         }
+        // Once for each frame, in however many pieces it came.
+        self.controls += u32::from(is_idle(header.opcode, len));
         let event = match header.opcode {
             OpCode::Control(Control::Ping) => Event::Ping(payload.clone()),
             OpCode::Control(Control::Close) => Event::Close(close(octets.get(..2).unwrap_or_default())),
@@ -151,12 +153,8 @@ impl WebSocket {
     }
 
     /// The mask of a frame, or what is wrong with it.
-    fn fault(&mut self, header: &FrameHeader, len: u64) -> Result<[u8; 4], u16> {
+    fn fault(&self, header: &FrameHeader, len: u64) -> Result<[u8; 4], u16> {
         let FrameHeader { is_final, rsv1, rsv2, rsv3, opcode, mask } = *header;
-        let is_control = matches!(opcode, OpCode::Control(_));
-        if is_control || len == 0 {
-            self.controls += 1;
-        }
         let is_under_way = self.assembled.is_some();
         let is_out_of_place = match opcode {
             OpCode::Control(_) => !is_final || len > CONTROL_MAX,
@@ -166,7 +164,7 @@ impl WebSocket {
         match mask {
             // No extension was agreed upon, so nobody gives these bits a meaning (RFC 6455 5.2).
             _ if rsv1 || rsv2 || rsv3 || is_out_of_place => Err(PROTOCOL_ERROR),
-            _ if self.controls > CONTROLS_MAX => Err(POLICY),
+            _ if self.controls >= CONTROLS_MAX && is_idle(opcode, len) => Err(POLICY),
             _ if len > (FRAME_MAX - self.held()) as u64 => Err(TOO_LARGE),
             //= RFC 6455 section 5.1
             //# The server MUST close the connection upon receiving a
@@ -223,6 +221,11 @@ impl WebSocket {
             Err(_) => refused(Upgrade::Malformed),
         }
     }
+}
+
+/// Whether a frame brings nothing of a message.
+fn is_idle(opcode: OpCode, len: u64) -> bool {
+    matches!(opcode, OpCode::Control(_)) || len == 0
 }
 
 /// Where the empty line stands that ends a request.
@@ -392,6 +395,15 @@ mod tests {
         assert_eq!(next(&mut socket, frame(0x00, &text[5..9])), Event::Nothing);
         assert_eq!(next(&mut socket, frame(0x80, &text[9..])), Event::Assembled(text.to_vec()));
         assert_eq!((socket.held(), socket.assembling_since_ms()), (0, None));
+    }
+
+    #[test]
+    fn a_ping_that_dribbles_in_is_one_ping() {
+        let (mut socket, ping) = (open(), frame(0x89, &[7; 125]));
+        for end in 0..ping.len() {
+            assert_eq!(socket.next(&mut ping[..end].to_vec(), 0), (0, Event::Partial));
+        }
+        assert!(matches!(next(&mut socket, ping), Event::Ping(_)));
     }
 
     #[test]
