@@ -83,7 +83,7 @@ fn patient_server(folder: &Folder, port: u16) -> Process {
         "<?xml version=\"1.0\"?><scenario name=\"patient\">\n<recv request=\"INVITE\"/>\n\
          <send retrans=\"700\"><![CDATA[\nSIP/2.0 200 OK\n{head}]]></send>\n\
          <recv request=\"ACK\" optional=\"true\"/>\n<recv request=\"BYE\"/>\n\
-         <send><![CDATA[\nSIP/2.0 200 OK\n{}]]></send>\n<timewait milliseconds=\"8000\"/></scenario>",
+         <send><![CDATA[\nSIP/2.0 200 OK\n{}]]></send>\n<timewait milliseconds=\"32000\"/></scenario>",
         head.replace(";tag=[call_number]", "")
     );
     let path = folder.write("patient.xml", &scenario);
