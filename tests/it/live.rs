@@ -39,10 +39,11 @@ impl Drop for Folder {
 }
 
 /// A UDP port of 127.0.0.1 that is free, and a TCP port of the same number likewise. It is none that the kernel gives to
-/// whoever asks for any (from 32,768 on), and no other test of this process gets it: it is still free when it is bound.
+/// whoever asks for any (from 32,768 on) nor one that SIPp takes for media (from 16,384 on), and no other test of this process
+/// gets it: it is still free when it is bound.
 pub fn free_port() -> u16 {
-    const FIRST: u16 = 10_000;
-    const COUNT: u16 = 22_000;
+    const FIRST: u16 = 9_000;
+    const COUNT: u16 = 7_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Processes that run at the same time begin at different places.
     let begin = (std::process::id() as u16).wrapping_mul(251);
@@ -81,8 +82,13 @@ impl Process {
     }
 }
 
+/// Asks it to end, since Kamailio ends its children then, and kills it if it does not.
 impl Drop for Process {
     fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().ok();
+            self.wait(Duration::from_secs(1));
+        }
         self.0.kill().ok();
         self.0.wait().ok();
     }
