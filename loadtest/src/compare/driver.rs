@@ -244,7 +244,7 @@ impl Driver {
         Ok(Driver { io, load })
     }
 
-    /// Opens its connections, then sends one request every 20 ms until [`PROBES`] in a row have come back, for at most
+    /// Opens its connections, then sends one request every 20 ms until `PROBES` in a row have come back, for at most
     /// `patience_ns`.
     pub fn probe(&mut self, patience_ns: u64) -> io::Result<bool> {
         let start = now_ns();
