@@ -391,7 +391,7 @@ pub fn check_way_back(number: usize, octets: &[u8], arrival: &Arrival, outcome: 
     let via = Parameterized::read(request.values("via")[0]);
     let port = match via.param("rport") {
         Some(_) => arrival.from.port(),
-        None => host_and_port(via.head).1.unwrap_or(5060),
+        None => host_and_port(via.head).1.unwrap_or(default_port(via.head)),
     };
     let home = match arrival.listener {
         Some(index) => Sender::Listener { index, local: arrival.local },
@@ -402,6 +402,18 @@ pub fn check_way_back(number: usize, octets: &[u8], arrival: &Arrival, outcome: 
     assert_eq!(back.verdict, expected, "{}", response.escape_ascii());
     assert_eq!(Octets(&back.sent), Octets(&[b"SIP/2.0 200 OK\r\n", behind_ours].concat()));
     check(&world::worlds()[number], &response, &Arrival { from: to, listener, local, stream: None }, &back);
+}
+
+/// The port that stands for none in a sent-by (RFC 3261 18.1.1, RFC 7118 5.2.2), by what the Via says of the transport.
+fn default_port(head: &[u8]) -> u16 {
+    let is_blank = |octet: &u8| matches!(octet, b' ' | b'\t' | b'\r' | b'\n');
+    let transport = head.splitn(3, |&octet| octet == b'/').nth(2).unwrap_or_default().trim_ascii_start();
+    match transport.split(is_blank).next().unwrap_or_default().to_ascii_uppercase().as_slice() {
+        b"TLS" => 5061,
+        b"WS" => 80,
+        b"WSS" => 443,
+        _ => 5060,
+    }
 }
 
 fn worlds_backend(number: usize, address: SocketAddr) -> Option<u16> {
