@@ -15,14 +15,17 @@
 //! takes them over); reloads in quick succession starve probes (a watch whose backend did not change goes on); a refusal
 //! floods the log (`Limiter`).
 
+mod limiter;
+mod operate;
 mod reload;
+mod tick;
 
 use super::admin;
-use super::ask::{Answer, Ask, Asked, BackendChange, Follow, Refused, find};
+use super::ask::{Ask, Asked};
 use super::clock::unix_now;
-use super::cluster::{Backend, Cluster, Turn, moved_slots};
+use super::cluster::{Cluster, moved_slots};
 use super::config::problem::{Report, Source};
-use super::config::{Config, Health, Loaded, Socket, WEIGHT_MAX, load};
+use super::config::{Config, Health, Loaded, Socket, load};
 use super::connections::Listings;
 use super::events::Events;
 use super::health::detector::Outcome;
@@ -33,22 +36,19 @@ use super::resolve::Place;
 use super::secret::Root;
 use super::socket::CtlSocket;
 use super::view::{Fixed, Reason, View};
-use super::witness::{TRACE_MAX, Witness};
+use super::witness::Witness;
 use crate::dataplane::keys::Keys;
-use crate::dataplane::limits::SLOTS;
-use crate::dataplane::tables::{Tables, Trace};
-use crate::dataplane::verdict::DropReason;
 use crate::link::{ControlEnd, HandshakeFailed, Signal};
+use limiter::Limiter;
 use reload::{Reading, busy_reading};
-use serde_json::{Value, json};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tick::Seen;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-
 use tracing::{error, info, warn};
 
 /// What the loop is told to do.
@@ -346,17 +346,6 @@ impl Drain {
     }
 }
 
-/// Counters as they were a second ago.
-#[derive(Default)]
-struct Seen {
-    at: Option<Instant>,
-    busy_ns: Vec<u64>,
-    drops: Vec<u64>,
-    panics: u64,
-    ended: Vec<u64>,
-    forwarded: u64,
-}
-
 impl Control {
     /// Puts the cluster as it is into force.
     fn publish(&mut self, reason: Option<Reason>) {
@@ -502,193 +491,12 @@ impl Control {
         }
     }
 
-    /// What real answers say of backends, and the slow start of those that came back.
-    fn judge(&mut self) {
-        let turns = self.cluster.on_second();
-        let mut has_changed = false;
-        for ((pool, index), turn) in turns {
-            let (pool, backend) = (&self.cluster.pools[pool].name, &self.cluster.pools[pool].backends[index]);
-            let Backend { name, place: Place { address, .. }, .. } = backend;
-            has_changed |= !matches!(turn, Turn::Spared(_));
-            match turn {
-                Turn::Ejected(reason, for_s) => {
-                    warn!(event = "backend_ejected", %pool, backend = %name, %address, %reason, for_s);
-                }
-                Turn::Spared(reason) => {
-                    if let Some(not_shown) = self.limiter.allow("backend_spared") {
-                        let note = "not ejected: `max_ejected` of its pool are already";
-                        warn!(event = "backend_spared", %pool, backend = %name, %address, %reason, note, not_shown);
-                    }
-                }
-                Turn::Back => info!(event = "backend_back", %pool, backend = %name, %address),
-                Turn::Grown => {}
-            }
-        }
-        if has_changed {
-            self.publish(Some(Reason::Outlier));
-        }
-    }
-
-    fn on_tick(&mut self) {
-        let now = Instant::now();
-        self.judge();
-        if self.witness.is_over(now) {
-            self.set_trace(None);
-        }
-        self.listings.on_tick(self.counters.len(), &self.fixed.listeners, &self.shared);
-        if self.renew_at.is_some_and(|at| at <= now) {
-            self.publish(None);
-        }
-        let busy: Vec<u64> = self.counters.iter().map(|counters| counters.busy_ns.get()).collect();
-        if let Some(before) = self.seen.at {
-            let elapsed = (now - before).as_nanos().max(1) as f64;
-            let share = |(now, before): (&u64, &u64)| (now.saturating_sub(*before) as f64 / elapsed).min(1.0);
-            self.view.busy = busy.iter().zip(&self.seen.busy_ns).map(share).collect();
-        }
-        let names = self.fixed.listeners.iter().map(|(name, _)| &name[..]).chain(["egress"]);
-        let of = |index: usize| self.counters.iter().map(|counters| counters.socket_drops[index].get()).sum::<u64>();
-        let drops: Vec<u64> = (0..names.clone().count()).map(of).collect();
-        for (index, name) in names.enumerate() {
-            let more = drops[index].saturating_sub(self.seen.drops.get(index).copied().unwrap_or(0));
-            if more > 0
-                && let Some(not_shown) = self.limiter.allow("receive_buffer_full")
-            {
-                let remedy = "raise `receive_buffer` and net.core.rmem_max, or add shards";
-                warn!(event = "receive_buffer_full", listener = name, drops = more, remedy, not_shown);
-            }
-        }
-        let panics = self.view.sum(|counters| counters.dropped[DropReason::Panic as usize].get());
-        if panics > self.seen.panics {
-            error!(event = "panic", messages = panics - self.seen.panics, remedy = "please report this bug");
-        }
-        let ended: Vec<u64> = self.counters.iter().map(|counters| counters.ended.get()).collect();
-        for (shard, _) in ended.iter().zip(&self.seen.ended).enumerate().filter(|(_, (now, before))| now > before) {
-            let remedy = "its calls come to the other shards; restart, and please report this bug";
-            error!(event = "shard_ended", shard, remedy);
-        }
-        let forwarded = self.view.sum(|counters| counters.forwarded.get());
-        if let Some(drain) = &mut self.drain {
-            drain.quiet_s = if forwarded == self.seen.forwarded { drain.quiet_s + 1 } else { 0 };
-        }
-        self.seen = Seen { at: Some(now), busy_ns: busy, drops, panics, ended, forwarded };
-        self.view.take(&self.cluster, self.view.generation);
-        self.show();
-    }
-
-    /// What an operator wants of a backend.
-    fn change(&mut self, wanted: &BackendChange) -> Answer {
-        let BackendChange { backend: name, state, weight } = wanted;
-        if state.is_none() && weight.is_none() {
-            return Err(Refused::usage(400, "neither a state nor a weight is given"));
-        }
-        if weight.is_some_and(|weight| i64::from(weight) > WEIGHT_MAX) {
-            return Err(Refused::usage(400, format!("weight {} is out of range", weight.unwrap_or_default()))
-                .help(format!("a number from 0 to {WEIGHT_MAX}")));
-        }
-        let (pool, place) = find(&self.cluster, name)?;
-        let slow_start = self.cluster.pools[pool].slow_start;
-        let backend = &mut self.cluster.pools[pool].backends[place];
-        backend.put_into(state.unwrap_or(backend.state.now), slow_start, unix_now());
-        if *state == Some(State::Ready) {
-            backend.outlier.pardon();
-        }
-        backend.weight.now = weight.unwrap_or(backend.weight.now);
-        self.cluster.rehash();
-        let before = self.shared.tables.load_full();
-        self.publish(Some(Reason::Operator));
-        self.watch();
-        let after = self.shared.tables.load_full();
-        let pool = &self.cluster.pools[pool];
-        let backend = &pool.backends[place];
-        let moved = moved_slots(&before, &after).into_iter().find(|(name, _)| *name == pool.name);
-        let keys_moved = moved.map_or(0.0, |(_, slots)| slots as f64 / SLOTS as f64);
-        let (state, weight) = (backend.state.now, backend.weight.now);
-        info!(
-            event = "backend_changed",
-            pool = %pool.name,
-            backend = %backend.name,
-            %state,
-            weight,
-            keys_moved = format!("{:.1}%", keys_moved * 100.0)
-        );
-        // Whether it lives is not known yet if it comes out of maintenance: do not wait for its turn.
-        let its_watch = |watched: &&Watched| watched.pool == pool.name && watched.name == backend.name;
-        self.watches.iter().filter(its_watch).for_each(|watched| watched.watch.hurry());
-        let is_empty = !pool.backends.iter().any(Backend::takes_new);
-        Ok(json!({
-            "pool": pool.name,
-            "backend": backend.name,
-            "operator": state,
-            "weight": weight,
-            "keys_moved": keys_moved,
-            "generation": after.generation,
-            "pool_is_empty": is_empty,
-        }))
-    }
-
-    fn follow(&mut self, call: &Follow) -> Answer {
-        let most = TRACE_MAX.as_secs();
-        if !(1..=most).contains(&call.seconds) {
-            return Err(Refused::usage(400, format!("{} seconds is out of range", call.seconds))
-                .help(format!("a number from 1 to {most}")));
-        }
-        let call_id: Box<[u8]> = call.call_id.trim().as_bytes().into();
-        if call_id.is_empty() {
-            return Err(Refused::usage(400, "the Call-ID is empty"));
-        }
-        let number = self.witness.follow(Duration::from_secs(call.seconds));
-        self.set_trace(Some(Trace { number, call_id }));
-        info!(event = "trace_started", call_id = call.call_id, seconds = call.seconds);
-        Ok(json!({ "trace": number, "seconds": call.seconds }))
-    }
-
-    fn trace(&self, number: u64, after: u64) -> Answer {
-        self.witness.trace(number, after).ok_or_else(|| {
-            Refused::new(410, "another trace took the place of this one").help("one call is followed at a time")
-        })
-    }
-
-    /// Tells shards which call to follow. The generation stays: nothing is decided otherwise than before.
-    fn set_trace(&self, trace: Option<Trace>) {
-        let tables = Tables { trace, ..Tables::clone(&self.shared.tables.load()) };
-        self.shared.tables.store(Arc::new(tables));
-    }
-
-    /// A drain that somebody asked for, who will not end the process by asking again.
-    fn drain_on_demand(&mut self) -> Value {
-        let is_first = self.drain.is_none();
-        if is_first {
-            self.start_drain();
-        }
-        let left = self.drain.as_ref().map(|drain| drain.deadline.saturating_duration_since(Instant::now()));
-        json!({ "draining": true, "is_first": is_first, "ends_within_s": left.unwrap_or_default().as_secs() })
-    }
-
     fn start_drain(&mut self) {
         let deadline = self.config.drain;
         info!(event = "draining", deadline_s = deadline.as_secs(), note = "a second SIGTERM ends at once");
         self.drain = Some(Drain { deadline: Instant::now() + deadline, quiet_s: 0 });
         self.view.is_draining = true;
         self.publish(None);
-    }
-}
-
-/// Lets a kind of log line pass once in ten seconds.
-#[derive(Debug, Default)]
-struct Limiter(HashMap<&'static str, (Option<Instant>, u64)>);
-
-impl Limiter {
-    const EVERY: Duration = Duration::from_secs(10);
-
-    /// How many lines of this kind were held back since the last, if one may pass.
-    fn allow(&mut self, event: &'static str) -> Option<u64> {
-        let (last, held_back) = self.0.entry(event).or_default();
-        if last.is_some_and(|last| last.elapsed() < Limiter::EVERY) {
-            *held_back += 1;
-            return None;
-        }
-        *last = Some(Instant::now());
-        Some(std::mem::take(held_back))
     }
 }
 
@@ -886,13 +694,5 @@ mod tests {
         let problems = fixed_by_the_start(&running, &wanted);
         assert_eq!(problems.len(), 1);
         assert!(problems[0].title.contains("`shards`"));
-    }
-
-    #[test]
-    fn a_limiter_lets_one_pass_and_counts_the_rest() {
-        let mut limiter = Limiter::default();
-        assert_eq!(limiter.allow("x"), Some(0));
-        assert_eq!(limiter.allow("x"), None);
-        assert_eq!(limiter.allow("y"), Some(0));
     }
 }

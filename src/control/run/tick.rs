@@ -1,0 +1,95 @@
+//! What is looked at each second: what real answers say of backends, how busy shards are, what was dropped, what has broken.
+
+use super::Control;
+use crate::control::cluster::{Backend, Turn};
+use crate::control::resolve::Place;
+use crate::control::view::Reason;
+use crate::dataplane::verdict::DropReason;
+use std::time::Instant;
+use tracing::{error, info, warn};
+
+/// Counters as they were a second ago.
+#[derive(Default)]
+pub(super) struct Seen {
+    at: Option<Instant>,
+    busy_ns: Vec<u64>,
+    drops: Vec<u64>,
+    panics: u64,
+    ended: Vec<u64>,
+    forwarded: u64,
+}
+
+impl Control {
+    /// What real answers say of backends, and the slow start of those that came back.
+    fn judge(&mut self) {
+        let turns = self.cluster.on_second();
+        let mut has_changed = false;
+        for ((pool, index), turn) in turns {
+            let (pool, backend) = (&self.cluster.pools[pool].name, &self.cluster.pools[pool].backends[index]);
+            let Backend { name, place: Place { address, .. }, .. } = backend;
+            has_changed |= !matches!(turn, Turn::Spared(_));
+            match turn {
+                Turn::Ejected(reason, for_s) => {
+                    warn!(event = "backend_ejected", %pool, backend = %name, %address, %reason, for_s);
+                }
+                Turn::Spared(reason) => {
+                    if let Some(not_shown) = self.limiter.allow("backend_spared") {
+                        let note = "not ejected: `max_ejected` of its pool are already";
+                        warn!(event = "backend_spared", %pool, backend = %name, %address, %reason, note, not_shown);
+                    }
+                }
+                Turn::Back => info!(event = "backend_back", %pool, backend = %name, %address),
+                Turn::Grown => {}
+            }
+        }
+        if has_changed {
+            self.publish(Some(Reason::Outlier));
+        }
+    }
+
+    pub(super) fn on_tick(&mut self) {
+        let now = Instant::now();
+        self.judge();
+        if self.witness.is_over(now) {
+            self.set_trace(None);
+        }
+        self.listings.on_tick(self.counters.len(), &self.fixed.listeners, &self.shared);
+        if self.renew_at.is_some_and(|at| at <= now) {
+            self.publish(None);
+        }
+        let busy: Vec<u64> = self.counters.iter().map(|counters| counters.busy_ns.get()).collect();
+        if let Some(before) = self.seen.at {
+            let elapsed = (now - before).as_nanos().max(1) as f64;
+            let share = |(now, before): (&u64, &u64)| (now.saturating_sub(*before) as f64 / elapsed).min(1.0);
+            self.view.busy = busy.iter().zip(&self.seen.busy_ns).map(share).collect();
+        }
+        let names = self.fixed.listeners.iter().map(|(name, _)| &name[..]).chain(["egress"]);
+        let of = |index: usize| self.counters.iter().map(|counters| counters.socket_drops[index].get()).sum::<u64>();
+        let drops: Vec<u64> = (0..names.clone().count()).map(of).collect();
+        for (index, name) in names.enumerate() {
+            let more = drops[index].saturating_sub(self.seen.drops.get(index).copied().unwrap_or(0));
+            if more > 0
+                && let Some(not_shown) = self.limiter.allow("receive_buffer_full")
+            {
+                let remedy = "raise `receive_buffer` and net.core.rmem_max, or add shards";
+                warn!(event = "receive_buffer_full", listener = name, drops = more, remedy, not_shown);
+            }
+        }
+        let panics = self.view.sum(|counters| counters.dropped[DropReason::Panic as usize].get());
+        if panics > self.seen.panics {
+            error!(event = "panic", messages = panics - self.seen.panics, remedy = "please report this bug");
+        }
+        let ended: Vec<u64> = self.counters.iter().map(|counters| counters.ended.get()).collect();
+        for (shard, _) in ended.iter().zip(&self.seen.ended).enumerate().filter(|(_, (now, before))| now > before) {
+            let remedy = "its calls come to the other shards; restart, and please report this bug";
+            error!(event = "shard_ended", shard, remedy);
+        }
+        let forwarded = self.view.sum(|counters| counters.forwarded.get());
+        if let Some(drain) = &mut self.drain {
+            drain.quiet_s = if forwarded == self.seen.forwarded { drain.quiet_s + 1 } else { 0 };
+        }
+        self.seen = Seen { at: Some(now), busy_ns: busy, drops, panics, ended, forwarded };
+        self.view.take(&self.cluster, self.view.generation);
+        self.show();
+    }
+}
