@@ -187,6 +187,17 @@ fn every_drop_reason_is_explained_in_the_docs() {
     }
 }
 
+#[test]
+fn every_event_of_the_log_is_explained_in_the_docs() {
+    let page = fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    for file in files(&root().join("src"), &["rs"]) {
+        let text = fs::read_to_string(&file).unwrap();
+        for event in text.split("event = \"").skip(1).filter_map(|rest| rest.split('"').next()) {
+            assert!(page.contains(&format!("`{event}`")), "{}: {event}", shown(&file));
+        }
+    }
+}
+
 /// Files of ours that a page names between backticks, or links to.
 #[test]
 fn the_docs_speak_of_files_that_exist() {
