@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::{Meddler, Way, any_port, call_number, timers};
+use support::{Meddler, PATIENT, Way, any_port, call_number, callers, timers};
 use viahop_load::clock::{MS_NS, SECOND_NS};
 use viahop_load::digest::{ALGORITHMS, Realm};
 use viahop_load::impair::Impairment;
@@ -12,26 +12,12 @@ use viahop_load::uac::ask::ask;
 use viahop_load::uac::{self, Uac};
 use viahop_load::uas::{self, Uas};
 
-/// T1 in milliseconds where nothing is to be sent again, on a machine that does other things as well.
-const PATIENT: u64 = 400;
-
 /// T1 in milliseconds where retransmissions are what a test is about.
 const BRISK: u64 = 20;
 
 fn callees(count: usize, t1_ms: u64) -> Uas {
     let backends = vec![any_port(); count];
     Uas::start(uas::Config { backends, timers: timers(t1_ms), list_new_calls: true, ..uas::Config::default() }).unwrap()
-}
-
-fn callers(target: std::net::SocketAddr, calls: u64, scenario: &str) -> uac::Config {
-    uac::Config {
-        rate: 2000.0,
-        calls,
-        mix: Scenario::built_in(scenario).unwrap().into(),
-        timers: timers(PATIENT),
-        drain_ns: 10 * SECOND_NS,
-        ..uac::Config::new(target)
-    }
 }
 
 /// What must be so after a run in which nothing went wrong.

@@ -8,19 +8,16 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use support::timers;
+use support::{PATIENT, callers, timers};
 use viahop_load::clock::{MS_NS, SECOND_NS};
 use viahop_load::digest::Realm;
 use viahop_load::endpoint::{Endpoint, Transport};
 use viahop_load::fault::Fault;
 use viahop_load::log::Log;
-use viahop_load::scenario::{BUILT_IN, Scenario};
+use viahop_load::scenario::BUILT_IN;
 use viahop_load::tls;
 use viahop_load::uac::{self, Uac};
 use viahop_load::uas::{self, Uas};
-
-/// T1 in milliseconds where nothing is to be given up, on a machine that does other things as well.
-const PATIENT: u64 = 400;
 
 fn tcp(address: SocketAddr) -> Endpoint {
     Endpoint { transport: Transport::Tcp, address }
@@ -33,17 +30,6 @@ fn any_port() -> Endpoint {
 fn callees(count: usize) -> Uas {
     let backends = vec![any_port(); count];
     Uas::start(uas::Config { backends, timers: timers(PATIENT), ..uas::Config::default() }).unwrap()
-}
-
-fn callers(target: SocketAddr, calls: u64, scenario: &str) -> uac::Config {
-    uac::Config {
-        rate: 2000.0,
-        calls,
-        mix: Scenario::built_in(scenario).unwrap().into(),
-        timers: timers(PATIENT),
-        drain_ns: 10 * SECOND_NS,
-        ..uac::Config::new(tcp(target))
-    }
 }
 
 /// What must be so after a run in which nothing went wrong.
@@ -71,7 +57,7 @@ fn every_scenario_that_is_built_in_goes_over_connections_too() {
         let config = uas::Config { backends, timers, realm, ..uas::Config::default() };
         let uas = Uas::start(config).unwrap();
         let (hold_ns, password) = (3 * MS_NS, Some("secret".into()));
-        let config = callers(uas.addresses()[0], 200, name);
+        let config = callers(tcp(uas.addresses()[0]), 200, name);
         let called = Uac::start(uac::Config { transport, hold_ns, password, connections: 3, ..config }).unwrap().join();
         std::thread::sleep(Duration::from_millis(20));
         let took = uas.join();
@@ -87,7 +73,7 @@ fn every_scenario_that_is_built_in_goes_over_connections_too() {
 fn connections_are_spread_over_the_shards() {
     let uas = Uas::start(uas::Config { backends: vec![any_port(); 2], cores: vec![None; 2], ..uas::Config::default() });
     let uas = uas.unwrap();
-    let config = uac::Config { cores: vec![None; 2], connections: 5, ..callers(uas.addresses()[1], 300, "call") };
+    let config = uac::Config { cores: vec![None; 2], connections: 5, ..callers(tcp(uas.addresses()[1]), 300, "call") };
     let uac = Uac::start(config).unwrap();
     assert_eq!(uac.addresses().len(), 5);
     let called = uac.join();
@@ -116,7 +102,7 @@ fn callers_over_tls_may_demand_a_certificate_and_plain_ones_get_nowhere() {
     let call = |name: &str, ca: Option<&std::path::Path>| {
         let tls = Some(tls::Client::new(name, ca).unwrap());
         let config =
-            uac::Config { transport: Transport::Tls, tls, timers: timers(20), ..callers(target, 20, "options") };
+            uac::Config { transport: Transport::Tls, tls, timers: timers(20), ..callers(tcp(target), 20, "options") };
         Uac::start(config).unwrap().join()
     };
     for (name, ca) in [("sip.example.net", Some(&*certificate)), ("192.0.2.1", None)] {
@@ -127,7 +113,7 @@ fn callers_over_tls_may_demand_a_certificate_and_plain_ones_get_nowhere() {
         let why = "TLS: a certificate that is not trusted";
         assert_eq!(called.lines[0].failures.get(why), Some(&20), "{name}: {:?}", called.lines);
     }
-    let called = Uac::start(callers(target, 20, "options")).unwrap().join();
+    let called = Uac::start(callers(tcp(target), 20, "options")).unwrap().join();
     assert_eq!(called.counts.failed, 20, "{:?}", called.lines);
     let took = uas.join().total();
     assert_eq!((took.options, took.malformed), (40, 0));
@@ -178,7 +164,7 @@ fn a_stream_in_pieces_is_the_same_calls() {
         })
     });
     let called =
-        Uac::start(uac::Config { rate: 500.0, connections: 2, ..callers(through, 100, "call") }).unwrap().join();
+        Uac::start(uac::Config { rate: 500.0, connections: 2, ..callers(tcp(through), 100, "call") }).unwrap().join();
     let took = uas.join();
     assert_clean(&called, &took);
     assert_eq!(called.counts.completed, 100);
@@ -194,7 +180,7 @@ fn calls_whose_connection_is_lost_fail_for_that_reason_and_the_next_go_through()
         let before = ringing.fetch_add(count, Ordering::Relaxed);
         !(before < 20 && before + count >= 20) && to.write_all(octets).is_ok()
     });
-    let config = uac::Config { rate: 200.0, hold_ns: 50 * MS_NS, ..callers(through, 60, "call") };
+    let config = uac::Config { rate: 200.0, hold_ns: 50 * MS_NS, ..callers(tcp(through), 60, "call") };
     let called = Uac::start(config).unwrap().join();
     let counts = called.counts;
     let lost: u64 = called.lines[0].failures.values().sum();
@@ -210,7 +196,7 @@ fn calls_whose_connection_is_lost_fail_for_that_reason_and_the_next_go_through()
 #[test]
 fn where_nobody_listens_calls_fail_at_once_and_not_after_timer_b() {
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let called = Uac::start(callers(gone, 20, "options")).unwrap().join();
+    let called = Uac::start(callers(tcp(gone), 20, "options")).unwrap().join();
     assert_eq!(called.lines[0].failures.get("connection refused"), Some(&20), "{:?}", called.lines);
     assert!(called.elapsed_ns < 5 * SECOND_NS && called.counts.refused > 0);
 }
@@ -218,7 +204,8 @@ fn where_nobody_listens_calls_fail_at_once_and_not_after_timer_b() {
 #[test]
 fn a_backend_that_dies_takes_its_connections_along_and_comes_back() {
     let uas = callees(1);
-    let uac = Uac::start(uac::Config { rate: 200.0, calls: 200, ..callers(uas.addresses()[0], 0, "options") }).unwrap();
+    let uac =
+        Uac::start(uac::Config { rate: 200.0, calls: 200, ..callers(tcp(uas.addresses()[0]), 0, "options") }).unwrap();
     while uac.snapshot().counts.completed < 20 {
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -242,7 +229,7 @@ fn nothing_is_sent_again_over_a_connection_but_timers_b_and_f_run() {
     let faults = vec![Fault::Silent(1.0)];
     let uas = Uas::start(uas::Config { backends: vec![any_port()], faults, ..uas::Config::default() }).unwrap();
     for scenario in ["call", "options"] {
-        let config = uac::Config { timers: timers(10), ..callers(uas.addresses()[0], 10, scenario) };
+        let config = uac::Config { timers: timers(10), ..callers(tcp(uas.addresses()[0]), 10, scenario) };
         let called = Uac::start(config).unwrap().join();
         assert_eq!(called.lines[0].failures.get("timeout: no response"), Some(&10), "{:?}", called.lines);
         assert_eq!(called.counts.retransmissions, 0);
@@ -281,7 +268,8 @@ fn an_other_side_that_reads_nothing_loses_its_connection_and_its_calls_fail_for_
     let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
     let target = deaf.local_addr().unwrap();
     // What is not accepted is not read either; the kernel takes some of it, our own buffer the rest, and then no more.
-    let config = uac::Config { rate: 60_000.0, duration_ns: SECOND_NS, calls: 40_000, ..callers(target, 0, "call") };
+    let config =
+        uac::Config { rate: 60_000.0, duration_ns: SECOND_NS, calls: 40_000, ..callers(tcp(target), 0, "call") };
     let called = Uac::start(uac::Config { calls: 40_000, drain_ns: 0, ..config }).unwrap().join();
     let why = "connection: the other side does not read";
     assert!(called.lines[0].failures.get(why).is_some_and(|count| *count > 1000), "{:?}", called.lines[0].failures);

@@ -14,7 +14,7 @@ use viahop::control::config::{Config, Listen, Steering, load, parse};
 use viahop::control::steering::COST;
 use viahop::shard::socket::are_free;
 use viahop::sys::preflight;
-use viahop::tls::Certificate;
+use viahop::tls::{Certificate, SOON};
 
 /// What came of one examination.
 enum Finding {
@@ -27,9 +27,6 @@ enum Finding {
 }
 
 use Finding::{Bad, Good, Poor};
-
-/// How long before its end a certificate is to be renewed.
-const SOON: Duration = Duration::from_secs(14 * 86_400);
 
 /// What is examined when nobody says what for.
 const DEFAULT: &str = "[[listen]]\naddress = \"udp:0.0.0.0:5060\"\n[[pool]]\nbackend = [{ uri = \"sip:127.0.0.1\" }]\n";

@@ -24,6 +24,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+/// How long before its end a certificate is warned of: those who renew by themselves do it before.
+pub const SOON: Duration = Duration::from_secs(14 * 86_400);
+
 /// A year that no certificate is meant to see, in seconds since 1970: 9000.
 const FAR_AWAY: Duration = Duration::from_secs(221_845_392_000);
 

@@ -7,8 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use viahop_load::clock::SECOND_NS;
 use viahop_load::endpoint::Endpoint;
+use viahop_load::scenario::Scenario;
 use viahop_load::timer::Timers;
+use viahop_load::uac;
 
 /// Which way a datagram goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +81,21 @@ impl Drop for Meddler {
 pub fn timers(t1_ms: u64) -> Timers {
     let ms = 1_000_000;
     Timers { t1_ns: t1_ms * ms, t2_ns: 8 * t1_ms * ms, t4_ns: 10 * t1_ms * ms, ringing_ns: 400 * t1_ms * ms }
+}
+
+/// T1 in milliseconds where nothing is to be sent again or given up, on a machine that does other things as well.
+pub const PATIENT: u64 = 400;
+
+/// Callers of `target`, 2,000 a second.
+pub fn callers(target: impl Into<Endpoint>, calls: u64, scenario: &str) -> uac::Config {
+    uac::Config {
+        rate: 2000.0,
+        calls,
+        mix: Scenario::built_in(scenario).unwrap().into(),
+        timers: timers(PATIENT),
+        drain_ns: 10 * SECOND_NS,
+        ..uac::Config::new(target)
+    }
 }
 
 /// A callee on any port of the loopback.

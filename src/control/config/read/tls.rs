@@ -8,7 +8,7 @@ use crate::control::config::file::{self, Value};
 use crate::control::config::problem::Problem;
 use crate::control::config::{Backend, PoolTls};
 use crate::dataplane::transport::Transport;
-use crate::tls::{Certificate, Clienthood, Clients, Fault, Server, Trust};
+use crate::tls::{Certificate, Clienthood, Clients, Fault, SOON, Server, Trust};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::ops::Range;
@@ -17,9 +17,6 @@ use toml::Spanned;
 
 /// Octets of a file of certificates at most: a chain has some thousands, all authorities of the Web 300,000.
 const FILE_MAX: u64 = 4 << 20;
-
-/// How long before its end a certificate is warned of, in seconds: those who renew by themselves do it before.
-const SOON: u64 = 14 * 86_400;
 
 const SAMPLE: &str = "tls = { certificate = \"/etc/viahop/fullchain.pem\", key = \"/etc/viahop/key.pem\" }";
 
@@ -176,7 +173,7 @@ impl Reader<'_> {
             (_, Some(expires)) if expires <= now => {
                 self.warn(at, format!("{} has expired on {}", path.get_ref(), date(expires)), label);
             }
-            (_, Some(expires)) if expires <= now + SOON => {
+            (_, Some(expires)) if expires <= now + SOON.as_secs() => {
                 self.warn(at, format!("{} expires on {}", path.get_ref(), date(expires)), label);
             }
             _ => {}
