@@ -14,19 +14,20 @@
 use crate::dataplane::blame::{self, Blame};
 use crate::dataplane::counters::Kind;
 use crate::dataplane::frame;
-use crate::dataplane::limits::{FRAME_MAX, PAYLOAD_MAX, REBUILD_SENT_BY_MAX};
+use crate::dataplane::limits::{FRAME_MAX, PAYLOAD_MAX};
 use crate::dataplane::rewrite::edit::Edits;
+use crate::dataplane::rewrite::pop::{self, Below, Top};
 use crate::dataplane::rewrite::reply::{self, NoReply, Reply};
 use crate::dataplane::rewrite::via::{self, Ours, Received};
 use crate::dataplane::room::Room;
 use crate::dataplane::route::record::{Passing, record};
 use crate::dataplane::route::reply_path::{self, SentBy};
 use crate::dataplane::route::{self, Arrival, Decision, Input, Router};
-use crate::dataplane::scan::{Scan, Scanner, Span, second_row};
+use crate::dataplane::scan::{Scan, Scanner, Span};
+use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::{self, Method, StartLine, StartLineError};
 use crate::dataplane::sip::via::Via;
-use crate::dataplane::sip::{grammar, uri};
 use crate::dataplane::stun;
 use crate::dataplane::tables::Tables;
 use crate::dataplane::text::Text;
@@ -34,7 +35,7 @@ use crate::dataplane::token;
 use crate::dataplane::transport::Transport;
 use crate::dataplane::validate::{self, Refusal, Request};
 use crate::dataplane::verdict::{Answer, DropReason, Sender, Verdict};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 const LOOP: Refusal = Refusal::new(482, "Loop Detected");
 
@@ -133,20 +134,20 @@ impl Dispatcher {
         if !route::is_somebody(arrival.from) {
             return (Kind::NoMessage, Verdict::Drop(DropReason::BadSource));
         }
-        if let Some(verdict) = no_sip(arrival, room) {
+        if let Some(verdict) = no_sip(&arrival, room) {
             return (Kind::NoMessage, verdict);
         }
         self.scanner.scan(room.input, &mut self.scan);
         match start_line::parse(room.input, self.scan.start_line) {
             Ok(StartLine::Response(code)) => {
-                (Kind::Response(code), self.on_response(tables, now_ms, code, arrival, room))
+                (Kind::Response(code), self.on_response(tables, now_ms, code, &arrival, room))
             }
             Ok(line @ StartLine::Request { method, .. }) => {
-                (Kind::Request(method), self.on_request(tables, now_ms, Ok(line), arrival, room))
+                (Kind::Request(method), self.on_request(tables, now_ms, Ok(line), &arrival, room))
             }
             Err(StartLineError::Response) => (Kind::Response(0), Verdict::Drop(DropReason::MalformedResponse)),
             Err(StartLineError::NotSip) => (Kind::NoMessage, Verdict::Drop(DropReason::NotSip)),
-            Err(error) => (Kind::Request(Method::Other), self.on_request(tables, now_ms, Err(error), arrival, room)),
+            Err(error) => (Kind::Request(Method::Other), self.on_request(tables, now_ms, Err(error), &arrival, room)),
         }
     }
 
@@ -155,7 +156,7 @@ impl Dispatcher {
         tables: &Tables,
         now_ms: u64,
         line: Result<StartLine, StartLineError>,
-        arrival: Arrival,
+        arrival: &Arrival,
         room: &mut Room<'_>,
     ) -> Verdict {
         match self.handle(tables, now_ms, line, arrival, room) {
@@ -170,7 +171,7 @@ impl Dispatcher {
         tables: &Tables,
         now_ms: u64,
         line: Result<StartLine, StartLineError>,
-        arrival: Arrival,
+        arrival: &Arrival,
         room: &mut Room<'_>,
     ) -> Result<Verdict, Refusal> {
         validate::request(room.input, &self.scan, line, &tables.policy, &mut self.request)?;
@@ -180,7 +181,7 @@ impl Dispatcher {
         let (message, scan, request) = (&*room.input, &self.scan, &self.request);
         let transaction = via::transaction(&tables.keys, message, request);
         self.edits.clear();
-        let input = Input { tables, message, scan, request, arrival: &arrival, transaction, now_ms };
+        let input = Input { tables, message, scan, request, arrival, transaction, now_ms };
         let decision = self.router.route(&input, &mut self.edits)?;
         self.decision = Some(decision);
         self.forward(tables, transaction, &decision, arrival, room)
@@ -188,7 +189,7 @@ impl Dispatcher {
 
     /// What needs no backend: an ACK for an answer of ours, an OPTIONS that asks us, a stranger on the egress port.
     #[inline(always)]
-    fn for_us(&mut self, tables: &Tables, arrival: Arrival, room: &mut Room<'_>) -> Result<Option<Verdict>, Refusal> {
+    fn for_us(&mut self, tables: &Tables, arrival: &Arrival, room: &mut Room<'_>) -> Result<Option<Verdict>, Refusal> {
         let (message, request) = (&*room.input, &self.request);
         if arrival.listener.is_none() && !tables.is_inside(arrival.from) {
             return Ok(Some(Verdict::Drop(DropReason::StrangerOnEgress)));
@@ -230,7 +231,7 @@ impl Dispatcher {
         tables: &Tables,
         transaction: u64,
         decision: &Decision,
-        arrival: Arrival,
+        arrival: &Arrival,
         room: &mut Room<'_>,
     ) -> Result<Verdict, Refusal> {
         let egress_port = if decision.to.is_ipv4() { self.egress.v4 } else { self.egress.v6 };
@@ -276,9 +277,9 @@ impl Dispatcher {
         let headers = self.scan.headers as usize;
         let start = self.scan.start_line.start as usize;
         let behind_start_line = self.edits.apply_until(message, start, headers, &mut head);
-        via::write(&mut head, &tables.keys, message, request, &ours, &reply_path::response_flow(request, &arrival));
+        via::write(&mut head, &tables.keys, message, request, &ours, &reply_path::response_flow(request, arrival));
         // Behind our Via, above every Record-Route and Path of others (RFC 3261 16.6 item 4, RFC 3327 5.2).
-        record(&mut head, &Passing { tables, message, scan: &self.scan, request, arrival: &arrival, decision });
+        record(&mut head, &Passing { tables, message, scan: &self.scan, request, arrival, decision });
 
         //= RFC 3261 section 16.6
         //# If the copy does not contain a Max-Forwards header field, the proxy
@@ -317,7 +318,7 @@ impl Dispatcher {
             Err(_) => Kind::NoMessage,
         };
         match refusal.filter(|_| matches!(kind, Kind::Request(_))) {
-            Some(refusal) => (kind, self.refuse_unless_ack(tables, refusal, arrival, room)),
+            Some(refusal) => (kind, self.refuse_unless_ack(tables, refusal, &arrival, room)),
             None => (kind, Verdict::Drop(DropReason::BadFrame)),
         }
     }
@@ -356,14 +357,14 @@ impl Dispatcher {
         tables: &Tables,
         now_ms: u64,
         code: u16,
-        arrival: Arrival,
+        arrival: &Arrival,
         room: &mut Room<'_>,
     ) -> Verdict {
         let (message, scan) = (&*room.input, &self.scan);
         let readable = scan.faults.is_empty() && validate::single_headers_stand_once(scan).is_ok();
         //= RFC 3261 section 18.3
         //# If the message is a response, it MUST be discarded.
-        let Some((via, end)) = validate::first_via(message, scan).zip(validate::end(message, scan).ok()) else {
+        let Some((row, end)) = scan.row(HeaderKind::Via).zip(validate::end(message, scan).ok()) else {
             return Verdict::Drop(DropReason::MalformedResponse);
         };
         if !readable {
@@ -372,28 +373,26 @@ impl Dispatcher {
         //= RFC 3261 section 16.11
         //# If the address does not match the proxy, the message MUST be silently
         //# discarded.
-        let Some(mut token) = token::read_via_token(via.token.of(message)) else {
-            return Verdict::Drop(DropReason::ResponseNotOurs);
-        };
-        let Some((row, next)) = scan.row(HeaderKind::Via).map(|row| (row, next_via(message, scan, &via))) else {
-            return Verdict::Drop(DropReason::MalformedResponse);
+        let Top { mut token, digest, comma, value_start } = match pop::top(message, row) {
+            Ok(top) => top,
+            Err(reason) => return Verdict::Drop(reason),
         };
         let listener_known =
             |flow: &token::Flow| flow.listener.is_none_or(|index| (index as usize) < tables.listeners.len());
-        let digest = token::read_branch(via.branch.of(message));
         let flow = digest.and_then(|digest| token.verify(&tables.keys, digest)).filter(listener_known);
         let Some((flow, digest)) = flow.zip(digest) else { return Verdict::Drop(DropReason::ResponseForged) };
         if code >= 200 && scan.value(HeaderKind::CSeq).is_some_and(|cseq| cseq.of(message).ends_with(b"INVITE")) {
             self.router.answered(digest, now_ms);
         }
-        let rebuild = match next {
-            NextVia::Some(next) if is_answered_at(message, &next, &flow) => None,
-            NextVia::Some(_) => return Verdict::Drop(DropReason::ResponseForged),
-            NextVia::Unreadable => return Verdict::Drop(DropReason::MalformedResponse),
+        let mut next = Via::default();
+        let rebuild = match pop::below(message, scan, row, comma, &mut next) {
+            Below::Via if pop::is_answered_at(message, &next, &flow) => None,
+            Below::Via => return Verdict::Drop(DropReason::ResponseForged),
+            Below::Unreadable => return Verdict::Drop(DropReason::MalformedResponse),
             //= RFC 3261 section 16.7
             //# If no Via header field values remain in the response, the response was
             //# meant for this element and MUST NOT be forwarded.
-            NextVia::None => match lost_via(tables, message, scan, &token, digest).filter(|_| code == 100) {
+            Below::Nothing => match pop::lost_via(tables, message, scan, &token, digest).filter(|_| code == 100) {
                 Some(rebuild) => Some(rebuild),
                 None => return Verdict::Drop(DropReason::ResponseForUs),
             },
@@ -406,9 +405,9 @@ impl Dispatcher {
         //# body.
         //
         // Our value alone where another follows in the same row, the whole row with its line end where none does.
-        let (cut_start, cut_end) = match via.comma {
+        let (cut_start, cut_end) = match comma {
             0 => (row.start as usize, row.end as usize + 2),
-            comma => (via.whole.start as usize, comma as usize + 1),
+            comma => (value_start as usize, comma as usize + 1),
         };
         let start = scan.start_line.start as usize;
         let end = end as usize;
@@ -426,7 +425,7 @@ impl Dispatcher {
         let mut head = Text::new(room.head);
         head.put(message.get(start..cut_start).unwrap_or_default());
         if let Some(rebuild) = rebuild {
-            write_rebuilt_via(&mut head, rebuild, &flow, transport_of(tables, &flow));
+            pop::write_rebuilt_via(&mut head, rebuild, &flow, transport_of(tables, &flow));
             self.vias_rebuilt += 1;
         }
         match head.finished_len().filter(|len| len + end.saturating_sub(cut_end) <= PAYLOAD_MAX) {
@@ -470,7 +469,7 @@ impl Dispatcher {
             put_length(&mut head, length);
         }
         if let Some(rebuild) = rebuild {
-            write_rebuilt_via(&mut head, rebuild, flow, transport_of(tables, flow));
+            pop::write_rebuilt_via(&mut head, rebuild, flow, transport_of(tables, flow));
             self.vias_rebuilt += 1;
         }
         self.edits.cut(cut);
@@ -484,7 +483,7 @@ impl Dispatcher {
         &mut self,
         tables: &Tables,
         refusal: Refusal,
-        arrival: Arrival,
+        arrival: &Arrival,
         room: &mut Room<'_>,
     ) -> Verdict {
         self.refusal = Some(refusal);
@@ -503,7 +502,7 @@ impl Dispatcher {
     }
 
     #[cold]
-    fn reply(&mut self, tables: &Tables, reply: &Reply<'_>, arrival: Arrival, room: &mut Room<'_>) -> Verdict {
+    fn reply(&mut self, tables: &Tables, reply: &Reply<'_>, arrival: &Arrival, room: &mut Room<'_>) -> Verdict {
         let via = validate::first_via(room.input, &self.scan);
         let to = reply_path::response_address(via.as_ref(), arrival.from);
         if !route::is_somebody(to) {
@@ -524,7 +523,7 @@ impl Dispatcher {
 
 /// The verdict on a datagram that is no SIP message by its first octets.
 #[inline(always)]
-fn no_sip(arrival: Arrival, room: &mut Room<'_>) -> Option<Verdict> {
+fn no_sip(arrival: &Arrival, room: &mut Room<'_>) -> Option<Verdict> {
     let first = *match room.input.first() {
         Some(first) => first,
         None => return Some(Verdict::Drop(DropReason::Empty)),
@@ -559,6 +558,12 @@ fn no_sip(arrival: Arrival, room: &mut Room<'_>) -> Option<Verdict> {
 #[inline(always)]
 fn count_down(message: &mut [u8], digits: Span, left: u8) {
     let Some(place) = message.get_mut(digits.start as usize..digits.end as usize) else { return };
+    // One digit changes, or the last two do.
+    match place {
+        [.., ones @ b'1'..=b'9'] => return *ones -= 1,
+        [.., tens @ b'2'..=b'9', ones @ b'0'] => return (*tens, *ones) = (*tens - 1, b'9'),
+        _ => {}
+    }
     let mut number = left.saturating_sub(1);
     let mut more = true;
     for octet in place.iter_mut().rev() {
@@ -609,77 +614,9 @@ fn transport_of(tables: &Tables, flow: &token::Flow) -> Transport {
     flow.listener.map_or(otherwise, |index| tables.transport(index))
 }
 
-/// What stands below our Via.
-enum NextVia {
-    None,
-    Some(Via),
-    Unreadable,
-}
-
-#[inline(always)]
-fn next_via(message: &[u8], scan: &Scan, ours: &Via) -> NextVia {
-    let Some(row) = scan.row(HeaderKind::Via) else { return NextVia::None };
-    let value = match ours.comma {
-        0 => second_row(message, scan, HeaderKind::Via).map(|row| row.span()),
-        comma => Some(Span { start: comma + 1, end: row.end }),
-    };
-    let Some(value) = value else { return NextVia::None };
-    crate::dataplane::sip::via::parse(message, value).map_or(NextVia::Unreadable, NextVia::Some)
-}
-
 /// Whether this request from outside passed us before, and nothing that we decide by has changed since. From inside it may
 /// well be the same: a proxy that sends a call out through us leaves a Request-URI as it is.
 #[cold]
-fn has_come_round(tables: &Tables, message: &[u8], scan: &Scan, arrival: Arrival, mark: &via::Mark) -> bool {
-    !route::is_from_inside(tables, &arrival) && via::has_mark(&tables.keys, message, scan, mark)
-}
-
-/// What the client's Via was that a response has lost, if the token says so and the digest in our branch agrees.
-#[cold]
-fn lost_via<'a>(
-    tables: &Tables,
-    message: &[u8],
-    scan: &Scan,
-    token: &token::ViaToken<'a>,
-    digest: u64,
-) -> Option<token::Rebuild<'a>> {
-    let rebuild = token.rebuild()?;
-    let mut room = [0; REBUILD_SENT_BY_MAX];
-    let sent_by = &mut room[..rebuild.sent_by.len()];
-    for (place, &octet) in sent_by.iter_mut().zip(rebuild.sent_by) {
-        *place = token::from_token_octet(octet);
-    }
-    let call_id = grammar::trim(scan.value(HeaderKind::CallId)?.of(message));
-    let cseq = grammar::trim(scan.value(HeaderKind::CSeq)?.of(message));
-    let number = grammar::number(&cseq[..grammar::DIGIT.prefix(cseq)]).and_then(|number| u32::try_from(number).ok())?;
-    (via::digest(&tables.keys, rebuild.branch, sent_by, call_id, number) == digest).then_some(rebuild)
-}
-
-/// Whether a response to the Via `next` goes to `to` by RFC 3261 18.2.2 and RFC 3581 4: to `received` or sent-by, at
-/// `rport` or the port of sent-by; on a connection, always the latter. It does if nobody changed what we wrote there when the request passed.
-#[inline(always)]
-fn is_answered_at(message: &[u8], next: &Via, flow: &token::Flow) -> bool {
-    let to = flow.to;
-    let host = next.received_value(message).unwrap_or(next.host.of(message));
-    let port = match next.rport_value(message) {
-        Some(rport) if flow.stream.is_none() => grammar::number(rport),
-        _ => Some(u64::from(next.port)),
-    };
-    port == Some(u64::from(to.port())) && is_address(host, to.ip())
-}
-
-/// Whether `host` is `address`; mostly it is written as we would write it, and then it need not be read.
-#[inline(always)]
-fn is_address(host: &[u8], address: IpAddr) -> bool {
-    let mut room = [0; 48];
-    let mut text = Text::new(&mut room);
-    text.put_address(address);
-    text.finish() == Some(host) || uri::address(host) == Some(address.to_canonical())
-}
-
-/// The client's Via as it came to us, with what we added to it.
-fn write_rebuilt_via(out: &mut Text<'_>, rebuild: token::Rebuild<'_>, flow: &token::Flow, transport: Transport) {
-    out.put(via::start(transport).as_bytes());
-    out.put_mapped(rebuild.sent_by, token::from_token_octet).put(b";branch=").put(rebuild.branch);
-    out.put(b";received=").put_address(flow.to.ip()).put(b";rport=").put_number(u32::from(flow.to.port())).put(b"\r\n");
+fn has_come_round(tables: &Tables, message: &[u8], scan: &Scan, arrival: &Arrival, mark: &via::Mark) -> bool {
+    !route::is_from_inside(tables, arrival) && via::has_mark(&tables.keys, message, scan, mark)
 }

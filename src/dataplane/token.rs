@@ -169,7 +169,12 @@ pub fn write_via_token(out: &mut Text<'_>, keys: &Keys, flow: &Flow, digest: u64
 /// Reads the value of our Via parameter. `None` if nothing of ours looks like this.
 #[inline(always)]
 pub fn read_via_token(value: &[u8]) -> Option<ViaToken<'_>> {
-    let (head_text, rebuild) = value.split_at(find(value, 0, value.len(), [b'~']));
+    // Of a datagram's flow by IPv4 the head has 32 letters, none of which is a `~` if it can be read.
+    let head_len = match value.get(32) {
+        Some(b'~') => 32,
+        _ => find(value, 0, value.len(), [b'~']),
+    };
+    let (head_text, rebuild) = value.split_at(head_len);
     let (head_text, mac) = head_text.split_last_chunk::<16>()?;
     let mac = hex::decode_number(mac)?;
     let mut head = Head { octets: [0; HEAD_MAX], len: 0 };
@@ -386,6 +391,13 @@ pub mod hex {
             place.copy_from_slice(&four.to_be_bytes()[..place.len()]);
         }
         (strange == 0).then_some(len)
+    }
+
+    /// Reads eight letters as a number.
+    #[inline(always)]
+    pub fn decode_half(text: &[u8; 8]) -> Option<u32> {
+        let (number, strange) = digits(*text);
+        (strange == 0).then_some(number)
     }
 
     /// Reads sixteen letters as a number.

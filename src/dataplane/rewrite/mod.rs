@@ -5,5 +5,6 @@
 //! (RFC 3261 16.6 item 1); bodies are neither copied nor read.
 
 pub mod edit;
+pub mod pop;
 pub mod reply;
 pub mod via;

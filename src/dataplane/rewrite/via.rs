@@ -106,7 +106,7 @@ pub struct Ours<'a> {
 pub type Mark = [u8; 8];
 
 /// What stands before it in our Via.
-pub const MARK: &[u8] = b";vl=";
+pub const MARK: &[u8; 4] = b";vl=";
 
 /// The mark of a request that came to `listener` and goes to a backend that knows us as `start` says.
 #[inline(always)]

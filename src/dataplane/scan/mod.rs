@@ -41,7 +41,7 @@ pub mod scalar;
 mod simd;
 
 pub use index::{Fault, Faults, Row, Scan, Span};
-pub use rows::{has_folded_header, rows, rows_named, second_row};
+pub use rows::{has_folded_header, rows, rows_named};
 pub use simd::{Scanner, find, find_blank_or};
 
 /// Calls the scalar twin and every arm this CPU can run on `message` and panics if two of them disagree.

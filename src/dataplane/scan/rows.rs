@@ -4,7 +4,6 @@
 
 use super::index::{Row, Scan, Span};
 use super::scalar::{self, Header};
-use super::simd::find;
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
 
@@ -55,27 +54,6 @@ pub fn has_folded_header(message: &[u8], scan: &Scan) -> bool {
         let is_known = |line| matches!(scalar::read_name(line), Header::Row(Some(_), _) | Header::LookAlike(_));
         blanks > 0 && is_known(&line[blanks..memchr::memchr(b'\n', line).unwrap_or(line.len())])
     })
-}
-
-/// The row of `kind` behind the first one. Quick where it is the next line and written out, which is how the Vias of a
-/// response stand.
-#[inline(always)]
-pub fn second_row(message: &[u8], scan: &Scan, kind: HeaderKind) -> Option<Row> {
-    if !scan.is_repeated(kind) {
-        return None;
-    }
-    let first = scan.row(kind)?;
-    let start = first.end as usize + 2;
-    let name = first.start as usize..first.value as usize;
-    // The next line, if it begins as the first row does.
-    let same_name = message.get(start..start + name.len()) == message.get(name.clone());
-    let end = find(message, start, (scan.body as usize).min(message.len()), [b'\r']);
-    let is_one_line = message.get(end..end + 2) == Some(b"\r\n")
-        && !message.get(end + 2).is_some_and(|&octet| grammar::is_blank(octet));
-    if same_name && is_one_line {
-        return Some(Row { start: start as u32, value: (start + name.len()) as u32, end: end as u32 });
-    }
-    rows(message, scan, kind).nth(1)
 }
 
 struct KnownRow {
@@ -138,25 +116,5 @@ mod tests {
         let values: Vec<_> = rows_named(message, &scan, names).map(|row| row.of(message).to_vec()).collect();
         assert_eq!(values, [b" 1".to_vec(), b" 2,\r\n 3".to_vec(), b"4".to_vec()]);
         assert_eq!(rows_named(message, &scan, &[b"contact", b"m"]).count(), 0);
-    }
-
-    #[test]
-    fn the_second_row_is_the_second_of_all_rows() {
-        for headers in [
-            "Via: 1\r\nVia: 2\r\nX: 3\r\n",
-            "Via: 1\r\nVia: 2\r\n ,3\r\nX: 3\r\n",
-            "Via: 1\r\nv: 2\r\nVia: 3\r\n",
-            "Via: 1\r\nX: 2\r\nVia: 3\r\n",
-            "Via: 1\r\n 2\r\nVIA: 3\r\n",
-            "v: 1\r\nvx: 2\r\nv: 2\r\n",
-            "Via: 1\r\nX: 2\r\n",
-            "X: 2\r\n",
-        ] {
-            let message = format!("SIP/2.0 200 OK\r\n{headers}\r\n");
-            let mut scan = Scan::default();
-            scalar::scan(message.as_bytes(), &mut scan);
-            let expected = rows(message.as_bytes(), &scan, HeaderKind::Via).nth(1);
-            assert_eq!(second_row(message.as_bytes(), &scan, HeaderKind::Via), expected, "{headers}");
-        }
     }
 }

@@ -61,6 +61,15 @@ impl<'a> Cursor<'a> {
         is_next
     }
 
+    /// Reads `text` and the `M` octets behind it, whatever they are, and returns those; nothing if that does not come next.
+    #[inline(always)]
+    pub fn take_behind<const N: usize, const M: usize>(&mut self, text: &[u8; N]) -> Option<&'a [u8; M]> {
+        let (found, rest) = self.rest().split_first_chunk()?;
+        let octets = rest.first_chunk().filter(|_| found == text)?;
+        self.at += N + M;
+        Some(octets)
+    }
+
     /// Reads octets of `class`; the span may be empty.
     #[inline(always)]
     pub fn take_while(&mut self, class: Class) -> Span {
@@ -72,6 +81,14 @@ impl<'a> Cursor<'a> {
     /// Reads `1*DIGIT`, a port; `None` if there is no digit, or the number is none a port can have.
     #[inline(always)]
     pub fn take_port(&mut self) -> Option<u16> {
+        // Five digits at most and something behind them, in one word; what comes later in the message is not looked at.
+        if let Some(&octets) = self.rest().first_chunk() {
+            let (digits, port) = grammar::leading_number(octets);
+            if digits < octets.len() {
+                self.at += digits;
+                return u16::try_from(port).ok().filter(|_| digits > 0);
+            }
+        }
         let mut port: u32 = 0;
         let mut digits = 0;
         for &octet in self.rest() {

@@ -120,9 +120,46 @@ pub fn trim(text: &[u8]) -> &[u8] {
     &text[lead..tail]
 }
 
+/// How many of the first eight octets are digits up to one that is none, and the number they say. The octets are looked at
+/// as one word: ports, sequence numbers and lengths have two to five digits, and a loop over those costs three times as much.
+#[inline(always)]
+pub const fn leading_number(octets: [u8; 8]) -> (usize, u32) {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    // The first octet is the lowest. A digit becomes its value, anything else something above nine.
+    let values = u64::from_le_bytes(octets) ^ (EACH * b'0' as u64);
+    // The highest bit of each octet that is above nine. What is carried out of one only reaches those behind it.
+    let others = (values.wrapping_add(EACH * 0x76) | values) & (EACH * 0x80);
+    let count = others.trailing_zeros() as usize / 8;
+    if count == 0 {
+        return (0, 0);
+    }
+    // Zeros in front, so that there are eight digits; then pairs, fours, all.
+    let digits = values << (64 - 8 * count);
+    let pairs = (digits * 10 + (digits >> 8)) & 0x00ff_00ff_00ff_00ff;
+    let fours = (pairs * 100 + (pairs >> 16)) & 0x0000_ffff_0000_ffff;
+    (count, (fours * 10_000 + (fours >> 32)) as u32)
+}
+
 /// `1*DIGIT` that fits `u64`; anything else is `None`: no sign, no blank, no overflow.
-#[inline]
+#[inline(always)]
 pub fn number(digits: &[u8]) -> Option<u64> {
+    if !(1..=9).contains(&digits.len()) {
+        return long_number(digits);
+    }
+    // Nine digits fit 32 bits.
+    let mut value = 0;
+    for &digit in digits {
+        let digit = digit.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        value = 10 * value + u32::from(digit);
+    }
+    Some(u64::from(value))
+}
+
+#[cold]
+fn long_number(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() {
         return None;
     }
@@ -149,7 +186,24 @@ mod tests {
     }
 
     #[test]
+    fn leading_numbers_end_where_digits_end() {
+        for text in ["", "0", "7", "42", "506", "5060", "65535", "123456", "9999999", "00000000", "12345678"] {
+            for behind in 0..=255u8 {
+                let mut octets = [behind; 8];
+                octets[..text.len()].copy_from_slice(text.as_bytes());
+                let naive = octets.iter().take_while(|octet| octet.is_ascii_digit()).count();
+                let value = octets[..naive].iter().fold(0, |value, digit| value * 10 + u32::from(digit - b'0'));
+                assert_eq!(leading_number(octets), (naive, value), "{text} {behind:#x}");
+            }
+        }
+    }
+
+    #[test]
     fn numbers_do_not_wrap_and_take_digits_only() {
+        for len in 0..20 {
+            let text = "1234567890123456789".get(..len).unwrap();
+            assert_eq!(number(text.as_bytes()), text.parse().ok(), "{text}");
+        }
         assert_eq!(number(b"0068"), Some(68));
         assert_eq!(number(b"18446744073709551615"), Some(u64::MAX));
         for bad in [&b""[..], b"18446744073709551616", b"18446744073709551617", b"-1", b"+0", b"0x10", b"1 2", b"many"]

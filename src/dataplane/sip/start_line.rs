@@ -101,6 +101,10 @@ impl Method {
             numbers
         };
         let word = u128::from_le_bytes(word);
+        if name.last() == Some(&0) {
+            // The octets that fill the words are zeros, too.
+            return Method::Other;
+        }
         // The commonest first.
         if word == NUMBERS[Method::Invite as usize] {
             return Method::Invite;
@@ -186,11 +190,12 @@ fn request_line(line: &[u8], at: usize) -> Result<StartLine, StartLineError> {
         return Err(StartLineError::Request);
     }
     let name = &line[..name_end];
-    if name.is_empty() || !grammar::TOKEN.has_all(name) {
+    let method = Method::of(name);
+    if method == Method::Other && (name.is_empty() || !grammar::TOKEN.has_all(name)) {
         return Err(StartLineError::Request);
     }
     Ok(StartLine::Request {
-        method: Method::of(name),
+        method,
         name: Span::new(at, at + name_end),
         uri: Span::new(at + name_end + 1, at + uri_end),
         version: Span::new(at + uri_end + 1, at + line.len()),
@@ -240,6 +245,7 @@ mod tests {
             "INVITE sip:bob@example.net SIP/2.0 ",
             "INVITE\tsip:bob@example.net SIP/2.0",
             "INV<ITE sip:bob@example.net SIP/2.0",
+            "ACK\0\0 sip:bob@example.net SIP/2.0",
             " sip:bob@example.net SIP/2.0",
             "INVITE SIP/2.0",
         ] {

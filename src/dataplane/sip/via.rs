@@ -114,13 +114,23 @@ impl Via {
     /// [`parse`] in place: a struct that is returned is copied, and a copy of what was just written has to wait for it.
     #[inline(always)]
     pub fn read(&mut self, message: &[u8], span: Span) -> bool {
-        self.everyday(message, span).is_some() || self.by_grammar(message, span)
+        self.everyday(message, span).is_some_and(|end| end == span.end as usize) || self.by_grammar(message, span)
+    }
+
+    /// [`Via::read`] for a value as practically all are written, where it is not known yet where its line ends: that is at the
+    /// offset returned, or it is no such value. `span` ends somewhere behind it.
+    #[inline(always)]
+    pub fn read_line(&mut self, message: &[u8], span: Span) -> Option<usize> {
+        let end = self.everyday(message, span)?;
+        self.whole.end = end as u32;
+        Some(end)
     }
 
     /// Reads a value as practically all are written: one space in front, `SIP/2.0/UDP`, no other white space, no quotes,
-    /// no second value, known parameters in lower case. `None` says only that it is not such a value.
+    /// no second value, known parameters in lower case. Returns the offset behind the last parameter, which is the end of the value
+    /// if it is one; `None` says only that it is not such a value.
     #[inline(always)]
-    fn everyday(&mut self, message: &[u8], span: Span) -> Option<()> {
+    fn everyday(&mut self, message: &[u8], span: Span) -> Option<usize> {
         let mut cursor = Cursor::new(message, span);
         let port = match () {
             () if cursor.take_text(b" SIP/2.0/UDP ") || cursor.take_text(b" SIP/2.0/TCP ") => 5060,
@@ -134,10 +144,10 @@ impl Via {
             self.port = cursor.take_port().filter(|&port| port != 0)?;
             self.sent_by.end = cursor.at() as u32;
         }
-        while !cursor.is_done() {
+        loop {
             let start = cursor.at() as u32;
             if !cursor.take(b';') {
-                return None;
+                break;
             }
             let param = cursor.take_until([b';', b',', b'"', b'<', b'>']);
             let (place, name) = match param.of(message) {
@@ -157,7 +167,7 @@ impl Via {
             *place = Span { start: start + name, end: param.end };
         }
         self.note_unique_branch(message);
-        (!host.is_empty()).then_some(())
+        (!host.is_empty()).then_some(cursor.at())
     }
 
     /// Reads any value that the grammar allows.
@@ -243,7 +253,7 @@ mod tests {
     fn a_via_of_ours_is_an_everyday_one() {
         let text = " SIP/2.0/UDP 192.0.2.1:40001;branch=z9hG4bK0123456789abcdef;vh=00c6336407~a~b;vl=01234567";
         let mut via = Via::default();
-        assert!(via.everyday(text.as_bytes(), Span::new(0, text.len())).is_some());
+        assert_eq!(via.everyday(text.as_bytes(), Span::new(0, text.len())), Some(text.len()));
         assert_eq!(of(text, via.token), "00c6336407~a~b");
     }
 
@@ -304,7 +314,7 @@ mod tests {
                     for third in pieces {
                         let text = format!("{start}{first}{second}{third}");
                         let mut via = Via::default();
-                        if via.everyday(text.as_bytes(), Span::new(0, text.len())).is_some() {
+                        if via.everyday(text.as_bytes(), Span::new(0, text.len())) == Some(text.len()) {
                             assert_eq!(Some(via), by_grammar(text.as_bytes(), Span::new(0, text.len())), "{text}");
                             everyday_count += 1;
                         }

@@ -3,8 +3,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use viahop::dataplane::scan::{Scan, Scanner, assert_arms_agree, find, find_blank_or, rows, scalar, second_row};
-use viahop::dataplane::sip::header::NAMES;
+use viahop::dataplane::rewrite::pop::{self, Below};
+use viahop::dataplane::scan::{Scan, Scanner, assert_arms_agree, find, find_blank_or, rows, scalar};
+use viahop::dataplane::sip::header::{HeaderKind, NAMES};
+use viahop::dataplane::sip::via::Via;
 use viahop_fuzz::plain::Message;
 
 fuzz_target!(|message: &[u8]| {
@@ -69,7 +71,19 @@ fn check_twin(message: &[u8], scan: &Scan) {
         let places = rows(message, scan, kind).map(|row| (row.start as usize, row.end as usize));
         assert_eq!(places.collect::<Vec<_>>(), plain_rows, "{name}");
         assert_eq!(scan.is_repeated(kind), plain_rows.len() > 1, "{name}");
-        let second = second_row(message, scan, kind).map(|row| (row.start as usize, row.end as usize));
-        assert_eq!(second, plain_rows.get(1).copied(), "{name}");
     }
+    check_via_below(message, scan);
+}
+
+/// The quick look at the line behind the first Via sees what reading all rows sees.
+fn check_via_below(message: &[u8], scan: &Scan) {
+    let Some(first) = scan.row(HeaderKind::Via) else { return };
+    let (mut via, mut expected_via) = (Via::default(), Via::default());
+    let expected = match rows(message, scan, HeaderKind::Via).nth(1) {
+        None => Below::Nothing,
+        Some(row) if expected_via.read(message, row.span()) => Below::Via,
+        Some(_) => Below::Unreadable,
+    };
+    assert_eq!(pop::below(message, scan, first, 0, &mut via), expected);
+    assert!(expected != Below::Via || via == expected_via, "{via:?} is not {expected_via:?}");
 }
