@@ -183,18 +183,35 @@ pub struct Bench {
 const ETHERNET: usize = 14;
 
 impl Bench {
-    /// The program for `shards` shards under `seed`.
+    /// The program for `shards` shards under `seed`: [`Bench::in_place`], or without `CAP_NET_ADMIN` [`Bench::by_copy`].
     ///
     /// # Errors
     /// What is missing.
     pub fn new(shards: u32, seed: u64) -> Result<Bench, Missing> {
-        let load = || {
-            let room = Map::per_cpu(ROOM)?;
-            let code = program::program(Seat::on_bench(), room.descriptor(), shards, seed);
-            let program = Program::load(Purpose::SocketFilter, "viahop_bench", &code)?;
-            Ok(Bench { room, program, seed, shards })
-        };
-        load().map_err(|refused| missing(&refused))
+        Bench::in_place(shards, seed).or_else(|_| Bench::by_copy(shards, seed))
+    }
+
+    /// The program as it is at a port, which reads datagrams where they lie.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn in_place(shards: u32, seed: u64) -> Result<Bench, Missing> {
+        Bench::load(Seat::on_bench(), Purpose::Classifier, shards, seed).map_err(|refused| missing(&refused))
+    }
+
+    /// The program that copies each datagram, as it does with those that do not lie in one piece.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn by_copy(shards: u32, seed: u64) -> Result<Bench, Missing> {
+        Bench::load(Seat::on_bench_by_copy(), Purpose::SocketFilter, shards, seed).map_err(|refused| missing(&refused))
+    }
+
+    fn load(seat: Seat, purpose: Purpose, shards: u32, seed: u64) -> Result<Bench, Refused> {
+        let room = Map::per_cpu(ROOM)?;
+        let code = program::program(seat, room.descriptor(), shards, seed);
+        let program = Program::load(purpose, "viahop_bench", &code)?;
+        Ok(Bench { room, program, seed, shards })
     }
 
     /// The shard that the program sends `datagram` to, or why it does not decide.

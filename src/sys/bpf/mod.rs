@@ -143,6 +143,8 @@ fn possible_cpus() -> io::Result<usize> {
 pub enum Purpose {
     /// To look at a packet and return a number: what the kernel lets be tried out without a socket.
     SocketFilter = 1,
+    /// The same for whoever may read the packet where it lies, as [`Purpose::Reuseport`] may. Needs `CAP_NET_ADMIN` beside.
+    Classifier = 3,
     /// To choose one of the sockets that share a port.
     Reuseport = 21,
 }
@@ -254,8 +256,8 @@ impl Program {
         option(socket, SO_ATTACH_REUSEPORT_EBPF, self.fd.as_raw_fd()).map_err(Refused::to("attach the program"))
     }
 
-    /// Runs a [`Purpose::SocketFilter`] on `packet`, `repeat` times. Returns its result and the mean time of a run in
-    /// nanoseconds. The packet has an Ethernet header before what the program sees.
+    /// Runs a [`Purpose::SocketFilter`] or [`Purpose::Classifier`] on `packet`, `repeat` times. Returns its result and the mean
+    /// time of a run in nanoseconds. The packet has an Ethernet header, which a filter does not see.
     pub fn try_out(&self, packet: &[u8], repeat: u32) -> io::Result<(u32, u32)> {
         #[repr(C)]
         struct TestRun {
