@@ -2,15 +2,18 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 use support::corpus::{self, own};
+use support::framing::{self, Case, Judged, ODD_LENGTHS};
 use support::stream::{Reader, read};
-use support::{BACKENDS, CLIENT, Outcome, Path, address, pool, readers, settings};
+use support::{CLIENT, Outcome, Path, address, readers};
 use viahop::dataplane::frame::Frame;
 use viahop::dataplane::limits::DATAGRAM_MAX;
 use viahop::dataplane::route::Arrival;
 use viahop::dataplane::tables::Tables;
-use viahop::dataplane::transport::{StreamId, Transport};
+use viahop::dataplane::transport::StreamId;
 use viahop::dataplane::verdict::{Answer, Verdict};
 
 /// Every message of the corpora as it is, and behind and before others; with a length where it has none.
@@ -84,20 +87,9 @@ fn judge_forwarded(outcome: &Outcome) {
     }
 }
 
-/// The cast's listener for streams, and its backends behind streams.
 fn tables_of_streams() -> Arc<Tables> {
-    static TABLES: LazyLock<Arc<Tables>> = LazyLock::new(|| Arc::new(made_for_streams()));
+    static TABLES: LazyLock<Arc<Tables>> = LazyLock::new(|| Arc::new(framing::tables()));
     TABLES.clone()
-}
-
-fn made_for_streams() -> Tables {
-    let mut settings = settings();
-    settings.listeners[0].transport = Transport::Tcp;
-    let mut pool = pool(&BACKENDS);
-    for backend in &mut pool.backends {
-        backend.reach.transport = Transport::Tcp;
-    }
-    Tables::new(1, settings, vec![pool], None)
 }
 
 #[test]
@@ -143,57 +135,9 @@ fn whatever_is_forwarded_from_the_corpora_ends_for_every_reader_where_it_ends() 
 /// Every odd way to say a length, in every pair: whatever is let through ends for everybody at the same place.
 #[test]
 fn odd_lengths_are_refused_or_read_alike_by_all() {
-    let odd = [
-        "",
-        "Content-Length: 0",
-        "Content-Length: 4",
-        "Content-Length: 5",
-        "Content-Length: 05",
-        "Content-Length:5",
-        "Content-Length : 5",
-        "Content-Length\t:\t5",
-        "Content-Length: 5 ",
-        "Content-Length:\r\n 5",
-        "l: 5",
-        "l: 0",
-        "L : 5",
-        "Content_Length: 0",
-        "content_length: 5",
-        "Content-Length: +5",
-        "Content-Length: -5",
-        "Content-Length: 0x5",
-        "Content-Length: 5 0",
-        "Content-Length: 0 5",
-        "Content-Length: 5,0",
-        "Content-Length: \"5\"",
-        "Content-Length: 5;q=1",
-        "Content-Length: 4294967301",
-        "Content-Length: 18446744073709551621",
-        "Content-Length: 99999999999999999999999",
-        "Content-Length:",
-        "Content-Length",
-        "X: 1\r\n Content-Length: 0",
-        "X: 1\r\n\tl: 0",
-        "X: 1\r\n  Content_Length: 0",
-        "X: 1\nContent-Length: 0",
-        "X: 1\rContent-Length: 0",
-        "X: 1\0\r\nY: 2",
-        "Content-Length: 5\0",
-        "Content-Length\0: 5",
-        "Subject: Content-Length: 0",
-        "X-Content-Length: 0",
-        "Content-Length-X: 0",
-        " Content-Length: 0",
-        "X: 1\n\nGET",
-        "X: 1\r\n\n",
-        "ll: 0",
-        "Content-Lengt: 0",
-        "Transfer-Encoding: chunked",
-        "Content-Length: ５",
-    ];
     let (mut through, mut refused) = (0, 0);
-    for one in odd {
-        for other in odd {
+    for one in ODD_LENGTHS {
+        for other in ODD_LENGTHS {
             let rows: String =
                 [one, other].iter().filter(|row| !row.is_empty()).map(|row| format!("{row}\r\n")).collect();
             let stream = format!(
@@ -215,4 +159,68 @@ fn odd_lengths_are_refused_or_read_alike_by_all() {
         }
     }
     assert!(through > 50 && refused > 1500, "{through} {refused}");
+}
+
+/// Streams that [`framing`] makes, each by its number: `VIAHOP_STREAMS` says how many, two at a time.
+#[test]
+#[allow(clippy::disallowed_methods)]
+fn made_streams_end_for_every_reader_where_they_end_however_they_are_cut() {
+    let count = std::env::var("VIAHOP_STREAMS").map_or(STREAMS, |count| count.parse().expect("a number of streams"));
+    let start = Instant::now();
+    let next = AtomicU64::new(0);
+    let work = || {
+        let mut sum = Judged::default();
+        loop {
+            let first = next.fetch_add(SHARE, Ordering::Relaxed);
+            if first >= count {
+                return sum;
+            }
+            for number in first..count.min(first + SHARE) {
+                let judged = judge_made(number);
+                sum.messages += judged.messages;
+                sum.forwarded += judged.forwarded;
+                sum.broken += judged.broken;
+            }
+            if first.is_multiple_of(SHARE * 1000) {
+                println!("{first} of {count} streams, {:.0} s", start.elapsed().as_secs_f64());
+            }
+        }
+    };
+    let sums = std::thread::scope(|scope| [scope.spawn(work), scope.spawn(work)].map(|one| one.join().unwrap()));
+    let sum = |of: fn(&Judged) -> u64| sums.iter().map(of).sum::<u64>();
+    let (messages, forwarded, broken) = (sum(|one| one.messages), sum(|one| one.forwarded), sum(|one| one.broken));
+    let seconds = start.elapsed().as_secs_f64();
+    println!(
+        "{count} streams in {seconds:.0} s, {:.0}/s: {messages} messages, {forwarded} forwarded, {broken} broken",
+        count as f64 / seconds
+    );
+    // The maker is worth something only if it makes all of them.
+    assert!(messages > count / 4 && forwarded > count / 4 && broken > count / 4);
+}
+
+/// How many made streams a test run judges.
+const STREAMS: u64 = 10_000;
+
+/// How many a thread takes at a time.
+const SHARE: u64 = 1000;
+
+fn judge_made(number: u64) -> Judged {
+    /// Says which stream it was that panicked.
+    struct Told<'a>(u64, &'a Case);
+    impl Drop for Told<'_> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                println!("stream {}, in pieces of {:?}: {}", self.0, self.1.pieces, self.1.stream.escape_ascii());
+            }
+        }
+    }
+    let mut random = fastrand::Rng::with_seed(number);
+    let mut data = [0; 64];
+    random.fill(&mut data);
+    data[0] |= 0x80;
+    let case = Case::read(&data).expect("a stream that is made is none too long");
+    let told = Told(number, &case);
+    let judged = case.judge();
+    drop(told);
+    judged
 }

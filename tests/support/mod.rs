@@ -6,7 +6,9 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod corpus;
+pub mod framing;
 pub mod judge;
+pub mod plain;
 pub mod readers;
 pub mod stream;
 

@@ -2,11 +2,15 @@
 //! as framing goes. Made from what their readers were seen to do with odd messages, not from their code, and more gullible
 //! rather than less: what all of these read alike, the real ones do.
 
+use std::borrow::Cow;
+
 /// By reader: how long it takes the first message in `octets` to be; `None`: it finds no length, or no end of the head.
 pub fn lengths(octets: &[u8]) -> [(&'static str, Option<usize>); 5] {
+    let kamailio = octet_by_octet(octets, false);
     [
-        ("Kamailio", octet_by_octet(octets, false)),
-        ("OpenSIPS", octet_by_octet(octets, false)),
+        ("Kamailio", kamailio),
+        // As far as this goes they read alike.
+        ("OpenSIPS", kamailio),
         ("Kamailio 5.6, OpenSIPS 3.2 (lengths of 32 bits)", octet_by_octet(octets, true)),
         ("PJSIP", by_column_zero(octets)),
         ("Sofia-SIP", by_any_line_end(octets)),
@@ -30,6 +34,14 @@ fn value_of_length(line: &[u8], like: impl Fn(u8) -> u8) -> Option<&[u8]> {
     })
 }
 
+fn without_cr(line: &[u8]) -> Cow<'_, [u8]> {
+    let bare = line.strip_suffix(b"\r").unwrap_or(line);
+    match bare.contains(&b'\r') {
+        true => bare.iter().copied().filter(|&octet| octet != b'\r').collect(),
+        false => bare.into(),
+    }
+}
+
 /// Kamailio and OpenSIPS: octet by octet; LF ends a line, CR is nothing; a folded line is as good as any; `_` is `-`; the
 /// first length that begins with digits wins, whatever follows a blank behind them.
 fn octet_by_octet(octets: &[u8], wraps: bool) -> Option<usize> {
@@ -39,7 +51,7 @@ fn octet_by_octet(octets: &[u8], wraps: bool) -> Option<usize> {
     loop {
         let end = at + octets[at..].iter().position(|&octet| octet == b'\n')?;
         let line = &octets[at..end];
-        let bare: Vec<u8> = line.iter().copied().filter(|&octet| octet != b'\r').collect();
+        let bare = without_cr(line);
         if bare.is_empty() {
             return Some(end + 1 + length?);
         }

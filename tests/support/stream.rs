@@ -21,9 +21,10 @@ pub struct Reader {
 
 impl Reader {
     pub fn feed(&mut self, piece: &[u8]) {
+        let scanner = Scanner::best();
         self.read.rest.extend_from_slice(piece);
         while !self.is_broken {
-            let frame = self.framer.next(&Scanner::best(), &mut self.scan, &self.read.rest);
+            let frame = self.framer.next(&scanner, &mut self.scan, &self.read.rest);
             let len = match frame {
                 Frame::Partial => return,
                 Frame::LineEnd => LINE_END,

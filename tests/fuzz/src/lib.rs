@@ -7,9 +7,10 @@
 //!
 //! A rule that is broken panics, which is what the fuzzer looks for.
 
-pub mod plain;
 pub mod rules;
 pub mod world;
+
+pub use support::plain;
 
 /// The cast of the tests: addresses, keys, parts of tables.
 #[path = "../../support/mod.rs"]
