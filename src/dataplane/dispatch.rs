@@ -20,7 +20,7 @@ use crate::dataplane::rewrite::pop::{self, Below, Top};
 use crate::dataplane::rewrite::reply::{self, NoReply, Reply};
 use crate::dataplane::rewrite::via::{self, Ours, Received};
 use crate::dataplane::room::Room;
-use crate::dataplane::route::record::{Passing, record};
+use crate::dataplane::route::record::{Passing, record, welcomes_keep_alives};
 use crate::dataplane::route::reply_path::{self, SentBy};
 use crate::dataplane::route::{self, Arrival, Decision, Input, Router};
 use crate::dataplane::scan::{Scan, Scanner, Span};
@@ -279,7 +279,11 @@ impl Dispatcher {
         let behind_start_line = self.edits.apply_until(message, start, headers, &mut head);
         via::write(&mut head, &tables.keys, message, request, &ours, &reply_path::response_flow(request, arrival));
         // Behind our Via, above every Record-Route and Path of others (RFC 3261 16.6 item 4, RFC 3327 5.2).
-        record(&mut head, &Passing { tables, message, scan: &self.scan, request, arrival, decision });
+        let passing = Passing { tables, message, scan: &self.scan, request, arrival, decision };
+        record(&mut head, &passing);
+        if request.via.keep.is_present() && welcomes_keep_alives(&passing) {
+            via::answer_keep(&mut self.edits, &request.via, arrival.stream.is_some());
+        }
 
         //= RFC 3261 section 16.6
         //# If the copy does not contain a Max-Forwards header field, the proxy

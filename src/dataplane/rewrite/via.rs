@@ -172,6 +172,20 @@ impl Ours<'_> {
     }
 }
 
+/// What stands for a `keep` of the client's Via that is answered, in the place of `keep`: RFC 6223 4.4. The number goes where every
+/// response to this request copies it from (RFC 3261 8.2.6.2), the first one and all others alike.
+///
+/// RFC 5626 4.4.2 has 24 to 29 s for datagrams, and 4.4.1 95 to 120 s for connections; who is told a number takes 80 to 100 % of it.
+//= RFC 6223 section 4.4
+//# it MUST add a parameter value to the "keep" parameter
+//# before sending or forwarding the response.
+#[cold]
+pub fn answer_keep(edits: &mut Edits, via: &Via, by_stream: bool) {
+    edits.replace(via.keep, |text| {
+        text.put(if by_stream { b";keep=120" } else { b";keep=30" });
+    });
+}
+
 /// What the client's Via is told about where its request came from (RFC 3261 18.2.1, RFC 3581 4): `received` where sent-by
 /// is a name or another address, and where `rport` asks for it; `rport` filled. What a client wrote there itself is
 /// replaced. It is told in the first value of the row, never at the row's end.

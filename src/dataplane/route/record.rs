@@ -40,12 +40,19 @@ pub struct Passing<'a> {
     pub decision: &'a Decision,
 }
 
+/// Whether a request may begin a dialog.
+#[inline(always)]
+fn may_begin(request: &Request) -> bool {
+    let is_one = matches!(request.method, Method::Invite | Method::Subscribe | Method::Refer | Method::Other);
+    is_one && !request.to.tag.is_present()
+}
+
 /// Writes our Record-Route or Path, if this request gets one.
 #[inline(always)]
 pub fn record(out: &mut Text<'_>, passing: &Passing<'_>) {
     let Passing { tables, request, decision, .. } = passing;
     match request.method {
-        Method::Invite | Method::Subscribe | Method::Refer | Method::Other if !request.to.tag.is_present() => {}
+        _ if may_begin(request) => {}
         // RFC 6665 4.3: the subscriber takes its route set from NOTIFY, so a NOTIFY of a dialog we are in gets it too.
         Method::Notify if matches!(decision.popped, Popped::Token(_)) => {}
         Method::Register if tables.policy.path != PathPolicy::Off => return path(out, passing),
@@ -56,12 +63,33 @@ pub fn record(out: &mut Text<'_>, passing: &Passing<'_>) {
     }
 }
 
+/// Whether keep-alives are welcome that the sender of this request would send: for a registration, and for a dialog whose
+/// requests will come this way.
+//= RFC 6223 section 4.4
+//# A SIP entity MUST NOT indicate willingness to receive keep-alives
+//# associated with a dialog, unless it has also inserted itself in the
+//# dialog route set
+#[cold]
+pub fn welcomes_keep_alives(passing: &Passing<'_>) -> bool {
+    let Passing { tables, request, .. } = passing;
+    match request.method {
+        Method::Register => true,
+        _ => may_begin(request) && tables.policy.record_route && sides(passing).is_some(),
+    }
+}
+
+/// Client and backend of a request that we stay in the path of, and the listeners at which they reach us.
+fn sides<'a>(passing: &Passing<'a>) -> Option<(Flow, &'a Backend, [u8; 2])> {
+    let (client, backend) = ends(passing)?;
+    let listener = client.listener?;
+    let inside = listener_towards_backend(passing.tables, backend, listener)?;
+    Some((client, backend, [listener, inside]))
+}
+
 #[cold]
 fn record_route(out: &mut Text<'_>, passing: &Passing<'_>) {
-    let Some((client, backend)) = ends(passing) else { return };
+    let Some((client, backend, [listener, inside])) = sides(passing) else { return };
     let Passing { tables, message, request, decision, .. } = passing;
-    let Some(listener) = client.listener else { return };
-    let Some(inside) = listener_towards_backend(tables, backend, listener) else { return };
     let is_double = inside != listener;
     let token = RouteToken { purpose: Purpose::Dialog { backend: backend.id }, client, is_double };
     //= RFC 3261 section 16.6

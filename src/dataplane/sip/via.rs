@@ -40,6 +40,8 @@ pub struct Via {
     pub rport: Span,
     /// The value of our own parameter.
     pub token: Span,
+    /// `keep` without a value: who wrote it would send keep-alives (RFC 6223 4.3); from its semicolon to its end.
+    pub keep: Span,
     /// The offset of the comma behind the value, if another value follows in the same row; else 0.
     pub comma: u32,
 }
@@ -155,10 +157,11 @@ impl Via {
                 b"rport" | [b'r', b'p', b'o', b'r', b't', b'=', ..] => (&mut self.rport, 0),
                 [b'r', b'e', b'c', b'e', b'i', b'v', b'e', b'd', b'=', ..] => (&mut self.received, 0),
                 [b'v', b'h', b'=', _, ..] => (&mut self.token, 4),
+                b"keep" => (&mut self.keep, 0),
                 // Ours as well, and nothing to a parser.
                 [b'v', b'l', b'=', ..] => continue,
                 // Another parameter, unless it is one of these written otherwise.
-                [b'b' | b'B' | b'r' | b'R' | b'v' | b'V' | b'=', ..] | [] => return None,
+                [b'b' | b'B' | b'k' | b'K' | b'r' | b'R' | b'v' | b'V' | b'=', ..] | [] => return None,
                 _ => continue,
             };
             if place.is_present() {
@@ -180,6 +183,13 @@ impl Via {
     fn keep(&mut self, message: &[u8], param: Param) -> Option<()> {
         let (place, span) = match param.name.len() {
             2 if param.is(message, TOKEN_PARAM) => (&mut self.token, param.value?),
+            4 if param.is(message, b"keep") => {
+                // Nobody's way home depends on it: twice is no error, and one that has a value is not asked for one.
+                if param.value.is_none() && !self.keep.is_present() {
+                    self.keep = param.whole;
+                }
+                return Some(());
+            }
             5 if param.is(message, b"rport") => (&mut self.rport, param.whole),
             6 if param.is(message, b"branch") => (&mut self.branch, param.value?),
             8 if param.is(message, b"received") => (&mut self.received, param.whole),
@@ -296,6 +306,10 @@ mod tests {
             ";VH=a",
             ";vl=1f",
             ";vl=",
+            ";keep",
+            ";keep=30",
+            ";Keep",
+            ";k",
             ";i=1",
             ";x=\"a;b\"",
             ";alias",

@@ -217,12 +217,13 @@ fn is_ours(world: &World, row: &Row) -> bool {
     uri.starts_with(b"sip:") && Parameterized::read(uri).param("vh").flatten().is_some() && is_own(world, uri)
 }
 
-/// RFC 3261 18.2.1, RFC 3581 4: the client's Via is told where its request came from.
+/// RFC 3261 18.2.1, RFC 3581 4, RFC 6223 4.4: the client's Via is told where its request came from, and whether keep-alives
+/// are welcome.
 fn check_told(before: &Row, after: &Row, source: SocketAddr) {
     let (before, after) = (split(before.value, b','), split(after.value, b','));
     assert_eq!(after[1..], before[1..], "values behind the first");
     let (before, after) = (Parameterized::read(before[0]), Parameterized::read(after[0]));
-    let told = ["received", "rport"];
+    let told = ["received", "rport", "keep"];
     assert_eq!((after.head, after.without(&told)), (before.head, before.without(&told)));
     let (ip, port) = (source.ip().to_string(), source.port().to_string());
     let expected = match before.param("rport") {
@@ -231,6 +232,8 @@ fn check_told(before: &Row, after: &Row, source: SocketAddr) {
     };
     let value = |name| after.param(name).map(|value| lower(value.expect("a value")));
     assert_eq!((value("received"), value("rport")), expected);
+    let keep = after.param("keep");
+    assert!(keep == before.param("keep") || before.param("keep") == Some(None) && keep == Some(Some(b"30")), "{keep:?}");
 }
 
 /// Host and port of a Via's `sent-protocol sent-by`.
