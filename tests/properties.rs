@@ -380,7 +380,7 @@ fn from_backend(outcome: &Outcome) -> Arrival {
     Arrival { from: to, listener: None, local: None, stream: None }
 }
 
-/// What the topmost Via of the caller says when it comes back: as RFC 3261 18.2.1 and RFC 3581 4 have it.
+/// What the topmost Via of the caller says when it comes back: as RFC 3261 18.2.1, RFC 3581 4 and RFC 6223 4.4 have it.
 fn with_received(call: &Call) -> Vec<String> {
     let ip = call.source.ip();
     let asked = call.params.iter().any(|param| param == ";rport");
@@ -391,6 +391,7 @@ fn with_received(call: &Call) -> Vec<String> {
     for param in &call.params {
         match param.as_str() {
             ";rport" => params.push(format!(";received={ip};rport={}", call.source.port())),
+            ";keep" => params.push(";keep=30".into()),
             param if param.starts_with(";received=") => {
                 found = true;
                 if !asked && needed {
