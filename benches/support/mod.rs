@@ -58,10 +58,15 @@ pub fn address(text: &str) -> SocketAddr {
 
 /// Tables with four backends, by Call-ID.
 pub fn tables(record_route: bool) -> Tables {
+    fleet(&BACKENDS.map(address), Strategy::Hash, record_route)
+}
+
+/// Tables with one pool of these backends.
+pub fn fleet(backends: &[SocketAddr], strategy: Strategy, record_route: bool) -> Tables {
     let listener = address("192.0.2.100:5060");
-    let backends = BACKENDS.map(|text| BackendParts {
-        name: text.into(),
-        address: address(text),
+    let backends = backends.iter().map(|&address| BackendParts {
+        name: address.to_string().into(),
+        address,
         weight: 100,
         priority: 0,
         is_up: true,
@@ -94,12 +99,7 @@ pub fn tables(record_route: bool) -> Tables {
         },
         draining: false,
     };
-    let pool = PoolParts {
-        name: "proxies".into(),
-        affinity: Affinity::CallId,
-        strategy: Strategy::Hash,
-        backends: backends.to_vec(),
-    };
+    let pool = PoolParts { name: "proxies".into(), affinity: Affinity::CallId, strategy, backends: backends.collect() };
     Tables::new(1, settings, vec![pool], None)
 }
 
