@@ -21,7 +21,8 @@
 //!   and never arrived. [`fault`] and [`impair`] break things on purpose.
 //! * [`compare`] measures elements against each other and against [`relay`], which is what any element costs at least; its
 //!   driver has one kind of transaction and no timers.
-//! * [`idle`] holds connections that do nothing, and looks at what the element keeps for them.
+//! * [`idle`] holds connections that do nothing, and looks at what the element keeps for them; [`hello`] begins TLS handshakes and
+//!   never ends one.
 //! * [`sys`] is the only folder with `unsafe`, [`clock`] the only file that reads a clock.
 
 pub mod assertion;
@@ -32,6 +33,7 @@ pub mod digest;
 pub mod endpoint;
 pub mod failure;
 pub mod fault;
+pub mod hello;
 pub mod hgrm;
 pub mod html;
 pub mod idle;

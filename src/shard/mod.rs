@@ -126,8 +126,16 @@ impl Unstarted {
         let mut writable_wanted = vec![false; shard.sockets()];
         let bell = waiter.bell();
         while !shard.is_stopping() {
-            if waiter.block(&mut ready).is_err() {
+            let has_steps = shard.has_steps();
+            let waited = if has_steps { waiter.look(&mut ready) } else { waiter.block(&mut ready) };
+            if waited.is_err() {
                 break;
+            }
+            if ready.numbers().is_empty() && has_steps {
+                shard.step(true);
+                shard.turn_streams(std::iter::empty(), false);
+                glommio::yield_if_needed().await;
+                continue;
             }
             if ready.numbers().is_empty() {
                 shard.ask_for_drops();
@@ -147,6 +155,7 @@ impl Unstarted {
             }
             shard.turn(waiter.sockets(&ready));
             shard.turn_streams(waiter.streams(&ready), is_rung);
+            shard.step(false);
             for (socket, wanted) in writable_wanted.iter_mut().enumerate() {
                 let waits = shard.is_waiting(socket);
                 if waits != *wanted && waiter.want_writable(shard.io(), socket, waits).is_ok() {

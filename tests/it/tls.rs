@@ -282,6 +282,58 @@ fn what_is_no_tls_is_counted_by_what_it_is_and_harms_nobody() {
     viahop.end();
 }
 
+/// A ClientHello costs nothing to repeat, and us a signature each time.
+#[test]
+fn datagrams_are_answered_while_hundreds_of_handshakes_wait_in_line() {
+    let (papers, ports) = (Papers::new("tls-line"), ports());
+    let tls = papers.issue("a", &["a.example"]);
+    let text = config(ports, &tls, "sip:127.0.0.1:9", UNPROBED).replace("shards = 2", "shards = 1");
+    let viahop = Viahop::start("tls-line", &format!("[streams]\nhandshake_timeout = \"60s\"\n{text}"));
+    let phone = Phone::new(&papers, ports[1], &version::TLS13, None);
+    let name = ServerName::try_from("a.example").unwrap();
+    let mut hello = Vec::new();
+    ClientConnection::new(phone.config.clone(), name).unwrap().write_tls(&mut hello).unwrap();
+    let flood = |count: usize| -> Vec<TcpStream> {
+        let open = |_| {
+            let mut stream = TcpStream::connect(("127.0.0.1", ports[1])).unwrap();
+            stream.write_all(&hello).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            stream
+        };
+        (0..count).map(open).collect()
+    };
+    let answered = |flood: &[TcpStream]| flood.iter().filter(|one| matches!(one.peek(&mut [0]), Ok(1))).count();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let local = socket.local_addr().unwrap();
+    let mut fewest: Option<usize> = None;
+    for round in 0..3 {
+        let flood = flood(300);
+        let before = answered(&flood);
+        for number in 0..96 {
+            let options = format!(
+                "OPTIONS sip:127.0.0.1:{} SIP/2.0\r\nVia: SIP/2.0/UDP {local};branch=z9hG4bK{round}.{number}\r\n\
+                 From: <sip:a@a.example>;tag=1\r\nTo: <sip:b@a.example>\r\nCall-ID: {round}.{number}\r\n\
+                 CSeq: 1 OPTIONS\r\nMax-Forwards: 70\r\nContent-Length: 0\r\n\r\n",
+                ports[0]
+            );
+            socket.send_to(options.as_bytes(), ("127.0.0.1", ports[0])).unwrap();
+        }
+        for _ in 0..96 {
+            socket.recv(&mut [0; 2048]).unwrap();
+        }
+        // Of 300 that are ready the kernel tells 64 at a time: if a step came with each, three batches would wait for twelve.
+        if before + 40 < flood.len() {
+            let between = answered(&flood) - before;
+            fewest = Some(fewest.map_or(between, |fewest| fewest.min(between)));
+        }
+        viahop.wait_until("all are answered", PATIENCE, |_| answered(&flood) == flood.len());
+    }
+    // Where connecting takes longer than signing there is no line.
+    assert!(fewest.is_none_or(|fewest| fewest <= 8), "{fewest:?} handshakes before 96 datagrams");
+    viahop.end();
+}
+
 #[test]
 fn certificates_are_read_again_and_connections_stay() {
     let (papers, ports, backend) = (Papers::new("tls-reload"), ports(), Backend::new());

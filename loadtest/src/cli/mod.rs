@@ -1,6 +1,7 @@
 //! The command line: one file per command. Here is what they share.
 
 mod compare;
+mod hello;
 mod idle;
 mod options;
 mod relay;
@@ -42,6 +43,7 @@ enum Command {
     Search(search::Args),
     Compare(compare::Args),
     Idle(idle::Args),
+    Hello(hello::Args),
     Report(report::Args),
     Scenarios(scenarios::Args),
     Relay(relay::Args),
@@ -57,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Search(args) => search::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Idle(args) => idle::run(&args),
+        Command::Hello(args) => hello::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Scenarios(args) => scenarios::run(&args),
         Command::Relay(args) => relay::run(&args),

@@ -108,6 +108,8 @@ pub struct Connection {
     pub wants_writable: bool,
     /// Whether it is noted as having something to send.
     pub is_dirty: bool,
+    /// Whether it waits for a step of its handshake.
+    pub is_in_line: bool,
 }
 
 impl Connection {
@@ -149,6 +151,7 @@ impl Connection {
             stuck_since_ms: None,
             wants_writable: false,
             is_dirty: false,
+            is_in_line: false,
         }
     }
 

@@ -1,20 +1,32 @@
 //! How connections come to TLS: what each begins with, how many may be at it, what becomes of those that fail.
 //!
 //! A handshake is the most that a stranger can make us work: half a millisecond with a key of ECDSA P-256, one with RSA 2048
-//! (docs/tls.md). So one step is made in a turn, whatever is ready, and messages of everybody else are dealt with in between.
+//! (docs/tls.md). So who has something to say in a handshake is taken out of the set that the shard waits with, and waits in a
+//! line; one step is made at a time, and then everything else is looked at.
+//!
+//! ```text
+//! something came ─► line ─► nothing else is ready, or others have had their time since the last step ─► one step ─► the set
+//! ```
+//!
+//! Left in the set, a few hundred that are ready would be nearly all that the kernel tells of, 64 at a time, with a step after
+//! each 64: calls over UDP took half a second then (docs/performance.md, Beside a flood of TLS handshakes).
 
 use super::connection::{Origin, State};
 use super::{Streams, Wire};
 use crate::dataplane::counters::{Counter, Ended, Handshake, StreamCounters};
 use crate::dataplane::transport::Transport;
 use crate::link::HandshakeFailed;
+use crate::shard::io::Io;
 use crate::shard::outbox::Fates;
+use crate::shard::run::Shard;
 use crate::tls::session::{Failure, Session};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
+use std::time::Instant;
 
-/// Steps of accepted connections' handshakes in one turn.
-pub(super) const STEPS: usize = 1;
+/// Of a shard's time in which there is something else to do, handshakes of clients get one part in so many.
+const SHARE: u32 = 3;
 
 /// Failures told of in one turn.
 const TOLD: usize = 8;
@@ -35,6 +47,36 @@ pub(super) fn too_slow() -> Failure {
 /// Why a handshake is ended whose other side has closed.
 pub(super) fn closed() -> Failure {
     Failure { handshake: Handshake::Closed, text: "the other side closed the connection in the handshake".into() }
+}
+
+impl<I: Io> Shard<I> {
+    /// Whether clients wait for a step of their handshakes: the shard need not wait for anything else.
+    pub fn has_steps(&self) -> bool {
+        self.streams.as_ref().is_some_and(|streams| !streams.line.is_empty())
+    }
+
+    /// Makes a step of a handshake, if one waits, and if it is due: `is_idle` says that there is nothing else to do.
+    pub fn step(&mut self, is_idle: bool) {
+        if !self.has_steps() {
+            return;
+        }
+        let start = Instant::now();
+        let now_ms = self.link.shared.now_ms();
+        let Some(streams) = &mut self.streams else { return };
+        if !is_idle && streams.step_after.is_some_and(|after| start < after) {
+            return;
+        }
+        let Some(slot) = streams.next_in_line() else { return };
+        streams.is_at_step = true;
+        self.read(slot, now_ms);
+        self.settle(now_ms);
+        let end = Instant::now();
+        if let Some(streams) = &mut self.streams {
+            streams.is_at_step = false;
+            streams.step_after = Some(end + (end - start) * (SHARE - 1));
+        }
+        self.link.counters.busy_ns.add((end - start).as_nanos() as u64);
+    }
 }
 
 impl Streams {
@@ -80,16 +122,37 @@ impl Streams {
         self.listeners.iter().any(|one| one.index == index && one.transport != Transport::Tcp)
     }
 
-    /// Whether the connection in `slot` may be read in this turn.
-    pub(super) fn may_step(&mut self, slot: usize) -> bool {
-        let is_stranger = |state, origin| state == State::Handshaking && origin == Origin::Accepted;
-        let connection = self.connection(slot);
-        if connection.is_none_or(|connection| !is_stranger(connection.state, connection.origin)) {
+    /// Whether the connection in `slot` may be read at once. Otherwise it stands in the line from here on.
+    pub(super) fn may_read(&mut self, slot: usize) -> bool {
+        let (number, is_at_step) = (self.number_of(slot), self.is_at_step);
+        let Some(connection) = self.connection(slot) else { return true };
+        let is_stranger = connection.state == State::Handshaking && connection.origin == Origin::Accepted;
+        // Who is told of though he stands in the line is gone: reading says so, and costs nothing.
+        if !is_stranger || is_at_step || connection.is_in_line {
             return true;
         }
-        let is_left = self.steps_left > 0;
-        self.steps_left = self.steps_left.saturating_sub(1);
-        is_left
+        connection.is_in_line = true;
+        let (fd, wants_writable, generation) =
+            (connection.wire.socket().as_raw_fd(), connection.wants_writable, connection.generation);
+        self.line.push_back((slot, generation));
+        self.poller.set_interest(fd, number, false, wants_writable).ok();
+        false
+    }
+
+    /// Takes the first in the line that is still there.
+    fn next_in_line(&mut self) -> Option<usize> {
+        while let Some((slot, generation)) = self.line.pop_front() {
+            let number = self.number_of(slot);
+            let connection = self.slots.get_mut(slot).and_then(Option::as_deref_mut);
+            let Some(connection) = connection.filter(|connection| connection.generation == generation) else {
+                continue;
+            };
+            connection.is_in_line = false;
+            let (fd, wants_writable) = (connection.wire.socket().as_raw_fd(), connection.wants_writable);
+            self.poller.set_interest(fd, number, true, wants_writable).ok();
+            return Some(slot);
+        }
+        None
     }
 
     /// What follows when something was read from the connection in `slot`: its handshake may be over, and TLS may have

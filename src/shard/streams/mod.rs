@@ -38,12 +38,13 @@ use crate::tls::Credentials;
 use arc_swap::ArcSwap;
 use connection::{Connection, Origin, State, Unsent};
 use handshake::handshakes;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Instant;
 use websocket::{Origins, WebSocket};
 use wire::Wire;
 
@@ -187,8 +188,12 @@ pub struct Streams {
     credentials: Arc<ArcSwap<Credentials>>,
     /// Accepted connections whose handshake is under way.
     handshaking: usize,
-    /// Steps of their handshakes that may still be made in this turn.
-    steps_left: usize,
+    /// Those of them that have something to say, by slot and generation, in the order in which they came.
+    line: VecDeque<(usize, u32)>,
+    /// Whether one of these is being dealt with.
+    is_at_step: bool,
+    /// When the next may be, if there is something else to do.
+    step_after: Option<Instant>,
     /// Handshakes that failed and were not told of yet.
     failures: Vec<HandshakeFailed>,
     by_source: HashMap<IpAddr, u32>,
@@ -237,7 +242,9 @@ impl Streams {
             open: 0,
             credentials,
             handshaking: 0,
-            steps_left: 0,
+            line: VecDeque::new(),
+            is_at_step: false,
+            step_after: None,
             failures: Vec::new(),
             by_source: HashMap::new(),
             by_target: HashMap::new(),
@@ -602,7 +609,7 @@ impl Streams {
         }
         if connection.wants_writable == is_done {
             connection.wants_writable = !is_done;
-            let readable = connection.state != State::HalfClosed;
+            let readable = connection.state != State::HalfClosed && !connection.is_in_line;
             let fd = connection.wire.socket().as_raw_fd();
             self.poller.set_interest(fd, number, readable, !is_done).ok();
         }

@@ -11,7 +11,7 @@
 //! for all connections; only what is no whole message yet is kept for its connection.
 
 use super::connection::{Origin, State};
-use super::handshake::{self, STEPS};
+use super::handshake;
 use super::wire::Broken as BrokenWire;
 use super::{Ended, READ, ROOM, Streams, Undelivered, Why};
 use crate::dataplane::counters::{Kind, Tally};
@@ -64,7 +64,6 @@ impl<I: Io> Shard<I> {
         let start = Instant::now();
         let now_ms = self.link.shared.now_ms();
         self.link.counters.last_turn_ms.set(now_ms);
-        self.streams.iter_mut().for_each(|streams| streams.steps_left = STEPS);
         let mut any = is_rung;
         for number in ready {
             any = true;
@@ -194,12 +193,12 @@ impl<I: Io> Shard<I> {
     }
 
     /// Reads what has come on a connection, once, and deals with the messages in it.
-    fn read(&mut self, slot: usize, now_ms: u64) {
+    pub(super) fn read(&mut self, slot: usize, now_ms: u64) {
         if !self.is_introduced(slot, now_ms) {
             return;
         }
         let Some(streams) = &mut self.streams else { return };
-        if !streams.may_step(slot) {
+        if !streams.may_read(slot) {
             return;
         }
         let Some(connection) = streams.slots.get_mut(slot).and_then(Option::as_deref_mut) else { return };
@@ -500,7 +499,7 @@ impl<I: Io> Shard<I> {
     }
 
     /// Sends what is queued, and answers what cannot be delivered.
-    fn settle(&mut self, now_ms: u64) {
+    pub(super) fn settle(&mut self, now_ms: u64) {
         loop {
             self.with_ledger(|streams, link, ledger| streams.flush(now_ms, &link.counters.streams, ledger));
             let undelivered = self.streams.as_mut().map(|streams| std::mem::take(&mut streams.undelivered));
