@@ -6,10 +6,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use support::{BACKENDS, CLIENT, address, tables};
 use viahop::dataplane::counters::ShardCounters;
 use viahop::dataplane::dispatch::EgressPorts;
-use viahop::dataplane::limits::SEND_BACKLOG_MAX;
+use viahop::dataplane::limits::{BATCH, OVERLOAD_STANDING_MS, SEND_BACKLOG_MAX};
 use viahop::dataplane::scan::Scanner;
 use viahop::dataplane::verdict::DropReason;
 use viahop::link::{ControlEnd, Signal, link};
@@ -33,6 +34,8 @@ struct Network {
     sent: Vec<(usize, SocketAddr, Vec<u8>)>,
     reports: VecDeque<Unreachable>,
     drops: u64,
+    /// Octets of each receive buffer in use, of 1,000.
+    queued: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +65,10 @@ impl Io for Network {
 
     fn next_error(&mut self, _socket: usize) -> Option<Unreachable> {
         self.reports.pop_front()
+    }
+
+    fn queued(&mut self, _socket: usize) -> (u64, u64) {
+        (self.queued, 1000)
     }
 
     fn drops(&mut self, _socket: usize) -> u64 {
@@ -208,7 +215,7 @@ fn a_refusal_is_about_an_earlier_message_and_this_one_is_sent_again() {
     let gone = Unreachable { to: address(BACKENDS[0]), code: ECONNREFUSED };
     bench.shard.io_mut().reports.push_back(gone);
     bench.shard.io_mut().script = [Send::Fail(ECONNREFUSED)].into();
-    bench.turn();
+    bench.shard.turn([LISTENER].into_iter());
     assert_eq!(bench.sent_calls(), [1]);
     assert_eq!(bench.control.signals.try_recv(), Ok(Signal::Unreachable { to: gone.to, code: gone.code }));
     bench.assert_balanced();
@@ -259,6 +266,50 @@ fn datagrams_the_kernel_cut_are_counted_and_not_read() {
     bench.arrive(request);
     bench.turn();
     assert_eq!(bench.dropped(DropReason::Truncated), 1);
+    bench.assert_balanced();
+}
+
+/// The ways out of what is sent: a forwarded request leaves by the egress socket, an answer of ours by the listener.
+fn sent_by(bench: &mut Bench, socket: usize) -> usize {
+    bench.shard.io_mut().sent.extract_if(.., |sent| sent.0 == socket).count()
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "the shard reads the clock itself")]
+fn while_the_receive_buffer_stands_full_new_calls_are_refused_and_what_belongs_to_calls_goes_on() {
+    let mut bench = Bench::new();
+    bench.shard.io_mut().queued = 1000;
+    let start = Instant::now();
+    let (mut before, mut forwarded) = (0, 0);
+    while bench.counters().replied_total() == 0 {
+        assert!(start.elapsed() < Duration::from_secs(5), "never refused");
+        for _ in 0..BATCH {
+            let request = bench.request();
+            bench.arrive(request);
+        }
+        before = forwarded;
+        bench.turn();
+        forwarded = bench.counters().forwarded.get();
+    }
+    assert!(start.elapsed() >= Duration::from_millis(OVERLOAD_STANDING_MS), "a burst was taken for overload");
+    assert_eq!(forwarded, before, "of the batch that was refused some went on");
+    bench.shard.io_mut().sent.clear();
+    for number in 0..BATCH as u32 {
+        let bye = String::from_utf8(request_of_call(number + 1))
+            .unwrap()
+            .replace("INVITE", "BYE")
+            .replace("To: <sip:b@example.net>", "To: <sip:b@example.net>;tag=2");
+        bench.arrive(bye.into_bytes());
+    }
+    bench.turn();
+    assert_eq!((sent_by(&mut bench, EGRESS), sent_by(&mut bench, LISTENER)), (BATCH, 0));
+    // A batch that is not full has emptied the buffer.
+    let request = bench.request();
+    bench.arrive(request);
+    bench.turn();
+    assert_eq!((sent_by(&mut bench, EGRESS), sent_by(&mut bench, LISTENER)), (1, 0));
+    bench.shard.ask_for_drops();
+    assert_eq!(bench.counters().shed.get(), BATCH as u64);
     bench.assert_balanced();
 }
 

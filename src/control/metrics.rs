@@ -256,6 +256,11 @@ fn messages(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
         [(vec![], view.sum(|counters| counters.backend_full.get()))],
     )?;
     out.counter(
+        "viahop_requests_shed",
+        "New requests answered 503 because a shard could not carry what came; anything above 0 is overload",
+        [(vec![], view.sum(|counters| counters.shed.get()))],
+    )?;
+    out.counter(
         "viahop_call_memory_hits",
         "Requests that went where their INVITE had gone, within Timer C of a change of the tables",
         [(vec![], view.sum(|counters| counters.memory_followed.get()))],

@@ -362,6 +362,8 @@ pub struct ShardCounters {
     pub orphaned: Counter,
     /// INVITEs that found their backend full.
     pub backend_full: Counter,
+    /// Requests refused because the shard could not carry them.
+    pub shed: Counter,
     /// Requests that the call memory sent after their INVITE.
     pub memory_followed: Counter,
     /// Requests that may belong to an open INVITE which the call memory did not know, while the tables had changed.
@@ -400,6 +402,7 @@ impl ShardCounters {
             strange_tokens: Counter::default(),
             orphaned: Counter::default(),
             backend_full: Counter::default(),
+            shed: Counter::default(),
             memory_followed: Counter::default(),
             memory_unknown: Counter::default(),
             memory_evicted: Counter::default(),

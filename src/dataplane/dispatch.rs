@@ -15,6 +15,7 @@ use crate::dataplane::blame::{self, Blame};
 use crate::dataplane::counters::Kind;
 use crate::dataplane::frame;
 use crate::dataplane::limits::{FRAME_MAX, PAYLOAD_MAX};
+use crate::dataplane::overload::{self, Shedding};
 use crate::dataplane::rewrite::edit::Edits;
 use crate::dataplane::rewrite::pop::{self, Below, Top};
 use crate::dataplane::rewrite::reply::{self, NoReply, Reply};
@@ -63,6 +64,10 @@ pub struct Dispatcher {
     refusal: Option<Refusal>,
     /// 100s whose client Via was rebuilt.
     pub vias_rebuilt: u64,
+    /// What is refused because the shard cannot carry it.
+    pub shedding: Shedding,
+    /// Requests that were.
+    pub shed: u64,
 }
 
 impl Dispatcher {
@@ -78,6 +83,8 @@ impl Dispatcher {
             decision: None,
             refusal: None,
             vias_rebuilt: 0,
+            shedding: Shedding::Nothing,
+            shed: 0,
         }
     }
 
@@ -177,6 +184,10 @@ impl Dispatcher {
         validate::request(room.input, &self.scan, line, &tables.policy, &mut self.request)?;
         if let Some(verdict) = self.for_us(tables, arrival, room)? {
             return Ok(verdict);
+        }
+        if self.shedding.refuses(room.input, &self.request) {
+            self.shed += 1;
+            return Err(overload::REFUSAL);
         }
         let (message, scan, request) = (&*room.input, &self.scan, &self.request);
         let transaction = via::transaction(&tables.keys, message, request);

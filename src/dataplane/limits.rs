@@ -73,3 +73,16 @@ pub const BATCH: usize = 32;
 /// Octets that wait per socket because the kernel's own send buffer is full. 1 MiB: about a thousand messages, the tenth
 /// of a second of a loaded shard. What does not fit is dropped and counted.
 pub const SEND_BACKLOG_MAX: usize = 1 << 20;
+
+/// How long a receive buffer has to be half full at each look before it counts as standing, in milliseconds. Longer than
+/// a shard does not get its core on a busy machine (36 ms seen), and shorter than T1, 500 ms, after which what was
+/// lost comes again.
+pub const OVERLOAD_STANDING_MS: u64 = 100;
+
+/// How long it has to be shorter before a queue has to stand anew, in milliseconds. Two of T1: retransmissions of what was lost
+/// have come by then.
+pub const OVERLOAD_CALM_MS: u64 = 1000;
+
+/// Batches that a shard takes from its socket towards backends before it comes to the listeners: a call has as many
+/// responses as requests, and its copies come on top.
+pub const EGRESS_BATCHES: usize = 2;

@@ -40,6 +40,7 @@ pub mod dispatch;
 pub mod frame;
 pub mod keys;
 pub mod limits;
+pub mod overload;
 pub mod rewrite;
 pub mod room;
 pub mod route;

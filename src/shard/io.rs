@@ -4,6 +4,7 @@
 
 use crate::sys::errors::{self, Unreachable};
 use crate::sys::mmsg::{Outgoing, ReceiveBatch, SendBatch};
+use crate::sys::socket;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -25,6 +26,9 @@ pub trait Io {
 
     /// The oldest report of a datagram that could not be delivered.
     fn next_error(&mut self, socket: usize) -> Option<Unreachable>;
+
+    /// Octets of the socket's receive buffer in use, by the kernel's account, and all there are.
+    fn queued(&mut self, socket: usize) -> (u64, u64);
 
     /// Datagrams dropped since the socket was opened because its receive buffer was full.
     fn drops(&mut self, socket: usize) -> u64;
@@ -68,6 +72,10 @@ impl Io for Kernel {
 
     fn next_error(&mut self, socket: usize) -> Option<Unreachable> {
         errors::next(self.numbered[socket].0)
+    }
+
+    fn queued(&mut self, socket: usize) -> (u64, u64) {
+        socket::memory(self.numbered[socket].0).map_or((0, 1), |memory| (memory.queued, memory.room))
     }
 
     fn drops(&mut self, socket: usize) -> u64 {

@@ -12,6 +12,7 @@
 
 pub mod io;
 pub mod outbox;
+mod overload;
 pub mod run;
 pub mod socket;
 pub mod steering;

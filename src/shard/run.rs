@@ -1,20 +1,25 @@
 //! The loop of a shard.
 //!
 //! ```text
-//! wait ─► for each socket that is ready:
+//! wait ─► for each socket that is ready, first of all those towards backends:
 //!           receive a batch ─► each datagram: dispatch ─► send what came of it, one system call per socket
 //! ```
+//!
+//! What comes from backends is worked through before the listeners are looked at: mostly responses, which end what was
+//! begun. When more comes than can be carried, listeners' new requests are refused (`overload`).
 //!
 //! A batch is finished before the next is looked at, so nothing queues here but what the kernel does not take. A panic
 //! costs the message it happened at.
 
 use super::io::Io;
 use super::outbox::{Fates, Leaving, Outbox, take_reports};
+use super::overload::Overload;
 use super::streams::Streams;
 use super::witness::{Seen, Witness};
 use crate::dataplane::counters::{Kind, ShardCounters, Tally};
 use crate::dataplane::dispatch::{Dispatcher, EgressPorts};
-use crate::dataplane::limits::{BATCH, DATAGRAM_MAX, HEAD_MAX};
+use crate::dataplane::limits::{BATCH, DATAGRAM_MAX, EGRESS_BATCHES, HEAD_MAX};
+use crate::dataplane::overload::Shedding;
 use crate::dataplane::room::Room;
 use crate::dataplane::route::Arrival;
 use crate::dataplane::scan::Scanner;
@@ -52,6 +57,7 @@ pub struct Shard<I> {
     pub(super) streams: Option<Streams>,
     pub(super) tables: arc_swap::Cache<std::sync::Arc<arc_swap::ArcSwap<Tables>>, std::sync::Arc<Tables>>,
     pub(super) link: ShardEnd,
+    overload: Overload,
     drops_asked_ms: u64,
     pub(super) witness: Witness,
     /// The number of the last question for connections that was answered.
@@ -83,6 +89,7 @@ impl<I: Io> Shard<I> {
             streams: None,
             tables: arc_swap::Cache::new(link.shared.tables.clone()),
             link,
+            overload: Overload::new(listeners),
             drops_asked_ms: 0,
             witness: Witness::default(),
             listed: 0,
@@ -120,19 +127,21 @@ impl<I: Io> Shard<I> {
     }
 
     /// Works through what is there on the sockets that are ready.
-    pub fn turn(&mut self, ready: impl Iterator<Item = usize>) {
+    pub fn turn(&mut self, ready: impl Iterator<Item = usize> + Clone) {
         let start = Instant::now();
         let now_ms = self.link.shared.now_ms();
         self.link.counters.last_turn_ms.set(now_ms);
         let mut received = start;
-        for socket in ready {
+        let listeners = self.listeners;
+        let egress = ready.clone().filter(|&socket| socket >= listeners);
+        for socket in egress.chain(ready.filter(|&socket| socket < listeners)) {
             if self.outbox.is_waiting(socket) {
                 let Shard { io, outbox, .. } = self;
                 let mut ledger = Ledger::new(self.number, self.tables.load(), &self.link.counters);
                 outbox.resume(io, socket, &mut ledger);
                 ledger.close(&mut self.dispatcher, &self.link);
             }
-            let count = self.receive(socket, now_ms);
+            let count = self.receive_all(socket, now_ms);
             let sent = Instant::now();
             if count > 0 {
                 self.link.counters.batches.add(count as u64, 1);
@@ -147,13 +156,30 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// Receives a batch, and sends what comes of it; towards backends another, if the first was full. Returns how many
+    /// datagrams it was.
+    fn receive_all(&mut self, socket: usize, now_ms: u64) -> usize {
+        let batches = if socket < self.listeners { 1 } else { EGRESS_BATCHES };
+        let mut all = 0;
+        for _ in 0..batches {
+            let count = self.receive(socket, now_ms);
+            all += count;
+            if count < BATCH {
+                break;
+            }
+        }
+        all
+    }
+
     /// Receives a batch, and sends what comes of it. Returns how many datagrams it was.
     fn receive(&mut self, socket: usize, now_ms: u64) -> usize {
         // An error is what became of a datagram sent earlier; so may nothing be, on a socket that was ready.
         let count = self.io.receive(socket, &mut self.inbox).unwrap_or(0);
+        self.dispatcher.shedding = self.overload.on_batch(&mut self.io, socket, count, now_ms);
         for slot in 0..count {
             self.take(socket, slot, now_ms);
         }
+        self.dispatcher.shedding = Shedding::Nothing;
         // Before the answers leave: what a caller sends next may be quicker than the word of them.
         self.tell_others();
         self.flush(count == 0, socket);
@@ -267,6 +293,7 @@ impl<I: Io> Shard<I> {
         counters.strange_tokens.set(router.strange_tokens);
         counters.orphaned.set(router.orphaned);
         counters.vias_rebuilt.set(self.dispatcher.vias_rebuilt);
+        counters.shed.set(self.dispatcher.shed);
     }
 
     /// Sends what waits, if it can be sent at once, and counts the rest as lost.

@@ -61,7 +61,7 @@ impl Waiter {
     }
 
     /// The sockets among what is ready, by their numbers.
-    pub fn sockets(&self, ready: &Ready) -> impl Iterator<Item = usize> {
+    pub fn sockets(&self, ready: &Ready) -> impl Iterator<Item = usize> + Clone {
         ready.numbers().iter().filter(|&&number| number < self.bell).map(|&number| number as usize)
     }
 

@@ -78,22 +78,38 @@ impl UdpSocket {
     }
 
     /// Datagrams the kernel has dropped because that room was full, since the socket was opened.
-    ///
-    /// Read from `SO_MEMINFO`: exact at any time and free of cost per datagram, where `SO_RXQ_OVFL` tells the same number
-    /// with the next datagram that does arrive.
     pub fn drops(&self) -> io::Result<u64> {
-        /// Index of the drop counter in the array of `SO_MEMINFO` (`SK_MEMINFO_DROPS`).
-        const DROPS: usize = 8;
-        let mut info = [0u32; 9];
-        let mut len = size_of::<[u32; 9]>() as libc::socklen_t;
-        // SAFETY: the kernel writes at most `len` octets to `info`, which has as many.
-        let result = unsafe {
-            let room = info.as_mut_ptr().cast();
-            libc::getsockopt(self.fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, room, &mut len)
-        };
-        check(result)?;
-        Ok(info[DROPS].into())
+        memory(self.as_raw_fd()).map(|memory| memory.drops)
     }
+}
+
+/// What the kernel says of a socket's receive buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Octets in use, the kernel's bookkeeping among them. What was received counts for a while, up to a quarter of the room.
+    pub queued: u64,
+    /// Octets there are, counted likewise.
+    pub room: u64,
+    /// Datagrams dropped because it was full, since the socket was opened.
+    pub drops: u64,
+}
+
+/// Reads `SO_MEMINFO`: exact at any time and free of cost per datagram, where `SO_RXQ_OVFL` tells of drops with the next
+/// datagram that does arrive.
+pub fn memory(fd: RawFd) -> io::Result<Memory> {
+    // Places in its array: `SK_MEMINFO_RMEM_ALLOC`, `SK_MEMINFO_RCVBUF`, `SK_MEMINFO_DROPS`.
+    const QUEUED: usize = 0;
+    const ROOM: usize = 1;
+    const DROPS: usize = 8;
+    let mut info = [0u32; 9];
+    let mut len = size_of::<[u32; 9]>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` octets to `info`, which has as many.
+    let result = unsafe {
+        let room = info.as_mut_ptr().cast();
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, room, &mut len)
+    };
+    check(result)?;
+    Ok(Memory { queued: info[QUEUED].into(), room: info[ROOM].into(), drops: info[DROPS].into() })
 }
 
 impl AsFd for UdpSocket {
@@ -169,7 +185,8 @@ mod tests {
         for _ in 0..100 {
             sender.send_to(&[0; 1000], socket.address()).unwrap();
         }
-        assert!(socket.drops().unwrap() > 50);
+        let memory = memory(socket.as_raw_fd()).unwrap();
+        assert!(memory.drops > 50 && memory.queued > memory.room / 2, "{memory:?}");
         assert!(socket.receive_buffer().unwrap() >= 1024);
     }
 

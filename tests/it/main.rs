@@ -19,6 +19,7 @@ mod lists;
 mod live;
 mod loops;
 mod nat;
+mod overload;
 mod proxied;
 mod registrars;
 mod reload;

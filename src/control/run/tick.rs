@@ -17,6 +17,7 @@ pub(super) struct Seen {
     panics: u64,
     ended: Vec<u64>,
     forwarded: u64,
+    shed: u64,
 }
 
 impl Control {
@@ -75,6 +76,13 @@ impl Control {
                 warn!(event = "receive_buffer_full", listener = name, drops = more, remedy, not_shown);
             }
         }
+        let shed = self.view.sum(|counters| counters.shed.get());
+        if shed > self.seen.shed
+            && let Some(not_shown) = self.limiter.allow("overload")
+        {
+            let remedy = "add cores, shards or nodes; what belongs to calls goes on";
+            warn!(event = "overload", refused = shed - self.seen.shed, remedy, not_shown);
+        }
         let panics = self.view.sum(|counters| counters.dropped[DropReason::Panic as usize].get());
         if panics > self.seen.panics {
             error!(event = "panic", messages = panics - self.seen.panics, remedy = "please report this bug");
@@ -88,7 +96,7 @@ impl Control {
         if let Some(drain) = &mut self.drain {
             drain.quiet_s = if forwarded == self.seen.forwarded { drain.quiet_s + 1 } else { 0 };
         }
-        self.seen = Seen { at: Some(now), busy_ns: busy, drops, panics, ended, forwarded };
+        self.seen = Seen { at: Some(now), busy_ns: busy, drops, panics, ended, forwarded, shed };
         self.view.take(&self.cluster, self.view.generation);
         self.show();
     }
