@@ -27,6 +27,12 @@ impl Overload {
         Overload { buffers: vec![Buffer::default(); listeners].into_boxed_slice() }
     }
 
+    /// Whether no listener's queue has stood of late.
+    #[inline]
+    pub fn is_calm(&self) -> bool {
+        self.buffers.iter().all(|buffer| buffer.pressure.is_calm())
+    }
+
     /// What is refused of a batch of `count` datagrams that came to `socket`. A socket that is no listener's has what
     /// backends sent: nothing of that.
     #[inline]

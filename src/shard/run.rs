@@ -156,10 +156,13 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Receives a batch, and sends what comes of it; towards backends another, if the first was full. Returns how many
+    /// Receives a batch, and sends what comes of it; towards backends another while a
+    /// listener's queue stands, if the first was full. Returns how many
     /// datagrams it was.
     fn receive_all(&mut self, socket: usize, now_ms: u64) -> usize {
-        let batches = if socket < self.listeners { 1 } else { EGRESS_BATCHES };
+        // Where the shard keeps up a second look mostly finds nothing: half as many system calls again, under strace.
+        let is_enough = socket < self.listeners || self.overload.is_calm();
+        let batches = if is_enough { 1 } else { EGRESS_BATCHES };
         let mut all = 0;
         for _ in 0..batches {
             let count = self.receive(socket, now_ms);
