@@ -176,7 +176,7 @@ fn visit(
     }
     if plan.system_calls
         && round + 1 == plan.rounds
-        && let Some(per_message) = count_system_calls(&running, &mut driver).map_err(broken)?
+        && let Some(per_message) = count_system_calls(plan, &running, &mut driver).map_err(broken)?
     {
         outcome.system_calls.push((element.name.clone(), per_message));
     }
@@ -204,9 +204,9 @@ fn sample(element: &Element, round: usize, load: Option<f64>, seen: &Seen, steal
     }
 }
 
-/// System calls per message, in a trial of its own at [`TRACED_RATE`], where batches are small. `None` where strace is not
-/// installed or may not trace.
-fn count_system_calls(running: &Running, driver: &mut Driver) -> std::io::Result<Option<f64>> {
+/// System calls per message, in a trial of its own: at saturation if the plan has that, where batches are full, else at
+/// [`TRACED_RATE`], where they are small. `None` where strace is not installed or may not trace.
+fn count_system_calls(plan: &Plan, running: &Running, driver: &mut Driver) -> std::io::Result<Option<f64>> {
     let (Some(strace), pids) = (installed("strace"), running.pids()) else { return Ok(None) };
     if pids.is_empty() {
         return Ok(None);
@@ -219,7 +219,8 @@ fn count_system_calls(running: &Running, driver: &mut Driver) -> std::io::Result
     process::confine(&mut command, &[]);
     let Ok(strace) = command.spawn() else { return Ok(None) };
     std::thread::sleep(std::time::Duration::from_millis(500));
-    let offer = Offer { rate: Some(TRACED_RATE), arrivals: Arrivals::Poisson, warm_up_ns: 0, measure_ns: SECOND_NS };
+    let rate = if plan.loads.contains(&None) { None } else { Some(TRACED_RATE) };
+    let offer = Offer { rate, arrivals: Arrivals::Poisson, warm_up_ns: 0, measure_ns: SECOND_NS };
     let seen = driver.offer(&offer, Usage::default)?;
     signal_group(strace.id(), libc::SIGINT);
     let output = strace.wait_with_output()?;

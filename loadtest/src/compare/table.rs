@@ -118,7 +118,7 @@ fn line(text: &mut String, outcome: &Outcome, samples: &[&Sample], name: &str, b
     let (lost, sent) = own().fold((0, 0), |(lost, sent), sample| (lost + sample.lost, sent + sample.sent));
     let wrong: u64 = own().map(|sample| sample.wrong).sum();
     let calls =
-        outcome.system_calls.iter().find(|(element, _)| element == name).map(|(_, calls)| format!("{calls:.2}"));
+        outcome.system_calls.iter().find(|(element, _)| element == name).map(|(_, calls)| format!("{calls:.3}"));
     let saturated = own().all(|sample| sample.load.is_none());
     let latency = |ns: u64| if saturated || ns == 0 { "-".to_owned() } else { Short(ns).to_string() };
     let measured = name != without(name);
