@@ -303,6 +303,10 @@ fn while_the_receive_buffer_stands_full_new_calls_are_refused_and_what_belongs_t
     }
     bench.turn();
     assert_eq!((sent_by(&mut bench, EGRESS), sent_by(&mut bench, LISTENER)), (BATCH, 0));
+    // What repeats INVITEs that went on.
+    (0..BATCH as u32).for_each(|number| bench.arrive(request_of_call(number + 1)));
+    bench.turn();
+    assert_eq!((sent_by(&mut bench, EGRESS), sent_by(&mut bench, LISTENER)), (BATCH, 0));
     // A batch that is not full has emptied the buffer.
     let request = bench.request();
     bench.arrive(request);

@@ -185,12 +185,13 @@ impl Dispatcher {
         if let Some(verdict) = self.for_us(tables, arrival, room)? {
             return Ok(verdict);
         }
-        if self.shedding.refuses(room.input, &self.request) {
+        let (message, scan, request) = (&*room.input, &self.scan, &self.request);
+        let transaction = via::transaction(&tables.keys, message, request);
+        // What repeats an INVITE that went on goes on as well: its server has the call.
+        if self.shedding.refuses(message, request) && !self.router.has_open(transaction, now_ms) {
             self.shed += 1;
             return Err(overload::REFUSAL);
         }
-        let (message, scan, request) = (&*room.input, &self.scan, &self.request);
-        let transaction = via::transaction(&tables.keys, message, request);
         self.edits.clear();
         let input = Input { tables, message, scan, request, arrival, transaction, now_ms };
         let decision = self.router.route(&input, &mut self.edits)?;

@@ -6,14 +6,15 @@
 //! are up finds room in it.
 //!
 //! ```text
-//!   share of the buffer in use     0 ─────────── 1/2 ───── 5/8 ───────── 7/8 ─────── 1
-//!   refused, once it has stood         nothing  │  OPTIONS │ new requests │ REGISTER │
-//!                                                            but REGISTER    as well
+//! share of the buffer in use    0 ──────────── 1/2 ──────── 5/8 ─────────── 7/8 ────────── 1
+//! refused, once it has stood        nothing     │  OPTIONS   │  and new       │  and
+//!                                               │            │  requests      │  REGISTER
 //! ```
 //!
-//! Never refused: responses, ACK, BYE, CANCEL, PRACK, what has a To tag, calls for help (`urn:service:sos`, RFC 5031). A queue
-//! is no overload by itself: a shard that did not run for some milliseconds has one, and works it off. It has to have stood
-//! for [`OVERLOAD_STANDING_MS`]; then shares decide at each look, until it has been short for [`OVERLOAD_CALM_MS`].
+//! Never refused: responses, ACK, BYE, CANCEL, PRACK, what has a To tag, an INVITE that was forwarded before, calls for help
+//! (`urn:service:sos`, RFC 5031). A queue is no overload by itself: a shard that did not run for some milliseconds has one, and
+//! works it off. It has to have stood for [`OVERLOAD_STANDING_MS`]; then shares decide at each look, until it has been short for
+//! [`OVERLOAD_CALM_MS`].
 
 use crate::dataplane::limits::{OVERLOAD_CALM_MS, OVERLOAD_STANDING_MS};
 use crate::dataplane::sip::start_line::Method;

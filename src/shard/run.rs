@@ -156,9 +156,8 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Receives a batch, and sends what comes of it; towards backends another while a
-    /// listener's queue stands, if the first was full. Returns how many
-    /// datagrams it was.
+    /// Receives a batch, and sends what comes of it; towards backends another while a listener's queue stands, if the first was
+    /// full. Returns how many datagrams it was.
     fn receive_all(&mut self, socket: usize, now_ms: u64) -> usize {
         // Where the shard keeps up a second look mostly finds nothing: half as many system calls again, under strace.
         let is_enough = socket < self.listeners || self.overload.is_calm();

@@ -315,6 +315,12 @@ impl Router {
         }
     }
 
+    /// Whether an INVITE of this transaction was forwarded here, and still rings or was answered lately.
+    #[cold]
+    pub fn has_open(&mut self, transaction: u64, now_ms: u64) -> bool {
+        self.open.recall(transaction, now_ms).is_some()
+    }
+
     #[cold]
     fn count_ringing(&mut self, id: u32, now_ms: u64) {
         if now_ms >= self.recount_at_ms {
