@@ -79,6 +79,9 @@ pub const SEND_BACKLOG_MAX: usize = 1 << 20;
 /// lost comes again.
 pub const OVERLOAD_STANDING_MS: u64 = 100;
 
+/// How often a receive buffer is looked at that was not full of late, in milliseconds.
+pub const OVERLOAD_LOOK_MS: u64 = 8;
+
 /// How long it has to be shorter before a queue has to stand anew, in milliseconds. Two of T1: retransmissions of what was lost
 /// have come by then.
 pub const OVERLOAD_CALM_MS: u64 = 1000;

@@ -1,10 +1,11 @@
 //! Looks whether more comes to a shard than it can carry. What follows from that is said in `dataplane/overload`.
 //!
-//! A receive buffer is looked at behind a batch that was full, once in a millisecond: one system call for a hundred
-//! messages, and none where the shard keeps up. A batch that was not full has emptied the buffer.
+//! A receive buffer is looked at behind a batch that was full: once in [`OVERLOAD_LOOK_MS`], and each millisecond as soon as its
+//! queue was found long. That is a system call for a thousand messages, and none where the shard keeps up. A batch that was
+//! not full has emptied the buffer.
 
 use super::io::Io;
-use crate::dataplane::limits::BATCH;
+use crate::dataplane::limits::{BATCH, OVERLOAD_LOOK_MS};
 use crate::dataplane::overload::{Pressure, Shedding};
 
 /// The receive buffers of a shard's listeners.
@@ -16,8 +17,9 @@ pub struct Overload {
 #[derive(Clone, Debug, Default)]
 struct Buffer {
     pressure: Pressure,
-    /// When it was last looked at, and what followed.
-    looked_ms: u64,
+    /// When it is to be looked at again.
+    look_at_ms: u64,
+    /// What followed from the last look.
     shedding: Shedding,
 }
 
@@ -43,10 +45,10 @@ impl Overload {
                 buffer.pressure.on_look(now_ms, 0, 1);
             }
             buffer.shedding = Shedding::Nothing;
-        } else if now_ms != buffer.looked_ms {
-            buffer.looked_ms = now_ms;
+        } else if now_ms >= buffer.look_at_ms {
             let (queued, room) = io.queued(socket);
             buffer.shedding = buffer.pressure.on_look(now_ms, queued, room);
+            buffer.look_at_ms = now_ms + if buffer.pressure.is_calm() { OVERLOAD_LOOK_MS } else { 1 };
         }
         buffer.shedding
     }
