@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-/// The folder of this project's own messages.
+/// The folder of this project's own messages. The crate of fuzz targets lies two folders below the project's own.
 pub fn own() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/own")
+    let folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|folder| folder.join("tests/data/own"));
+    folders.into_iter().find(|folder| folder.is_dir()).expect("the project's messages")
 }
 
 /// The folder called `name` of the corpus of other people's messages: below what `VIAHOP_CORPUS` names, or in a folder

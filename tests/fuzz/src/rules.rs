@@ -233,7 +233,10 @@ fn check_told(before: &Row, after: &Row, source: SocketAddr) {
     let value = |name| after.param(name).map(|value| lower(value.expect("a value")));
     assert_eq!((value("received"), value("rport")), expected);
     let keep = after.param("keep");
-    assert!(keep == before.param("keep") || before.param("keep") == Some(None) && keep == Some(Some(b"30")), "{keep:?}");
+    assert!(
+        keep == before.param("keep") || before.param("keep") == Some(None) && keep == Some(Some(b"30")),
+        "{keep:?}"
+    );
 }
 
 /// Host and port of a Via's `sent-protocol sent-by`.

@@ -183,9 +183,12 @@ impl<'a> Call<'a> {
         self.port.map_or(self.host.into(), |port| format!("{}:{port}", self.host))
     }
 
-    /// The topmost Via value as it is sent, and as it comes back.
-    fn via(&self) -> (String, String) {
-        let (sent, told): (Vec<_>, Vec<_>) = self.params.iter().cloned().unzip();
+    /// The topmost Via value as it is sent, and as it comes back; `keeps` says whether the first `keep` is answered.
+    fn via(&self, keeps: bool) -> (String, String) {
+        let (sent, mut told): (Vec<_>, Vec<_>) = self.params.iter().cloned().unzip();
+        if let Some(keep) = told.iter_mut().find(|param| keeps && *param == ";keep") {
+            keep.push_str("=30");
+        }
         let value = |params: Vec<String>| format!("SIP/2.0/UDP {}{}", self.sent_by(), params.concat());
         (value(sent), value(told))
     }
@@ -206,7 +209,7 @@ impl<'a> Call<'a> {
 
     fn request(&self, method: &str, to_tag: &str) -> Vec<u8> {
         let hops = self.hops.map_or(String::new(), |hops| format!("Max-Forwards: {hops}\r\n"));
-        let head = format!("{method} sip:bob@example.com SIP/2.0\r\nVia: {}{}{hops}", self.via().0, self.below);
+        let head = format!("{method} sip:bob@example.com SIP/2.0\r\nVia: {}{}{hops}", self.via(false).0, self.below);
         [head.as_bytes(), &self.rest(method, to_tag)].concat()
     }
 
@@ -223,11 +226,6 @@ impl<'a> Call<'a> {
         let (_, headers) = sent.split_once("\r\n").expect("a start line");
         let (ours, _) = headers.split_once("\r\n").expect("our Via");
         let ours = ours.to_owned();
-        let returned = format!("Via: {}{}", self.via().1, self.below);
-        let vias = match self.hops {
-            Some(hops) => format!("{returned}Max-Forwards: {:>width$}\r\n", hops - 1, width = hops.to_string().len()),
-            None => format!("Max-Forwards: 70\r\n{returned}"),
-        };
         // Between the two what brings later requests back to us, which the rules look at.
         rules::check(&worlds()[self.number], &request, &self.arrival, &outcome);
         let is_record = |line: &&str| {
@@ -235,6 +233,13 @@ impl<'a> Call<'a> {
         };
         let recorded: Vec<String> = headers.split("\r\n").skip(1).take_while(is_record).map(str::to_owned).collect();
         let rows: String = recorded.iter().map(|row| format!("{row}\r\n")).collect();
+        // RFC 6223 4.4: for a registration, and for a dialog whose requests come back to us.
+        let keeps = method == "REGISTER" || recorded.iter().any(|row| row.starts_with("Record-Route"));
+        let returned = format!("Via: {}{}", self.via(keeps).1, self.below);
+        let vias = match self.hops {
+            Some(hops) => format!("{returned}Max-Forwards: {:>width$}\r\n", hops - 1, width = hops.to_string().len()),
+            None => format!("Max-Forwards: 70\r\n{returned}"),
+        };
         let head = format!("{method} sip:bob@example.com SIP/2.0\r\n{ours}\r\n{rows}{vias}");
         assert_eq!(sent, text(&[head.as_bytes(), &self.rest(method, to_tag)].concat()));
         let again = world::receive(self.number, &request, self.arrival);
