@@ -200,11 +200,13 @@ pub fn backend_uri(text: &str) -> Result<(HostPort, Transport), AddressError> {
     if let Some(at) = authority.find('?') {
         return error(begin + at..begin + authority.len(), "a backend has no headers", "leave this out");
     }
-    let mut start = begin + authority.len() + 1;
+    let mut next = begin + authority.len() + 1;
     let mut transport = if scheme == "sips" { Transport::Tls } else { Transport::Udp };
-    for param in params.split(';').filter(|param| !param.is_empty()) {
-        let at = start..start + param.len();
+    for param in params.split(';') {
+        let at = next..next + param.len();
+        next = at.end + 1;
         match param.split_once('=') {
+            None if param.is_empty() => {}
             // RFC 3261 26.2.2: TLS is what `sips:` asks for, and TCP what is below it.
             Some(("transport", "tcp" | "tls")) if scheme == "sips" => {}
             Some(("transport", "udp")) if scheme == "sips" => {
@@ -222,7 +224,6 @@ pub fn backend_uri(text: &str) -> Result<(HostPort, Transport), AddressError> {
                 return error(at, format!("unknown URI parameter `{param}`"), label);
             }
         }
-        start += param.len() + 1;
     }
     Ok((host_port_at(authority, begin, transport)?, transport))
 }
@@ -277,6 +278,11 @@ mod tests {
             (backend_uri("10.0.0.1").unwrap_err(), 0..8, "write `sip:10.0.0.1`"),
             (backend_uri("sip:bob@10.0.0.1").unwrap_err(), 4..8, "leave this out"),
             (backend_uri("sip:2001:db8::1").unwrap_err(), 4..15, "an IPv6 address is written `[2001:db8::1]`"),
+            (
+                backend_uri("sip:a;;;transport=ws").unwrap_err(),
+                8..20,
+                "this version sends to backends over `udp`, `tcp` and `tls` only",
+            ),
             (
                 backend_uri("sip:a;transport=ws").unwrap_err(),
                 6..18,
