@@ -5,7 +5,7 @@ mod support;
 use std::sync::Arc;
 use support::{BACKENDS, CLIENT, Path, address, pool, settings, shared_tables};
 use viahop::dataplane::route::Arrival;
-use viahop::dataplane::tables::Tables;
+use viahop::dataplane::tables::{STREAM_KEEP_S, Tables};
 use viahop::dataplane::transport::StreamId;
 
 fn request(method: &str, to_tag: &str, params: &str) -> Vec<u8> {
@@ -50,9 +50,14 @@ fn an_offer_for_a_registration_or_a_dialog_we_stay_in_is_taken_up() {
 }
 
 #[test]
-fn connections_are_kept_alive_less_often() {
-    let mut path = Path::new(shared_tables());
-    assert_eq!(passed_on(&mut path, &request("REGISTER", "", ";keep"), StreamId::new(0, 7, 1)), ";keep=120");
+fn connections_are_kept_alive_less_often_and_as_often_as_they_have_to_be() {
+    for stream_keep_s in [STREAM_KEEP_S, 24] {
+        let mut settings = settings();
+        settings.policy.stream_keep_s = stream_keep_s;
+        let mut path = Path::new(Arc::new(Tables::new(1, settings, vec![pool(&BACKENDS)], None)));
+        let passed_on = passed_on(&mut path, &request("REGISTER", "", ";keep"), StreamId::new(0, 7, 1));
+        assert_eq!(passed_on, format!(";keep={stream_keep_s}"));
+    }
 }
 
 #[test]

@@ -96,6 +96,7 @@ pub fn fleet(backends: &[SocketAddr], strategy: Strategy, record_route: bool) ->
             path: PathPolicy::Off,
             schemes: vec![Scheme::Sip, Scheme::Tel, Scheme::Urn],
             proxy_require: Vec::new(),
+            stream_keep_s: STREAM_KEEP_S,
         },
         draining: false,
     };

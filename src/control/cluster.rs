@@ -161,6 +161,7 @@ impl Cluster {
             pool: route.pool,
         });
         let proxy_require = proxy_require.into_iter().map(Into::into).collect();
+        let stream_keep_s = (config.streams.idle.as_secs() * 3 / 4).min(tables::STREAM_KEEP_S.into()) as u32;
         let pools: Vec<Pool> = pools.collect();
         Cluster {
             hash: hash(&hashed, &pools),
@@ -170,7 +171,7 @@ impl Cluster {
             rules: rules.collect(),
             inside,
             own,
-            policy: tables::Policy { foreign_route, record_route, path, schemes, proxy_require },
+            policy: tables::Policy { foreign_route, record_route, path, schemes, proxy_require, stream_keep_s },
         }
     }
 

@@ -294,7 +294,8 @@ impl Dispatcher {
         let passing = Passing { tables, message, scan: &self.scan, request, arrival, decision };
         record(&mut head, &passing);
         if request.via.keep.is_present() && welcomes_keep_alives(&passing) {
-            via::answer_keep(&mut self.edits, &request.via, arrival.stream.is_some());
+            let seconds = if arrival.stream.is_some() { tables.policy.stream_keep_s } else { via::DATAGRAM_KEEP_S };
+            via::answer_keep(&mut self.edits, &request.via, seconds);
         }
 
         //= RFC 3261 section 16.6

@@ -11,7 +11,7 @@
 //!                                               │            │  requests      │  REGISTER
 //! ```
 //!
-//! Never refused: responses, ACK, BYE, CANCEL, PRACK, what has a To tag, an INVITE that was forwarded before, calls for help
+//! Never refused: responses, ACK, BYE, CANCEL, PRACK, what has a To tag, an INVITE that the call memory knows, calls for help
 //! (`urn:service:sos`, RFC 5031). A queue is no overload by itself: a shard that did not run for some milliseconds has one, and
 //! works it off. It has to have stood for [`OVERLOAD_STANDING_MS`]; then shares decide at each look, until it has been short for
 //! [`OVERLOAD_CALM_MS`].
@@ -116,7 +116,7 @@ mod tests {
     use crate::dataplane::scan::{Scan, scalar};
     use crate::dataplane::sip::start_line;
     use crate::dataplane::sip::uri::Scheme;
-    use crate::dataplane::tables::{ForeignRoute, PathPolicy, Policy};
+    use crate::dataplane::tables::{ForeignRoute, PathPolicy, Policy, STREAM_KEEP_S};
     use crate::dataplane::validate;
 
     const ROOM: u64 = 8000;
@@ -170,6 +170,7 @@ mod tests {
             path: PathPolicy::Off,
             schemes: vec![Scheme::Sip, Scheme::Urn],
             proxy_require: Vec::new(),
+            stream_keep_s: STREAM_KEEP_S,
         };
         let least = |line: &str, tag: &str| {
             let method = line.split(' ').next().unwrap();

@@ -319,7 +319,13 @@ pub struct Policy {
     pub schemes: Vec<Scheme>,
     /// Option tags of Proxy-Require that are passed on (16.3 item 5), lower-case.
     pub proxy_require: Vec<Box<str>>,
+    /// Seconds between keep-alives on connections that are asked of who offers them (RFC 6223): less than a connection may be
+    /// silent.
+    pub stream_keep_s: u32,
 }
+
+/// What [`Policy::stream_keep_s`] is where connections may be silent for longer: the most that RFC 5626 4.4.1 has.
+pub const STREAM_KEEP_S: u32 = 120;
 
 /// The port at which a backend of this transport and address family opens a connection to us when ours is gone (RFC 3261
 /// 18.2.2).

@@ -62,6 +62,7 @@ pub fn settings() -> Settings {
             path: PathPolicy::Supported,
             schemes: vec![Scheme::Sip, Scheme::Tel, Scheme::Urn],
             proxy_require: vec!["sec-agree".into()],
+            stream_keep_s: STREAM_KEEP_S,
         },
         draining: false,
     }

@@ -172,17 +172,23 @@ impl Ours<'_> {
     }
 }
 
+/// Seconds between keep-alives over datagrams: who is told a number takes 80 to 100 % of it (RFC 6223 5), and RFC 5626 4.4.2 has
+/// 24 to 29 s.
+pub const DATAGRAM_KEEP_S: u32 = 30;
+
 /// What stands for a `keep` of the client's Via that is answered, in the place of `keep`: RFC 6223 4.4. The number goes where every
 /// response to this request copies it from (RFC 3261 8.2.6.2), the first one and all others alike.
 ///
-/// RFC 5626 4.4.2 has 24 to 29 s for datagrams, and 4.4.1 95 to 120 s for connections; who is told a number takes 80 to 100 % of it.
 //= RFC 6223 section 4.4
 //# it MUST add a parameter value to the "keep" parameter
 //# before sending or forwarding the response.
 #[cold]
-pub fn answer_keep(edits: &mut Edits, via: &Via, by_stream: bool) {
+pub fn answer_keep(edits: &mut Edits, via: &Via, seconds: u32) {
+    let mut room = [0; 10];
+    let mut number = Text::new(&mut room);
+    number.put_number(seconds);
     edits.replace(via.keep, |text| {
-        text.put(if by_stream { b";keep=120" } else { b";keep=30" });
+        text.put(b";keep=").put(number.finish().unwrap_or_default());
     });
 }
 
