@@ -121,7 +121,7 @@ pub fn trim(text: &[u8]) -> &[u8] {
 }
 
 /// How many of the first eight octets are digits up to one that is none, and the number they say. The octets are looked at
-/// as one word: ports, sequence numbers and lengths have two to five digits, and a loop over those costs three times as much.
+/// as one word, which for a port takes a third of the instructions of a loop; for one or two digits, [`number`] takes fewer.
 #[inline(always)]
 pub const fn leading_number(octets: [u8; 8]) -> (usize, u32) {
     const EACH: u64 = 0x0101_0101_0101_0101;
