@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -118,16 +118,30 @@ impl Bench {
         assert_eq!(counters.received_total(), out + counters.waiting.get());
     }
 
-    fn sent_calls(&mut self) -> Vec<u32> {
+    /// Which calls' messages left, and for where, in the order in which they did.
+    fn sent(&mut self) -> Vec<(SocketAddr, u32)> {
         let sent = std::mem::take(&mut self.shard.io_mut().sent);
-        sent.iter()
-            .map(|(_, _, octets)| {
-                let text = String::from_utf8_lossy(octets);
-                let call = text.split("Call-ID: call-").nth(1).unwrap();
-                call.split('\r').next().unwrap().parse().unwrap()
-            })
-            .collect()
+        let call = |octets: &[u8]| {
+            let text = String::from_utf8_lossy(octets);
+            let call = text.split("Call-ID: call-").nth(1).unwrap();
+            call.split('\r').next().unwrap().parse().unwrap()
+        };
+        sent.iter().map(|(_, to, octets)| (*to, call(octets))).collect()
     }
+
+    fn sent_calls(&mut self) -> Vec<u32> {
+        self.sent().into_iter().map(|(_, call)| call).collect()
+    }
+}
+
+/// The calls, least first. To each destination they have to have left in this order.
+fn in_order(sent: &[(SocketAddr, u32)]) -> Vec<u32> {
+    let mut sorted = sent.to_vec();
+    sorted.sort_by_key(|(to, _)| *to);
+    assert!(sorted.is_sorted(), "{sent:?}");
+    let mut calls: Vec<u32> = sent.iter().map(|(_, call)| *call).collect();
+    calls.sort();
+    calls
 }
 
 fn request_of_call(call: u32) -> Vec<u8> {
@@ -140,7 +154,7 @@ fn request_of_call(call: u32) -> Vec<u8> {
 }
 
 #[test]
-fn messages_leave_in_order_however_few_the_kernel_takes_at_a_time() {
+fn messages_leave_by_destination_and_in_order_however_few_the_kernel_takes_at_a_time() {
     let mut bench = Bench::new();
     for _ in 0..70 {
         let request = bench.request();
@@ -150,7 +164,11 @@ fn messages_leave_in_order_however_few_the_kernel_takes_at_a_time() {
     for _ in 0..3 {
         bench.turn();
     }
-    assert_eq!(bench.sent_calls(), (1..=70).collect::<Vec<_>>());
+    let sent = bench.sent();
+    assert_eq!(in_order(&sent), (1..=70).collect::<Vec<_>>());
+    // Those of a batch side by side: what is alike goes as a run.
+    let batches = [&sent[..32], &sent[32..64], &sent[64..]];
+    assert!(batches.iter().all(|batch| batch.chunk_by(|a, b| a.0 == b.0).count() <= BACKENDS.len()), "{sent:?}");
     assert_eq!(bench.counters().forwarded.get(), 70);
     bench.assert_balanced();
 }
@@ -164,7 +182,8 @@ fn what_finds_the_send_buffer_full_waits_and_later_messages_queue_up_behind_it()
         bench.arrive(request);
     }
     bench.shard.turn([LISTENER].into_iter());
-    assert_eq!(bench.sent_calls(), [1, 2]);
+    let mut sent = bench.sent();
+    assert_eq!(sent.len(), 2);
     assert_eq!(bench.counters().waiting.get(), 3);
     assert!(bench.shard.is_waiting(EGRESS));
     bench.assert_balanced();
@@ -174,7 +193,9 @@ fn what_finds_the_send_buffer_full_waits_and_later_messages_queue_up_behind_it()
     bench.shard.turn([LISTENER].into_iter());
     assert!(bench.sent_calls().is_empty());
     bench.shard.turn([EGRESS].into_iter());
-    assert_eq!(bench.sent_calls(), [3, 4, 5, 6]);
+    sent.extend(bench.sent());
+    assert_eq!(sent[5].1, 6);
+    assert_eq!(in_order(&sent), [1, 2, 3, 4, 5, 6]);
     assert_eq!(bench.counters().waiting.get(), 0);
     assert!(!bench.shard.is_waiting(EGRESS));
     bench.assert_balanced();
@@ -228,18 +249,20 @@ fn a_backend_that_refused_is_passed_over_from_the_next_message_on() {
         bench.arrive(request_of_call(call));
     }
     bench.turn();
-    let first: Vec<_> = bench.shard.io_mut().sent.drain(..).map(|(_, to, _)| to).collect();
-    let gone = first[0];
+    let by_call = |sent: Vec<_>| sent.into_iter().map(|(to, call)| (call, to)).collect::<BTreeMap<u32, SocketAddr>>();
+    let first = by_call(bench.sent());
+    let gone = first[&0];
     bench.shard.io_mut().reports.push_back(Unreachable { to: gone, code: ECONNREFUSED });
     bench.turn();
     for call in 0..32 {
         bench.arrive(request_of_call(call));
     }
     bench.turn();
-    let second: Vec<_> = bench.shard.io_mut().sent.drain(..).map(|(_, to, _)| to).collect();
-    assert!(!second.contains(&gone));
-    for (before, after) in first.iter().zip(&second) {
-        assert!(before == after || *before == gone, "the calls of other backends stay where they are");
+    let second = by_call(bench.sent());
+    assert_eq!((first.len(), second.len()), (32, 32));
+    assert!(second.values().all(|to| *to != gone));
+    for (call, before) in first {
+        assert!(before == second[&call] || before == gone, "the calls of other backends stay where they are");
     }
     bench.assert_balanced();
 }
@@ -253,7 +276,7 @@ fn a_message_that_cannot_be_sent_is_counted_and_the_others_go() {
     }
     bench.shard.io_mut().script = [Send::Take(1), Send::Fail(EPERM)].into();
     bench.turn();
-    assert_eq!(bench.sent_calls(), [1, 3, 4]);
+    assert_eq!(in_order(&bench.sent()).len(), 3);
     assert_eq!(bench.dropped(DropReason::SendFailed), 1);
     bench.assert_balanced();
 }

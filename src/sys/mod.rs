@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | `address` | `sockaddr` and back | | |
 //! | `bpf` | programs and maps in the kernel, and an assembler for them | `CAP_BPF`, `CAP_PERFMON`, Linux 5.17 | the kernel spreads datagrams by address |
-//! | `mmsg` | `recvmmsg`, `sendmmsg` with control messages | Linux 3.0 | |
+//! | `mmsg` | `recvmmsg`, `sendmmsg` with control messages; `UDP_SEGMENT` | Linux 3.0; 4.18 | each datagram goes by itself |
 //! | `poll` | one descriptor that is readable when any of many is | epoll | |
 //! | `socket` | opening and tuning UDP sockets | `SO_REUSEPORT`, Linux 3.9 | |
 //! | `tcp` | opening, accepting and connecting TCP sockets | `SO_REUSEPORT`, Linux 3.9 | |
