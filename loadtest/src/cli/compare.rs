@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// Compare what elements cost: the same load on the same core, in rounds, one element after the other.
 ///
-/// The load is an INVITE of 900 octets and its 200: one process of this program is caller and callee, on a core of its
+/// The load is an INVITE of 900 octets (or so: --lengths) and its 200: one process of this program is caller and callee, on a core of its
 /// own. Without --element, all that are installed are compared: over UDP, or with --transport tcp or tls over connections.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -29,6 +29,11 @@ pub struct Args {
     /// Connections of the caller, to elements that are reached over TCP or TLS. It uses them by turns.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     connections: u16,
+    /// Different lengths of the requests and the responses, each an octet longer than the one before, from 900 octets for an
+    /// INVITE. With one, as with calls that are all alike, an element may send a batch as one run (UDP segmentation); with more
+    /// no two neighbours are alike.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    lengths: u16,
     /// Whom the others are compared with. Default: relay; with --transport tcp viahop, over UDP; with
     /// tls viahop-tcp.
     #[arg(long, value_name = "ELEMENT")]
@@ -93,6 +98,7 @@ pub fn run(args: &Args) -> Outcome {
         rounds: usize::from(args.rounds),
         measure_ns: ns(args.time).max(SECOND_NS / 100),
         core,
+        lengths: usize::from(args.lengths),
         connections: usize::from(args.connections),
         system_calls: args.syscalls,
         elements,

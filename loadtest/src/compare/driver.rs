@@ -162,8 +162,10 @@ struct Load {
     target: Endpoint,
     /// How the element sends to the sink.
     sink: Transport,
-    /// One for each connection, which take turns; of a client with a socket the only one.
+    /// One for each connection, or for each length out of a socket. They take turns.
     invites: Vec<(Invite, Address)>,
+    /// How many there are of the INVITE.
+    lengths: usize,
     /// What tells this driver's requests from all others.
     key: u64,
     /// For each request in flight the time it was due, at its number modulo the length; 0 where it is answered.
@@ -183,15 +185,17 @@ struct Load {
 }
 
 impl Driver {
-    /// A driver for the element at `target`, with `sink` behind it. Over TCP and TLS it has so many connections; `server` is what
-    /// the sink shows to who comes over TLS.
+    /// A driver for the element at `target`, with `sink` behind it. Its requests have so many `lengths`, one after the other, and the
+    /// responses as many. Over TCP and TLS it has so many connections; `server` is what the sink shows to who comes over TLS.
     pub fn new(
         sink: Sink,
         target: Endpoint,
+        lengths: usize,
         connections: usize,
         tls: (Option<tls::Client>, Option<tls::Server>),
     ) -> io::Result<Driver> {
         let Endpoint { transport, address: target } = target;
+        let lengths = lengths.max(1);
         let waiter = Waiter::new()?;
         let (client, server) = tls;
         let client = client.filter(|_| transport == Transport::Tls);
@@ -202,12 +206,16 @@ impl Driver {
             Transport::Tcp | Transport::Tls => {
                 for place in 0..connections.max(1) as u32 {
                     let to = streams.open(target, HERE, place);
-                    invites.push((Invite::new(transport, SocketAddr::new(HERE, 0), target, key), to));
+                    let longer = place as usize % lengths;
+                    invites.push((Invite::new(transport, SocketAddr::new(HERE, 0), target, key, longer), to));
                 }
             }
             Transport::Udp => {
                 let socket = Socket::bind(SocketAddr::new(HERE, 0))?;
-                invites.push((Invite::new(transport, socket.local(), target, key), Address::from(target)));
+                for longer in 0..lengths {
+                    let invite = Invite::new(transport, socket.local(), target, key, longer);
+                    invites.push((invite, Address::from(target)));
+                }
                 client = Some(socket);
             }
         }
@@ -229,6 +237,7 @@ impl Driver {
             target: Endpoint { transport, address: target },
             sink: behind,
             invites,
+            lengths,
             key,
             pending: vec![0; PENDING_MAX].into(),
             next: 0,
@@ -458,9 +467,10 @@ fn leave_by(streams: &mut Streams, sender: &mut Sender) {
 impl Load {
     /// Opens connections that are down. Each speaks from another address then.
     fn reopen(&mut self) {
-        let Load { streams, invites, target, key, .. } = self;
+        let Load { streams, invites, lengths, target, key, .. } = self;
         streams.reopen(now_ns(), |place, local| {
-            invites[place as usize].0 = Invite::new(target.transport, local, target.address, *key);
+            let longer = place as usize % *lengths;
+            invites[place as usize].0 = Invite::new(target.transport, local, target.address, *key, longer);
         });
     }
 
@@ -569,7 +579,7 @@ mod tests {
     fn without_an_element_every_request_comes_back() {
         let sink = Sink::open(Transport::Udp).unwrap();
         let target = sink.endpoint();
-        let mut driver = Driver::new(sink, target, 1, (None, None)).unwrap();
+        let mut driver = Driver::new(sink, target, 3, 1, (None, None)).unwrap();
         assert!(driver.probe(SECOND_NS).unwrap());
         let seen = driver.offer(&offer(Some(2000.0)), Usage::default).unwrap();
         // What a machine that does something else as well was late with before the measurement is sent within it.
@@ -586,7 +596,7 @@ mod tests {
             let host = target.address.ip().to_string();
             let tls =
                 (Some(tls::Client::new(&host, None).unwrap()), Some(tls::Server::self_signed(vec![host]).unwrap()));
-            let mut driver = Driver::new(sink, target, 7, tls).unwrap();
+            let mut driver = Driver::new(sink, target, 5, 7, tls).unwrap();
             assert!(driver.probe(SECOND_NS).unwrap());
             for rate in [Some(2000.0), None] {
                 let seen = driver.offer(&offer(rate), Usage::default).unwrap();
@@ -605,7 +615,7 @@ mod tests {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let relayed = scope.spawn(|| relay.run(Mode::Batched, || stop.load(Ordering::Relaxed)).unwrap());
-            let mut driver = Driver::new(sink, target, 1, (None, None)).unwrap();
+            let mut driver = Driver::new(sink, target, 1, 1, (None, None)).unwrap();
             assert!(driver.probe(5 * SECOND_NS).unwrap());
             let seen = driver.offer(&offer(None), Usage::default).unwrap();
             assert!(seen.answered > 0);
@@ -619,7 +629,7 @@ mod tests {
     fn a_target_that_is_not_there_is_not_waited_for() {
         let sink = Sink::open(Transport::Udp).unwrap();
         let gone = Sink::open(Transport::Udp).unwrap().endpoint();
-        let mut driver = Driver::new(sink, gone, 1, (None, None)).unwrap();
+        let mut driver = Driver::new(sink, gone, 1, 1, (None, None)).unwrap();
         assert!(!driver.probe(60 * MS_NS).unwrap());
     }
 
@@ -627,7 +637,7 @@ mod tests {
     fn what_an_element_swallows_is_lost() {
         let sink = Sink::open(Transport::Udp).unwrap();
         let black_hole = Sink::open(Transport::Udp).unwrap();
-        let mut driver = Driver::new(sink, black_hole.endpoint(), 1, (None, None)).unwrap();
+        let mut driver = Driver::new(sink, black_hole.endpoint(), 1, 1, (None, None)).unwrap();
         let seen = driver.offer(&offer(Some(1000.0)), Usage::default).unwrap();
         assert!(seen.sent > 50);
         assert_eq!(seen.lost, seen.sent);

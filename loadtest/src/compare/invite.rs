@@ -1,4 +1,4 @@
-//! The request of the driver: an INVITE of 900 octets with SDP, prebuilt, in which only digits change.
+//! The request of the driver: an INVITE of 900 octets or somewhat more with SDP, prebuilt, in which only digits change.
 
 use crate::endpoint::Transport;
 use crate::rng::{mix, unmix};
@@ -27,8 +27,9 @@ pub struct Invite {
 }
 
 impl Invite {
-    /// The INVITE of a client that speaks so from `client` to an element at `target`.
-    pub fn new(transport: Transport, client: SocketAddr, target: SocketAddr, key: u64) -> Invite {
+    /// The INVITE of a client that speaks so from `client` to an element at `target`. It has [`INVITE_OCTETS`] and `longer` more,
+    /// in the caller's name, so that the response is as much longer.
+    pub fn new(transport: Transport, client: SocketAddr, target: SocketAddr, key: u64, longer: usize) -> Invite {
         let (in_via, param) = (transport.in_via(), transport.uri_param());
         let sdp = |padding: usize| {
             format!(
@@ -40,10 +41,10 @@ impl Invite {
                 dashes = "-".repeat(padding + 1),
             )
         };
-        let head = |length: usize| {
+        let head = |length: usize, name: &str| {
             format!(
                 "INVITE sip:+493012345678@{target} SIP/2.0\r\nVia: SIP/2.0/{in_via} {client};branch=z9hG4bK{HOLE};rport\r\n\
-                 Max-Forwards: 70\r\nFrom: \"Alice\" <sip:+498912345678@{target}>;tag={HOLE}\r\n\
+                 Max-Forwards: 70\r\nFrom: \"Alice{name}\" <sip:+498912345678@{target}>;tag={HOLE}\r\n\
                  To: <sip:+493012345678@{target}>\r\nCall-ID: {HOLE}@{ip}\r\nCSeq: 1 INVITE\r\n\
                  Contact: <sip:+498912345678@{client}{param}>\r\nAllow: INVITE,ACK,BYE,CANCEL,OPTIONS,UPDATE\r\n\
                  User-Agent: viahop-load\r\nContent-Type: application/sdp\r\nContent-Length: {length}\r\n\r\n",
@@ -51,9 +52,9 @@ impl Invite {
             )
         };
         // Content-Length has three digits with and without the padding.
-        let padding = INVITE_OCTETS.saturating_sub(head(300).len() + sdp(0).len());
+        let padding = INVITE_OCTETS.saturating_sub(head(300, "").len() + sdp(0).len());
         let body = sdp(padding);
-        let text = head(body.len()) + &body;
+        let text = head(body.len(), &"-".repeat(longer)) + &body;
         let mut holes = text.match_indices(HOLE).map(|(at, _)| at);
         let mut hole = || holes.next().expect("the template above has three holes");
         let (branch_at, tag_at, call_id_at) = (hole(), hole(), hole());
@@ -102,7 +103,7 @@ mod tests {
     use crate::sip::message::{Method, Rows, Start};
 
     fn invite() -> Invite {
-        Invite::new(Transport::Udp, "127.0.0.1:40000".parse().unwrap(), "127.0.0.1:5060".parse().unwrap(), 99 << 32)
+        Invite::new(Transport::Udp, "127.0.0.1:40000".parse().unwrap(), "127.0.0.1:5060".parse().unwrap(), 99 << 32, 0)
     }
 
     #[test]
@@ -118,13 +119,15 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_and_short_ports_have_900_octets_too() {
+    fn ipv6_and_short_ports_have_900_octets_too_and_who_is_to_be_longer_is_so() {
         for (client, target) in
             [("[::1]:9", "[::1]:8"), ("127.0.0.1:1", "127.0.0.1:2"), ("192.168.100.100:50000", "192.168.100.101:50000")]
         {
             for transport in [Transport::Tcp, Transport::Tls, Transport::Udp] {
-                let invite = Invite::new(transport, client.parse().unwrap(), target.parse().unwrap(), 0);
-                assert_eq!(invite.write(0, &mut [0; 2000]), INVITE_OCTETS, "{client}");
+                for longer in [0, 63] {
+                    let invite = Invite::new(transport, client.parse().unwrap(), target.parse().unwrap(), 0, longer);
+                    assert_eq!(invite.write(0, &mut [0; 2000]), INVITE_OCTETS + longer, "{client}");
+                }
             }
         }
     }

@@ -43,6 +43,8 @@ pub struct Plan {
     pub measure_ns: u64,
     /// The core of the elements.
     pub core: usize,
+    /// Different lengths of requests, and of responses.
+    pub lengths: usize,
     /// Connections of the client, to elements that are spoken to over TCP.
     pub connections: usize,
     /// Whether system calls are counted, with strace, in a trial of their own.
@@ -150,7 +152,7 @@ fn visit(
         }
     };
     let tls = element.tls().map_or((None, None), |tls| (Some(tls.client.clone()), Some(tls.server.clone())));
-    let mut driver = Driver::new(sink, running.target, plan.connections, tls).map_err(broken)?;
+    let mut driver = Driver::new(sink, running.target, plan.lengths, plan.connections, tls).map_err(broken)?;
     if !driver.probe(READY_NS).map_err(broken)? {
         let what = format!("no answer within {} s. {}", READY_NS / SECOND_NS, running.last_words());
         outcome.missing.push((element.name.clone(), what));
@@ -256,6 +258,7 @@ mod tests {
             rounds: 2,
             measure_ns: 50 * MS_NS,
             core: process::cores()[0],
+            lengths: 1,
             connections: 1,
             system_calls: false,
         };
