@@ -129,6 +129,8 @@ pub struct Listed {
     pub peer: SocketAddr,
     /// Index of the listener it came to, or was opened for; `None`: it is to a backend.
     pub listener: Option<u8>,
+    /// The client it is for, if it is to a backend that wants to know.
+    pub client: Option<SocketAddr>,
     /// Whether the other side opened it.
     pub is_accepted: bool,
     /// `connecting`, `handshaking`, `open`, `half-closed` or `closing`.

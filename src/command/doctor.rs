@@ -133,6 +133,12 @@ fn open_files(config: &Config) -> Finding {
     let backends: usize = config.pools.iter().map(|pool| pool.backends.len()).sum();
     let has_streams = config.listeners.iter().any(|one| one.transport.is_stream());
     let connections = if has_streams { config.streams.max_connections as u64 } else { 0 };
+    let is_proxied = config.pools.iter().any(|pool| pool.proxy_header.is_some());
+    let proxied = if is_proxied { config.streams.max_proxied as u64 } else { 0 };
+    let (connections, what) = match proxied {
+        0 => (connections, "`max_connections`"),
+        more => (connections + more, "`max_connections` and `max_proxied`"),
+    };
     let needed = 64 + shards * (16 + config.listeners.len() as u64) + backends as u64;
     match preflight::open_files() {
         Ok(Some(most)) if most < needed => Bad(
@@ -140,7 +146,7 @@ fn open_files(config: &Config) -> Finding {
             format!("`ulimit -n {needed}`, LimitNOFILE={needed}"),
         ),
         Ok(Some(most)) if most < needed + connections => Poor(
-            format!("{most} may be open, {} are needed for `max_connections`", needed + connections),
+            format!("{most} may be open, {} are needed for {what}", needed + connections),
             format!("`ulimit -n {0}`, LimitNOFILE={0}; or fewer connections", needed + connections),
         ),
         Ok(Some(most)) => Good(format!("{most} may be open, {} are needed", needed + connections)),

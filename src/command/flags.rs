@@ -102,6 +102,7 @@ impl Written {
             slow_start: None,
             panic: None,
             mtu: None,
+            send_proxy: None,
             tls: None,
             health: file::Health { probe, ..file::Health::default() },
             backend: backends,

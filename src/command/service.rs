@@ -222,6 +222,8 @@ pub fn plan(resolved: &Resolved, shards: usize) -> Plan {
             connect_ms: ms(streams.connect_timeout),
             handshakes: streams.max_handshakes.div_ceil(shards.max(1)),
             handshake_ms: ms(streams.handshake_timeout),
+            proxied: streams.max_proxied.div_ceil(shards.max(1)),
+            proxied_idle_ms: ms(streams.proxied_idle),
             egress_v4: config.egress_v4,
             egress_v6: config.egress_v6,
         },

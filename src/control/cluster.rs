@@ -113,6 +113,7 @@ impl Cluster {
                         transport: place.transport,
                         message_max: backend.message_max,
                         datagram_max: pool.datagram_max.unwrap_or(u32::MAX),
+                        proxy_header: place.proxy_header,
                     },
                     state: named.map_or(Setting::new(backend.state), |old| old.state.reloaded(backend.state)),
                     weight: named.map_or(Setting::new(backend.weight), |old| old.weight.reloaded(backend.weight)),

@@ -89,6 +89,7 @@ fn row(shard: usize, one: &Listed, names: &[(Box<str>, SocketAddr)]) -> Value {
     json!({
         "peer": one.peer,
         "listener": listener,
+        "client": one.client,
         "opened_by": if one.is_accepted { "peer" } else { "viahop" },
         "state": one.state,
         "state_ms": one.state_ms,

@@ -283,6 +283,11 @@ fn connections(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
         "Connections that are open, with those that are being opened",
         [(vec![], view.sum(|counters| counters.streams.open()) as f64)],
     )?;
+    out.gauge(
+        "viahop_connections_proxied",
+        "Connections to backends that are for one client each, whom a PROXY header names",
+        [(vec![], view.sum(|counters| counters.streams.proxied.get()) as f64)],
+    )?;
     out.counter(
         "viahop_connections_begun",
         "Connections accepted from others, and opened or tried by viahop itself",

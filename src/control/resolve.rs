@@ -5,7 +5,7 @@ use super::config::address::HostPort;
 use super::config::problem::{Problem, Report, Severity};
 use super::config::{Backend, Config, Loaded, Pool};
 use crate::dataplane::keys::Keys;
-use crate::dataplane::tables::{self, OwnName};
+use crate::dataplane::tables::{self, OwnName, ProxyHeader};
 use crate::dataplane::transport::Transport;
 use crate::tls::Credentials;
 use std::collections::HashMap;
@@ -52,6 +52,8 @@ pub struct Place {
     pub local: IpAddr,
     /// How messages get there.
     pub transport: Transport,
+    /// The PROXY header in front of every connection to it.
+    pub proxy_header: Option<ProxyHeader>,
 }
 
 /// Asks for everything `loaded` names. `keys` are those that its backends will be known by.
@@ -80,7 +82,7 @@ pub async fn resolve(loaded: Loaded, keys: &Keys) -> Result<(Resolved, Report), 
                         let problem = Problem::warning(at, title, label).help("write a backend for each address");
                         problems.push(within(problem));
                     }
-                    places.push(Place { transport: backend.transport, ..place });
+                    places.push(Place { transport: backend.transport, proxy_header: pool.proxy_header, ..place });
                 }
                 Err(Missing { title, label, help }) => {
                     problems.push(within(Problem::environment(title).at(at, label).help(help)));
@@ -121,6 +123,12 @@ fn mistakable(config: &Config, places: &[Vec<Place>], keys: &Keys) -> Vec<Proble
         } else if other_place.address != place.address {
             let title = format!("`{}` is {} and {}", one.name, other_place.address, place.address);
             (title, "the name says which dialogs are whose: one server, one name, in all pools")
+        } else if other_pool.proxy_header != pool.proxy_header {
+            let title = format!("connections to {} begin otherwise in another pool", place.address);
+            (
+                title,
+                "a port expects a PROXY header or does not: give both pools the same `send_proxy`, or the server two ports",
+            )
         } else {
             continue;
         };
@@ -152,7 +160,10 @@ async fn place(target: &HostPort, config: &Config) -> Result<(Place, usize), Mis
     let mut refused = None;
     for &address in &addresses {
         match local_towards(address, config) {
-            Ok(local) => return Ok((Place { address, local, transport: Transport::Udp }, addresses.len() - 1)),
+            Ok(local) => {
+                let place = Place { address, local, transport: Transport::Udp, proxy_header: None };
+                return Ok((place, addresses.len() - 1));
+            }
             Err(error) => refused = refused.or(Some((address, error))),
         }
     }
@@ -300,7 +311,12 @@ mod tests {
         let (resolved, report) = resolved(text).unwrap();
         assert!(report.problems.is_empty());
         let loopback: IpAddr = [127, 0, 0, 1].into();
-        let place = Place { address: SocketAddr::new(loopback, 5080), local: loopback, transport: Transport::Udp };
+        let place = Place {
+            address: SocketAddr::new(loopback, 5080),
+            local: loopback,
+            transport: Transport::Udp,
+            proxy_header: None,
+        };
         assert_eq!(resolved.backends, [[place]]);
         for own in [
             OwnName::Address(SocketAddr::new(loopback, 5070)),

@@ -102,10 +102,14 @@ pub enum Tally {
 pub enum Ended {
     /// It held what is no message, or could be read as more than one.
     BadFrame,
+    /// It was for a client, whose own connection has ended.
+    ClientGone,
     /// The other side closed it.
     Closed,
     /// It could not be opened.
     ConnectFailed,
+    /// It was for a client, and there were as many of these as there may be: another client needed the place.
+    Displaced,
     /// Its TLS handshake failed.
     Handshake,
     /// Nothing was sent or received for as long as a connection may be silent.
@@ -132,10 +136,12 @@ pub enum Ended {
 
 impl Ended {
     /// All of them, in the order of their discriminants.
-    pub const ALL: [Ended; 14] = [
+    pub const ALL: [Ended; 16] = [
         Ended::BadFrame,
+        Ended::ClientGone,
         Ended::Closed,
         Ended::ConnectFailed,
+        Ended::Displaced,
         Ended::Handshake,
         Ended::Idle,
         Ended::Limit,
@@ -153,8 +159,10 @@ impl Ended {
     pub const fn label(self) -> &'static str {
         match self {
             Ended::BadFrame => "bad_frame",
+            Ended::ClientGone => "client_gone",
             Ended::Closed => "closed",
             Ended::ConnectFailed => "connect_failed",
+            Ended::Displaced => "displaced",
             Ended::Handshake => "handshake",
             Ended::Idle => "idle",
             Ended::Limit => "limit",
@@ -278,6 +286,8 @@ pub struct StreamCounters {
     pub pauses: Counter,
     /// Octets that wait in connections: to be sent, or of messages that are not whole.
     pub held_octets: Counter,
+    /// Connections to backends that are for one client each.
+    pub proxied: Counter,
 }
 
 impl StreamCounters {

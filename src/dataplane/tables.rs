@@ -131,13 +131,24 @@ pub struct Reach {
     pub message_max: u32,
     /// Octets of the longest request that goes to it in a datagram (RFC 3261 18.1.1); longer ones go over TCP.
     pub datagram_max: u32,
+    /// The PROXY header in front of each connection. With one, each client has a connection of its own, which it names.
+    pub proxy_header: Option<ProxyHeader>,
 }
 
 impl Default for Reach {
     /// Datagrams, however long.
     fn default() -> Reach {
-        Reach { transport: Transport::Udp, message_max: FRAME_MAX as u32, datagram_max: u32::MAX }
+        Reach { transport: Transport::Udp, message_max: FRAME_MAX as u32, datagram_max: u32::MAX, proxy_header: None }
     }
+}
+
+/// How a connection says whom it is for: in which version of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProxyHeader {
+    /// A line of text.
+    V1,
+    /// Octets.
+    V2,
 }
 
 /// What a backend gets beside new keys, which [`Backend::is_up`] decides about.

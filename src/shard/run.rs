@@ -246,7 +246,9 @@ impl<I: Io> Shard<I> {
                     Sender::Connect { .. } | Sender::Stream { .. } => {
                         let head = self.heads_used..self.heads_used + room.head_len;
                         let leaving = Leaving { to, local: None, head, slot, tail: room.tail.clone(), tally };
-                        return self.leave_by_stream(from, to, &leaving, now_ms);
+                        let Some(source) = datagram.from else { return };
+                        let arrival = Arrival { from: source, listener, local: datagram.local, stream: None };
+                        return self.leave_by_stream(from, &leaving, arrival, now_ms);
                     }
                 };
                 (to, way_out, local, tally)
@@ -331,7 +333,7 @@ pub(super) fn contained(dispatch: impl FnOnce() -> (Kind, Verdict)) -> (Kind, Ve
 /// Enters the fates of messages into the counters.
 pub(super) struct Ledger<'a> {
     number: usize,
-    tables: &'a Tables,
+    pub(super) tables: &'a Tables,
     counters: &'a ShardCounters,
     unreachable: SmallVec<[Unreachable; 4]>,
 }

@@ -21,6 +21,7 @@ mod loops;
 mod nat;
 mod overload;
 mod proxied;
+mod proxying;
 mod registrars;
 mod reload;
 mod start;

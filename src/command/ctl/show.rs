@@ -268,7 +268,11 @@ pub fn errors_in_full(errors: &[Value]) -> Table {
 pub fn connections(answer: &Value) -> String {
     let mut table = Table::new(&["peer", "listener", "state", "silent", ">unsent", ">unanswered"]);
     for one in list(&answer["connections"]) {
-        let listener = if one["listener"].is_null() { "to a backend".into() } else { word(&one["listener"]) };
+        let listener = match (one["listener"].is_null(), one["client"].is_null()) {
+            (false, _) => word(&one["listener"]),
+            (true, false) => format!("to a backend for {}", word(&one["client"])),
+            (true, true) => "to a backend".into(),
+        };
         let [peer, state, unsent, unanswered] = ["peer", "state", "unsent", "unanswered"].map(|name| word(&one[name]));
         table.add([peer, listener, state, age(&one["silent_ms"]), unsent, unanswered]);
     }
@@ -287,8 +291,19 @@ pub fn connections(answer: &Value) -> String {
 
 /// The same as rows.
 pub fn connections_in_full(answer: &Value) -> Table {
-    const NAMES: [&str; 10] =
-        ["peer", "listener", "opened_by", "state", "state_ms", "silent_ms", "partial", "unsent", "unanswered", "shard"];
+    const NAMES: [&str; 11] = [
+        "peer",
+        "listener",
+        "client",
+        "opened_by",
+        "state",
+        "state_ms",
+        "silent_ms",
+        "partial",
+        "unsent",
+        "unanswered",
+        "shard",
+    ];
     let mut table = Table::new(&NAMES);
     for one in list(&answer["connections"]) {
         table.add(NAMES.map(|name| word(&one[name])));

@@ -161,6 +161,8 @@ pub struct Pool {
     pub panic: Value<i64>,
     /// Octets of the longest packet on the way to the backends.
     pub mtu: Value<i64>,
+    /// `off`, `v1` or `v2`: the PROXY header that names the client of a connection.
+    pub send_proxy: Value<String>,
     /// How they are spoken to by TLS.
     pub tls: Option<Spanned<PoolTls>>,
     /// The backends.
@@ -280,6 +282,10 @@ pub struct Streams {
     pub handshake_timeout: Value<String>,
     /// TLS handshakes of clients under way at a time.
     pub max_handshakes: Value<i64>,
+    /// Connections to backends that a PROXY header stands in front of, at a time.
+    pub max_proxied: Value<i64>,
+    /// How long one may be silent.
+    pub proxied_idle: Value<String>,
 }
 
 /// The HTTP endpoint.

@@ -24,7 +24,7 @@ use super::health::outlier::Limits;
 use super::operator::State;
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Scheme;
-use crate::dataplane::tables::{Affinity, ForeignRoute, Network, PathPolicy, Side, Strategy};
+use crate::dataplane::tables::{Affinity, ForeignRoute, Network, PathPolicy, ProxyHeader, Side, Strategy};
 use crate::dataplane::transport::Transport;
 use crate::tls::{Client, Clienthood, Server};
 use address::HostPort;
@@ -162,12 +162,28 @@ pub struct Pool {
     pub panic: u32,
     /// Octets of the longest request that goes to a backend in a datagram, if there is a limit (RFC 3261 18.1.1).
     pub datagram_max: Option<u32>,
+    /// The PROXY header in front of each connection to a backend. With one, each client has a connection of its own, which it
+    /// names.
+    pub proxy_header: Option<ProxyHeader>,
     /// How backends are spoken to by TLS, where there is one that is.
     pub tls: Option<PoolTls>,
     /// The backends.
     pub backends: Vec<Backend>,
     /// The list they stand in, if it is not the configuration itself.
     pub list: Option<List>,
+}
+
+impl Pool {
+    /// What is wrong where backends are to be told whom a connection is for that is none.
+    fn unintroduced(&self) -> impl Iterator<Item = Problem> {
+        let wrong = self.backends.iter().filter(|one| self.proxy_header.is_some() && one.transport == Transport::Udp);
+        wrong.map(|one| {
+            let title = format!("`{}` is reached over UDP, and its pool has `send_proxy`", one.target);
+            let problem = Problem::error(one.at.clone(), title, "no server reads a PROXY header in datagrams");
+            let help = "add `;transport=tcp` or `;transport=tls`, or give it a pool without `send_proxy`";
+            problem.within(one.source.clone()).help(help)
+        })
+    }
 }
 
 /// How the backends of a pool are spoken to by TLS.
@@ -295,6 +311,10 @@ pub struct Streams {
     pub handshake_timeout: Duration,
     /// TLS handshakes of clients under way at a time, in all shards.
     pub max_handshakes: usize,
+    /// Connections to backends that name their client in a PROXY header, of all shards at a time.
+    pub max_proxied: usize,
+    /// How long nothing may be sent and received on one.
+    pub proxied_idle: Duration,
 }
 
 /// Where the socket of `viahop ctl` is.
@@ -396,6 +416,7 @@ pub fn read(file: &file::File, source: Source) -> Result<Loaded, Report> {
     let (mut config, mut problems) = read::read(file, &source.text);
     if let Some(config) = &mut config {
         problems.extend(list_file::fill(&mut config.pools));
+        problems.extend(config.pools.iter().flat_map(Pool::unintroduced));
     }
     let report = Report { source, problems };
     match config {
@@ -410,7 +431,8 @@ impl Loaded {
     /// # Errors
     /// A list cannot be read, or what it says cannot be done.
     pub fn with_lists_of_this_moment(mut self) -> Result<Loaded, Report> {
-        let problems = list_file::fill(&mut self.config.pools);
+        let mut problems = list_file::fill(&mut self.config.pools);
+        problems.extend(self.config.pools.iter().flat_map(Pool::unintroduced));
         let report = Report { source: self.source, problems };
         if report.is_error() {
             return Err(report);

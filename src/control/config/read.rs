@@ -53,7 +53,7 @@ impl Reader<'_> {
         Some(Config {
             cores: self.cores(balancer),
             policy: self.policy(&file.policy),
-            streams: self.streams(&file.streams),
+            streams: self.streams(&file.streams, &file.pool),
             admin: self.admin(&file.admin),
             socket: self.socket(&file.admin),
             secret: self.secret(balancer),
@@ -154,8 +154,15 @@ impl Reader<'_> {
         list.get_ref().iter().map(|origin| origin.get_ref().to_ascii_lowercase()).collect()
     }
 
-    fn streams(&mut self, streams: &file::Streams) -> Streams {
+    fn streams(&mut self, streams: &file::Streams, pools: &[file::Pool]) -> Streams {
         let second = Duration::from_secs(1);
+        let written = [("max_proxied", streams.max_proxied.as_ref().map(Spanned::span))];
+        let written = written.into_iter().chain([("proxied_idle", streams.proxied_idle.as_ref().map(Spanned::span))]);
+        for (key, at) in written.filter_map(|(key, at)| Some((key, at?))) {
+            if pools.iter().all(|pool| pool.send_proxy.is_none()) {
+                self.warn(at, format!("`{key}` has no effect here"), "heeded only where a pool has `send_proxy`");
+            }
+        }
         Streams {
             max_connections: self.number(&streams.max_connections, 20_000, 1, 1_000_000, "`max_connections`") as usize,
             max_per_source: self.number(&streams.max_per_source, 1000, 1, 1_000_000, "`max_per_source`"),
@@ -165,6 +172,9 @@ impl Reader<'_> {
             connect_timeout: self.duration(&streams.connect_timeout, 2 * second, second / 10..=30 * second),
             handshake_timeout: self.duration(&streams.handshake_timeout, 5 * second, second / 2..=60 * second),
             max_handshakes: self.number(&streams.max_handshakes, 1000, 1, 100_000, "`max_handshakes`") as usize,
+            max_proxied: self.number(&streams.max_proxied, 10_000, 1, 1_000_000, "`max_proxied`") as usize,
+            // Longer than an INVITE may ring (Timer C): its answer comes back on the connection.
+            proxied_idle: self.duration(&streams.proxied_idle, 300 * second, 32 * second..=7 * 86_400 * second),
         }
     }
 
@@ -253,6 +263,7 @@ fn nowhere(title: impl Into<String>) -> Problem {
 mod tests {
     use crate::control::config::problem::{Severity, Source};
     use crate::control::config::{Loaded, parse};
+    use crate::dataplane::tables::ProxyHeader;
 
     const LISTEN: &str = "[[listen]]\naddress = \"udp:0.0.0.0:5060\"\n";
     const POOL: &str = "[[pool]]\nbackend = [{ uri = \"sip:10.0.0.11\" }]\n";
@@ -343,6 +354,22 @@ mod tests {
                 "7:23 `tls` of a listener on `tcp:` | only `tls:` and `wss:` have a use for it",
             ),
             (
+                "[[pool]]\nsend_proxy = \"on\"\nbackend = [{ uri = \"sip:a;transport=tcp\" }]",
+                "6:14 `on` is none of the values there are | there are: `off`, `v1`, `v2`",
+            ),
+            (
+                "[[pool]]\nsend_proxy = \"v2\"\nbackend = [{ uri = \"sip:a\" }]",
+                "7:20 `a:5060` is reached over UDP, and its pool has `send_proxy` | no server reads a PROXY header in datagrams",
+            ),
+            (
+                "[[pool]]\nsend_proxy = \"v2\"\nbackend = [{ uri = \"sip:a;transport=tcp\" }]\n[streams]\nmax_proxied = 0",
+                "9:15 `max_proxied` 0 is out of range | a number from 1 to 1000000",
+            ),
+            (
+                "[[pool]]\nsend_proxy = \"v2\"\nbackend = [{ uri = \"sip:a;transport=tcp\" }]\n[streams]\nproxied_idle = \"1s\"",
+                "9:16 `1s` is out of range | a time from 32s to 7days",
+            ),
+            (
                 "[[pool]]\nbackend = [{ uri = \"sips:a\" }]",
                 "6:20 nothing says whose certificates to trust of `a:5061` | is reached by TLS",
             ),
@@ -425,6 +452,18 @@ mod tests {
         let loaded = load(text);
         assert_eq!(loaded.warnings.len(), 2);
         assert!(loaded.warnings.iter().all(|problem| problem.severity == Severity::Warning));
+    }
+
+    #[test]
+    fn bounds_of_what_there_is_none_of_are_warned_about() {
+        let bounds = "[streams]\nmax_proxied = 100\nproxied_idle = \"2m\"\n";
+        let said = problems(&format!("{LISTEN}{POOL}{bounds}"));
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert_eq!(said[0], "6:15 `max_proxied` has no effect here | heeded only where a pool has `send_proxy`");
+        let pool = "[[pool]]\nsend_proxy = \"v2\"\nbackend = [{ uri = \"sip:a;transport=tcp\" }]\n";
+        let config = load(&format!("{LISTEN}{pool}{bounds}")).config;
+        assert!(config.pools[0].proxy_header == Some(ProxyHeader::V2) && config.streams.max_proxied == 100);
+        assert!(load(&format!("{LISTEN}{}", pool.replace("v2", "off"))).config.pools[0].proxy_header.is_none());
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! wait: interval, or less if a shard saw a refusal ─► OPTIONS ─► a final response, ICMP, or nothing in time ─► outcome
 //! ```
 //!
-//! A backend that is reached over TCP or TLS is asked so, on one connection that is opened again when it is gone.
+//! A backend that is reached over TCP or TLS is asked so, on one connection that is opened again when it is gone. Where
+//! connections begin with a PROXY header, its own says that it is for nobody.
 //!
 //! A probe is not retransmitted: `fall` counts what is lost. The socket is connected, so ICMP errors come back to it and
 //! nobody else can answer in the backend's name.
@@ -19,9 +20,11 @@ use crate::dataplane::scan::{Scan, Scanner};
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::{self, StartLine};
+use crate::dataplane::tables::ProxyHeader;
 use crate::dataplane::transport::Transport;
 use crate::tls::Credentials;
 use arc_swap::ArcSwap;
+use ppp::{v1, v2};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -162,10 +165,13 @@ impl Asker {
             socket.bind(SocketAddr::new(place.local, 0))?;
             let stream = socket.connect(place.address).await?;
             stream.set_nodelay(true)?;
-            let stream = match place.transport {
-                Transport::Tls => Stream::tls(stream, place.address, &self.credentials.load())?,
-                Transport::Tcp | Transport::Udp | Transport::Ws | Transport::Wss => Stream::plain(stream),
-            };
+            let mut stream = Stream::plain(stream);
+            if let Some(version) = place.proxy_header {
+                stream.write(&header_of_our_own(version)?).await?;
+            }
+            if place.transport == Transport::Tls {
+                stream = stream.sealed(place.address, &self.credentials.load())?;
+            }
             self.stream = Some((stream, Vec::new()));
             // Whoever fails from here on has failed with a connection of this moment, and is not asked again at once.
             let outcome = self.ask_on_stream(place).await;
@@ -220,6 +226,17 @@ impl Asker {
                 Some(code) => return Ok(code),
                 None => continue,
             }
+        }
+    }
+}
+
+/// The PROXY header of a connection that is for nobody but us: `LOCAL`, in version 1 `UNKNOWN`.
+fn header_of_our_own(version: ProxyHeader) -> io::Result<Vec<u8>> {
+    match version {
+        ProxyHeader::V1 => Ok(v1::Addresses::Unknown.to_string().into_bytes()),
+        ProxyHeader::V2 => {
+            let nobody = v2::AddressFamily::Unspecified | v2::Protocol::Unspecified;
+            v2::Builder::new(v2::Version::Two | v2::Command::Local, nobody).build()
         }
     }
 }
@@ -282,7 +299,7 @@ mod tests {
     async fn outcome(lines: &[&str]) -> Outcome {
         let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = server.local_addr().unwrap();
-        let place = Place { address, local: [127, 0, 0, 1].into(), transport: Transport::Udp };
+        let place = Place { address, local: [127, 0, 0, 1].into(), transport: Transport::Udp, proxy_header: None };
         let lines: Vec<String> = lines.iter().map(|&line| line.to_owned()).collect();
         tokio::spawn(async move {
             let mut room = vec![0; ANSWER_MAX];
@@ -307,14 +324,14 @@ mod tests {
     #[tokio::test]
     async fn a_closed_port_refuses() {
         let address = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let place = Place { address, local: [127, 0, 0, 1].into(), transport: Transport::Udp };
+        let place = Place { address, local: [127, 0, 0, 1].into(), transport: Transport::Udp, proxy_header: None };
         assert_eq!(Asker::default().ask(place, &health()).await, Outcome::Refused);
     }
 
     #[test]
     fn answers_to_something_else_do_not_count() {
         let [address, local] = ["10.0.0.1:5060", "10.0.0.9:4000"].map(|address| address.parse().unwrap());
-        let place = Place { address, local: [10, 0, 0, 9].into(), transport: Transport::Udp };
+        let place = Place { address, local: [10, 0, 0, 9].into(), transport: Transport::Udp, proxy_header: None };
         let request = options(place, local, "abc", 7);
         assert_eq!(final_code(answer(&request, "200 OK").as_bytes(), b"abc", 7), Some(200));
         assert_eq!(final_code(answer(&request, "200 OK").as_bytes(), b"abd", 7), None);

@@ -4,6 +4,7 @@ use super::Control;
 use crate::control::cluster::{Backend, Turn};
 use crate::control::resolve::Place;
 use crate::control::view::Reason;
+use crate::dataplane::counters::Ended;
 use crate::dataplane::verdict::DropReason;
 use std::time::Instant;
 use tracing::{error, info, warn};
@@ -18,6 +19,7 @@ pub(super) struct Seen {
     ended: Vec<u64>,
     forwarded: u64,
     shed: u64,
+    displaced: u64,
 }
 
 impl Control {
@@ -83,6 +85,13 @@ impl Control {
             let remedy = "add cores, shards or nodes; what belongs to calls goes on";
             warn!(event = "overload", refused = shed - self.seen.shed, remedy, not_shown);
         }
+        let displaced = self.view.sum(|counters| counters.streams.ended[Ended::Displaced as usize].get());
+        if displaced > self.seen.displaced
+            && let Some(not_shown) = self.limiter.allow("clients_displaced")
+        {
+            let remedy = "raise `max_proxied`, and what the servers take; or somebody invents source addresses";
+            warn!(event = "clients_displaced", connections = displaced - self.seen.displaced, remedy, not_shown);
+        }
         let panics = self.view.sum(|counters| counters.dropped[DropReason::Panic as usize].get());
         if panics > self.seen.panics {
             error!(event = "panic", messages = panics - self.seen.panics, remedy = "please report this bug");
@@ -96,7 +105,7 @@ impl Control {
         if let Some(drain) = &mut self.drain {
             drain.quiet_s = if forwarded == self.seen.forwarded { drain.quiet_s + 1 } else { 0 };
         }
-        self.seen = Seen { at: Some(now), busy_ns: busy, drops, panics, ended, forwarded, shed };
+        self.seen = Seen { at: Some(now), busy_ns: busy, drops, panics, ended, forwarded, shed, displaced };
         self.view.take(&self.cluster, self.view.generation);
         self.show();
     }

@@ -1,10 +1,12 @@
 //! One connection: its wire, what has come and is no message yet, what is to be sent, and since when it waits for what.
 
 use super::prelude::Prelude;
+use super::proxied::OnBehalf;
 use super::websocket::{Pushed, WebSocket, put_header};
 use super::wire::Wire;
 use crate::dataplane::counters::{Ended, Tally};
 use crate::dataplane::frame::Framer;
+use crate::dataplane::tables::Tables;
 use crate::tls::Credentials;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -76,6 +78,8 @@ pub struct Connection {
     pub listener: Option<u8>,
     /// What its octets are frames of, if it is a WebSocket.
     pub websocket: Option<Box<WebSocket>>,
+    /// The client it is for, if it is to a backend that wants to know.
+    pub on_behalf: Option<Box<OnBehalf>>,
     /// Who opened it.
     pub origin: Origin,
     /// What it is at.
@@ -90,7 +94,8 @@ pub struct Connection {
     pub partial_since_ms: Option<u64>,
     /// Whether a whole message has ever come.
     pub has_spoken: bool,
-    /// Requests that came and have no final response yet, as far as one that keeps no transactions can tell.
+    /// Requests that came, or went for the client it is for, and have no final response yet, as far as one that keeps no
+    /// transactions can tell.
     pub unanswered: u32,
     /// When something was last sent or received.
     pub active_ms: u64,
@@ -136,6 +141,7 @@ impl Connection {
             local: None,
             listener,
             websocket: None,
+            on_behalf: None,
             origin,
             closes_as: Ended::BadFrame,
             framer: Framer::default(),
@@ -164,6 +170,15 @@ impl Connection {
     pub fn speaks_otherwise(&self, credentials: &Credentials) -> bool {
         let is_to_backend = self.origin == Origin::Opened && self.listener.is_none();
         is_to_backend && self.wire.is_tls() != credentials.clients.contains_key(&self.peer)
+    }
+
+    /// Whether it is the one that all clients share to a backend to which each has its own: it was opened under another
+    /// configuration, and nothing goes there any more.
+    pub fn is_left_for(&self, tables: &Tables) -> bool {
+        let is_shared = self.origin == Origin::Opened && self.listener.is_none() && self.on_behalf.is_none();
+        let backend = tables.by_address.get(&self.peer).filter(|_| is_shared);
+        let backend = backend.and_then(|&index| tables.backends.get(index as usize));
+        backend.is_some_and(|backend| backend.reach.proxy_header.is_some())
     }
 
     /// Octets that are kept for it.

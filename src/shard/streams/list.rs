@@ -5,6 +5,8 @@ use super::connection::{Connection, Origin, State};
 use crate::link::{Connections, Listed, Listing, Signal};
 use crate::shard::io::Io;
 use crate::shard::run::Shard;
+use std::iter::once;
+use std::net::SocketAddr;
 
 /// Connections that are described at most: it takes as long as three messages. How many there are is told in any case.
 const LISTED_MAX: usize = 1000;
@@ -26,7 +28,10 @@ impl<I: Io> Shard<I> {
 impl Streams {
     /// How many connections `listing` means, and the first of them.
     fn list(&self, listing: Listing, now_ms: u64) -> (usize, Vec<Listed>) {
-        let is_meant = |one: &&Connection| listing.peer.is_none_or(|peer| one.peer.ip().to_canonical() == peer);
+        let is_meant = |one: &&Connection| {
+            let mut ends = once(one.peer).chain(one.client());
+            listing.peer.is_none_or(|peer| ends.any(|end| end.ip().to_canonical() == peer))
+        };
         let mut all = self.slots.iter().filter_map(|slot| slot.as_deref()).filter(is_meant);
         let listed: Vec<Listed> = all.by_ref().take(LISTED_MAX).map(|one| one.listed(now_ms)).collect();
         (listed.len() + all.count(), listed)
@@ -34,10 +39,16 @@ impl Streams {
 }
 
 impl Connection {
+    /// The client it is for, if it is to a backend that wants to know.
+    fn client(&self) -> Option<SocketAddr> {
+        self.on_behalf.as_deref().map(|own| own.client.from)
+    }
+
     fn listed(&self, now_ms: u64) -> Listed {
         Listed {
             peer: self.peer,
             listener: self.listener,
+            client: self.client(),
             is_accepted: self.origin == Origin::Accepted,
             state: match self.state {
                 State::Connecting => "connecting",

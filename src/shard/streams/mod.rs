@@ -20,6 +20,7 @@ pub mod connection;
 mod handshake;
 mod list;
 mod prelude;
+pub mod proxied;
 mod turn;
 mod turn_websocket;
 pub mod websocket;
@@ -38,6 +39,7 @@ use crate::tls::Credentials;
 use arc_swap::ArcSwap;
 use connection::{Connection, Origin, State, Unsent};
 use handshake::handshakes;
+use proxied::{Client, Proxied};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
@@ -101,6 +103,10 @@ pub struct StreamLimits {
     pub handshakes: usize,
     /// How long a handshake may take, in milliseconds.
     pub handshake_ms: u64,
+    /// Connections of this shard to backends that are for one client each.
+    pub proxied: usize,
+    /// How long no message may go or come on one of these, in milliseconds.
+    pub proxied_idle_ms: u64,
     /// The address to connect from, if it is not for the kernel to choose.
     pub egress_v4: Option<Ipv4Addr>,
     /// Likewise for IPv6.
@@ -117,6 +123,8 @@ impl Default for StreamLimits {
             connect_ms: 2000,
             handshakes: 500,
             handshake_ms: 5000,
+            proxied: 10_000,
+            proxied_idle_ms: 300_000,
             egress_v4: None,
             egress_v6: None,
         }
@@ -198,6 +206,8 @@ pub struct Streams {
     failures: Vec<HandshakeFailed>,
     by_source: HashMap<IpAddr, u32>,
     by_target: HashMap<SocketAddr, Target>,
+    /// Connections to backends that are for one client each.
+    proxied: Proxied,
     /// Given to the next connection.
     generation: u32,
     /// Slots of connections that have something to send.
@@ -248,6 +258,7 @@ impl Streams {
             failures: Vec::new(),
             by_source: HashMap::new(),
             by_target: HashMap::new(),
+            proxied: Proxied::default(),
             generation,
             dirty: Vec::new(),
             undelivered: Vec::new(),
@@ -332,10 +343,15 @@ impl Streams {
     fn admit(&self, source: Option<IpAddr>) -> Result<(), Ended> {
         let of_source = source.and_then(|source| self.by_source.get(&source).copied()).unwrap_or_default();
         match () {
-            () if self.open >= self.limits.connections || self.held >= HELD_MAX => Err(Ended::Limit),
+            () if self.open_beside_proxied() >= self.limits.connections || self.held >= HELD_MAX => Err(Ended::Limit),
             () if of_source >= self.limits.per_source => Err(Ended::SourceLimit),
             () => Ok(()),
         }
+    }
+
+    /// Connections that count against what there may be: those that are for one client have a bound of their own.
+    fn open_beside_proxied(&self) -> usize {
+        self.open - self.proxied.count()
     }
 
     /// Accepts nothing for a while: each attempt would fail for want of a descriptor, and the listener stays ready.
@@ -386,6 +402,7 @@ impl Streams {
         let Some(mut connection) = self.slots.get_mut(slot).and_then(Option::take) else { return };
         counters.ended[ended as usize].add(1);
         self.free.push(slot);
+        self.part(&connection, slot, now_ms, counters);
         self.open -= 1;
         self.held = self.held.saturating_sub(connection.held());
         let was_handshaking = connection.state == State::Handshaking;
@@ -411,7 +428,7 @@ impl Streams {
                     }
                 }
             }
-            Origin::Opened => self.lost(connection.peer, was_connecting, connection.listener.is_some(), now_ms),
+            Origin::Opened => self.lost(slot, connection.peer, was_connecting, connection.listener.is_some(), now_ms),
         }
         if was_connecting && connection.origin == Origin::Opened && connection.listener.is_none() {
             fates.refused(connection.peer);
@@ -431,15 +448,16 @@ impl Streams {
         }
     }
 
-    /// The connection to `to` is gone. `is_client`: it is no backend, and nothing is remembered of it.
-    fn lost(&mut self, to: SocketAddr, was_connecting: bool, is_client: bool, now_ms: u64) {
+    /// The connection to `to` that was in `slot` is gone. `is_client`: it is no backend, and nothing is remembered of it.
+    fn lost(&mut self, slot: usize, to: SocketAddr, was_connecting: bool, is_client: bool, now_ms: u64) {
         if is_client && !was_connecting {
             self.by_target.remove(&to);
             return;
         }
         let target = self.by_target.entry(to).or_default();
-        target.slot = None;
-        if was_connecting {
+        target.slot = target.slot.filter(|&shared| shared != slot);
+        // Attempts that were made together fail together, and count as one.
+        if was_connecting && now_ms >= target.not_before_ms {
             let wait = BACK_OFF_MS << target.failures.min(10);
             target.failures += 1;
             target.not_before_ms = now_ms + wait.min(BACK_OFF_MAX_MS);
@@ -447,7 +465,8 @@ impl Streams {
     }
 
     /// Takes a message that is to leave by `from`, to whoever is at `to`: queues it at its connection, which is opened if
-    /// it has to be, hands it to the shard that has the connection, or gives it up.
+    /// it has to be, hands it to the shard that has the connection, or gives it up. With `client`, the connection to a
+    /// backend is the client's own.
     #[expect(
         clippy::too_many_arguments,
         reason = "one caller for each way a message comes, which has them all at hand"
@@ -458,6 +477,7 @@ impl Streams {
         to: SocketAddr,
         parts: [&[u8]; 2],
         tally: Tally,
+        client: Option<Client>,
         now_ms: u64,
         mesh: &mut Mesh,
         counters: &StreamCounters,
@@ -479,7 +499,13 @@ impl Streams {
                 }
                 _ => Err(Why::FlowGone),
             },
-            Sender::Connect { listener } => self.connect(to, listener, now_ms, counters).map_err(|()| Why::Unreachable),
+            Sender::Connect { listener } => {
+                let slot = match client.filter(|_| listener.is_none()) {
+                    Some(client) => self.connect_for(client, to, now_ms, counters, fates),
+                    None => self.connect(to, listener, now_ms, counters),
+                };
+                slot.map_err(|()| Why::Unreachable)
+            }
             Sender::Egress | Sender::Listener { .. } => Err(Why::Unreachable),
         };
         let len = parts[0].len() + parts[1].len();
@@ -499,9 +525,7 @@ impl Streams {
                 }
             }
             (Some((connection, slot)), _) => {
-                if let Tally::Response(_, 200..) = tally {
-                    connection.unanswered = connection.unanswered.saturating_sub(1);
-                }
+                connection.note_goes(parts[0], tally, now_ms);
                 connection.push(parts, Some(tally));
                 self.held += len;
                 fates.waiting(1);
@@ -550,30 +574,39 @@ impl Streams {
             // Who is at an address that a client gave, no certificate could tell; and nobody listens in a browser.
             return Err(());
         }
+        let slot = self.open(to, listener, None, now_ms, counters)?;
+        self.by_target.entry(to).or_default().slot = Some(slot);
+        Ok(slot)
+    }
+
+    /// Begins to open a connection to `to`: for `listener`, if it is to no backend; for `client` alone, if it is for one.
+    fn open(
+        &mut self,
+        to: SocketAddr,
+        listener: Option<u8>,
+        client: Option<Client>,
+        now_ms: u64,
+        counters: &StreamCounters,
+    ) -> Result<usize, ()> {
         counters.opened.add(1);
         let local = match to {
             SocketAddr::V4(_) => self.limits.egress_v4.map(IpAddr::V4),
             SocketAddr::V6(_) => self.limits.egress_v6.map(IpAddr::V6),
         };
         // Backends have a place of their own: clients that fill all there is must not cut the cluster off.
-        let is_full = listener.is_some() && self.open >= self.limits.connections;
+        let is_full = listener.is_some() && self.open_beside_proxied() >= self.limits.connections;
         let socket = if is_full { Err(io::ErrorKind::QuotaExceeded.into()) } else { tcp::connect(to, local) };
         let generation = self.next_generation();
         let inserted = socket.and_then(|socket| {
-            let wire = Wire::new(socket, self.session_to(to, listener)?);
-            self.insert(Connection::new(wire, to, listener, Origin::Opened, generation, now_ms))
+            let preface = client.map_or(Ok(Vec::new()), |client| client.header())?;
+            let wire = Wire::new(socket, self.session_to(to, listener)?).behind(preface);
+            let connection = Connection::new(wire, to, listener, Origin::Opened, generation, now_ms);
+            self.insert(connection.on_behalf_of(client, now_ms))
         });
-        match inserted {
-            Ok(slot) => {
-                self.by_target.entry(to).or_default().slot = Some(slot);
-                Ok(slot)
-            }
-            Err(_) => {
-                counters.ended[if is_full { Ended::Limit } else { Ended::ConnectFailed } as usize].add(1);
-                self.lost(to, true, listener.is_some(), now_ms);
-                Err(())
-            }
-        }
+        inserted.map_err(|_| {
+            counters.ended[if is_full { Ended::Limit } else { Ended::ConnectFailed } as usize].add(1);
+            self.lost(usize::MAX, to, true, listener.is_some(), now_ms);
+        })
     }
 
     /// Sends what connections have to send, as far as their kernel takes it.
@@ -616,7 +649,7 @@ impl Streams {
     }
 
     /// Ends what has passed a deadline, asks silent connections of ours whether they are alive, and accepts again.
-    fn sweep(&mut self, now_ms: u64, counters: &StreamCounters, fates: &mut impl Fates) {
+    fn sweep(&mut self, now_ms: u64, tables: &Tables, counters: &StreamCounters, fates: &mut impl Fates) {
         if now_ms.saturating_sub(self.swept_ms) < SWEEP_MS {
             return;
         }
@@ -644,9 +677,12 @@ impl Streams {
                     Some(Ended::Slow)
                 }
                 _ if for_ms(connection.active_ms) >= limits.idle_ms => Some(Ended::Idle),
+                _ if connection.is_left_for(tables) && for_ms(connection.active_ms) >= limits.proxied_idle_ms => {
+                    Some(Ended::Idle)
+                }
                 // A configuration read again may want it the other way.
                 _ if connection.speaks_otherwise(&credentials) => Some(Ended::Closed),
-                _ => None,
+                _ => connection.is_over_for_client(now_ms, limits.proxied_idle_ms),
             };
             match ended {
                 Some(Ended::Handshake) => {
@@ -662,7 +698,8 @@ impl Streams {
             connection.rest();
             let is_silent = connection.origin == Origin::Opened
                 && connection.state == State::Open
-                && for_ms(connection.active_ms) >= KEEP_ALIVE_MS;
+                && for_ms(connection.active_ms) >= KEEP_ALIVE_MS
+                && !connection.is_left_for(tables);
             if is_silent {
                 connection.push([b"\r\n\r\n", b""], None);
                 connection.active_ms = now_ms;

@@ -12,6 +12,7 @@
 
 use super::connection::{Origin, State};
 use super::handshake;
+use super::proxied::Client;
 use super::wire::Broken as BrokenWire;
 use super::{Ended, READ, ROOM, Streams, Undelivered, Why};
 use crate::dataplane::counters::{Kind, Tally};
@@ -74,7 +75,7 @@ impl<I: Io> Shard<I> {
                 Some(slot) => self.on_ready(slot, now_ms),
             }
         }
-        self.with_ledger(|streams, link, ledger| streams.sweep(now_ms, &link.counters.streams, ledger));
+        self.with_ledger(|streams, link, ledger| streams.sweep(now_ms, ledger.tables, &link.counters.streams, ledger));
         self.settle(now_ms);
         for failed in self.streams.iter_mut().flat_map(|streams| streams.failures.drain(..)) {
             self.link.signal(Signal::Handshake(Box::new(failed)));
@@ -112,16 +113,16 @@ impl<I: Io> Shard<I> {
         ledger.close(&mut self.dispatcher, &self.link);
     }
 
-    /// Lets a message leave by a connection. Its octets are `parts`.
-    pub(in crate::shard) fn leave_by_stream(&mut self, from: Sender, to: SocketAddr, leaving: &Leaving, now_ms: u64) {
+    /// Lets a message leave by a connection that came in a datagram, as `arrival` says.
+    pub(in crate::shard) fn leave_by_stream(&mut self, from: Sender, leaving: &Leaving, arrival: Arrival, now_ms: u64) {
         let Some(streams) = &mut self.streams else {
             return self.link.counters.dropped[DropReason::NoEgress as usize].add(1);
         };
         let counters = self.link.counters.clone();
         let mut ledger = Ledger::new(self.number, self.tables.load(), &counters);
         let parts = [&self.heads[leaving.head.clone()], &self.inbox.octets(leaving.slot)[leaving.tail.clone()]];
-        let mesh = &mut self.link.mesh;
-        streams.send(from, to, parts, leaving.tally, now_ms, mesh, &counters.streams, &mut ledger);
+        let (mesh, client) = (&mut self.link.mesh, Client::of(ledger.tables, &arrival, leaving.tally));
+        streams.send(from, leaving.to, parts, leaving.tally, client, now_ms, mesh, &counters.streams, &mut ledger);
         ledger.close(&mut self.dispatcher, &self.link);
     }
 
@@ -341,7 +342,7 @@ impl<I: Io> Shard<I> {
         self.with_ledger(|streams, link, ledger| {
             let tally = Tally::Reply(Answer::Pong);
             let ShardEnd { counters, mesh, .. } = link;
-            streams.send(from, to, [PONG, b""], tally, now_ms, mesh, &counters.streams, ledger);
+            streams.send(from, to, [PONG, b""], tally, None, now_ms, mesh, &counters.streams, ledger);
         });
     }
 
@@ -404,6 +405,9 @@ impl<I: Io> Shard<I> {
         {
             self.note_unanswered(&arrival);
         }
+        if let (Some(streams), Some(id)) = (&mut self.streams, arrival.stream) {
+            streams.note_came(id, matches!(kind, Kind::Response(200..)), now_ms);
+        }
         let (to, from, tally) = match (verdict, arrival.stream) {
             (Verdict::Drop(reason), _) => {
                 self.link.counters.dropped[reason as usize].add(1);
@@ -419,7 +423,8 @@ impl<I: Io> Shard<I> {
                 _ => (to, from, Tally::Request(backend)),
             },
         };
-        self.depart(buffer, Leaving { to, local: None, head, slot: 0, tail, tally }, from, now_ms);
+        let client = Client::of(self.tables.load(), &arrival, tally);
+        self.depart(buffer, Leaving { to, local: None, head, slot: 0, tail, tally }, from, client, now_ms);
         matches!(verdict, Verdict::Reply { .. })
     }
 
@@ -433,13 +438,13 @@ impl<I: Io> Shard<I> {
 
     /// Lets a message leave whose octets lie in the room for heads and in `buffer`: by a connection at once, or by a socket
     /// with those that [`Shard::flush_from`] sends.
-    fn depart(&mut self, buffer: &[u8], leaving: Leaving, from: Sender, now_ms: u64) {
+    fn depart(&mut self, buffer: &[u8], leaving: Leaving, from: Sender, client: Option<Client>, now_ms: u64) {
         let (way_out, local) = match from {
             Sender::Connect { .. } | Sender::Stream { .. } => {
                 return self.with_parts(buffer, leaving, |streams, link, parts, leaving, ledger| {
                     let Leaving { to, tally, .. } = *leaving;
                     let ShardEnd { counters, mesh, .. } = link;
-                    streams.send(from, to, parts, tally, now_ms, mesh, &counters.streams, ledger);
+                    streams.send(from, to, parts, tally, client, now_ms, mesh, &counters.streams, ledger);
                 });
             }
             Sender::Egress => (egress_number(self.listeners, self.egress, leaving.to), None),
@@ -490,7 +495,7 @@ impl<I: Io> Shard<I> {
                 Some(Handed::Message { from, to, octets, tally }) => self.with_ledger(|streams, link, ledger| {
                     let ShardEnd { counters, mesh, .. } = link;
                     counters.taken_over.add(1);
-                    streams.send(from, to, [&octets, b""], tally, now_ms, mesh, &counters.streams, ledger);
+                    streams.send(from, to, [&octets, b""], tally, None, now_ms, mesh, &counters.streams, ledger);
                 }),
             }
         }
@@ -543,7 +548,7 @@ impl<I: Io> Shard<I> {
         let (head, tail) = (0..room.head_len, room.tail.clone());
         let Verdict::Forward { to, from, .. } = verdict else { return self.link.counters.dropped[lost].add(1) };
         let tally = Tally::Reply(Answer::Status(code));
-        self.depart(&answer, Leaving { to, local: None, head, slot: 0, tail, tally }, from, now_ms);
+        self.depart(&answer, Leaving { to, local: None, head, slot: 0, tail, tally }, from, None, now_ms);
         self.flush_from(&answer);
     }
 
@@ -557,7 +562,7 @@ impl<I: Io> Shard<I> {
         octets[at + row.len() - 4..at + row.len() - 1].copy_from_slice(b"UDP");
         let tally = Tally::Request(backend);
         let leaving = Leaving { to, local: None, head: 0..0, slot: 0, tail: 0..octets.len(), tally };
-        self.depart(&octets, leaving, Sender::Egress, now_ms);
+        self.depart(&octets, leaving, Sender::Egress, None, now_ms);
         self.flush_from(&octets);
     }
 }

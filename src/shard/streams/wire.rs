@@ -22,6 +22,8 @@ pub enum Broken {
 pub struct Wire {
     socket: TcpStream,
     session: Option<Box<Session>>,
+    /// What stands in front of everything, of TLS too, as far as the kernel has not taken it.
+    preface: Box<[u8]>,
     /// Octets of the last write that are sealed, and not all with the kernel: the next write begins with the same.
     sealed: usize,
 }
@@ -29,7 +31,12 @@ pub struct Wire {
 impl Wire {
     /// A socket as it is, or with a session on it.
     pub fn new(socket: TcpStream, session: Option<Session>) -> Wire {
-        Wire { socket, session: session.map(Box::new), sealed: 0 }
+        Wire { socket, session: session.map(Box::new), preface: Box::default(), sealed: 0 }
+    }
+
+    /// The same, with `preface` in front of everything that is written.
+    pub fn behind(self, preface: Vec<u8>) -> Wire {
+        Wire { preface: preface.into(), ..self }
     }
 
     /// The socket.
@@ -59,7 +66,7 @@ impl Wire {
 
     /// Whether there is something that [`Wire::flush`] would send.
     pub fn wants_write(&self) -> bool {
-        self.session.as_ref().is_some_and(|session| session.wants_write())
+        !self.preface.is_empty() || self.session.as_ref().is_some_and(|session| session.wants_write())
     }
 
     /// Octets kept beside those that are to be written.
@@ -106,11 +113,20 @@ impl Wire {
         Ok(std::mem::take(&mut self.sealed))
     }
 
-    /// Sends what TLS has to say itself, and what it has of earlier writes.
+    /// Sends what stands in front of everything, what TLS has to say itself, and what it has of earlier writes. Nothing is
+    /// to be written before this has succeeded.
     ///
     /// # Errors
     /// The socket's.
     pub fn flush(&mut self) -> io::Result<()> {
+        while !self.preface.is_empty() {
+            match self.socket.write(&self.preface) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => self.preface = self.preface[count..].into(),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
         match &mut self.session {
             Some(session) => session.write_to(&mut self.socket),
             None => Ok(()),

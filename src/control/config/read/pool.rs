@@ -9,7 +9,7 @@ use crate::control::config::{Backend, Health, List, Pool};
 use crate::control::health::outlier::Limits;
 use crate::control::operator::State;
 use crate::dataplane::limits::{BACKENDS_MAX, FRAME_MAX};
-use crate::dataplane::tables::{Affinity, Strategy};
+use crate::dataplane::tables::{Affinity, ProxyHeader, Strategy};
 use crate::dataplane::transport::Transport;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -21,6 +21,10 @@ pub const WEIGHT_MAX: i64 = 10_000;
 
 /// Octets that a request in a datagram stays below the MTU: RFC 3261 18.1.1 asks for 200, so that the response fits too.
 const MTU_MARGIN: u32 = 200;
+
+/// The words for [`ProxyHeader`].
+const PROXY_HEADERS: [(&str, Option<ProxyHeader>); 3] =
+    [("off", None), ("v1", Some(ProxyHeader::V1)), ("v2", Some(ProxyHeader::V2))];
 
 impl Reader<'_> {
     pub(super) fn pools(&mut self, pools: &[file::Pool]) -> Option<Vec<Pool>> {
@@ -85,6 +89,7 @@ impl Reader<'_> {
                 let mtu = self.number(&pool.mtu, 1500, 576, 65_535, "`mtu`");
                 mtu.saturating_sub(MTU_MARGIN)
             }),
+            proxy_header: self.word(&pool.send_proxy, None, &PROXY_HEADERS),
             backends,
             list: self.list(pool),
             tls,

@@ -21,11 +21,11 @@ impl Stream {
         Stream { socket, session: None }
     }
 
-    /// One with it, to the backend at `address`.
-    pub(super) fn tls(socket: TcpStream, address: SocketAddr, credentials: &Credentials) -> io::Result<Stream> {
+    /// The same with it from here on, to the backend at `address`.
+    pub(super) fn sealed(self, address: SocketAddr, credentials: &Credentials) -> io::Result<Stream> {
         let client: &Client = credentials.clients.get(&address).ok_or(io::ErrorKind::NotFound)?;
         let session = Session::connect(client).map_err(|failure| io::Error::other(failure.text))?;
-        Ok(Stream { socket, session: Some(session) })
+        Ok(Stream { session: Some(session), ..self })
     }
 
     /// The local address.
