@@ -7,8 +7,9 @@ use crate::support::{has_peer, skip};
 use crate::tls::{Papers, Phone};
 use ppp::v2::{Addresses, Command as Says, Header, Protocol};
 use rustls::version::TLS13;
+use socket2::SockRef;
 use std::fs;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -28,7 +29,7 @@ impl Server {
     /// The next connection, and what stands in front of it: client and where that came to; `None`: it is for nobody.
     fn accept(&self) -> (Client, Option<(SocketAddr, SocketAddr)>) {
         let mut stream = self.0.accept().unwrap().0;
-        let addresses = read_header(&mut stream);
+        let addresses = read_header(&mut stream).unwrap();
         (Client::of(stream), addresses)
     }
 
@@ -41,14 +42,14 @@ impl Server {
     }
 }
 
-fn read_header(stream: &mut TcpStream) -> Option<(SocketAddr, SocketAddr)> {
+fn read_header(stream: &mut TcpStream) -> std::io::Result<Option<(SocketAddr, SocketAddr)>> {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut octets = vec![0; 16];
-    stream.read_exact(&mut octets).unwrap();
+    stream.read_exact(&mut octets)?;
     octets.resize(16 + usize::from(u16::from_be_bytes([octets[14], octets[15]])), 0);
-    stream.read_exact(&mut octets[16..]).unwrap();
+    stream.read_exact(&mut octets[16..])?;
     let header = Header::try_from(&octets[..]).unwrap();
-    match (header.command, header.addresses) {
+    Ok(match (header.command, header.addresses) {
         (Says::Local, Addresses::Unspecified) => None,
         (Says::Proxy, Addresses::IPv4(one)) => {
             assert_eq!(header.protocol, Protocol::Stream);
@@ -56,7 +57,7 @@ fn read_header(stream: &mut TcpStream) -> Option<(SocketAddr, SocketAddr)> {
             Some((of(one.source_address, one.source_port), of(one.destination_address, one.destination_port)))
         }
         other => panic!("{other:?}"),
-    }
+    })
 }
 
 /// A UDP and a TCP listener on one port, and a pool with `send_proxy`; `more` is put in front of the pool.
@@ -191,6 +192,94 @@ fn who_has_waited_longest_makes_room_for_another_client() {
     viahop.end();
 }
 
+/// More clients than there may be connections for, of which each leaves when it likes: answers get lost, but none comes to
+/// another client, and nothing is left behind.
+#[test]
+fn in_a_storm_of_clients_nobody_gets_the_answer_of_another() {
+    let (listen, server) = (free_port(), Server::new());
+    let bounds = "[streams]\nmax_proxied = 20\n";
+    let text = config(listen, &[tcp(server.port())], UNPROBED, bounds).replace("shards = 1", "shards = 2");
+    let viahop = Viahop::start("proxying-storm", &text);
+    std::thread::spawn(move || {
+        loop {
+            let mut stream = server.0.accept().unwrap().0;
+            std::thread::spawn(move || {
+                // Some are displaced before they have begun.
+                let Ok(header) = read_header(&mut stream) else { return };
+                let mut client = Client::of(stream);
+                while let Ok(heard) = client.listen() {
+                    let told = format!("X-Client: {}\r\n{EMPTY}", header.unwrap().0);
+                    // Whoever was displaced meanwhile does not hear it.
+                    client.stream.write_all(answer(&heard, "200 OK", &told).as_bytes()).ok();
+                }
+            });
+        }
+    });
+    let phones = (0..16).map(|thread| {
+        std::thread::spawn(move || {
+            let mut answered = 0;
+            for number in 0..25 {
+                let mut phone = Client::connect(listen);
+                phone.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+                // It resets when it leaves: for one that only closes, its answers are waited for.
+                SockRef::from(&phone.stream).set_linger(Some(Duration::ZERO)).unwrap();
+                for round in 0..number % 4 {
+                    let call = format!("storm{thread}-{number}-{round}");
+                    phone.say(request("MESSAGE", "TCP", phone.address(), &call, EMPTY));
+                    let Ok(heard) = phone.listen() else { continue };
+                    if heard.starts_with("SIP/2.0 200 ") {
+                        assert_eq!(rows(&heard, "X-Client")[0].parse(), Ok(phone.address()));
+                        answered += 1;
+                    } else {
+                        assert!(heard.starts_with("SIP/2.0 503 "), "{heard}");
+                    }
+                }
+            }
+            answered
+        })
+    });
+    let phones: Vec<_> = phones.collect();
+    let answered: usize = phones.into_iter().map(|phone| phone.join().unwrap()).sum();
+    assert!(answered > 100, "{answered}");
+    viahop.wait_until("all have gone", PATIENCE, |_| viahop.metric("viahop_connections", "") == 0.0);
+    assert_eq!(viahop.metric("viahop_connections_proxied", ""), 0.0);
+    assert!(ended(&viahop, "client_gone") > 0.0);
+    viahop.end();
+}
+
+#[test]
+fn clients_of_a_server_that_has_died_hear_so_at_once_and_find_it_when_it_is_back() {
+    let (listen, server) = (free_port(), Server::new());
+    let port = server.port();
+    let viahop = Viahop::start("proxying-dead", &config(listen, &[tcp(port)], UNPROBED, ""));
+    let clients: Vec<Backend> = (0..10).map(|_| Backend::new()).collect();
+    let connections: Vec<_> = clients
+        .iter()
+        .map(|client| {
+            by_udp(client, listen, "before");
+            server.accept()
+        })
+        .collect();
+    drop((connections, server));
+    viahop.wait_until("they end", PATIENCE, |_| viahop.metric("viahop_connections_proxied", "") == 0.0);
+    let since = Instant::now();
+    clients.iter().for_each(|client| by_udp(client, listen, "meanwhile"));
+    for client in &clients {
+        assert!(client.hear().0.starts_with("SIP/2.0 503 "));
+    }
+    assert!(since.elapsed() < Duration::from_secs(1));
+    // Many have asked for it, and it gets the peace of one failure: no more than 100 ms.
+    std::thread::sleep(Duration::from_millis(200));
+    let server = Server(TcpListener::bind(("127.0.0.1", port)).unwrap());
+    for client in &clients {
+        by_udp(client, listen, "after");
+        let (mut connection, header) = server.accept();
+        assert_eq!(header.map(|(from, _)| from.port()), Some(client.port()));
+        assert!(connection.hear().contains("Call-ID: after\r\n"));
+    }
+    viahop.end();
+}
+
 #[test]
 fn a_reload_that_wants_headers_sends_nothing_down_connections_without() {
     let (listen, server) = (free_port(), Server::new());
@@ -240,7 +329,7 @@ fn probes_are_for_nobody_and_the_header_stands_before_tls() {
     let uri = format!("sip:127.0.0.1:{};transport=tls", server.port());
     let viahop = Viahop::start("proxying-tls", &config(listen, &[uri], &pool, ""));
     let mut sealed = server.0.accept().unwrap().0;
-    assert_eq!(read_header(&mut sealed), None);
+    assert_eq!(read_header(&mut sealed).unwrap(), None);
     let mut hello = [0; 3];
     sealed.read_exact(&mut hello).unwrap();
     assert_eq!(hello[..2], [0x16, 0x03], "a record of a handshake");
@@ -249,7 +338,7 @@ fn probes_are_for_nobody_and_the_header_stands_before_tls() {
     loop {
         let mut sealed = server.0.accept().unwrap().0;
         // Probes that wait in vain come again.
-        let Some((from, _)) = read_header(&mut sealed) else { continue };
+        let Some((from, _)) = read_header(&mut sealed).unwrap() else { continue };
         assert_eq!(from, own(client.port()));
         sealed.read_exact(&mut hello).unwrap();
         break assert_eq!(hello[..2], [0x16, 0x03], "a record of a handshake");

@@ -631,9 +631,12 @@ impl Streams {
         self.held = (self.held + connection.held()).saturating_sub(before);
         let is_done = !connection.wants_write();
         let may_end = connection.state == State::HalfClosed && connection.unanswered == 0;
+        let idle_ms = self.limits.proxied_idle_ms;
+        let is_left = is_done && connection.is_over_for_client(now_ms, idle_ms) == Some(Ended::ClientGone);
         match flushed {
             Err(_) => return self.end(slot, Ended::Reset, now_ms, counters, fates),
             Ok(()) if is_done && may_end => return self.end(slot, Ended::Closed, now_ms, counters, fates),
+            Ok(()) if is_left => return self.end(slot, Ended::ClientGone, now_ms, counters, fates),
             Ok(()) => {}
         }
         if is_done && connection.state == State::Closing {

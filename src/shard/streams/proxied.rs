@@ -151,7 +151,7 @@ impl Streams {
     }
 
     /// Forgets the connection that was in `slot`, if it was for a client. Those that were for who had this one learn that it
-    /// is gone.
+    /// is gone, and end with the turn if nothing is waited for.
     pub(super) fn part(&mut self, connection: &Connection, slot: usize, now_ms: u64, counters: &StreamCounters) {
         if self.proxied.slots.is_empty() {
             return;
@@ -164,6 +164,7 @@ impl Streams {
         for slot in id.and_then(|id| self.proxied.by_stream.remove(&id)).unwrap_or_default() {
             let own = self.connection(slot).and_then(|connection| connection.on_behalf.as_deref_mut());
             own.into_iter().for_each(|own| own.gone_since_ms = Some(now_ms));
+            self.note_dirty(slot);
         }
     }
 
@@ -175,7 +176,11 @@ impl Streams {
         let Some(connection) = self.connection(id.slot()) else { return };
         let Some(own) = connection.on_behalf.as_deref_mut() else { return };
         own.used_ms = now_ms;
+        let is_left = own.gone_since_ms.is_some();
         connection.unanswered = connection.unanswered.saturating_sub(u32::from(is_final));
+        if is_left {
+            self.note_dirty(id.slot());
+        }
     }
 }
 
@@ -212,6 +217,7 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::cluster::tests::{cluster, keys, text};
     use crate::shard::streams::connection::{Origin, State};
     use crate::shard::streams::wire::Wire;
     use ppp::HeaderResult;
@@ -238,6 +244,31 @@ mod tests {
         let v2::Addresses::IPv6(read) = header.addresses else { panic!("{header:?}") };
         assert_eq!(SocketAddr::from((read.source_address, read.source_port)), v6.0.parse().unwrap());
         assert_eq!(SocketAddr::from((read.destination_address, read.destination_port)), v6.1.parse().unwrap());
+    }
+
+    #[test]
+    fn who_came_by_a_proxy_with_another_address_family_keeps_his_address() {
+        let mut tables = cluster(&text(&[1]), None).tables(1, &keys(), false, None);
+        let arrival = |from: &str, local: Option<&str>| Arrival {
+            from: from.parse().unwrap(),
+            listener: Some(0),
+            local: local.map(|local| local.parse().unwrap()),
+            stream: None,
+        };
+        let to = Tally::Request(Some(0));
+        assert_eq!(Client::of(&tables, &arrival("192.0.2.7:1000", None), to), None);
+        tables.backends[0].reach.proxy_header = Some(ProxyHeader::V1);
+        let port = tables.listeners[0].address.port();
+        let header = |arrival| Client::of(&tables, &arrival, to).unwrap().header().unwrap();
+        let expected = format!("PROXY TCP4 192.0.2.7 10.0.0.9 1000 {port}\r\n");
+        assert_eq!(header(arrival("192.0.2.7:1000", Some("10.0.0.9"))), expected.as_bytes());
+        let host = tables.listeners[0].host;
+        let expected = format!("PROXY TCP4 192.0.2.7 {host} 1000 {port}\r\n");
+        assert_eq!(header(arrival("192.0.2.7:1000", None)), expected.as_bytes());
+        assert_eq!(header(arrival("[2001:db8::7]:1000", None)), b"PROXY TCP6 2001:db8::7 :: 1000 0\r\n");
+        for other in [Tally::Request(None), Tally::Response(Some(0), 200)] {
+            assert_eq!(Client::of(&tables, &arrival("192.0.2.7:1000", None), other), None);
+        }
     }
 
     fn pair(preface: Vec<u8>) -> (Connection, TcpStream) {
