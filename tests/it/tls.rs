@@ -4,6 +4,7 @@ use crate::authority::{Authority, Issued, self_signed};
 use crate::live::{
     Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, free_port, output, sipp_uac, sipp_uas, viahop,
 };
+use crate::registrars::{DIGEST, kamailio, wait_for_registrars};
 use crate::streams::{Backend, Client, EMPTY, answer, request, rows, udp};
 use crate::support::{has_peer, skip};
 use rustls::pki_types::pem::PemObject;
@@ -624,6 +625,79 @@ fn calls_from_udp_reach_a_kamailio_over_tls() {
         assert!(backend >= 600.0, "{backend}");
         viahop.end();
     }
+}
+
+/// baresip as a user of load.example, who speaks TLS. Version 1.0 asks nobody for who he is.
+fn baresip(folder: &Folder, user: &str, viahop: u16, more: &[&str]) -> Process {
+    let modules = ["/usr/lib/baresip/modules", "/usr/lib/x86_64-linux-gnu/baresip/modules"];
+    let modules = modules.iter().find(|path| fs::exists(path).is_ok_and(|it| it)).unwrap();
+    folder.write(
+        "config",
+        &format!(
+            "sip_listen 127.0.0.1:0\naudio_source ausine,440\naudio_player aubridge,pipe\n\
+             audio_alert aubridge,pipe\nrtcp_enable yes\nmodule_path {modules}\nmodule opus.so\nmodule ausine.so\n\
+             module aubridge.so\nmodule srtp.so\nmodule_app account.so\nmodule_app menu.so\nmodule_app rtcpsummary.so\n"
+        ),
+    );
+    folder.write(
+        "accounts",
+        &format!(
+            "<sip:{user}@load.example>;outbound=\"sip:127.0.0.1:{viahop};transport=tls\";regint=60;answermode=auto;\
+             auth_pass=secret;mediaenc=srtp-mand;audio_codecs=opus/48000/2\n"
+        ),
+    );
+    let log = fs::File::create(folder.0.join("log")).unwrap();
+    let mut command = Command::new("baresip");
+    command.arg("-f").arg(&folder.0).args(more).stdout(log.try_clone().unwrap()).stderr(log);
+    Process::start(&mut command)
+}
+
+/// Two phones on TLS alone register with a Kamailio that speaks UDP, by digest; one calls the other, which is called down
+/// the connection it registered on.
+#[test]
+fn two_baresips_register_and_call_each_other_over_tls_alone() {
+    if !["baresip", "kamailio"].iter().all(|name| has_peer(name)) {
+        return;
+    }
+    let (papers, ports, registrar) = (Papers::new("tls-baresip"), ports(), free_port());
+    let own = papers.issue("a", &["load.example", "127.0.0.1"]);
+    let _registrar = kamailio(&papers.folder, "127.0.0.1", registrar, DIGEST);
+    let pool = "affinity = \"aor\"\nhealth = { interval = \"500ms\", timeout = \"200ms\" }";
+    let text = config(ports, &own, &udp(registrar), pool) + "[policy]\npath = \"always\"\n";
+    let viahop = Viahop::start("tls-baresip", &text);
+    wait_for_registrars(&viahop);
+    let (bob, alice) = (Folder::new("bob"), Folder::new("alice"));
+    let _bob = baresip(&bob, "bob", ports[1], &[]);
+    let log =
+        |folder: &Folder| String::from_utf8_lossy(&fs::read(folder.0.join("log")).unwrap_or_default()).into_owned();
+    let wait_for = |folder: &Folder, what: &str| {
+        let since = Instant::now();
+        while !log(folder).contains(what) {
+            let (one, other) = (log(&bob), log(&alice));
+            assert!(since.elapsed() < PATIENCE, "{what}\n{one}\n\n{other}\n{}", viahop.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    wait_for(&bob, "200 OK");
+    let mut calls = baresip(&alice, "alice", ports[1], &["-e", "/dial sip:bob@load.example", "-t", "8"]);
+    for folder in [&alice, &bob] {
+        wait_for(folder, "Call established");
+        wait_for(folder, "incoming rtp for 'audio' established");
+    }
+    let wires = |count: f64| {
+        viahop.wait_until("each has one connection", PATIENCE, |_| viahop.metric("viahop_connections", "") == count);
+    };
+    wires(2.0);
+    assert_eq!(viahop.metric("viahop_tls_handshakes_total", "\"accepted\",result=\"full\""), 2.0);
+    assert!(calls.wait(PATIENCE).is_some());
+    // Alice has hung up, and bob knows it; what came of her voice, he counts with each report of five seconds.
+    wait_for(&bob, "session closed");
+    wait_for(&bob, "EX=BareSip;");
+    let counted = log(&bob);
+    let heard = counted.split(";PR=").nth(1).and_then(|rest| rest.split(';').next()?.parse::<u32>().ok());
+    assert!(heard > Some(100), "{counted}");
+    wires(1.0);
+    viahop.end();
 }
 
 #[test]
