@@ -12,6 +12,7 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use viahop::control::config::Backend;
 use viahop::control::config::address::HostPort;
 use viahop::control::config::dispatcher_list::{Entry, Set, backends};
 use viahop::control::config::list_file;
@@ -55,7 +56,7 @@ fn made_of(source: Source, entries: &[Entry], only: Option<u32>) -> Result<(Stri
     let mut names = HashMap::new();
     for &set in &wanted {
         let read = backends(entries, set, true);
-        if read.rows.iter().any(|(_, row)| row.is_ok()) {
+        if read.rows.iter().any(|(_, row)| is_taken(row)) {
             made.push(set);
         }
         pools.push_str(&pool(set, &read, &mut names));
@@ -70,8 +71,7 @@ fn made_of(source: Source, entries: &[Entry], only: Option<u32>) -> Result<(Stri
         let mut reasons: Vec<Problem> = wanted
             .iter()
             .flat_map(|&set| backends(entries, set, true).rows)
-            .filter_map(|(_, row)| row.err())
-            .map(|problem| *problem)
+            .map(|(_, row)| row.map_or_else(|problem| *problem, |backend| wants_tls(&backend)))
             .collect();
         let problem = Problem { at: None, ..Problem::error(0..0, title, "") };
         reasons.push(match sets.is_empty() {
@@ -103,9 +103,28 @@ address = \"udp:0.0.0.0:5060\"
     )
 }
 
+/// What a pool needs before its servers over TLS can be used, which no list says.
+const TLS: &str = "# Servers over TLS stand below as comments: they need this. `ca`: certificates of those who sign theirs; `name`: the domain
+# those are for, if it is not the host of each uri.
+#  tls = { ca = \"/etc/viahop/ca.pem\", name = \"sip.example.net\" }
+";
+
+/// Whether a destination is a backend as it stands.
+fn is_taken(row: &Result<Backend, Box<Problem>>) -> bool {
+    row.as_ref().is_ok_and(|backend| backend.transport != Transport::Tls)
+}
+
+/// Why a destination cannot be taken over as it stands.
+fn wants_tls(backend: &Backend) -> Problem {
+    let title = format!("`{}` is reached by TLS, and no list says whose certificates to trust", backend.target);
+    let help = "write a pool with `list`, `set` and `tls = { ca = \"/etc/viahop/ca.pem\" }`; `viahop init` shows one";
+    Problem::error(backend.at.clone(), title, "by TLS").help(help)
+}
+
 /// A set as a pool. `names` are those that other pools have given away.
 fn pool<'a>(set: u32, read: &Set<'a>, names: &mut HashMap<String, &'a HostPort>) -> String {
-    let taken = read.rows.iter().filter(|(_, row)| row.is_ok()).count();
+    let taken = read.rows.iter().filter(|(_, row)| is_taken(row)).count();
+    let has_tls = read.rows.iter().any(|(_, row)| row.as_ref().is_ok_and(|one| one.transport == Transport::Tls));
     let mut text = format!("\n# Set {set}: {} destinations, {taken} of them taken over.\n", read.rows.len());
     // A pool without backends is none: all of it is a comment then.
     let mark = if taken == 0 { "#" } else { "" };
@@ -119,8 +138,9 @@ fn pool<'a>(set: u32, read: &Set<'a>, names: &mut HashMap<String, &'a HostPort>)
 #strategy = \"hash\"
 # ds_ping_interval, ds_probing_threshold, ds_inactive_threshold, ds_ping_reply_codes:
 #health = {{ interval = \"2s\", fall = 3, rise = 2, ok = [\"2xx\", \"3xx\", \"4xx\", \"501\", \"6xx\"] }}
-{mark}backend = [
-"
+{}{mark}backend = [
+",
+        if has_tls { TLS } else { "" }
     );
     let has_ranks = read.rows.iter().any(|(entry, _)| entry.priority != read.rows[0].0.priority);
     for (entry, row) in &read.rows {
@@ -137,6 +157,7 @@ fn pool<'a>(set: u32, read: &Set<'a>, names: &mut HashMap<String, &'a HostPort>)
             Transport::Tls => ";transport=tls",
             Transport::Ws | Transport::Wss => ";transport=ws",
         };
+        let mark = if is_taken(row) { mark } else { "#" };
         let _ = write!(text, "  {mark}{{ uri = \"sip:{}{transport}\"", backend.target);
         let mut notes = Vec::new();
         if entry.duid.is_some() {
@@ -220,7 +241,9 @@ mod tests {
         assert_eq!(row(0, 1), ("10.0.0.2:5070", "10.0.0.2:5070".into(), 60));
         assert_eq!(row(1, 0), ("10.0.0.5:5060", "10.0.0.5:5060".into(), 100), "the name is taken");
         for said in [
-            "# sip:10.0.0.3;transport=tls: transport `tls`: viahop reaches backends of a list over UDP and TCP",
+            "\n#  tls = { ca = \"/etc/viahop/ca.pem\", name = \"sip.example.net\" }\nbackend = [\n",
+            "\n  #{ uri = \"sip:10.0.0.3:5061;transport=tls\" },",
+            "# Set 1: 3 destinations, 2 of them taken over",
             "# with strategy \"priority\": priority = 5; not heeded: px, maxload",
             "{ uri = \"sip:10.0.0.6:5060\", state = \"drain\" }, # flags 4",
             "#[[pool]]\n#name = \"set-3\"",
@@ -229,7 +252,7 @@ mod tests {
         ] {
             assert!(text.contains(said), "{said} is missing in\n{text}");
         }
-        assert_eq!(report.problems.len(), 3, "{report:?}");
+        assert_eq!(report.problems.len(), 5, "{report:?}");
     }
 
     #[test]
@@ -259,6 +282,6 @@ mod tests {
         let shown = imported(LIST, Some(7)).unwrap_err().render(false);
         assert!(shown.contains("no set 7") && shown.contains("its sets are 1, 2, 3"), "{shown}");
         let shown = imported(LIST, Some(3)).unwrap_err().render(false);
-        assert!(shown.contains("no destination") && shown.contains("transport `tls`"), "{shown}");
+        assert!(shown.contains("no destination") && shown.contains("is reached by TLS"), "{shown}");
     }
 }

@@ -483,6 +483,45 @@ fn backends_are_called_and_probed_over_tls_if_they_are_who_they_have_to_be() {
     viahop.end();
 }
 
+/// Whom to trust is the pool's to say, and who is to be trusted the list's: also of a server that comes while it is followed.
+#[test]
+fn backends_of_a_dispatcher_list_are_reached_over_tls_as_its_pool_says() {
+    let (papers, ports) = (Papers::new("tls-list"), ports());
+    let own = papers.issue("a", &["a.example"]);
+    let clusters = [(); 2].map(|()| Cluster::start(&papers.authority.issue(&["sip:cluster.example"])));
+    let entry = |cluster: &Cluster| format!("1 sip:127.0.0.1:{};transport=tls\n", cluster.port);
+    let list = papers.folder.write("dispatcher.list", &entry(&clusters[0]));
+    let text = |tls: &str| {
+        let text = config(ports, &own, "sip:127.0.0.1", tls);
+        text.split("backend = ").next().unwrap().to_owned() + &format!("list = \"{}\"\n", list.display())
+    };
+    let trust = format!("tls = {{ ca = \"{}\", name = \"cluster.example\" }}", papers.path("ca.pem"));
+    let rows = [
+        (text(""), "nothing says whose certificates to trust of `127.0.0.1:"),
+        (text(&trust.replace(", name = \"cluster.example\"", "")), "no certificate could be for `127.0.0.1`"),
+    ];
+    for (text, said) in rows {
+        let path = papers.folder.write("viahop.toml", &(text + "\n[admin]\nlisten = \"off\"\n"));
+        let (exit, _, stderr) = output(&mut viahop(&["check", path.to_str().unwrap()]));
+        assert!(exit == 3 && stderr.contains(said) && stderr.contains("dispatcher.list:1:3"), "{exit}: {stderr}");
+    }
+    let viahop = Viahop::start("tls-list", &text(&trust));
+    let answers = |place: usize| {
+        viahop.wait_until("it answers OPTIONS", PATIENCE, |status| {
+            status["backends"][place]["last_probe"].as_str().is_some_and(|text| text.starts_with("options_ok"))
+        });
+    };
+    answers(0);
+    assert!(udp_call(ports[0], "listed").starts_with("SIP/2.0 200 OK"));
+    let both = clusters.iter().map(entry).collect::<String>();
+    fs::rename(papers.folder.write("next", &both), &list).unwrap();
+    answers(1);
+    for number in 0..8 {
+        assert!(udp_call(ports[0], &format!("listed{number}")).starts_with("SIP/2.0 200 OK"));
+    }
+    viahop.end();
+}
+
 #[test]
 fn a_backend_that_is_somebody_else_gets_nothing_and_the_log_says_who_and_why() {
     let (papers, ports) = (Papers::new("tls-wrong"), ports());

@@ -5,7 +5,7 @@
 //! line     = [ blanks ] [ entry ] [ blanks ] [ "#" whatever ]            at most 1,022 octets and their LF
 //! entry    = set blanks uri [ blanks flags [ blanks priority ] ] [ blanks attrs ]
 //! set      = 1*DIGIT                                                    0 to 2147483647
-//! uri      = "sip:" host [ ":" port ] *( ";" name [ "=" value ] )
+//! uri      = ( "sip:" / "sips:" ) host [ ":" port ] *( ";" name [ "=" value ] )
 //! flags    = 1*DIGIT                                                    sum of 1, 2, 4, 8, 16, 32; 0 if left out
 //! priority = 1*DIGIT                                                    0 to 65535; 0 if left out
 //! attrs    = name [ "=" value ] *( ";" name [ "=" value ] ) [ ";" ]
@@ -268,26 +268,29 @@ impl Reader {
     fn destination(&mut self, uri: &str, at: Range<usize>) -> Option<Entry> {
         let place = |part: Range<usize>| at.start + part.start..at.start + part.end;
         let (address, params) = uri.split_once(';').map_or((uri, ""), |(address, params)| (address, params));
-        let plain = address.strip_prefix("sips:").map(|rest| format!("sip:{rest}"));
-        let target = match address::backend_uri(plain.as_deref().unwrap_or(address)) {
+        let is_secure = address.starts_with("sips:");
+        let asks_for = |wanted: &str| {
+            params
+                .split(';')
+                .filter_map(|param| param.split_once('='))
+                .any(|(name, value)| name.eq_ignore_ascii_case("transport") && value.eq_ignore_ascii_case(wanted))
+        };
+        // What stands for no port depends on it.
+        let sealed = format!("{address};transport=tls");
+        let is_tls = is_secure || address.starts_with("sip:") && asks_for("tls");
+        let target = match address::backend_uri(if is_tls { &sealed } else { address }) {
             Ok((target, _)) => target,
             Err(AddressError { at, title, label }) => {
-                let more = address.len() - plain.as_ref().map_or(address.len(), String::len);
-                self.error(place(at.start + more..at.end + more), title, label, None);
+                self.error(place(at), title, label, None);
                 return None;
             }
-        };
-        let secure = || AddressError {
-            at: place(0..5),
-            title: "`sips:` needs TLS, and viahop reaches backends of a list over UDP and TCP".into(),
-            label: "write `sip:`, or leave the entry out".into(),
         };
         let mut entry = Entry {
             set: 0,
             uri: uri.to_owned(),
-            unreachable: plain.is_some().then(secure),
+            unreachable: None,
             target,
-            transport: Transport::Udp,
+            transport: if is_tls { Transport::Tls } else { Transport::Udp },
             flags: 0,
             priority: 0,
             weight: None,
@@ -302,12 +305,20 @@ impl Reader {
             start += param.len() + 1;
             match param.split_once('=') {
                 Some((name, value)) if name.eq_ignore_ascii_case("transport") => {
-                    if value.eq_ignore_ascii_case("tcp") {
-                        entry.transport = Transport::Tcp;
-                    } else if !value.eq_ignore_ascii_case("udp") {
+                    let is_udp = value.eq_ignore_ascii_case("udp");
+                    let is_tcp = value.eq_ignore_ascii_case("tcp");
+                    if is_udp && is_secure {
                         entry.unreachable = Some(AddressError {
                             at: part,
-                            title: format!("transport `{value}`: viahop reaches backends of a list over UDP and TCP"),
+                            title: "`sips:` goes over TLS, and TLS not over UDP".into(),
+                            label: "leave this out, or write `sip:`".into(),
+                        });
+                    } else if is_tcp && !is_tls {
+                        entry.transport = Transport::Tcp;
+                    } else if !is_udp && !is_tcp && !value.eq_ignore_ascii_case("tls") {
+                        entry.unreachable = Some(AddressError {
+                            at: part,
+                            title: format!("transport `{value}`: viahop reaches backends over UDP, TCP and TLS"),
                             label: "let the server take one of these, or leave the entry out".into(),
                         });
                     }
@@ -569,6 +580,15 @@ mod tests {
     }
 
     #[test]
+    fn tls_is_asked_for_by_scheme_or_transport_and_has_a_port_of_its_own() {
+        let list =
+            entries("1 sips:a\n1 sip:b;px=y;transport=TLS\n1 sip:c:5070;transport=tls\n1 sips:d;transport=tcp\n");
+        assert!(list.iter().all(|one| one.transport == Transport::Tls && one.unreachable.is_none()));
+        let targets: Vec<String> = list.iter().map(|one| one.target.to_string()).collect();
+        assert_eq!(targets, ["a:5061", "b:5061", "c:5070", "d:5061"]);
+    }
+
+    #[test]
     fn fields_may_be_left_out_and_values_quoted() {
         let list = entries(
             "1 sip:a weight=50\n1 sip:b 8 RWEIGHT=7;\n1 sip:c#x\n1 sip:d 0# x\n1 sip:[2001:db8::1]:5070 0 1 my=it's;duid='a;b' # y\n",
@@ -681,7 +701,7 @@ mod tests {
 
     #[test]
     fn what_is_switched_off_drains_with_a_note() {
-        let text = "1 sip:a 4\n1 sip:b 1\n1 sip:c 9\n1 sip:d 0 0 weight=0\n1 sip:e;transport=tls 4\n";
+        let text = "1 sip:a 4\n1 sip:b 1\n1 sip:c 9\n1 sip:d 0 0 weight=0\n1 sip:e;transport=sctp 4\n";
         let (made, said) = read(text, true);
         assert_eq!(made, ["a:5060 drain", "b:5060 drain", "c:5060 c:5060 100 0", "d:5060 drain"]);
         assert_eq!(said[1], "1:3 `sip:a` is disabled (flag 4): it drains | no new calls; those it has stay");
@@ -695,15 +715,15 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_or_is_not_heeded_is_told() {
-        let text = "1 sip:a;transport=SCTP\n1 sips:b\n1 sip:c\n1 sip:c:5060\n1 sip:d 0 0 duid=c:5060\n1 sip:e 32 0 rweight=5;maxload=3;my=x\n\
+        let text = "1 sip:a;transport=SCTP\n1 sips:b;transport=udp\n1 sip:c\n1 sip:c:5060\n1 sip:d 0 0 duid=c:5060\n1 sip:e 32 0 rweight=5;maxload=3;my=x\n\
                     1 sip:f 0 0 my=y;other\n";
         let (made, said) = read(text, true);
         assert_eq!(made.len(), 3);
         assert_eq!(
             said,
             [
-                "1:9 transport `SCTP`: viahop reaches backends of a list over UDP and TCP | let the server take one of these, or leave the entry out",
-                "2:3 `sips:` needs TLS, and viahop reaches backends of a list over UDP and TCP | write `sip:`, or leave the entry out",
+                "1:9 transport `SCTP`: viahop reaches backends over UDP, TCP and TLS | let the server take one of these, or leave the entry out",
+                "2:10 `sips:` goes over TLS, and TLS not over UDP | leave this out, or write `sip:`",
                 "4:3 `c:5060` stands twice in set 1 | a second time",
                 "5:3 two destinations of set 1 have the name `c:5060` | the second",
                 "6:3 weights of set 1 are not of one kind | `rweight` here",

@@ -174,6 +174,25 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// What is wrong where a backend of a list is reached by TLS: of others it is told when the configuration is read.
+    fn unsealed(&self) -> Option<Problem> {
+        let mut listed = self.backends.iter().filter(|one| one.source.is_some() && one.transport == Transport::Tls);
+        let (one, title, help) = match &self.tls {
+            None => {
+                let one = listed.next()?;
+                let title = format!("nothing says whose certificates to trust of `{}`", one.name);
+                (one, title, "add `tls = { ca = \"/etc/viahop/ca.pem\" }` to the pool that names the list")
+            }
+            Some(tls) => {
+                let one = listed.find(|one| tls.towards(&one.target).is_none())?;
+                let title = format!("no certificate could be for `{}`", one.target.host);
+                (one, title, "say which name with `name = \"sip.example.net\"` in the `tls` of the pool")
+            }
+        };
+        let problem = Problem::error(one.at.clone(), title, "is reached by TLS");
+        Some(problem.within(one.source.clone()).help(help))
+    }
+
     /// What is wrong where backends are to be told whom a connection is for that is none.
     fn unintroduced(&self) -> impl Iterator<Item = Problem> {
         let wrong = self.backends.iter().filter(|one| self.proxy_header.is_some() && one.transport == Transport::Udp);
@@ -415,8 +434,11 @@ pub fn parse(source: Source) -> Result<Loaded, Report> {
 pub fn read(file: &file::File, source: Source) -> Result<Loaded, Report> {
     let (mut config, mut problems) = read::read(file, &source.text);
     if let Some(config) = &mut config {
+        let is_sound = problems.iter().all(|problem| problem.severity != problem::Severity::Error);
         problems.extend(list_file::fill(&mut config.pools));
         problems.extend(config.pools.iter().flat_map(Pool::unintroduced));
+        // A pool whose certificates cannot be read has none, and that was told.
+        problems.extend(config.pools.iter().filter(|_| is_sound).filter_map(Pool::unsealed));
     }
     let report = Report { source, problems };
     match config {
@@ -433,6 +455,7 @@ impl Loaded {
     pub fn with_lists_of_this_moment(mut self) -> Result<Loaded, Report> {
         let mut problems = list_file::fill(&mut self.config.pools);
         problems.extend(self.config.pools.iter().flat_map(Pool::unintroduced));
+        problems.extend(self.config.pools.iter().filter_map(Pool::unsealed));
         let report = Report { source: self.source, problems };
         if report.is_error() {
             return Err(report);

@@ -98,7 +98,7 @@ impl Reader<'_> {
             }
             return None;
         };
-        if sealed.peek().is_none() {
+        if sealed.peek().is_none() && pool.list.is_none() {
             let label = "write `sips:HOST`, or `sip:HOST;transport=tls`";
             self.warn(tls.span(), "no backend of this pool is reached by TLS", label);
         }
