@@ -5,6 +5,7 @@ use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, free_port, output
 use crate::streams::{Backend, Client, EMPTY, answer, request, rows, tcp};
 use crate::support::{has_peer, skip};
 use crate::tls::{Papers, Phone};
+use crate::websocket::{Raw, frame};
 use ppp::v2::{Addresses, Command as Says, Header, Protocol};
 use rustls::version::TLS13;
 use socket2::SockRef;
@@ -142,6 +143,52 @@ fn each_client_has_a_connection_of_its_own_that_begins_with_its_address() {
     other.say(request("MESSAGE", "TCP", other.address(), "stays", EMPTY));
     assert!(for_other.hear().contains("Call-ID: stays\r\n"));
     assert_eq!(viahop.metric("viahop_connections_proxied", ""), 2.0);
+    viahop.end();
+}
+
+/// A client that another proxy has introduced, one behind a WebSocket, and a server that sends to another through us.
+#[test]
+fn whoever_sends_is_named_however_he_came() {
+    let (listen, chained, websocket, server) = (free_port(), free_port(), free_port(), Server::new());
+    let other = Server::new();
+    let pool = format!(
+        "[[pool]]\nname = \"other\"\n{UNPROBED}\nsend_proxy = \"v2\"\nbackend = [{{ uri = \"{}\" }}]\n",
+        tcp(other.port())
+    );
+    let more = format!(
+        "[[listen]]\naddress = \"tcp:0.0.0.0:{chained}\"\nproxy_protocol = [\"127.0.0.1\"]\n\
+         [[listen]]\naddress = \"ws:127.0.0.1:{websocket}\"\norigins = [\"*\"]\n"
+    );
+    let text = config(listen, &[tcp(server.port())], UNPROBED, &more) + &pool;
+    let viahop = Viahop::start("proxying-chain", &text);
+    let mut proxied = Client::connect(chained);
+    let message = request("MESSAGE", "TCP", "192.0.2.9:4000", "chain", EMPTY);
+    proxied.say(format!("PROXY TCP4 192.0.2.9 198.51.100.1 4000 5060\r\n{message}"));
+    let (mut connection, header) = server.accept();
+    assert_eq!(header, Some(("192.0.2.9:4000".parse().unwrap(), own(chained))));
+    let sent = connection.hear();
+    connection.say(answer(&sent, "200 OK", EMPTY));
+    assert!(proxied.hear().starts_with("SIP/2.0 200 OK\r\n"));
+
+    let mut browser = Raw::open(websocket);
+    browser.0.write_all(&frame(0x81, request("MESSAGE", "WS", "a.invalid", "ws", "").as_bytes())).unwrap();
+    let (mut for_browser, header) = server.accept();
+    assert_eq!(header, Some((browser.0.local_addr().unwrap(), own(websocket))));
+    let sent = for_browser.hear();
+    for_browser.say(answer(&sent, "200 OK", EMPTY));
+    assert!(String::from_utf8_lossy(&browser.hear()).contains("SIP/2.0 200 OK\r\n"));
+
+    // The server is what came down the client's connection, and is inside.
+    let route = format!("Route: <sip:127.0.0.1:{};lr;transport=tcp>\r\n{EMPTY}", other.port());
+    for_browser.say(request("OPTIONS", "TCP", own(server.port()), "onward", &route));
+    let (mut onward, header) = other.accept();
+    assert_eq!(header.map(|(from, _)| from), Some(own(server.port())));
+    let sent = onward.hear();
+    onward.say(answer(&sent, "200 OK", EMPTY));
+    assert!(for_browser.hear().starts_with("SIP/2.0 200 OK\r\n"));
+    drop(browser);
+    // With the browser's connection ends the server's, and with that the one that was for it.
+    assert_eq!((for_browser.hear_the_end(), onward.hear_the_end()), (String::new(), String::new()));
     viahop.end();
 }
 

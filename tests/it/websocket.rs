@@ -168,7 +168,7 @@ fn asking(more: &str) -> String {
 
 const SIP: &str = "Sec-WebSocket-Protocol: sip\r\n";
 
-struct Raw(TcpStream);
+pub struct Raw(pub TcpStream);
 
 impl Raw {
     fn connect(port: u16) -> Raw {
@@ -178,14 +178,14 @@ impl Raw {
         Raw(stream)
     }
 
-    fn open(port: u16) -> Raw {
+    pub fn open(port: u16) -> Raw {
         let mut raw = Raw::connect(port);
         raw.0.write_all(asking(SIP).as_bytes()).unwrap();
         assert!(raw.hear().starts_with(b"HTTP/1.1 101 "));
         raw
     }
 
-    fn hear(&mut self) -> Vec<u8> {
+    pub fn hear(&mut self) -> Vec<u8> {
         let mut room = vec![0; 65_536];
         let count = self.0.read(&mut room).unwrap();
         room.truncate(count);
@@ -204,7 +204,7 @@ impl Raw {
 }
 
 /// A frame under a mask of zeros, which changes nothing.
-fn frame(first: u8, octets: &[u8]) -> Vec<u8> {
+pub fn frame(first: u8, octets: &[u8]) -> Vec<u8> {
     let mut frame = vec![first, 0xfe];
     frame.extend((octets.len() as u16).to_be_bytes());
     frame.extend([0; 4]);
