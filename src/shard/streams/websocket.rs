@@ -20,9 +20,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use tungstenite::handshake::machine::TryParse;
 use tungstenite::handshake::server::{Request, create_response, write_response};
-use tungstenite::http::header::{HeaderValue, ORIGIN, SEC_WEBSOCKET_PROTOCOL};
+use tungstenite::http::header::{CONTENT_LENGTH, HeaderValue, ORIGIN, SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING};
 use tungstenite::protocol::frame::FrameHeader;
-use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
 /// Octets of the request to be a WebSocket, with all its headers.
 pub const REQUEST_MAX: usize = 8192;
@@ -144,7 +144,7 @@ impl WebSocket {
         self.controls += u32::from(is_idle(header.opcode, len));
         let event = match header.opcode {
             OpCode::Control(Control::Ping) => Event::Ping(payload.clone()),
-            OpCode::Control(Control::Close) => Event::Close(close(octets.get(..2).unwrap_or_default())),
+            OpCode::Control(Control::Close) => on_close(octets),
             OpCode::Control(_) => Event::Nothing,
             OpCode::Data(_) if header.is_final && self.assembled.is_none() => Event::Message(payload.clone()),
             OpCode::Data(_) => self.assemble(octets, header.is_final, now_ms),
@@ -193,10 +193,17 @@ impl WebSocket {
             return (octets.len(), Event::Refused(Upgrade::Malformed, Vec::new()));
         }
         let within = &octets[..octets.len().min(REQUEST_MAX)];
-        if memchr_of_end(within).is_none() {
+        let Some(end) = end_of_request(within) else {
             return if octets.len() < REQUEST_MAX { (0, Event::Partial) } else { refused(Upgrade::Malformed) };
-        }
+        };
         let Ok(Some((len, request))) = Request::try_parse(within) else { return refused(Upgrade::Malformed) };
+        // A line that ends with LF alone, or a body, and where the frames begin is read in two ways.
+        let has_bare_end = within[..end].windows(2).any(|two| two[1] == b'\n' && two[0] != b'\r');
+        let has_body = request.headers().contains_key(TRANSFER_ENCODING)
+            || request.headers().get_all(CONTENT_LENGTH).iter().any(|len| len != "0");
+        if has_bare_end || has_body {
+            return refused(Upgrade::Malformed);
+        }
         let Ok(mut response) = create_response(&request) else { return refused(Upgrade::Malformed) };
         let mut origins = request.headers().get_all(ORIGIN).iter();
         let origin = origins.next();
@@ -223,14 +230,27 @@ impl WebSocket {
     }
 }
 
+/// The other side closes. What it says of the reason is told it again, if it may be said at all.
+fn on_close(octets: &[u8]) -> Event {
+    match octets.first_chunk() {
+        None if octets.is_empty() => Event::Close(close(&[])),
+        Some(code) if CloseCode::from(u16::from_be_bytes(*code)).is_allowed() => Event::Close(close(code)),
+        //= RFC 6455 section 5.5.1
+        //# If there is a body, the first two bytes of
+        //# the body MUST be a 2-byte unsigned integer (in network byte order)
+        //# representing a status code with value /code/ defined in Section 7.4.
+        _ => broken(PROTOCOL_ERROR),
+    }
+}
+
 /// Whether a frame brings nothing of a message.
 fn is_idle(opcode: OpCode, len: u64) -> bool {
     matches!(opcode, OpCode::Control(_)) || len == 0
 }
 
-/// Where the empty line stands that ends a request.
-fn memchr_of_end(octets: &[u8]) -> Option<usize> {
-    octets.windows(4).position(|four| four == b"\r\n\r\n")
+/// How long a request is, with the empty line that ends it.
+fn end_of_request(octets: &[u8]) -> Option<usize> {
+    octets.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4)
 }
 
 fn refusal(upgrade: Upgrade) -> Vec<u8> {
@@ -344,6 +364,9 @@ mod tests {
             ("Sec-WebSocket-Protocol: sips\r\n".into(), Upgrade::Subprotocol),
             (String::new(), Upgrade::Subprotocol),
             (format!("{sip}bad header\r\n"), Upgrade::Malformed),
+            (format!("{sip}Content-Length: 5\r\n"), Upgrade::Malformed),
+            (format!("{sip}Transfer-Encoding: chunked\r\n"), Upgrade::Malformed),
+            (format!("{sip}X: y\n\nZ: y\r\n"), Upgrade::Malformed),
         ];
         for (more, wanted) in rows {
             let octets = request(&more);
@@ -413,7 +436,7 @@ mod tests {
             event => panic!("{event:?}"),
         };
         let huge = |len: u64| [&[0x81, 0xff][..], &len.to_be_bytes(), &[0; 4]].concat();
-        let rows: [(Vec<u8>, u16); 11] = [
+        let rows: [(Vec<u8>, u16); 13] = [
             (vec![0x81, 0x01, b'x'], PROTOCOL_ERROR),
             (frame(0xc1, b"x"), PROTOCOL_ERROR),
             (frame(0x83, b"x"), PROTOCOL_ERROR),
@@ -421,6 +444,8 @@ mod tests {
             (frame(0x09, b"x"), PROTOCOL_ERROR),
             (frame(0x89, &[0; 126]), PROTOCOL_ERROR),
             (frame(0x80, b"x"), PROTOCOL_ERROR),
+            (frame(0x88, &[3]), PROTOCOL_ERROR),
+            (frame(0x88, &1005u16.to_be_bytes()), PROTOCOL_ERROR),
             (huge(1 << 63), TOO_LARGE),
             (huge(u64::MAX), TOO_LARGE),
             (huge(65_536), TOO_LARGE),
