@@ -22,6 +22,10 @@ pub enum Transport {
     /// Datagrams, each a message.
     #[default]
     Udp,
+    /// Connections, on which each message has a frame of its own, as pages in browsers have them (RFC 7118).
+    Ws,
+    /// The same, encrypted.
+    Wss,
 }
 
 impl Transport {
@@ -36,26 +40,44 @@ impl Transport {
             Transport::Tcp => "TCP",
             Transport::Tls => "TLS",
             Transport::Udp => "UDP",
+            Transport::Ws => "WS",
+            Transport::Wss => "WSS",
         }
     }
 
-    /// What a URI says about it: nothing of the usual one.
+    /// Whether it is encrypted.
+    pub fn has_tls(self) -> bool {
+        matches!(self, Transport::Tls | Transport::Wss)
+    }
+
+    /// Whether messages are in frames of WebSockets.
+    pub fn is_websocket(self) -> bool {
+        matches!(self, Transport::Ws | Transport::Wss)
+    }
+
+    /// What a URI says about it: nothing of the usual one. One name stands for both kinds of WebSockets (RFC 7118 5.2.2).
     pub fn uri_param(self) -> &'static str {
         match self {
             Transport::Tcp => ";transport=tcp",
             Transport::Tls => ";transport=tls",
             Transport::Udp => "",
+            Transport::Ws | Transport::Wss => ";transport=ws",
         }
     }
 
     /// The port where none is written.
     pub fn port(self) -> u16 {
-        if self == Transport::Tls { SIPS_PORT } else { SIP_PORT }
+        match self {
+            Transport::Tcp | Transport::Udp => SIP_PORT,
+            Transport::Tls => SIPS_PORT,
+            Transport::Ws => 80,
+            Transport::Wss => 443,
+        }
     }
 
     /// The one of this name.
     pub fn read(name: &str) -> Option<Transport> {
-        [Transport::Tcp, Transport::Tls, Transport::Udp]
+        [Transport::Tcp, Transport::Tls, Transport::Udp, Transport::Ws, Transport::Wss]
             .into_iter()
             .find(|known| known.in_via().eq_ignore_ascii_case(name))
     }
@@ -68,6 +90,8 @@ impl fmt::Display for Transport {
             Transport::Tcp => "tcp",
             Transport::Tls => "tls",
             Transport::Udp => "udp",
+            Transport::Ws => "ws",
+            Transport::Wss => "wss",
         })
     }
 }
@@ -99,6 +123,9 @@ impl<A: Into<SocketAddr>> From<A> for Endpoint {
 pub fn parse_listen(text: &str) -> Result<Vec<Endpoint>, String> {
     let (transport, rest) = split_transport(text)?;
     let transport = transport.unwrap_or_default();
+    if transport.is_websocket() {
+        return Err("servers behind an element are not reached by WebSocket; listen on udp:, tcp: or tls:".to_owned());
+    }
     let (host, ports) = split_port(rest)?;
     let (first, last) = match ports {
         None => (transport.port(), transport.port()),
@@ -117,8 +144,8 @@ pub fn parse_listen(text: &str) -> Result<Vec<Endpoint>, String> {
     Ok((first..=last).map(|port| Endpoint { transport, address: SocketAddr::new(ip, port) }).collect())
 }
 
-/// Reads a target: `sip:HOST[:PORT][;transport=tcp|tls]`, `sips:HOST[:PORT]`, `tcp:HOST[:PORT]`, or just `HOST[:PORT]`. A name is
-/// looked up once, here.
+/// Reads a target: `sip:HOST[:PORT][;transport=tcp|tls|ws|wss]`, `sips:HOST[:PORT]`, `tcp:HOST[:PORT]`, or just `HOST[:PORT]`. A
+/// name is looked up once, here.
 pub fn parse_target(text: &str) -> Result<Endpoint, String> {
     let (mut transport, rest) = match text.split_once(':') {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("sip") => (None, rest),
@@ -133,9 +160,14 @@ pub fn parse_target(text: &str) -> Result<Endpoint, String> {
         }
         let known = if name.eq_ignore_ascii_case("transport") { Transport::read(value) } else { None };
         let Some(known) = known else {
-            return Err(format!("`;{param}` is not understood; the load goes over UDP, TCP or TLS: ;transport=tcp"));
+            return Err(format!(
+                "`;{param}` is not understood; the load goes over UDP, TCP, TLS or WebSocket: ;transport=tcp"
+            ));
         };
-        if transport.replace(known).is_some_and(|before| before != known) {
+        // `sips:…;transport=ws` says wss.
+        let is_wss = transport == Some(Transport::Tls) && known.is_websocket();
+        let known = if is_wss { Transport::Wss } else { known };
+        if transport.replace(known).is_some_and(|before| before != known && !is_wss) {
             return Err(format!("`;{param}` contradicts what stands before the address"));
         }
     }
@@ -151,9 +183,9 @@ fn split_transport(text: &str) -> Result<(Option<Transport>, &str), String> {
     if let Some(transport) = Transport::read(name) {
         return Ok((Some(transport), rest));
     }
-    if ["ws", "wss", "sctp"].iter().any(|other| name.eq_ignore_ascii_case(other)) {
+    if name.eq_ignore_ascii_case("sctp") {
         return Err(format!(
-            "{name} is not spoken here; the load goes over UDP, TCP or TLS: udp:ADDRESS:PORT, tcp:ADDRESS:PORT"
+            "{name} is not spoken here; the load goes over UDP, TCP, TLS or WebSocket: udp:ADDRESS:PORT, tcp:ADDRESS:PORT"
         ));
     }
     Ok((None, text))
@@ -238,7 +270,8 @@ mod tests {
         for (text, said) in [
             ("udp:127.0.0.1:6003-6000", "backwards"),
             ("udp:127.0.0.1:506O", "letter O"),
-            ("ws:127.0.0.1:5060", "UDP, TCP or TLS"),
+            ("ws:127.0.0.1:5060", "not reached by WebSocket"),
+            ("sctp:127.0.0.1:5060", "UDP, TCP, TLS or WebSocket"),
             ("udp:127.0.0.1:99999", "not a port"),
             ("udp:[::1:5060", "bracket"),
             ("udp:127.0.0.1:1-60000", "at most"),
@@ -251,7 +284,13 @@ mod tests {
             assert_eq!(parse_target(text), Ok(tls), "{text}");
         }
         assert_eq!(parse_listen("tls:127.0.0.1").unwrap(), [tls]);
-        assert!(parse_target("sip:127.0.0.1;transport=ws").unwrap_err().contains("UDP, TCP or TLS"));
+        let ws = |transport, port| Ok(Endpoint { transport, ..udp(&format!("127.0.0.1:{port}")) });
+        assert_eq!(parse_target("sip:127.0.0.1;transport=ws"), ws(Transport::Ws, 80));
+        for text in ["sips:127.0.0.1;transport=ws", "sip:127.0.0.1;transport=wss", "sips:127.0.0.1;transport=wss"] {
+            assert_eq!(parse_target(text), ws(Transport::Wss, 443), "{text}");
+        }
+        assert!(parse_target("tcp:127.0.0.1;transport=wss").unwrap_err().contains("contradicts"));
+        assert!(parse_target("sip:127.0.0.1;transport=sctp").unwrap_err().contains("UDP, TCP, TLS or WebSocket"));
         assert!(parse_target("udp:127.0.0.1;transport=tcp").unwrap_err().contains("contradicts"));
     }
 }

@@ -30,7 +30,9 @@ const PATIENCE_NS: u64 = 5 * SECOND_NS;
 pub struct Plan {
     /// The element.
     pub target: SocketAddr,
-    /// What connections are opened with, over TLS; `None`: over TCP.
+    /// How it is spoken to: over connections.
+    pub transport: Transport,
+    /// What connections are opened with, where there is TLS.
     pub tls: Option<tls::Client>,
     /// Our own address.
     pub from: IpAddr,
@@ -100,7 +102,9 @@ impl Idlers {
         let waiter = Waiter::new()?;
         Ok(Idlers {
             plan: plan.clone(),
-            streams: Streams::new(&waiter).with_tls(plan.tls.clone(), None),
+            streams: Streams::new(&waiter)
+                .with_tls(plan.tls.clone(), None)
+                .with_websockets(plan.transport.is_websocket()),
             waiter,
             inlet: Inlet::default(),
             rows: Rows::default(),
@@ -168,8 +172,8 @@ impl Idlers {
 
     fn options(&self, place: usize) -> String {
         let (target, local) = (self.plan.target, self.idlers[place].local);
-        let transport = if self.plan.tls.is_some() { Transport::Tls } else { Transport::Tcp };
-        let (run, asked, param, via) = (self.run, self.asked, transport.uri_param(), transport.in_via());
+        let (run, asked, transport) = (self.run, self.asked, self.plan.transport);
+        let (param, via) = (transport.uri_param(), transport.in_via());
         format!(
             "OPTIONS sip:{target}{param} SIP/2.0\r\nVia: SIP/2.0/{via} {local};branch=z9hG4bK{run:016x}.{place}.{asked};rport\r\n\
              Max-Forwards: 70\r\nFrom: <sip:idler{place}@{target}>;tag={run:016x}\r\nTo: <sip:{target}>\r\n\
@@ -193,6 +197,7 @@ mod tests {
             let target = uas.addresses()[0];
             let plan = Plan {
                 target,
+                transport,
                 tls,
                 from: target.ip(),
                 connections: 300,

@@ -62,3 +62,4 @@ pub mod tls;
 pub mod uac;
 pub mod uas;
 pub mod usage;
+pub mod websocket;

@@ -1,8 +1,10 @@
 //! The connections of one shard: those it opened to an element, and those an element opened to its backends.
 //!
 //! ```text
-//!   opened:    Connecting ──► (Shaking, with TLS) ──► Open ──► down ──► Connecting …    kept, and opened again: at once, then
-//!   accepted:                 (Shaking, with TLS) ──► Open ──► gone                     after a while
+//!   opened:    Connecting ──► (Shaking, with TLS) ──► (Asking, as a WebSocket) ──► Open ──► down ──► Connecting …
+//!   accepted:                 (Shaking, with TLS) ────────────────────────────────► Open ──► gone
+//!
+//!   What was opened is kept, and opened again: at once, then after a while.
 //! ```
 //!
 //! Who owns them says where messages go by an [`Address`] that names the connection, and learns from [`Streams::next_ended`]
@@ -10,15 +12,18 @@
 //! is read into one room for all, an [`Inlet`]; only what is no whole message yet is kept for its connection.
 
 use crate::clock::{MS_NS, SECOND_NS, now_ns};
+use crate::rng::{Rng, seed};
 use crate::sip::frame::{Framer, Front, MESSAGE_MAX};
 use crate::sip::message::Malformed;
 use crate::sys::address::Address;
 use crate::sys::tcp;
 use crate::sys::wait::{Registry, Waiter};
 use crate::tls;
+use crate::websocket::{self, Asking};
 use rustls::Connection;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 
 /// Connections have the tokens from here on; sockets and listeners those below.
 pub const STREAM_TOKENS: u32 = 1 << 31;
@@ -62,6 +67,8 @@ pub struct Streams {
     client: Option<tls::Client>,
     /// What is accepted with TLS.
     server: Option<tls::Server>,
+    /// What is opened is a WebSocket, and masked by this.
+    masks: Option<Rng>,
     slots: Vec<Option<Stream>>,
     /// How often each slot has been given away, counted from 1.
     generations: Vec<u32>,
@@ -83,6 +90,8 @@ struct Stream {
     socket: Option<TcpStream>,
     phase: Phase,
     tls: Option<Box<Connection>>,
+    /// It is to become a WebSocket, and has not been told that it is.
+    asking: Option<Box<Asking>>,
     /// What opens it again; `None`: it was accepted.
     opening: Option<Opening>,
     framer: Framer,
@@ -98,6 +107,8 @@ struct Stream {
 /// What a connection is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
+    /// The other side is asked to make a WebSocket of it.
+    Asking,
     /// It is being opened, or is down.
     Connecting,
     /// Messages go both ways.
@@ -144,12 +155,28 @@ pub struct Inlet {
     framer: Framer,
     pings: usize,
     broken: Option<Malformed>,
+    /// Whether messages have frames.
+    is_websocket: bool,
+    /// What the last ping held that came in a frame.
+    ping: Option<Range<usize>>,
+    /// Whether the other side has said that nothing more will come.
+    is_closed: bool,
 }
 
 impl Default for Inlet {
     fn default() -> Inlet {
         let room = vec![0; MESSAGE_MAX + READ_MAX].into_boxed_slice();
-        Inlet { room, at: 0, len: 0, framer: Framer::default(), pings: 0, broken: None }
+        Inlet {
+            room,
+            at: 0,
+            len: 0,
+            framer: Framer::default(),
+            pings: 0,
+            broken: None,
+            is_websocket: false,
+            ping: None,
+            is_closed: false,
+        }
     }
 }
 
@@ -157,6 +184,9 @@ impl Inlet {
     /// The next whole message.
     #[inline]
     pub fn next_message(&mut self) -> Option<&[u8]> {
+        if self.is_websocket {
+            return self.next_in_frame();
+        }
         while self.broken.is_none() {
             match self.framer.front(&self.room[self.at..self.len]) {
                 Ok(Front::Message(len)) => {
@@ -168,6 +198,28 @@ impl Inlet {
                     self.pings += usize::from(len >= 4);
                 }
                 Ok(Front::More) => return None,
+                Err(why) => self.broken = Some(why),
+            }
+        }
+        None
+    }
+
+    fn next_in_frame(&mut self) -> Option<&[u8]> {
+        while self.broken.is_none() && !self.is_closed {
+            let at = self.at;
+            let of = |range: Range<usize>| at + range.start..at + range.end;
+            match websocket::front(&self.room[at..self.len]) {
+                Ok(websocket::Front::Message(range)) => {
+                    self.at = at + range.end;
+                    return Some(&self.room[of(range)]);
+                }
+                Ok(websocket::Front::Ping(range)) => {
+                    self.at = at + range.end;
+                    self.ping = Some(of(range));
+                }
+                Ok(websocket::Front::Nothing(len)) => self.at += len,
+                Ok(websocket::Front::Closed) => self.is_closed = true,
+                Ok(websocket::Front::More) => return None,
                 Err(why) => self.broken = Some(why),
             }
         }
@@ -187,6 +239,7 @@ impl Streams {
             registry: waiter.registry(),
             client: None,
             server: None,
+            masks: None,
             slots: Vec::new(),
             generations: Vec::new(),
             free: Vec::new(),
@@ -200,6 +253,12 @@ impl Streams {
     #[must_use]
     pub fn with_tls(self, client: Option<tls::Client>, server: Option<tls::Server>) -> Streams {
         Streams { client, server, ..self }
+    }
+
+    /// The same, and what is opened becomes a WebSocket if `are_opened`.
+    #[must_use]
+    pub fn with_websockets(self, are_opened: bool) -> Streams {
+        Streams { masks: are_opened.then(|| Rng::new(seed())), ..self }
     }
 
     /// Begins to open a connection for `place`, and keeps it open from here on. Says what messages for it are addressed to.
@@ -246,6 +305,10 @@ impl Streams {
             match begun {
                 Ok((socket, local)) => {
                     (stream.socket, stream.waits_writable) = (Some(socket), true);
+                    if self.masks.is_some() {
+                        let (asking, request) = Asking::new(opening.target);
+                        (stream.asking, stream.out) = (Some(Box::new(asking)), request);
+                    }
                     self.down -= 1;
                     opened(stream.place, local);
                 }
@@ -309,7 +372,10 @@ impl Streams {
             self.end(slot, "connection: the other side does not read");
             return false;
         }
-        stream.out.extend_from_slice(octets);
+        match self.masks.as_mut().filter(|_| stream.opening.is_some()) {
+            Some(masks) => websocket::put_message(&mut stream.out, octets, masks.next_u64() as u32),
+            None => stream.out.extend_from_slice(octets),
+        }
         if !stream.is_dirty {
             stream.is_dirty = true;
             self.dirty.push(slot);
@@ -339,7 +405,7 @@ impl Streams {
         let received = stream.receive(&mut inlet.room[began..began + READ_MAX]);
         let is_shaken = stream.phase == Phase::Shaking && stream.tls.as_ref().is_some_and(|tls| !tls.is_handshaking());
         if is_shaken {
-            stream.open();
+            stream.ask_or_open();
         }
         if stream.tls.as_ref().is_some_and(|tls| tls.wants_write()) || is_shaken {
             self.flush_one(slot);
@@ -347,9 +413,11 @@ impl Streams {
         match received {
             Ok(0) => self.end(slot, "connection closed by the other side"),
             Ok(count) => {
+                let answer = self.take_answer(slot, &inlet.room[..began + count])?;
                 let stream = self.slots[slot as usize].as_ref()?;
-                (inlet.at, inlet.len, inlet.framer) = (0, began + count, stream.framer);
-                (inlet.pings, inlet.broken) = (0, None);
+                (inlet.at, inlet.len, inlet.framer) = (answer, began + count, stream.framer);
+                (inlet.pings, inlet.broken, inlet.ping, inlet.is_closed) = (0, None, None, false);
+                inlet.is_websocket = self.masks.is_some() && stream.opening.is_some();
                 return Some((stream.place, stream.address));
             }
             Err(Nothing::Yet) => {}
@@ -364,6 +432,15 @@ impl Streams {
         let Some(stream) = self.slots[slot as usize].as_mut().filter(|stream| stream.is_open()) else { return };
         if inlet.broken.is_some() {
             return self.end(slot, "connection: what came is no message");
+        }
+        if inlet.is_closed {
+            return self.end(slot, "WebSocket closed by the other side");
+        }
+        if let Some((ping, masks)) = inlet.ping.take().zip(self.masks.as_mut()) {
+            websocket::put_pong(&mut stream.out, &inlet.room[ping], masks.next_u64() as u32);
+            if !std::mem::replace(&mut stream.is_dirty, true) {
+                self.dirty.push(slot);
+            }
         }
         stream.framer = inlet.framer;
         stream.partial.clear();
@@ -414,13 +491,37 @@ impl Streams {
             }
             match stream.tls {
                 Some(_) => stream.phase = Phase::Shaking,
-                None => stream.open(),
+                None => stream.ask_or_open(),
             }
         }
         if stream.waits_writable {
             self.flush_one(slot);
         }
         self.slots[slot as usize].as_ref().is_some_and(|stream| stream.phase != Phase::Connecting)
+    }
+
+    /// Takes the answer to the request to become a WebSocket, if one is waited for, and says how many of these octets it is. `None`:
+    /// it is not there yet, or is a no.
+    fn take_answer(&mut self, slot: u32, octets: &[u8]) -> Option<usize> {
+        let stream = self.slots[slot as usize].as_mut()?;
+        let Some(asking) = &stream.asking else { return Some(0) };
+        match asking.answer(octets) {
+            Ok(Some(len)) => {
+                stream.asking = None;
+                stream.open();
+                stream.partial.clear();
+                self.flush_one(slot);
+                Some(len)
+            }
+            Ok(None) => {
+                stream.partial = octets.to_vec();
+                None
+            }
+            Err(cause) => {
+                self.end(slot, cause);
+                None
+            }
+        }
     }
 
     fn flush_one(&mut self, slot: u32) {
@@ -487,6 +588,7 @@ impl Stream {
             socket: None,
             phase: Phase::Connecting,
             tls: None,
+            asking: None,
             opening,
             framer: Framer::default(),
             partial: Vec::new(),
@@ -499,6 +601,14 @@ impl Stream {
 
     fn is_open(&self) -> bool {
         self.phase == Phase::Open
+    }
+
+    /// It can be written to: it is open, or may become a WebSocket.
+    fn ask_or_open(&mut self) {
+        match self.asking {
+            Some(_) => self.phase = Phase::Asking,
+            None => self.open(),
+        }
     }
 
     fn open(&mut self) {
@@ -544,6 +654,9 @@ impl Stream {
     /// Sends what waits, as much of it as the kernel takes.
     fn transmit(&mut self) -> Result<(), Nothing> {
         let result = self.transmit_some();
+        if let Some(asking) = &mut self.asking {
+            asking.left -= self.sent;
+        }
         self.out.drain(..self.sent);
         self.sent = 0;
         result
@@ -551,9 +664,11 @@ impl Stream {
 
     fn transmit_some(&mut self) -> Result<(), Nothing> {
         let Some(socket) = self.socket.as_mut().filter(|_| self.phase != Phase::Connecting) else { return Ok(()) };
+        // Messages wait for the answer.
+        let end = self.asking.as_ref().map_or(self.out.len(), |asking| asking.left);
         let Some(tls) = &mut self.tls else {
-            while self.sent < self.out.len() {
-                match socket.write(&self.out[self.sent..]) {
+            while self.sent < end {
+                match socket.write(&self.out[self.sent..end]) {
                     Ok(count) => self.sent += count,
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     Err(error) => return Err(error.into()),
@@ -562,8 +677,8 @@ impl Stream {
             return Ok(());
         };
         loop {
-            if self.phase == Phase::Open && self.sent < self.out.len() {
-                self.sent += tls.writer().write(&self.out[self.sent..])?;
+            if self.phase != Phase::Shaking && self.sent < end {
+                self.sent += tls.writer().write(&self.out[self.sent..end])?;
             }
             if !tls.wants_write() {
                 return Ok(());

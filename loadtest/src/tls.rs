@@ -30,24 +30,39 @@ impl Client {
     /// Opens connections to an element of this name. Its certificate has to lead to one in the file `ca`; without that any
     /// will do, as a generator is no phone.
     pub fn new(name: &str, ca: Option<&Path>) -> Result<Client, Failure> {
+        Client::showing(name, ca, None)
+    }
+
+    /// The same, and shows an element that asks for one the certificate in the first of these files, with its chain; its key is
+    /// in the second.
+    pub fn showing(name: &str, ca: Option<&Path>, shown: Option<(&Path, &Path)>) -> Result<Client, Failure> {
         let provider = Arc::new(ring::default_provider());
         let name = ServerName::try_from(name.to_owned())
             .map_err(|_| Failure::new(Exit::Usage, "tls", format!("`{name}` is no name that a certificate is for")))?;
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|error| broken(&error))?;
-        let config = match ca {
+        let builder = match ca {
             Some(path) => {
                 let mut roots = RootCertStore::empty();
                 for certificate in certificates(path)? {
                     roots.add(certificate).map_err(|error| unfit(path, &error.to_string()))?;
                 }
-                builder.with_root_certificates(roots).with_no_client_auth()
+                builder.with_root_certificates(roots)
             }
             None => {
                 let anybody = Arc::new(Anybody(provider));
-                builder.dangerous().with_custom_certificate_verifier(anybody).with_no_client_auth()
+                builder.dangerous().with_custom_certificate_verifier(anybody)
             }
+        };
+        let config = match shown {
+            Some((certificate, key)) => {
+                let chain = certificates(certificate)?;
+                builder
+                    .with_client_auth_cert(chain, private_key(key)?)
+                    .map_err(|error| unfit(key, &error.to_string()))?
+            }
+            None => builder.with_no_client_auth(),
         };
         Ok(Client { config: Arc::new(config), name })
     }
@@ -62,8 +77,7 @@ impl Server {
     /// Shows this certificate, with its chain.
     pub fn new(certificate: &Path, key: &Path) -> Result<Server, Failure> {
         let chain = certificates(certificate)?;
-        let key_der = PrivateKeyDer::from_pem_file(key).map_err(|error| unfit(key, &error.to_string()))?;
-        Server::with(chain, key_der).map_err(|error| unfit(key, &error.to_string()))
+        Server::with(chain, private_key(key)?).map_err(|error| unfit(key, &error.to_string()))
     }
 
     /// Shows a certificate for these names and addresses that nobody has signed, made here and for this run.
@@ -165,6 +179,10 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
         Ok(found) => Ok(found),
         Err(error) => Err(unfit(path, &error.to_string())),
     }
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Failure> {
+    PrivateKeyDer::from_pem_file(path).map_err(|error| unfit(path, &error.to_string()))
 }
 
 fn unfit(path: &Path, why: &str) -> Failure {

@@ -158,10 +158,12 @@ fn what_is_no_command_line_ends_with_2() {
         &["run", "--rate", "0"][..],
         &["run", "--assert", "speed>1"],
         &["run", "--fault", "silent=200%"],
-        &["uac", "--target", "ws:127.0.0.1"],
+        &["uac", "--target", "sctp:127.0.0.1"],
         &["run", "--cores", "9999"],
         &["uas", "--listen", "ws:127.0.0.1:1"],
         &["uac", "--target", "sip:127.0.0.1:9;transport=tcp", "--tls-name", "x"],
+        &["uac", "--target", "sip:127.0.0.1:9;transport=ws", "--tls-client-certificate", "x", "--tls-client-key", "x"],
+        &["uac", "--target", "sip:127.0.0.1:9;transport=tls", "--tls-client-key", "x.pem"],
         &["uas", "--listen", "tls:127.0.0.1:1", "--tls-key", "x.pem"],
     ] {
         assert_eq!(run(args).code, 2, "{args:?}");

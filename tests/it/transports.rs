@@ -10,12 +10,13 @@ use viahop_load::tls;
 use viahop_load::uac::{self, Uac};
 use viahop_load::uas::{self, Uas};
 
-const TRANSPORTS: [Transport; 3] = [Transport::Udp, Transport::Tcp, Transport::Tls];
+const FRONTS: [Transport; 5] = [Transport::Udp, Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss];
+const BEHIND: [Transport; 3] = [Transport::Udp, Transport::Tcp, Transport::Tls];
 
 #[test]
 fn calls_over_any_transport_to_backends_over_any_other_are_all_what_they_should_be() {
     let _alone = alone();
-    for (front, behind) in TRANSPORTS.into_iter().flat_map(|front| TRANSPORTS.map(|behind| (front, behind))) {
+    for (front, behind) in FRONTS.into_iter().flat_map(|front| BEHIND.map(|behind| (front, behind))) {
         let name = format!("carried-{front}-{behind}");
         let folder = Folder::new(&name);
         let made = tls::SelfSigned::new(vec!["localhost".to_owned()]).unwrap();
@@ -29,14 +30,17 @@ fn calls_over_any_transport_to_backends_over_any_other_are_all_what_they_should_
         let uri = |address: &SocketAddr| format!("{{ uri = \"sip:{address}{}\" }}", behind.uri_param());
         let backends: Vec<String> = uas.addresses().iter().map(uri).collect();
         let listen = free_port();
-        let shown = format!("tls = {{ certificate = \"{certificate}\", key = \"{key}\" }}");
+        // Callers over TLS have to show a certificate, too.
+        let shown =
+            format!("tls = {{ certificate = \"{certificate}\", key = \"{key}\", client_ca = \"{certificate}\" }}\n");
         let demanded = format!("tls = {{ ca = \"{certificate}\", name = \"localhost\" }}");
         let viahop = Viahop::start(
             &name,
             &format!(
-                "[balancer]\nshards = 2\n[[listen]]\naddress = \"{front}:127.0.0.1:{listen}\"\n{}\n[[pool]]\nname = \"callees\"\n\
+                "[balancer]\nshards = 2\n[[listen]]\naddress = \"{front}:127.0.0.1:{listen}\"\n{}{}\n[[pool]]\nname = \"callees\"\n\
                  {UNPROBED}\n{}\nbackend = [{}]\n",
-                if front == Transport::Tls { &shown } else { "" },
+                if front.has_tls() { &shown } else { "" },
+                if front.is_websocket() { "origins = [\"https://phone.example\"]" } else { "" },
                 if behind == Transport::Tls { &demanded } else { "" },
                 backends.join(", ")
             ),
@@ -45,7 +49,8 @@ fn calls_over_any_transport_to_backends_over_any_other_are_all_what_they_should_
         let mix = ["call", "reinvite", "cancel", "busy", "options", "message", "register"];
         let mix = Mix::new(mix.map(|name| (Scenario::built_in(name).unwrap(), 1.0)).into()).unwrap();
         let target = Endpoint { transport: front, address: SocketAddr::from((Ipv4Addr::LOCALHOST, listen)) };
-        let client = tls::Client::new("localhost", Some(&folder.0.join("cert.pem"))).unwrap();
+        let papers = (folder.0.join("cert.pem"), folder.0.join("key.pem"));
+        let client = tls::Client::showing("localhost", Some(&papers.0), Some((&papers.0, &papers.1))).unwrap();
         let config = uac::Config { rate: 200.0, calls: 300, connections: 10, mix, ..uac::Config::new(target) };
         let (hold_ns, drain_ns) = (20 * MS_NS, 30 * SECOND_NS);
         let called = Uac::start(uac::Config { tls: Some(client), hold_ns, drain_ns, ..config }).unwrap().join();
@@ -61,4 +66,33 @@ fn calls_over_any_transport_to_backends_over_any_other_are_all_what_they_should_
         assert!(took.backends.iter().all(|backend| backend.counts.requests > 100), "{name}");
         viahop.end();
     }
+}
+
+#[test]
+fn callers_that_viahop_does_not_let_in_say_why_their_calls_fail() {
+    let folder = Folder::new("carried-nobody");
+    let made = tls::SelfSigned::new(vec!["localhost".to_owned()]).unwrap();
+    let certificate = folder.write("cert.pem", &made.certificate).display().to_string();
+    let key = folder.write("key.pem", &made.key).display().to_string();
+    let (secure, plain) = (free_port(), free_port());
+    let viahop = Viahop::start(
+        "carried-nobody",
+        &format!(
+            "[[listen]]\naddress = \"wss:127.0.0.1:{secure}\"\norigins = [\"*\"]\n\
+             tls = {{ certificate = \"{certificate}\", key = \"{key}\", client_ca = \"{certificate}\" }}\n\
+             [[listen]]\naddress = \"tcp:127.0.0.1:{plain}\"\n[[pool]]\n{UNPROBED}\nbackend = [{{ uri = \"sip:127.0.0.1:9\" }}]\n"
+        ),
+    );
+    for (transport, port, why) in [
+        (Transport::Wss, secure, "TLS: the other side refused"),
+        (Transport::Ws, plain, "connection closed by the other side"),
+    ] {
+        let target = Endpoint { transport, address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)) };
+        let mix = Mix::new(vec![(Scenario::built_in("options").unwrap(), 1.0)]).unwrap();
+        let config = uac::Config { rate: 100.0, calls: 20, connections: 2, mix, ..uac::Config::new(target) };
+        let called = Uac::start(config).unwrap().join();
+        assert_eq!((called.counts.completed, called.counts.failed), (0, 20), "{:?}", called.lines);
+        assert!(called.lines[0].failures.contains_key(why), "{transport}: {:?}", called.lines);
+    }
+    viahop.end();
 }

@@ -3,7 +3,7 @@
 use super::Outcome;
 use super::options::{enough_descriptors, local_address, positive};
 use crate::clock::{SECOND_NS, ns};
-use crate::endpoint::{Endpoint, Transport, parse_target};
+use crate::endpoint::{Endpoint, parse_target};
 use crate::failure::{Exit, Failure};
 use crate::hello::{self, Plan, WAITING_MAX};
 use crate::sys::process;
@@ -41,7 +41,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome {
     let target = args.target.address;
-    if args.target.transport != Transport::Tls {
+    if !args.target.transport.has_tls() {
         let failure = Failure::new(Exit::Usage, "hello", "there are no handshakes but over TLS");
         return Err(failure.help(format!("--target 'sip:{target};transport=tls'")));
     }

@@ -51,11 +51,9 @@ pub fn run(args: &Args) -> Outcome {
         return Err(Failure::new(Exit::Environment, "idle", format!("there is no process {pid}")));
     }
     process::catch_stop_signals();
-    let tls = match args.target.transport {
-        Transport::Tls => Some(tls::Client::new(&target.ip().to_string(), None)?),
-        Transport::Tcp | Transport::Udp => None,
-    };
-    let plan = Plan { target, tls, from, connections, hold_ns: ns(args.hold), pid: args.pid };
+    let transport = args.target.transport;
+    let tls = transport.has_tls().then(|| tls::Client::new(&target.ip().to_string(), None)).transpose()?;
+    let plan = Plan { target, transport, tls, from, connections, hold_ns: ns(args.hold), pid: args.pid };
     let outcome =
         idle::run(&plan).map_err(|error| Failure::new(Exit::Failed, "idle", format!("the connections: {error}")))?;
     let mib = |kib: u64| kib as f64 / 1024.0;

@@ -63,7 +63,7 @@ pub struct Calling {
     /// Sockets per core, over UDP: elements that spread by source address see so many phones.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub sockets: u16,
-    /// Connections to the target, over TCP, all cores together. Calls take turns. Default: one per core.
+    /// Connections to the target, over TCP, TLS or WebSocket, all cores together. Calls take turns. Default: one per core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub connections: Option<u32>,
     /// Whoever may have signed the element's certificate, over TLS: a file in PEM. Default: any certificate will do.
@@ -72,6 +72,12 @@ pub struct Calling {
     /// The name that the element is asked for (SNI), and that its certificate has to be for. Default: the target's address.
     #[arg(long, value_name = "NAME")]
     pub tls_name: Option<String>,
+    /// What an element that asks callers for a certificate is shown, in PEM, with its chain.
+    #[arg(long, value_name = "FILE", requires = "tls_client_key")]
+    pub tls_client_certificate: Option<PathBuf>,
+    /// The key of that certificate, in PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_client_certificate")]
+    pub tls_client_key: Option<PathBuf>,
     /// Different callers and callees.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub users: u64,
@@ -205,9 +211,10 @@ impl Calling {
             ArrivalsName::Constant => Arrivals::Constant,
             ArrivalsName::Poisson => Arrivals::Poisson,
         };
-        if config.transport == Transport::Tls {
+        if config.transport.has_tls() {
             let name = self.tls_name.clone().unwrap_or_else(|| target.ip().to_string());
-            config.tls = Some(tls::Client::new(&name, self.tls_ca.as_deref())?);
+            let shown = self.tls_client_certificate.as_deref().zip(self.tls_client_key.as_deref());
+            config.tls = Some(tls::Client::showing(&name, self.tls_ca.as_deref(), shown)?);
         }
         config.password = self.password.clone();
         config.user = self.user.clone();
@@ -219,17 +226,19 @@ impl Calling {
         }
         config.segments = self.gso;
         config.impairment = Impairment { loss: self.lose, duplication: self.duplicate, reordering: self.reorder };
-        enough_descriptors(match config.transport {
-            Transport::Tcp | Transport::Tls => config.connections,
-            Transport::Udp => config.sockets * config.cores.len(),
+        enough_descriptors(match config.transport.is_reliable() {
+            true => config.connections,
+            false => config.sockets * config.cores.len(),
         })?;
         Ok(config)
     }
 
     /// Refuses what means nothing over this transport.
     fn suits(&self, transport: Transport) -> Result<(), Failure> {
-        if transport != Transport::Tls && (self.tls_ca.is_some() || self.tls_name.is_some()) {
-            let failure = Failure::new(Exit::Usage, "callers", "--tls-ca and --tls-name, and there is no TLS");
+        let of_tls = self.tls_ca.is_some() || self.tls_name.is_some() || self.tls_client_certificate.is_some();
+        if !transport.has_tls() && of_tls {
+            let what = "--tls-ca, --tls-name and --tls-client-certificate, and there is no TLS";
+            let failure = Failure::new(Exit::Usage, "callers", what);
             return Err(failure.help("--target 'sip:HOST:PORT;transport=tls'"));
         }
         let impaired = self.lose + self.duplicate + self.reorder > 0.0;
@@ -237,8 +246,8 @@ impl Calling {
             Transport::Udp if self.connections.is_some() => {
                 ("--connections, and the target is spoken to over UDP", "--target 'sip:HOST:PORT;transport=tcp'")
             }
-            Transport::Tcp | Transport::Tls if self.sockets > 1 => ("--sockets is for UDP", "--connections N"),
-            Transport::Tcp | Transport::Tls if impaired => (
+            _ if transport.is_reliable() && self.sockets > 1 => ("--sockets is for UDP", "--connections N"),
+            _ if transport.is_reliable() && impaired => (
                 "over TCP the kernel loses, doubles and reorders nothing that it would not mend",
                 "tc-netem(8) does it below TCP",
             ),

@@ -121,6 +121,7 @@ impl Sink {
     /// Opens one, and so learns its address; the element that is to send there can be started then.
     pub fn open(transport: Transport) -> io::Result<Sink> {
         match transport {
+            Transport::Ws | Transport::Wss => Err(io::ErrorKind::Unsupported.into()),
             Transport::Tcp | Transport::Tls => {
                 let listener = tcp::listen(SocketAddr::new(HERE, 0))?;
                 let address = listener.local_addr()?;
@@ -198,12 +199,12 @@ impl Driver {
         let lengths = lengths.max(1);
         let waiter = Waiter::new()?;
         let (client, server) = tls;
-        let client = client.filter(|_| transport == Transport::Tls);
-        let mut streams = Streams::new(&waiter).with_tls(client, server);
+        let client = client.filter(|_| transport.has_tls());
+        let mut streams = Streams::new(&waiter).with_tls(client, server).with_websockets(transport.is_websocket());
         let key = seed() & 0xffff_ffff_0000_0000;
         let (mut client, mut invites) = (None, Vec::new());
         match transport {
-            Transport::Tcp | Transport::Tls => {
+            Transport::Tcp | Transport::Tls | Transport::Ws | Transport::Wss => {
                 for place in 0..connections.max(1) as u32 {
                     let to = streams.open(target, HERE, place);
                     let longer = place as usize % lengths;

@@ -44,6 +44,9 @@ pub const KNOWN_TCP: &[&str] =
 pub const KNOWN_TLS: &[&str] =
     &["direct-tcp", "direct-tls", "viahop-tcp", "viahop-tls", "viahop-tls-udp", "kamailio-tls"];
 
+/// What is known beside these, over WebSocket, in front of what goes over UDP.
+const KNOWN_WS: &[&str] = &["viahop-ws-udp", "viahop-wss-udp"];
+
 /// Folders where Debian and others keep modules; the first that is there.
 const KAMAILIO_MODULES: &[&str] = &[
     "/usr/lib/x86_64-linux-gnu/kamailio/modules",
@@ -101,30 +104,34 @@ impl Tls {
     }
 }
 
-/// What viahop runs with where TLS is on either side, which its flags have no words for.
+/// What viahop runs with where there is TLS or WebSocket, which its flags have no words for.
 fn viahop_toml(front: Transport, behind: Transport) -> String {
     let param = behind.uri_param();
     let shown = match front {
-        Transport::Tls => "tls = { certificate = \"{dir}/cert.pem\", key = \"{dir}/key.pem\" }\n",
-        Transport::Tcp | Transport::Udp => "",
+        Transport::Tls | Transport::Wss => "tls = { certificate = \"{dir}/cert.pem\", key = \"{dir}/key.pem\" }\n",
+        Transport::Tcp | Transport::Udp | Transport::Ws => "",
     };
+    let pages = if front.is_websocket() { "origins = [\"*\"]\n" } else { "" };
     let demanded = match behind {
         Transport::Tls => format!("tls = {{ ca = \"{{dir}}/cert.pem\", name = \"{NAME}\" }}\n"),
-        Transport::Tcp | Transport::Udp => String::new(),
+        Transport::Tcp | Transport::Udp | Transport::Ws | Transport::Wss => String::new(),
     };
     format!(
-        "[balancer]\ncores = [{{core}}]\n\n[[listen]]\naddress = \"{front}:{{ip}}:{{port}}\"\n{shown}\n[[pool]]\nname = \"sink\"\n\
+        "[balancer]\ncores = [{{core}}]\n\n[[listen]]\naddress = \"{front}:{{ip}}:{{port}}\"\n{shown}{pages}\n[[pool]]\nname = \"sink\"\n\
          {demanded}backend = [{{ uri = \"sip:{{backend_ip}}:{{backend_port}}{param}\" }}]\n\n[admin]\nlisten = \"off\"\n"
     )
 }
 
 impl Element {
     /// The element of this name, or `NAME=COMMAND LINE`. A name that ends in `-tcp` or `-tls` is spoken to, and speaks, so; in
-    /// `-tcp-udp` and the like each side has its own. `viahop` is the balancer's program. `Err` says why there is none.
+    /// `-tcp-udp`, `-ws-udp` and the like each side has its own. `viahop` is the balancer's program. `Err` says why there is none.
     pub fn read(text: &str, viahop: &Path) -> Result<Element, String> {
         let (name, line) = text.split_once('=').unwrap_or((text, ""));
         let (plain, front, behind) = transports(name);
-        let has_tls = front == Transport::Tls || behind == Transport::Tls;
+        let has_tls = front.has_tls() || behind.has_tls();
+        if behind.is_websocket() {
+            return Err("servers are not reached by WebSocket; write -ws-udp, -ws-tcp".to_owned());
+        }
         let tls = has_tls.then(Tls::new).transpose()?;
         let from = |command, mut files: Vec<_>| {
             files.extend(tls.iter().flat_map(Tls::files));
@@ -146,7 +153,7 @@ impl Element {
                 if !viahop.exists() {
                     return Err(format!("{} is not there; say where with --viahop", viahop.display()));
                 }
-                if has_tls {
+                if has_tls || front.is_websocket() {
                     let args = ["run", "--config", "{dir}/viahop.toml"].map(str::to_owned);
                     let command = std::iter::once(viahop.display().to_string()).chain(args).collect();
                     return from(command, vec![("viahop.toml", viahop_toml(front, behind))]);
@@ -175,7 +182,7 @@ impl Element {
                 let cfg = match front {
                     Transport::Tcp => KAMAILIO_TCP_CFG,
                     Transport::Tls => KAMAILIO_TLS_CFG,
-                    Transport::Udp => KAMAILIO_CFG,
+                    Transport::Udp | Transport::Ws | Transport::Wss => KAMAILIO_CFG,
                 };
                 let files = vec![
                     ("kamailio.cfg", cfg.replace("{modules}", modules)),
@@ -184,7 +191,8 @@ impl Element {
                 element(&format!("{program} -DD -E -f {{dir}}/kamailio.cfg -Y {{dir}} -P {{dir}}/kamailio.pid"), files)
             }
             _ => {
-                let known: Vec<&str> = KNOWN.iter().chain(&KNOWN_TCP[4..]).chain(&KNOWN_TLS[3..]).copied().collect();
+                let known: Vec<&str> =
+                    KNOWN.iter().chain(&KNOWN_TCP[4..]).chain(&KNOWN_TLS[3..]).chain(KNOWN_WS).copied().collect();
                 Err(format!("`{name}` is not known; these are: {}; or NAME=COMMAND", known.join(", ")))
             }
         }
@@ -334,11 +342,12 @@ mod tests {
         assert!(Element::read("viahop", Path::new("/nowhere")).unwrap_err().contains("--viahop"));
         assert!(Element::read("x=", Path::new("/nowhere")).is_err());
         assert!(Element::read("relay-tcp", Path::new("/nowhere")).is_err());
+        assert!(Element::read("mine-ws=cmd", Path::new("/nowhere")).unwrap_err().contains("-ws-udp"));
     }
 
     #[test]
     fn the_end_of_a_name_says_how_an_element_speaks_on_either_side() {
-        use Transport::{Tcp, Tls, Udp};
+        use Transport::{Tcp, Tls, Udp, Ws, Wss};
         for (text, front, behind) in [
             ("direct", Udp, Udp),
             ("direct-tcp", Tcp, Tcp),
@@ -348,6 +357,8 @@ mod tests {
             ("mine-udp-tcp=cmd -tcp", Udp, Tcp),
             ("my-mine-tls=cmd", Tls, Tls),
             ("mine-tls-tcp=cmd", Tls, Tcp),
+            ("mine-ws-udp=cmd", Ws, Udp),
+            ("mine-wss-tcp=cmd", Wss, Tcp),
             ("tls=cmd", Udp, Udp),
         ] {
             let element = Element::read(text, Path::new("/nowhere")).unwrap();

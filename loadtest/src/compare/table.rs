@@ -149,8 +149,8 @@ fn line(text: &mut String, outcome: &Outcome, samples: &[&Sample], name: &str, b
 /// The measurement without an element that has this one's transport towards callers.
 fn without(name: &str) -> &'static str {
     match super::element::transports(name).1 {
-        Transport::Tcp => "direct-tcp",
-        Transport::Tls => "direct-tls",
+        Transport::Tcp | Transport::Ws => "direct-tcp",
+        Transport::Tls | Transport::Wss => "direct-tls",
         Transport::Udp => "direct",
     }
 }

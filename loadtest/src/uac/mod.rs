@@ -389,7 +389,7 @@ impl Uac {
         if config.cores.is_empty() {
             config.cores.push(None);
         }
-        if config.transport == Transport::Tls && config.tls.is_none() {
+        if config.transport.has_tls() && config.tls.is_none() {
             config.tls = Some(tls::Client::new(&config.target.ip().to_string(), None)?);
         }
         let shards = config.cores.len();

@@ -17,7 +17,6 @@ use super::call::{Call, Cancel, State};
 use super::request::{SLOTS_MAX, Stationery};
 use super::{Command, Config, Counts, OVERTIME_NS, Report, Snapshot, lines};
 use crate::clock::{SECOND_NS, now_ns};
-use crate::endpoint::Transport;
 use crate::impair::BadNetwork;
 use crate::latency::Latencies;
 use crate::pace::{LINGER_NS, Pace};
@@ -157,8 +156,8 @@ impl Worker {
             lanes.push(Lane { sender, socket: Some(socket), network });
         }
         let shards = config.cores.len() as u64;
-        let client = config.tls.clone().filter(|_| config.transport == Transport::Tls);
-        let mut streams = Streams::new(&waiter).with_tls(client, None);
+        let client = config.tls.clone().filter(|_| config.transport.has_tls());
+        let mut streams = Streams::new(&waiter).with_tls(client, None).with_websockets(config.transport.is_websocket());
         if config.transport.is_reliable() {
             lanes.push(Lane { sender: Sender::new(), socket: None, network: None });
             // Those that do not divide go to the first shards.

@@ -337,6 +337,7 @@ enum Mouth {
 impl Mouth {
     fn open(endpoint: Endpoint) -> io::Result<Mouth> {
         match endpoint.transport {
+            Transport::Ws | Transport::Wss => Err(io::ErrorKind::Unsupported.into()),
             Transport::Tcp | Transport::Tls => {
                 let listener = tcp::listen(endpoint.address)?;
                 let local = listener.local_addr()?;
