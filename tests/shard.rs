@@ -4,7 +4,8 @@ mod support;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::SocketAddr;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::{BACKENDS, CLIENT, address, tables};
@@ -12,12 +13,15 @@ use viahop::dataplane::counters::ShardCounters;
 use viahop::dataplane::dispatch::EgressPorts;
 use viahop::dataplane::limits::{BATCH, OVERLOAD_STANDING_MS, SEND_BACKLOG_MAX};
 use viahop::dataplane::scan::Scanner;
+use viahop::dataplane::transport::Transport;
 use viahop::dataplane::verdict::DropReason;
 use viahop::link::{ControlEnd, Signal, link};
 use viahop::shard::io::Io;
 use viahop::shard::run::Shard;
+use viahop::shard::streams::{Listening, StreamLimits, Streams};
 use viahop::sys::errors::Unreachable;
 use viahop::sys::mmsg::{Outgoing, ReceiveBatch};
+use viahop::sys::poll::Poller;
 
 const LISTENER: usize = 0;
 const EGRESS: usize = 1;
@@ -32,6 +36,8 @@ struct Network {
     /// What the next sends do; without an entry, all is taken.
     script: VecDeque<Send>,
     sent: Vec<(usize, SocketAddr, Vec<u8>)>,
+    /// How many were to be sent in each call.
+    sends: Vec<usize>,
     reports: VecDeque<Unreachable>,
     drops: u64,
     /// Octets of each receive buffer in use, of 1,000.
@@ -54,6 +60,7 @@ impl Io for Network {
     }
 
     fn send(&mut self, socket: usize, datagrams: &[Outgoing<'_>]) -> io::Result<usize> {
+        self.sends.push(datagrams.len());
         let count = match self.script.pop_front() {
             Some(Send::Fail(code)) => return Err(io::Error::from_raw_os_error(code)),
             Some(Send::Take(count)) => count.clamp(1, datagrams.len()),
@@ -350,6 +357,54 @@ fn drops_of_the_sockets_are_seen() {
 }
 
 /// 2,000 rounds of traffic through a kernel that fails in every way it can, in an order that the seed decides.
+#[test]
+fn what_many_connections_bring_leaves_in_datagrams_with_one_call_for_32() {
+    const FIRST: u32 = 10;
+    const CLIENTS: u32 = 40;
+    let mut bench = Bench::new();
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let at = socket.local_addr().unwrap();
+    let (index, transport, origins) = (0, Transport::Tcp, Arc::default());
+    let listening = vec![Listening { index, transport, origins, socket, tells_local: false }];
+    let (poller, limits) = (Poller::new().unwrap(), StreamLimits::default());
+    bench.shard = bench.shard.with_streams(Streams::new(0, poller, FIRST, listening, limits, Arc::default()).unwrap());
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| TcpStream::connect(at).unwrap()).collect();
+    bench.shard.turn_streams([FIRST].into_iter(), false);
+    let numbers = FIRST + 1..FIRST + 1 + CLIENTS;
+    let all_write = |bench: &mut Bench, clients: &mut [TcpStream]| {
+        for client in clients {
+            // Longer than its head, so that the rest of it comes from where it was read.
+            let request =
+                String::from_utf8(bench.request()).unwrap().replace("Length: 0\r\n\r\n", "Length: 600\r\n\r\n");
+            client.write_all(&[request.as_bytes(), &[b'x'; 600]].concat()).unwrap();
+        }
+    };
+
+    all_write(&mut bench, &mut clients);
+    bench.shard.turn_streams(numbers.clone(), false);
+    assert_eq!(std::mem::take(&mut bench.shard.io_mut().sends), [32, 8]);
+    let sent = &bench.shard.io_mut().sent;
+    assert!(sent.iter().all(|(socket, _, octets)| *socket == EGRESS && octets.ends_with(&[b'x'; 600])));
+    let mut calls = bench.sent_calls();
+    calls.sort_unstable();
+    assert_eq!(calls, (1..=CLIENTS).collect::<Vec<_>>());
+    bench.assert_balanced();
+
+    // The kernel takes five of them, and nothing more until the next turn.
+    all_write(&mut bench, &mut clients);
+    bench.shard.io_mut().script = [Send::Take(5), Send::Fail(EAGAIN)].into();
+    bench.shard.turn_streams(numbers, false);
+    assert_eq!(bench.counters().waiting.get(), 35);
+    bench.assert_balanced();
+    bench.turn();
+    let mut calls = bench.sent_calls();
+    calls.sort_unstable();
+    assert_eq!(calls, (CLIENTS + 1..=2 * CLIENTS).collect::<Vec<_>>());
+    assert_eq!(bench.counters().forwarded.get(), 80);
+    bench.assert_balanced();
+}
+
 #[test]
 fn accounts_balance_under_any_mix_of_faults() {
     for seed in 1..=20u64 {

@@ -25,7 +25,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
-/// A message on its way out. Its octets lie in the batch it came in and in the room for heads.
+/// A message on its way out. Its octets lie in the batch it came in and in the room for heads; all of them there, if it came
+/// in no batch.
 #[derive(Clone, Debug)]
 pub struct Leaving {
     /// Where to.
@@ -56,26 +57,6 @@ pub trait Fates {
     fn handed_over(&mut self);
     /// So many more messages wait (or fewer, if negative).
     fn waiting(&mut self, change: i64);
-}
-
-/// What messages came in, slot by slot.
-pub trait CameIn {
-    /// The octets of a slot.
-    fn octets(&self, slot: usize) -> &[u8];
-}
-
-impl CameIn for ReceiveBatch {
-    #[inline(always)]
-    fn octets(&self, slot: usize) -> &[u8] {
-        self.octets(slot)
-    }
-}
-
-/// What was read from a stream: one slot.
-impl CameIn for [u8] {
-    fn octets(&self, _slot: usize) -> &[u8] {
-        self
-    }
 }
 
 /// A message that waits for the kernel, in octets of its own.
@@ -122,13 +103,18 @@ impl Outbox {
         self.lanes[socket].leaving.push(leaving);
     }
 
+    /// Whether as many have been added for `socket` as leave with one system call.
+    pub fn is_full(&self, socket: usize) -> bool {
+        self.lanes[socket].leaving.len() >= BATCH
+    }
+
     /// Whether messages wait for `socket` to take more.
     pub fn is_waiting(&self, socket: usize) -> bool {
         !self.lanes[socket].held.is_empty()
     }
 
     /// Sends everything added since the last time, whose octets lie in `heads` and `came_in`.
-    pub fn flush(&mut self, io: &mut impl Io, came_in: &(impl CameIn + ?Sized), heads: &[u8], fates: &mut impl Fates) {
+    pub fn flush(&mut self, io: &mut impl Io, came_in: &ReceiveBatch, heads: &[u8], fates: &mut impl Fates) {
         for (socket, lane) in self.lanes.iter_mut().enumerate() {
             if lane.leaving.is_empty() {
                 continue;

@@ -264,7 +264,7 @@ impl<I: Io> Shard<I> {
     }
 
     /// Sends what is in the outbox. With `reports`, asks `socket` for what the network said about earlier datagrams.
-    fn flush(&mut self, reports: bool, socket: usize) {
+    pub(super) fn flush(&mut self, reports: bool, socket: usize) {
         let Shard { io, outbox, inbox, heads, .. } = self;
         let mut ledger = Ledger::new(self.number, self.tables.load(), &self.link.counters);
         outbox.flush(io, inbox, heads, &mut ledger);

@@ -5,6 +5,7 @@
 //! from other shards:       messages whose connection is here ─► queue
 //! at last:                 queued messages, one system call per connection
 //!                          what could not be delivered ─► answered as its next hop would have, by our own Via
+//!                          what leaves in datagrams, one system call for 32
 //! ```
 //!
 //! A message in a stream goes through the same dispatch as a datagram, and is counted alike. What is read lies in one room
@@ -331,7 +332,6 @@ impl<I: Io> Shard<I> {
             connection.framer = framer;
         }
         self.tell_others();
-        self.flush_from(buffer);
         at
     }
 
@@ -379,11 +379,8 @@ impl<I: Io> Shard<I> {
         broken: Option<Option<Refusal>>,
         now_ms: u64,
     ) -> bool {
-        if self.heads_used + HEAD_MAX > HEADS {
-            self.flush_from(buffer);
-        }
+        let place = self.place_for_head();
         let tables = self.tables.load();
-        let place = self.heads_used..self.heads_used + HEAD_MAX;
         let mut room = Room::new(&mut buffer[frame.clone()], &mut self.heads[place]);
         let dispatcher = &mut self.dispatcher;
         let (kind, verdict) = contained(|| match broken {
@@ -436,8 +433,18 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// Where the next head is written.
+    fn place_for_head(&mut self) -> Range<usize> {
+        if self.heads_used + HEAD_MAX > HEADS {
+            self.flush(false, 0);
+        }
+        self.heads_used..self.heads_used + HEAD_MAX
+    }
+
     /// Lets a message leave whose octets lie in the room for heads and in `buffer`: by a connection at once, or by a socket
-    /// with those that [`Shard::flush_from`] sends.
+    /// with those of other connections, when [`Shard::settle`] is done with all of them. Until then another connection is
+    /// read into the buffer, so the tail is copied behind its head: some hundred octets, where a datagram that leaves by
+    /// itself is a system call.
     fn depart(&mut self, buffer: &[u8], leaving: Leaving, from: Sender, client: Option<Client>, now_ms: u64) {
         let (way_out, local) = match from {
             Sender::Connect { .. } | Sender::Stream { .. } => {
@@ -453,8 +460,18 @@ impl<I: Io> Shard<I> {
         let Some(way_out) = way_out.filter(|&number| number < self.outbox.sockets()) else {
             return self.link.counters.dropped[DropReason::NoEgress as usize].add(1);
         };
-        self.heads_used = leaving.head.end.next_multiple_of(64);
-        self.outbox.add(way_out, Leaving { local, ..leaving });
+        let tail = &buffer[leaving.tail];
+        let head = leaving.head.start..leaving.head.end + tail.len();
+        let Some(room) = self.heads.get_mut(leaving.head.end..head.end) else {
+            // No datagram is that long.
+            return self.link.counters.dropped[DropReason::SendFailed as usize].add(1);
+        };
+        room.copy_from_slice(tail);
+        self.heads_used = head.end.next_multiple_of(64);
+        self.outbox.add(way_out, Leaving { local, head, tail: 0..0, ..leaving });
+        if self.outbox.is_full(way_out) {
+            self.flush(false, 0);
+        }
     }
 
     fn with_parts(
@@ -469,16 +486,6 @@ impl<I: Io> Shard<I> {
         let parts = [&self.heads[leaving.head.clone()], &buffer[leaving.tail.clone()]];
         work(streams, &mut self.link, parts, &leaving, &mut ledger);
         ledger.close(&mut self.dispatcher, &self.link);
-    }
-
-    /// Sends the datagrams that came of what is in `buffer`.
-    pub(super) fn flush_from(&mut self, buffer: &[u8]) {
-        let Shard { io, outbox, heads, .. } = self;
-        let counters = self.link.counters.clone();
-        let mut ledger = Ledger::new(self.number, self.tables.load(), &counters);
-        outbox.flush(io, buffer, heads, &mut ledger);
-        ledger.close(&mut self.dispatcher, &self.link);
-        self.heads_used = 0;
     }
 
     /// Takes what other shards have handed over. Messages leave with the end of [`Shard::turn_streams`].
@@ -514,6 +521,9 @@ impl<I: Io> Shard<I> {
                 self.answer(one, now_ms);
             }
         }
+        if self.heads_used > 0 {
+            self.flush(false, 0);
+        }
         self.link.mesh.wake();
     }
 
@@ -521,6 +531,7 @@ impl<I: Io> Shard<I> {
     /// was only too long for one.
     fn answer(&mut self, one: Undelivered, now_ms: u64) {
         let Undelivered { octets, to, backend, why, was_connecting } = one;
+        let place = self.place_for_head();
         let tables = self.tables.load();
         let reach = backend.and_then(|index| tables.backends.get(index as usize)).map(|backend| backend.reach);
         //= RFC 3261 section 18.1.1
@@ -538,18 +549,17 @@ impl<I: Io> Shard<I> {
         let lost = DropReason::ConnectionFailed as usize;
         let dispatcher = &mut self.dispatcher;
         let written = catch_unwind(AssertUnwindSafe(|| {
-            dispatcher.answer_for_next_hop(tables, refusal, &octets, to, &mut self.heads[..HEAD_MAX])
+            dispatcher.answer_for_next_hop(tables, refusal, &octets, to, &mut self.heads[place.clone()])
         }));
         let Some(len) = written.ok().flatten() else { return self.link.counters.dropped[lost].add(1) };
-        let mut answer = self.heads[..len].to_vec();
+        let mut answer = self.heads[place.clone()][..len].to_vec();
         let arrival = Arrival { from: to, listener: None, local: None, stream: None };
-        let mut room = Room::new(&mut answer, &mut self.heads[..HEAD_MAX]);
+        let mut room = Room::new(&mut answer, &mut self.heads[place.clone()]);
         let (_, verdict) = contained(|| dispatcher.on_datagram(tables, now_ms, arrival, &mut room));
-        let (head, tail) = (0..room.head_len, room.tail.clone());
+        let (head, tail) = (place.start..place.start + room.head_len, room.tail.clone());
         let Verdict::Forward { to, from, .. } = verdict else { return self.link.counters.dropped[lost].add(1) };
         let tally = Tally::Reply(Answer::Status(code));
         self.depart(&answer, Leaving { to, local: None, head, slot: 0, tail, tally }, from, None, now_ms);
-        self.flush_from(&answer);
     }
 
     fn send_by_udp(&mut self, mut octets: Box<[u8]>, to: SocketAddr, backend: Option<u16>, now_ms: u64) {
@@ -561,8 +571,8 @@ impl<I: Io> Shard<I> {
         };
         octets[at + row.len() - 4..at + row.len() - 1].copy_from_slice(b"UDP");
         let tally = Tally::Request(backend);
-        let leaving = Leaving { to, local: None, head: 0..0, slot: 0, tail: 0..octets.len(), tally };
+        let start = self.place_for_head().start;
+        let leaving = Leaving { to, local: None, head: start..start, slot: 0, tail: 0..octets.len(), tally };
         self.depart(&octets, leaving, Sender::Egress, None, now_ms);
-        self.flush_from(&octets);
     }
 }

@@ -48,11 +48,8 @@ impl<I: Io> Shard<I> {
                     self.take_message(buffer, begin + range.start..begin + range.end, arrival, now_ms)
                 }
                 Event::Assembled(mut message) => {
-                    // What leaves in datagrams lies in this buffer, and then in that.
-                    self.flush_from(buffer);
                     let len = message.len();
                     self.take_message(&mut message, 0..len, arrival, now_ms);
-                    self.flush_from(&message);
                 }
                 Event::Open(response) => {
                     connection.has_spoken = true;
@@ -76,7 +73,6 @@ impl<I: Io> Shard<I> {
             streams.note_dirty(slot);
         }
         self.tell_others();
-        self.flush_from(buffer);
         at
     }
 
