@@ -408,7 +408,9 @@ impl Streams {
         let was_handshaking = connection.state == State::Handshaking;
         // In TLS 1.3 we are through before a server has looked at who we are: until it has said something, nothing is known.
         let was_refused = ended == Ended::Tls && connection.origin == Origin::Opened && !connection.has_spoken;
-        let was_connecting = connection.state == State::Connecting || was_handshaking || was_refused;
+        let has_failed = connection.state == State::Connecting || was_handshaking || was_refused;
+        // That another client needed the place says nothing against the backend.
+        let was_connecting = has_failed && ended != Ended::Displaced;
         if was_handshaking {
             self.handshaking -= usize::from(connection.origin == Origin::Accepted);
             if ended != Ended::Handshake {
