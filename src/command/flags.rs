@@ -23,6 +23,7 @@ pub fn origin(args: &cli::Run) -> Result<Origin, Report> {
             admin: admin.map(|config| config.admin),
             socket: socket.map(|config| config.socket),
             steering: args.steering.map(|word| steering(word).1),
+            gso: args.gso,
         };
         return Ok(Origin::File(path.clone(), overrides));
     }
@@ -138,6 +139,10 @@ impl Written {
         if let Some(word) = args.steering {
             file.balancer.steering = Some(self.put("steering", steering(word).0));
         }
+        if args.gso {
+            let place = self.put("gso", "").span();
+            file.balancer.gso = Some(Spanned::new(place, true));
+        }
         file
     }
 
@@ -214,6 +219,7 @@ impl Written {
             admin: args.admin.clone(),
             socket: args.socket.clone(),
             steering: None,
+            gso: false,
         };
         origin(&beside)?.load().map(|loaded| loaded.config)
     }
@@ -252,6 +258,7 @@ mod tests {
             admin: None,
             socket: None,
             steering: None,
+            gso: false,
         }
     }
 

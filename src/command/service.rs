@@ -231,6 +231,7 @@ pub fn plan(resolved: &Resolved, shards: usize) -> Plan {
         egress_v6: has(false).then(|| config.egress_v6.unwrap_or(Ipv6Addr::UNSPECIFIED)),
         egress_ports: config.egress_ports.clone(),
         egress_shared: config.egress_mode == EgressMode::Shared,
+        gso: config.gso,
         receive_buffer: config.receive_buffer,
         send_buffer: config.send_buffer,
     }

@@ -82,6 +82,8 @@ pub struct Overrides {
     pub socket: Option<Socket>,
     /// `--steering`.
     pub steering: Option<super::config::Steering>,
+    /// `--gso`, which is never taken back.
+    pub gso: bool,
 }
 
 impl Overrides {
@@ -99,6 +101,7 @@ impl Overrides {
         if let Some(steering) = self.steering {
             config.steering = steering;
         }
+        config.gso |= self.gso;
     }
 }
 

@@ -43,10 +43,11 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel's view of `sockets`, at most `batch` datagrams at a time.
-    pub fn new(sockets: Sockets, batch: usize) -> Kernel {
+    /// The kernel's view of `sockets`, at most `batch` datagrams at a time; with `gso`, those that are alike as one.
+    pub fn new(sockets: Sockets, batch: usize, gso: bool) -> Kernel {
         let numbered = sockets.all().map(|socket| (socket.as_raw_fd(), socket.tells_local())).collect();
-        Kernel { sockets, numbered, batch: SendBatch::new(batch) }
+        let batch = if gso { SendBatch::with_runs(batch) } else { SendBatch::new(batch) };
+        Kernel { sockets, numbered, batch }
     }
 
     /// The sockets.

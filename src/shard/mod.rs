@@ -43,6 +43,7 @@ pub struct Unstarted {
     sockets: Sockets,
     bell: Arc<Bell>,
     tells_answers: bool,
+    gso: bool,
 }
 
 /// A shard at work.
@@ -55,7 +56,8 @@ pub struct Running {
 pub fn open(number: usize, core: usize, plan: &Plan) -> Result<Unstarted, OpenError> {
     let sockets = Sockets::open(plan)?;
     let no_bell = |error| OpenError { protocol: "udp", address: SocketAddr::from(([0; 4], 0)), error };
-    Ok(Unstarted { number, core, sockets, bell: Arc::new(Bell::new().map_err(no_bell)?), tells_answers: false })
+    let bell = Arc::new(Bell::new().map_err(no_bell)?);
+    Ok(Unstarted { number, core, sockets, bell, tells_answers: false, gso: plan.gso })
 }
 
 impl Unstarted {
@@ -104,7 +106,7 @@ impl Unstarted {
         let _end = End(link.counters.clone());
         let (listeners, egress) = (self.sockets.listeners(), self.sockets.egress_ports());
         let (listening, limits) = self.sockets.take_streams();
-        let kernel = Kernel::new(self.sockets, crate::dataplane::limits::BATCH);
+        let kernel = Kernel::new(self.sockets, crate::dataplane::limits::BATCH, self.gso);
         let waiter = match Waiter::new(&kernel, &self.bell) {
             Ok(waiter) => waiter,
             Err(error) => return drop(started.send(Err(error))),

@@ -35,6 +35,8 @@ pub struct Plan {
     pub egress_ports: Option<RangeInclusive<u16>>,
     /// Whether all shards send to backends from one port: the first of `egress_ports`, once [`Plan::settle`] has found it.
     pub egress_shared: bool,
+    /// Whether datagrams that are alike go through the kernel as one.
+    pub gso: bool,
     /// Octets asked for each receive buffer.
     pub receive_buffer: usize,
     /// Octets asked for each send buffer.

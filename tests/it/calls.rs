@@ -3,6 +3,7 @@
 use crate::live::{Folder, Process, UNPROBED, Viahop, alone, calls, config, free_port, sipp_uac, sipp_uas};
 use crate::support::{has_peer, skip};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::UdpSocket;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -39,6 +40,52 @@ fn ten_thousand_calls_at_500_a_second_complete_without_a_retransmission() {
     let log = viahop.end();
     assert!(log.contains("received=60000 forwarded=60000 replied=0 dropped=0"), "{log}");
     drop(servers);
+}
+
+/// What is alike and comes at once goes through the kernel as one, and is as many datagrams at the backend, each whole.
+#[test]
+fn with_gso_what_is_alike_arrives_one_by_one() {
+    let (client, server) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let listen = free_port();
+    let text = config(listen, &[server.local_addr().unwrap().port()], UNPROBED);
+    let viahop =
+        Viahop::start("gso", &text.replacen("[balancer]\nshards = 2\n", "[balancer]\nshards = 1\ngso = true\n", 1));
+    let from = client.local_addr().unwrap();
+    let message = |number: usize| {
+        let body = "x".repeat(if number % 10 == 9 { 40 } else { 30 });
+        format!(
+            "MESSAGE sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/UDP {from};branch=z9hG4bKgso{number:04}\r\nMax-Forwards: 70\r\n\
+             From: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>\r\nCall-ID: gso-{number:04}\r\nCSeq: 1 MESSAGE\r\n\
+             Content-Type: text/plain\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    for round in 0..10 {
+        let numbers = round * 100..(round + 1) * 100;
+        for number in numbers.clone() {
+            client.send_to(message(number).as_bytes(), ("127.0.0.1", listen)).unwrap();
+        }
+        let mut room = [0; 4096];
+        let arrived: BTreeSet<usize> = numbers
+            .clone()
+            .map(|_| {
+                let len = server.recv(&mut room).unwrap();
+                let text = str::from_utf8(&room[..len]).unwrap();
+                let number = text.split("Call-ID: gso-").nth(1).unwrap()[..4].parse().unwrap();
+                let sent = message(number);
+                let (_, below) = sent.split_once("From:").unwrap();
+                assert!(
+                    text.starts_with("MESSAGE sip:b@example.net SIP/2.0\r\nVia: ") && text.ends_with(below),
+                    "{text}"
+                );
+                number
+            })
+            .collect();
+        assert_eq!(arrived, numbers.collect());
+    }
+    let log = viahop.end();
+    assert!(log.contains("received=1000 forwarded=1000 replied=0 dropped=0"), "{log}");
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub struct Element {
 }
 
 /// The names of the elements that are known over UDP, in the order of the table.
-pub const KNOWN: &[&str] = &["direct", "relay", "relay-scalar", "viahop", "nginx", "kamailio"];
+pub const KNOWN: &[&str] = &["direct", "relay", "relay-scalar", "viahop", "viahop-gso", "nginx", "kamailio"];
 
 /// The same for a comparison over TCP. What its cost is compared with goes over UDP.
 pub const KNOWN_TCP: &[&str] =
@@ -149,7 +149,7 @@ impl Element {
             ("direct", front, behind) if front == behind => element("", Vec::new()),
             ("relay", Transport::Udp, Transport::Udp) => from(relay("batched")?, Vec::new()),
             ("relay-scalar", Transport::Udp, Transport::Udp) => from(relay("scalar")?, Vec::new()),
-            ("viahop", ..) => {
+            ("viahop-gso", Transport::Udp, Transport::Udp) | ("viahop", ..) => {
                 if !viahop.exists() {
                     return Err(format!("{} is not there; say where with --viahop", viahop.display()));
                 }
@@ -159,9 +159,10 @@ impl Element {
                     return from(command, vec![("viahop.toml", viahop_toml(front, behind))]);
                 }
                 let param = behind.uri_param();
+                let gso = if plain == "viahop-gso" { " --gso" } else { "" };
                 let args = format!(
                     "run --listen {front}:{{ip}}:{{port}} --backend sip:{{backend_ip}}:{{backend_port}}{param} \
-                     --cores {{core}} --admin off"
+                     --cores {{core}} --admin off{gso}"
                 );
                 from(std::iter::once(viahop.display().to_string()).chain(words(&args)).collect(), Vec::new())
             }

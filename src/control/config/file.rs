@@ -61,6 +61,8 @@ pub struct Balancer {
     pub egress_ports: Value<String>,
     /// `auto`, `call-id` or `kernel`.
     pub steering: Value<String>,
+    /// Whether datagrams that are alike go through the kernel as one.
+    pub gso: Value<bool>,
     /// Octets of each socket's receive buffer.
     pub receive_buffer: Value<i64>,
     /// Octets of each socket's send buffer.

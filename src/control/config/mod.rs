@@ -68,6 +68,8 @@ pub struct Config {
     pub egress_ports: Option<RangeInclusive<u16>>,
     /// Which shard a datagram comes to.
     pub steering: Steering,
+    /// Whether datagrams that are alike go through the kernel as one.
+    pub gso: bool,
     /// Octets of each socket's receive buffer.
     pub receive_buffer: usize,
     /// Octets of each socket's send buffer.

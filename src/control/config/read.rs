@@ -63,6 +63,7 @@ impl Reader<'_> {
             egress_mode: self.word(&balancer.egress_mode, EgressMode::Own, &EGRESS_MODES),
             egress_ports: self.ports(&balancer.egress_ports),
             steering: self.word(&balancer.steering, Steering::Auto, &Steering::WORDS),
+            gso: balancer.gso.as_ref().is_some_and(|gso| *gso.get_ref()),
             receive_buffer: self.buffer(&balancer.receive_buffer, 2 << 20),
             send_buffer: self.buffer(&balancer.send_buffer, 1 << 20),
             drain: self.duration(

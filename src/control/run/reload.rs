@@ -204,6 +204,7 @@ pub(super) fn fixed_by_the_start(running: &Config, wanted: &Config) -> Vec<Probl
             (running.egress_mode, &running.egress_ports) != (wanted.egress_mode, &wanted.egress_ports),
         ),
         ("`steering`", running.steering != wanted.steering),
+        ("`gso`", running.gso != wanted.gso),
         (
             "`receive_buffer` and `send_buffer`",
             (running.receive_buffer, running.send_buffer) != (wanted.receive_buffer, wanted.send_buffer),

@@ -150,7 +150,7 @@ mod tests {
             [("127.0.0.1:0", None), ("[::1]:0", None), ("0.0.0.0:0", Some("127.0.0.3")), ("[::]:0", Some("::1"))]
         {
             let local = local.map(|local| local.parse().unwrap());
-            assert_eq!(send_and_receive(&mut SendBatch::new(8), &bind(server), local, &lengths), expected);
+            assert_eq!(send_and_receive(&mut SendBatch::with_runs(8), &bind(server), local, &lengths), expected);
         }
     }
 
@@ -159,7 +159,7 @@ mod tests {
         let server = bind("127.0.0.1:0");
         // A socket without checksums is refused runs.
         crate::sys::socket::set(server.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
-        let mut batch = SendBatch::new(8);
+        let mut batch = SendBatch::with_runs(8);
         let lengths = [300, 700, 700, 700, 200, 200, 699, 699];
         let expected: Vec<_> = lengths.into_iter().zip(0..).collect();
         for _ in 0..2 {

@@ -1,7 +1,8 @@
 //! `sendmmsg`, and `UDP_SEGMENT` for what is alike: most of what a datagram costs is its way through the kernel, and a run of
 //! datagrams of one length to one destination takes that way once.
 //!
-//! Each message of a run is a datagram of its own on the wire. The device has to be able to do it (nearly all are, and the
+//! Runs are made where they are asked for: who captures on the same machine sees a run as one packet, before it is cut. Each
+//! message of a run is a datagram of its own on the wire. The device has to be able to do it (nearly all are, and the
 //! kernel for those that are not), and each message has to fit a packet: where the kernel says no, the same messages go one
 //! by one, and so does what is like them from then on.
 
@@ -59,7 +60,12 @@ pub struct SendBatch {
 unsafe impl Send for SendBatch {}
 
 impl SendBatch {
-    /// Arrays for `count` datagrams.
+    /// Arrays for `count` datagrams, that makes runs of those that are alike.
+    pub fn with_runs(count: usize) -> SendBatch {
+        SendBatch { segment_max: SEGMENT_MAX, ..SendBatch::new(count) }
+    }
+
+    /// Arrays for `count` datagrams, each of which goes by itself.
     pub fn new(count: usize) -> SendBatch {
         let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         let mut names = vec![RawAddress::default(); count].into_boxed_slice();
@@ -78,13 +84,13 @@ impl SendBatch {
                 header
             })
             .collect();
-        SendBatch { names, controls, parts, headers, segment_max: SEGMENT_MAX }
+        SendBatch { names, controls, parts, headers, segment_max: 0 }
     }
 
     /// Sends `datagrams`, as many as there are arrays for, and returns how many the kernel took. An error is about the
     /// first of them; when some were taken, the error that stopped the rest comes with the next call.
     ///
-    /// Those that follow one another and are alike go as a run: who wants runs puts them side by side.
+    /// Where runs are made, those that follow one another and are alike go as one: who wants runs puts them side by side.
     pub fn send(&mut self, fd: RawFd, datagrams: &[Outgoing<'_>]) -> io::Result<usize> {
         let datagrams = &datagrams[..datagrams.len().min(self.headers.len())];
         loop {
@@ -221,10 +227,11 @@ mod tests {
     fn neighbours_that_are_alike_and_fit_a_packet_share_a_header() {
         let (a, b) = ("127.0.0.1:6000", "127.0.0.1:6001");
         let text = vec![b'x'; 2 * RUN_MAX];
-        let headers = |datagrams: &[Outgoing<'_>]| SendBatch::new(datagrams.len()).fill(datagrams);
+        let headers = |datagrams: &[Outgoing<'_>]| SendBatch::with_runs(datagrams.len()).fill(datagrams);
         let of = |to, lengths: &[usize]| lengths.iter().map(|&len| outgoing(to, &text[..len])).collect::<Vec<_>>();
         assert_eq!(headers(&[]), 0);
         assert_eq!(headers(&of(a, &[900; 32])), 1);
+        assert_eq!(SendBatch::new(32).fill(&of(a, &[900; 32])), 32, "none unless asked for");
         assert_eq!(headers(&of(a, &[900, 900, 901, 901, 900])), 3);
         assert_eq!(headers(&[of(a, &[900; 4]), of(b, &[900; 4])].concat()), 2);
         assert_eq!(headers(&of(a, &[0, 0])), 2, "nothing cannot be cut");
