@@ -42,6 +42,16 @@ phone.start();
 </script>
 "#;
 
+/// The first of two: baresip takes the one behind its port for TLS.
+fn two_free_ports() -> u16 {
+    loop {
+        let port = free_port();
+        if free_port() == port + 1 {
+            return port;
+        }
+    }
+}
+
 /// baresip as a user of load.example, with what a browser wants of media.
 fn baresip(folder: &Folder, ip: IpAddr, user: &str, viahop: u16, more: &[&str]) -> Process {
     let modules = ["/usr/lib/baresip/modules", "/usr/lib/x86_64-linux-gnu/baresip/modules"];
@@ -52,7 +62,7 @@ fn baresip(folder: &Folder, ip: IpAddr, user: &str, viahop: u16, more: &[&str]) 
             "sip_listen {ip}:{}\naudio_player aubridge,pipe\naudio_source aubridge,pipe\naudio_alert aubridge,pipe\n\
              rtcp_mux yes\nmodule_path {modules}\nmodule g711.so\nmodule aubridge.so\nmodule ice.so\n\
              module dtls_srtp.so\nmodule srtp.so\nmodule_app account.so\nmodule_app menu.so\n",
-            free_port()
+            two_free_ports()
         ),
     );
     folder.write(
