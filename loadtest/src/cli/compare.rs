@@ -13,8 +13,8 @@ use std::time::Duration;
 
 /// Compare what elements cost: the same load on the same core, in rounds, one element after the other.
 ///
-/// The load is an INVITE of 900 octets (or so: --lengths) and its 200: one process of this program is caller and callee, on a core of its
-/// own. Without --element, all that are installed are compared: over UDP, or with --transport tcp or tls over connections.
+/// The load is an INVITE of 900 octets (or so: --lengths) and its 200: one process of this program is caller and callee, on a
+/// core of its own. Without --element, all that are installed are compared: over UDP, or with --transport tcp or tls over connections.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// An element: direct, relay, relay-scalar, viahop, viahop-gso, nginx, kamailio, or NAME=COMMAND with {ip}, {port}, {backend_ip},

@@ -21,6 +21,7 @@ use crate::sip::text::{Text, hex};
 use crate::streams::{Inlet, STREAM_TOKENS, Streams};
 use crate::sys::address::Address;
 use crate::sys::batch::{BATCH_MAX, Receiver, Sender, drain_errors};
+use crate::sys::process::stop_signals;
 use crate::sys::socket::Socket;
 use crate::sys::tcp;
 use crate::sys::wait::Waiter;
@@ -331,12 +332,12 @@ impl Driver {
         Ok(seen)
     }
 
-    /// Runs turns until `end_ns` and says which share of them had something to do.
+    /// Runs turns until `end_ns`, or until told to stop, and says which share of them had something to do.
     fn run_until(&mut self, end_ns: u64, offer: &Offer, schedule: &mut Schedule) -> io::Result<f64> {
         let (mut turns, mut busy) = (0u64, 0u64);
         loop {
             let now = now_ns();
-            if now >= end_ns {
+            if now >= end_ns || stop_signals() > 0 {
                 return Ok(busy as f64 / turns.max(1) as f64);
             }
             match offer.rate {

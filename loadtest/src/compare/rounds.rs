@@ -165,10 +165,15 @@ fn visit(
         for left in (0..=AGAIN).rev() {
             let steal = usage::steal_ticks();
             let seen = driver.offer(&offer, || usage::of(&pids)).map_err(broken)?;
+            if process::stop_signals() > 0 {
+                // Shorter than it should be: no measurement.
+                outcome.cut = true;
+                return Ok(());
+            }
             let ticks = usage::steal_ticks().saturating_sub(steal);
             let sample = sample(element, round, load, &seen, ticks);
             let is_void = sample.is_stolen() || sample.is_contended();
-            if !is_void || left == 0 || process::stop_signals() > 0 {
+            if !is_void || left == 0 {
                 progress(&sample);
                 outcome.samples.push(sample);
                 break;
