@@ -24,6 +24,9 @@ pub trait Io {
     /// Why the first was not taken; or, as above, something about an earlier one.
     fn send(&mut self, socket: usize, datagrams: &[Outgoing<'_>]) -> io::Result<usize>;
 
+    /// Whether datagrams that are alike go as one if they follow one another.
+    fn makes_runs(&self) -> bool;
+
     /// The oldest report of a datagram that could not be delivered.
     fn next_error(&mut self, socket: usize) -> Option<Unreachable>;
 
@@ -69,6 +72,10 @@ impl Io for Kernel {
 
     fn send(&mut self, socket: usize, datagrams: &[Outgoing<'_>]) -> io::Result<usize> {
         self.batch.send(self.numbered[socket].0, datagrams)
+    }
+
+    fn makes_runs(&self) -> bool {
+        self.batch.makes_runs()
     }
 
     fn next_error(&mut self, socket: usize) -> Option<Unreachable> {

@@ -1,5 +1,5 @@
 //! What is to be sent: collected per socket while a batch is worked through, and sent with as few system calls as there
-//! are sockets in it, destination by destination.
+//! are sockets in it.
 //!
 //! The kernel may refuse:
 //!
@@ -119,10 +119,12 @@ impl Outbox {
             if lane.leaving.is_empty() {
                 continue;
             }
-            let order = side_by_side(&lane.leaving);
-            let leaving = |index: usize| &lane.leaving[(order[index] & PLACE) as usize];
-            let outgoing: SmallVec<[Outgoing<'_>; BATCH]> = (0..order.len())
-                .map(leaving)
+            if io.makes_runs() {
+                side_by_side(&mut lane.leaving);
+            }
+            let outgoing: SmallVec<[Outgoing<'_>; BATCH]> = lane
+                .leaving
+                .iter()
                 .map(|one| Outgoing {
                     to: one.to,
                     parts: [&heads[one.head.clone()], &came_in.octets(one.slot)[one.tail.clone()]],
@@ -131,10 +133,10 @@ impl Outbox {
                 .collect();
             // What waits goes first, and what comes meanwhile queues up behind it.
             let taken = match lane.held.is_empty() {
-                true => send(io, socket, &outgoing, |index| leaving(index).tally, fates),
+                true => send(io, socket, &outgoing, |index| lane.leaving[index].tally, fates),
                 false => 0,
             };
-            for (index, outgoing) in outgoing.iter().enumerate().skip(taken) {
+            for (one, outgoing) in lane.leaving[taken..].iter().zip(&outgoing[taken..]) {
                 let octets = outgoing.parts[0].len() + outgoing.parts[1].len();
                 if lane.held_octets + octets > SEND_BACKLOG_MAX {
                     fates.lost(DropReason::SendBacklogFull);
@@ -144,8 +146,7 @@ impl Outbox {
                 copy.put_slice(outgoing.parts[0]);
                 copy.put_slice(outgoing.parts[1]);
                 lane.held_octets += octets;
-                let Leaving { to, local, tally, .. } = *leaving(index);
-                lane.held.push_back(Held { to, local, octets: copy.freeze(), tally });
+                lane.held.push_back(Held { to: one.to, local: one.local, octets: copy.freeze(), tally: one.tally });
                 fates.waiting(1);
             }
             lane.leaving.clear();
@@ -189,23 +190,14 @@ impl Outbox {
     }
 }
 
-/// The bits of an element of [`side_by_side`] that say a message's place among `leaving`.
-const PLACE: u64 = 0xffff;
-
-/// In which order messages go: those to one destination side by side, as they came in, so that what is alike can go as a run
-/// ([`SendBatch`](crate::sys::mmsg::SendBatch)).
-#[inline]
-fn side_by_side(leaving: &[Leaving]) -> SmallVec<[u64; BATCH]> {
-    debug_assert!(leaving.len() <= PLACE as usize, "no room for heads holds so many");
+/// Puts messages to one destination side by side, in the order they came in, so that what is alike can go as a run. The 32 of a
+/// batch need no memory for that.
+fn side_by_side(leaving: &mut [Leaving]) {
     // Two destinations of IPv6 that are taken for one break a run, and nothing else.
-    let destination = |to: SocketAddr| match to.ip() {
-        IpAddr::V4(ip) => u64::from(ip.to_bits()) << 16 | u64::from(to.port()),
-        IpAddr::V6(ip) => ip.to_bits() as u64 ^ (ip.to_bits() >> 64) as u64 ^ u64::from(to.port()) << 32,
-    };
-    let mut order: SmallVec<[u64; BATCH]> =
-        leaving.iter().zip(0..).map(|(one, place)| destination(one.to) << 16 | place & PLACE).collect();
-    order.sort_unstable();
-    order
+    leaving.sort_by_key(|one| match one.to.ip() {
+        IpAddr::V4(ip) => u64::from(ip.to_bits()) << 16 | u64::from(one.to.port()),
+        IpAddr::V6(ip) => ip.to_bits() as u64 ^ (ip.to_bits() >> 64) as u64 ^ u64::from(one.to.port()),
+    });
 }
 
 /// Sends `outgoing` and returns how many of them are dealt with: all, unless the kernel's buffers are full.

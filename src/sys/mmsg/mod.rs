@@ -10,6 +10,7 @@ mod send;
 pub use receive::{ReceiveBatch, Received};
 pub use send::{Outgoing, SendBatch, is_full};
 
+use super::address::RawAddress;
 use std::mem::{MaybeUninit, size_of};
 
 /// Octets of control messages per datagram: room for one `in6_pktinfo` and one `UDP_SEGMENT` with their headers.
@@ -28,9 +29,13 @@ const _: () = assert!(
             + size_of::<u16>().next_multiple_of(8)
 );
 
-fn empty_header() -> libc::mmsghdr {
+/// A header that points to these two, and to no octets yet.
+fn header(name: &mut RawAddress, control: &mut Control) -> libc::mmsghdr {
     // SAFETY: a C struct of integers and pointers; zero is a value of each.
-    unsafe { MaybeUninit::zeroed().assume_init() }
+    let mut header: libc::mmsghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    header.msg_hdr.msg_name = name.as_mut_ptr();
+    header.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
+    header
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `recvmmsg`: what is there, up to a batch.
 
-use super::{CONTROL, Control, empty_header};
+use super::{CONTROL, Control, header};
 use crate::sys::address::{ROOM, RawAddress};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -87,11 +87,9 @@ impl ReceiveBatch {
             .zip(names.iter_mut())
             .zip(controls.iter_mut())
             .map(|((part, name), control)| {
-                let mut header = empty_header();
-                header.msg_hdr.msg_name = name.as_mut_ptr();
+                let mut header = header(name, control);
                 header.msg_hdr.msg_iov = part;
                 header.msg_hdr.msg_iovlen = 1;
-                header.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
                 header
             })
             .collect();

@@ -6,7 +6,7 @@
 //! kernel for those that are not), and each message has to fit a packet: where the kernel says no, the same messages go one
 //! by one, and so does what is like them from then on.
 
-use super::{CONTROL, Control, empty_header};
+use super::{CONTROL, Control, header};
 use crate::sys::address::RawAddress;
 use std::io;
 use std::mem::size_of;
@@ -60,7 +60,7 @@ pub struct SendBatch {
 unsafe impl Send for SendBatch {}
 
 impl SendBatch {
-    /// Arrays for `count` datagrams, that makes runs of those that are alike.
+    /// Arrays for `count` datagrams, of which those that are alike go as runs.
     pub fn with_runs(count: usize) -> SendBatch {
         SendBatch { segment_max: SEGMENT_MAX, ..SendBatch::new(count) }
     }
@@ -70,21 +70,13 @@ impl SendBatch {
         let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         let mut names = vec![RawAddress::default(); count].into_boxed_slice();
         let mut controls = vec![Control([0; CONTROL]); count].into_boxed_slice();
-        let mut parts = vec![[nothing; 2]; count].into_boxed_slice();
-        let headers = parts
-            .iter_mut()
-            .zip(names.iter_mut())
-            .zip(controls.iter_mut())
-            .map(|((part, name), control)| {
-                let mut header = empty_header();
-                header.msg_hdr.msg_name = name.as_mut_ptr();
-                header.msg_hdr.msg_iov = part.as_mut_ptr();
-                header.msg_hdr.msg_iovlen = 2;
-                header.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
-                header
-            })
-            .collect();
-        SendBatch { names, controls, parts, headers, segment_max: 0 }
+        let headers = names.iter_mut().zip(&mut controls).map(|(name, control)| header(name, control)).collect();
+        SendBatch { names, controls, parts: vec![[nothing; 2]; count].into(), headers, segment_max: 0 }
+    }
+
+    /// Whether runs are made, as far as the kernel has not refused them all.
+    pub fn makes_runs(&self) -> bool {
+        self.segment_max > 0
     }
 
     /// Sends `datagrams`, as many as there are arrays for, and returns how many the kernel took. An error is about the
