@@ -1,6 +1,6 @@
 //! Connections that come by way of HAProxy, which says with a PROXY header for whom it opened them.
 
-use crate::live::{PATIENCE, Process, UNPROBED, Viahop, free_port};
+use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, free_port};
 use crate::streams::{Backend, Client, EMPTY, answer, request, rows, udp};
 use crate::support::has_peer;
 use crate::tls::{Papers, Phone};
@@ -18,13 +18,13 @@ fn client_at(host: [u8; 4], port: u16) -> Client {
     Client::of(TcpStream::from(socket))
 }
 
-/// HAProxy in front of `listen`, at `front`. It asks with connections of its own whether we are there.
-fn haproxy(viahop: &Viahop, front: u16, listen: u16, sends: &str) -> Process {
+/// HAProxy that is to listen at `front`, as `asks`, for the server that `server` describes.
+pub fn haproxy(folder: &Folder, front: u16, asks: &str, server: &str) -> Process {
     let text = format!(
         "global\n  maxconn 100\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
-         listen sip\n  bind 127.0.0.1:{front}\n  server one 127.0.0.1:{listen} {sends} check check-send-proxy inter 100\n"
+         listen sip\n  bind 127.0.0.1:{front} {asks}\n  server one {server}\n"
     );
-    let path = viahop.folder.write(&format!("haproxy-{front}.cfg"), &text);
+    let path = folder.write(&format!("haproxy-{front}.cfg"), &text);
     let mut command = Command::new("/usr/sbin/haproxy");
     command.args(["-db", "-f", path.to_str().unwrap()]).stdout(Stdio::null()).stderr(Stdio::null());
     let process = Process::start(&mut command);
@@ -34,6 +34,12 @@ fn haproxy(viahop: &Viahop, front: u16, listen: u16, sends: &str) -> Process {
         std::thread::sleep(Duration::from_millis(20));
     }
     process
+}
+
+/// One in front of `listen`. It asks with connections of its own whether we are there.
+fn haproxy_before(viahop: &Viahop, front: u16, listen: u16, sends: &str) -> Process {
+    let server = format!("127.0.0.1:{listen} {sends} check check-send-proxy inter 100");
+    haproxy(&viahop.folder, front, "", &server)
 }
 
 fn config(plain: u16, sealed: u16, tls: &str, backend: u16) -> String {
@@ -57,7 +63,7 @@ fn who_comes_by_a_proxy_is_who_the_proxy_says() {
     let viahop = Viahop::start("proxied", &config(plain, sealed, &tls, backend.port()));
     for (number, sends) in ["send-proxy", "send-proxy-v2"].into_iter().enumerate() {
         let front = free_port();
-        let _haproxy = haproxy(&viahop, front, plain, sends);
+        let _haproxy = haproxy_before(&viahop, front, plain, sends);
         let mut client = client_at([127, 0, 0, 9], front);
         let own = client.address();
         // It says that it is somebody else: what it is told is what the proxy has seen.
@@ -69,7 +75,7 @@ fn who_comes_by_a_proxy_is_who_the_proxy_says() {
         assert!(client.hear().starts_with("SIP/2.0 200"));
     }
     let front = free_port();
-    let _haproxy = haproxy(&viahop, front, sealed, "send-proxy-v2-ssl");
+    let _haproxy = haproxy_before(&viahop, front, sealed, "send-proxy-v2-ssl");
     let mut phone = Phone::new(&papers, front, &TLS13, None).connect("sip.example");
     let via = format!("{};rport", phone.address());
     phone.say(request("OPTIONS", "TLS", via, "by-proxy-and-tls", EMPTY));

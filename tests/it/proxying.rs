@@ -2,6 +2,7 @@
 //! what stands on the wire, by HAProxy and by Kamailio, which takes the phone for who it speaks to.
 
 use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, free_port, output, viahop};
+use crate::proxied::haproxy;
 use crate::streams::{Backend, Client, EMPTY, answer, request, rows, tcp};
 use crate::support::{has_peer, skip};
 use crate::tls::{Papers, Phone};
@@ -403,20 +404,7 @@ fn haproxy_takes_our_word_for_who_the_client_is() {
     }
     let (listen, front, server) = (free_port(), free_port(), TcpListener::bind("127.0.0.1:0").unwrap());
     let folder = Folder::new("proxying-haproxy");
-    let text = format!(
-        "global\n  maxconn 100\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
-         listen sip\n  bind 127.0.0.1:{front} accept-proxy\n  server one 127.0.0.1:{} send-proxy\n",
-        server.local_addr().unwrap().port()
-    );
-    let path = folder.write("haproxy.cfg", &text);
-    let mut command = Command::new("/usr/sbin/haproxy");
-    command.args(["-db", "-f", path.to_str().unwrap()]).stdout(Stdio::null()).stderr(Stdio::null());
-    let _haproxy = Process::start(&mut command);
-    let until = Instant::now() + PATIENCE;
-    while TcpStream::connect(("127.0.0.1", front)).is_err() {
-        assert!(Instant::now() < until, "haproxy does not listen");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let _haproxy = haproxy(&folder, front, "accept-proxy", &format!("{} send-proxy", server.local_addr().unwrap()));
     let health = "health = { interval = \"30s\", timeout = \"1s\" }\noutlier = { on = false }";
     let viahop = Viahop::start("proxying-haproxy", &config(listen, &[tcp(front)], health, ""));
     // What HAProxy says of a connection: version 1, a line.
