@@ -35,6 +35,16 @@ pub fn invite(call: u32) -> Vec<u8> {
     message.into_bytes()
 }
 
+/// As [`invite`], its header rows in an order that only this call has: no predictor learns it.
+pub fn shuffled_invite(call: u32) -> Vec<u8> {
+    let text = String::from_utf8(invite(call)).expect("ASCII");
+    let (head, body) = text.split_once("\r\n\r\n").expect("a body");
+    let mut rows: Vec<&str> = head.split("\r\n").collect();
+    let mut rng = fastrand::Rng::with_seed(call.into());
+    rng.shuffle(&mut rows[1..]);
+    format!("{}\r\n\r\n{body}", rows.join("\r\n")).into_bytes()
+}
+
 /// The answer of a backend to a request that we forwarded: `200 OK` with all its Vias.
 pub fn ok_of(request: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(request);

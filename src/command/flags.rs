@@ -275,6 +275,23 @@ mod tests {
         assert_eq!((backends[0].weight, backends[1].weight, &backends[1].name[..]), (100, 50, "b"));
         assert_eq!(loaded.config.cores, Cores::List(vec![0, 2, 3, 4]));
         assert_eq!(loaded.config.admin, None);
+        assert!(!loaded.config.gso);
+        args.gso = true;
+        assert!(origin(&args).unwrap().load().unwrap().config.gso);
+    }
+
+    #[test]
+    fn flags_beside_a_file_have_the_last_word() {
+        let mut args = args(&[], &[]);
+        (args.config, args.shards, args.gso) = (Some("x.toml".into()), Some("3".into()), true);
+        let Origin::File(_, overrides) = origin(&args).unwrap() else { panic!("a file is a file") };
+        let text = "[[listen]]\nname = \"edge\"\naddress = \"udp:127.0.0.1\"\n[[pool]]\nname = \"proxies\"\n\
+                    backend = [{ uri = \"sip:127.0.0.1\" }]\n[balancer]\nshards = 2\n";
+        let mut config = config::parse(Source { name: "x.toml".into(), text: text.into() }).unwrap().config;
+        assert!(!config.gso);
+        overrides.apply(&mut config);
+        assert!(config.gso);
+        assert_eq!(config.cores, Cores::Count(3));
     }
 
     #[test]

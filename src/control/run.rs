@@ -693,9 +693,11 @@ mod tests {
         let config = |text: &str| parse(Source { name: "x".into(), text: text.into() }).unwrap().config;
         let running = config(&text(&[1]));
         assert!(fixed_by_the_start(&running, &config(&text(&[2]))).is_empty());
-        let wanted = config(&(text(&[1]) + "[balancer]\nshards = 1\n"));
-        let problems = fixed_by_the_start(&running, &wanted);
-        assert_eq!(problems.len(), 1);
-        assert!(problems[0].title.contains("`shards`"));
+        for (key, value) in [("shards", "1"), ("gso", "true"), ("steering", "\"kernel\"")] {
+            let problems =
+                fixed_by_the_start(&running, &config(&format!("{}[balancer]\n{key} = {value}\n", text(&[1]))));
+            assert_eq!(problems.len(), 1, "{key}");
+            assert!(problems[0].title.contains(&format!("`{key}`")), "{}", problems[0].title);
+        }
     }
 }
