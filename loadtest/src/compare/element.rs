@@ -298,7 +298,8 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
-            signal_group(child.id(), libc::SIGTERM);
+            // Not SIGTERM: a server may take its time then, as viahop does, which drains.
+            signal_group(child.id(), libc::SIGINT);
             let mut waited = Duration::ZERO;
             let step = Duration::from_millis(10);
             while waited < PATIENCE && matches!(child.try_wait(), Ok(None)) {
