@@ -104,6 +104,7 @@ impl Written {
             panic: None,
             mtu: None,
             send_proxy: None,
+            pad: None,
             tls: None,
             health: file::Health { probe, ..file::Health::default() },
             backend: backends,

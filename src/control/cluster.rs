@@ -114,6 +114,7 @@ impl Cluster {
                         message_max: backend.message_max,
                         datagram_max: pool.datagram_max.unwrap_or(u32::MAX),
                         proxy_header: place.proxy_header,
+                        pads: pool.pads,
                     },
                     state: named.map_or(Setting::new(backend.state), |old| old.state.reloaded(backend.state)),
                     weight: named.map_or(Setting::new(backend.weight), |old| old.weight.reloaded(backend.weight)),

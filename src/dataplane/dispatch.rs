@@ -119,6 +119,12 @@ impl Dispatcher {
         self.scan.value(HeaderKind::CallId).map(|value| grammar::trim(value.of(message)))
     }
 
+    /// Whether the last message says how long its body is.
+    #[inline]
+    pub fn says_length(&self) -> bool {
+        self.scan.has(HeaderKind::ContentLength)
+    }
+
     /// The start line of the last message, which `message` is.
     pub fn start_line<'a>(&self, message: &'a [u8]) -> &'a [u8] {
         self.scan.start_line.of(message)

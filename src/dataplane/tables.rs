@@ -133,12 +133,20 @@ pub struct Reach {
     pub datagram_max: u32,
     /// The PROXY header in front of each connection. With one, each client has a connection of its own, which it names.
     pub proxy_header: Option<ProxyHeader>,
+    /// Whether octets that mean nothing may follow a request in a datagram, so that it goes with others (RFC 3261 18.3).
+    pub pads: bool,
 }
 
 impl Default for Reach {
     /// Datagrams, however long.
     fn default() -> Reach {
-        Reach { transport: Transport::Udp, message_max: FRAME_MAX as u32, datagram_max: u32::MAX, proxy_header: None }
+        Reach {
+            transport: Transport::Udp,
+            message_max: FRAME_MAX as u32,
+            datagram_max: u32::MAX,
+            proxy_header: None,
+            pads: false,
+        }
     }
 }
 

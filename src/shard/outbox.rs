@@ -39,6 +39,8 @@ pub struct Leaving {
     pub slot: usize,
     /// What is sent of that slot.
     pub tail: Range<usize>,
+    /// Whether octets that mean nothing may follow: see [`Outgoing::pads`].
+    pub pads: bool,
     /// How it is counted.
     pub tally: Tally,
 }
@@ -129,6 +131,7 @@ impl Outbox {
                     to: one.to,
                     parts: [&heads[one.head.clone()], &came_in.octets(one.slot)[one.tail.clone()]],
                     from: one.local,
+                    pads: one.pads,
                 })
                 .collect();
             // What waits goes first, and what comes meanwhile queues up behind it.
@@ -162,7 +165,7 @@ impl Outbox {
                 .held
                 .iter()
                 .take(BATCH)
-                .map(|one| Outgoing { to: one.to, parts: [&one.octets, b""], from: one.local })
+                .map(|one| Outgoing { to: one.to, parts: [&one.octets, b""], from: one.local, pads: false })
                 .collect();
             let taken = send(io, socket, &outgoing, |index| lane.held[index].tally, fates);
             let all_taken = taken == outgoing.len();

@@ -245,7 +245,8 @@ impl<I: Io> Shard<I> {
                     }
                     Sender::Connect { .. } | Sender::Stream { .. } => {
                         let head = self.heads_used..self.heads_used + room.head_len;
-                        let leaving = Leaving { to, local: None, head, slot, tail: room.tail.clone(), tally };
+                        let tail = room.tail.clone();
+                        let leaving = Leaving { to, local: None, head, slot, tail, pads: false, tally };
                         let Some(source) = datagram.from else { return };
                         let arrival = Arrival { from: source, listener, local: datagram.local, stream: None };
                         return self.leave_by_stream(from, &leaving, arrival, now_ms);
@@ -260,7 +261,8 @@ impl<I: Io> Shard<I> {
         let head = self.heads_used..self.heads_used + room.head_len;
         let tail = room.tail.clone();
         self.heads_used = head.end.next_multiple_of(64);
-        self.outbox.add(way_out, Leaving { to, local, head, slot, tail, tally });
+        let pads = self.io.makes_runs() && may_be_padded(tables, &self.dispatcher, tally);
+        self.outbox.add(way_out, Leaving { to, local, head, slot, tail, pads, tally });
     }
 
     /// Sends what is in the outbox. With `reports`, asks `socket` for what the network said about earlier datagrams.
@@ -312,6 +314,13 @@ impl<I: Io> Shard<I> {
         self.finish_streams();
         self.ask_for_drops();
     }
+}
+
+/// Whether octets that mean nothing may follow the message that was last decided about: a request, whose pool allows it, and
+/// which says itself where it ends.
+pub(super) fn may_be_padded(tables: &Tables, dispatcher: &Dispatcher, tally: Tally) -> bool {
+    let Tally::Request(Some(index)) = tally else { return false };
+    tables.backends.get(index as usize).is_some_and(|backend| backend.reach.pads) && dispatcher.says_length()
 }
 
 /// The number of the egress socket that reaches `to`: they stand behind the listeners, IPv4 first.

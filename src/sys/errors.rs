@@ -80,7 +80,7 @@ mod tests {
         };
         let socket = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), &options).unwrap();
         let gone = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), &options).unwrap().address();
-        let outgoing = [Outgoing { to: gone, parts: [b"x", b""], from: None }];
+        let outgoing = [Outgoing { to: gone, parts: [b"x", b""], from: None, pads: false }];
         let mut send = SendBatch::new(1);
         send.send(socket.as_raw_fd(), &outgoing).unwrap();
 

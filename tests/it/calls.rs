@@ -1,9 +1,12 @@
 //! Calls of SIPp through the program, to SIPp; and what tshark has to say about them.
 
-use crate::live::{Folder, Process, UNPROBED, Viahop, alone, calls, config, free_port, sipp_uac, sipp_uas};
+use crate::live::{
+    Folder, Process, UNPROBED, Viahop, alone, calls, config, free_port, sipp_uac, sipp_uas, wait_for_port,
+};
 use crate::support::{has_peer, skip};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::UdpSocket;
+use std::io::Write;
+use std::net::{TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -88,6 +91,133 @@ fn with_gso_what_is_alike_arrives_one_by_one() {
     assert!(log.contains("received=1000 forwarded=1000 replied=0 dropped=0"), "{log}");
 }
 
+/// viahop with one shard, which may pad what goes to `port`.
+fn padding_towards(name: &str, listen: u16, port: u16) -> Viahop {
+    let mut text = config(listen, &[port], &format!("pad = true\n{UNPROBED}"));
+    text += &format!("[[listen]]\naddress = \"tcp:127.0.0.1:{listen}\"\n");
+    Viahop::start(name, &text.replacen("[balancer]\nshards = 2\n", "[balancer]\nshards = 1\ngso = true\n", 1))
+}
+
+/// Octets that mean nothing follow requests that say where they end, are few, and follow some.
+#[test]
+fn with_pad_requests_of_many_lengths_arrive_whole_and_in_front_of_line_ends() {
+    let (client, server) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let listen = free_port();
+    let viahop = padding_towards("pad", listen, server.local_addr().unwrap().port());
+    let from = client.local_addr().unwrap();
+    let message = |number: usize| {
+        let body = "x".repeat(30 + 7 * (number % 8));
+        let length = if number % 5 == 4 { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+        format!(
+            "MESSAGE sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/UDP {from};branch=z9hG4bKpad{number:04}\r\nMax-Forwards: 70\r\n\
+             From: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>\r\nCall-ID: pad-{number:04}\r\nCSeq: 1 MESSAGE\r\n\
+             Content-Type: text/plain\r\n{length}\r\n{body}",
+        )
+    };
+    let padded_of = |count: usize| {
+        let mut room = [0; 4096];
+        let is_padded = |_| {
+            let len = server.recv(&mut room).unwrap();
+            let text = str::from_utf8(&room[..len]).unwrap();
+            let number = text.split("Call-ID: pad-").nth(1).unwrap()[..4].parse().unwrap();
+            let sent = message(number);
+            let (_, below) = sent.split_once("From:").unwrap();
+            let (_, behind) = text.split_once(below).unwrap_or_else(|| panic!("{text}"));
+            assert!(behind.len() <= 64 && behind.bytes().all(|octet| b"\r\n".contains(&octet)), "{text}");
+            assert!(behind.is_empty() || number % 5 != 4, "it does not say where it ends: {text}");
+            !behind.is_empty()
+        };
+        (0..count).map(is_padded).filter(|&is_padded| is_padded).count()
+    };
+    let mut padded = 0;
+    for round in 0..10 {
+        // All are there when it looks.
+        viahop.process.signal("STOP");
+        for number in round * 100..(round + 1) * 100 {
+            client.send_to(message(number).as_bytes(), ("127.0.0.1", listen)).unwrap();
+        }
+        viahop.process.signal("CONT");
+        padded += padded_of(100);
+    }
+    assert!(padded > 400, "{padded} of 800 over UDP");
+    let all: String = (0..100).filter(|number| number % 5 != 4).map(message).collect();
+    TcpStream::connect(("127.0.0.1", listen)).unwrap().write_all(all.as_bytes()).unwrap();
+    let padded = padded_of(80);
+    assert!(padded > 30, "{padded} of 80 over TCP");
+    let log = viahop.end();
+    assert!(log.contains("received=1080 forwarded=1080 replied=0 dropped=0"), "{log}");
+}
+
+/// Calls of SIPp complete, whether SIPp reads what is padded or Kamailio does and passes it on.
+#[test]
+fn with_pad_calls_complete_at_sipp_and_behind_kamailio() {
+    if !has_peer("sipp") || !has_peer("kamailio") {
+        return;
+    }
+    let _alone = alone();
+    for through_kamailio in [false, true] {
+        let folders = [Folder::new("pad-client-1"), Folder::new("pad-client-2")];
+        let server_folder = Folder::new("pad-server");
+        let (listen, server_port, proxy_port) = (free_port(), free_port(), free_port());
+        let server = sipp_uas(&server_folder.0, server_port, &["-trace_msg", "-message_file", "messages"]);
+        let proxy = through_kamailio.then(|| kamailio_in_front_of(&server_folder, proxy_port, server_port));
+        let viahop = padding_towards("pad-calls", listen, if through_kamailio { proxy_port } else { server_port });
+        let mut clients = [(&folders[0], "b"), (&folders[1], "bob-of-client-2")]
+            .map(|(folder, user)| Process::start(&mut sipp_uac(&folder.0, listen, 1000, 250, &["-s", user])));
+        // It looks now and then, and finds what fifteen calls have sent: more than SIPp has room for would be lost.
+        for client in &mut clients {
+            let status = loop {
+                viahop.process.signal("STOP");
+                std::thread::sleep(Duration::from_millis(30));
+                viahop.process.signal("CONT");
+                if let Some(status) = client.wait(Duration::from_millis(30)) {
+                    break status;
+                }
+            };
+            assert!(status.success(), "{:?}", folders.each_ref().map(|folder| calls(&folder.0)));
+        }
+        for folder in &folders {
+            let counted = calls(&folder.0);
+            assert_eq!((counted.successful, counted.failed), (1000, 0), "{counted:?}");
+        }
+        let log = viahop.end();
+        assert!(log.contains("dropped=0"), "{log}");
+        drop((server, proxy));
+        let padded = padded_requests(&std::fs::read_to_string(server_folder.0.join("messages")).unwrap());
+        println!("through Kamailio: {through_kamailio}; {padded} requests came with padding");
+        std::fs::copy(server_folder.0.join("messages"), "/tmp/messages").unwrap();
+        assert!(padded > 500, "{padded}");
+    }
+}
+
+/// Kamailio with the dispatcher, as the comparisons have it.
+fn kamailio_in_front_of(folder: &Folder, port: u16, server: u16) -> Process {
+    let modules = "/usr/lib/x86_64-linux-gnu/kamailio/modules/:/usr/lib/aarch64-linux-gnu/kamailio/modules/";
+    let runtime = folder.0.to_str().unwrap();
+    let text = include_str!("../../loadtest/configs/kamailio.cfg");
+    let text = text.replace("{ip}", "127.0.0.1").replace("{port}", &port.to_string());
+    let cfg = folder.write("kamailio.cfg", &text.replace("{modules}", modules).replace("{dir}", runtime));
+    folder.write("dispatcher.list", &format!("1 sip:127.0.0.1:{server}\n"));
+    let mut command = Command::new("kamailio");
+    command.args(["-DD", "-E", "-m", "64", "-M", "8", "-f"]).arg(&cfg).args(["-Y", runtime]);
+    let process = Process::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
+    wait_for_port(port);
+    process
+}
+
+/// How many of the requests in a message file of SIPp are longer than they say.
+fn padded_requests(log: &str) -> usize {
+    let received = log.split("message received [").skip(1).filter_map(|one| one.split_once("] bytes :\n\n"));
+    let is_padded = |(len, text): (&str, &str)| {
+        let (head, _) = text.split_once("\r\n\r\n")?;
+        let body = head.split("Content-Length:").nth(1)?.split("\r\n").next()?;
+        let said = head.len() + 4 + body.trim().parse::<usize>().ok()?;
+        (len.parse::<usize>().ok()? > said).then_some(())
+    };
+    received.filter_map(is_padded).count()
+}
+
 #[test]
 fn with_one_message_in_twenty_lost_every_call_stays_on_its_backend_and_completes() {
     if !has_peer("sipp") {
@@ -139,7 +269,7 @@ fn patient_server(folder: &Folder, port: u16) -> Process {
     command.args(["-max_retrans", "30", "-trace_msg"]);
     command.current_dir(&folder.0).stdout(Stdio::null()).stderr(Stdio::null());
     let process = Process::start(&mut command);
-    crate::live::wait_for_port(port);
+    wait_for_port(port);
     process
 }
 

@@ -104,8 +104,9 @@ impl Tls {
     }
 }
 
-/// What viahop runs with where there is TLS or WebSocket, which its flags have no words for.
-fn viahop_toml(front: Transport, behind: Transport) -> String {
+/// What viahop runs with where there is TLS or WebSocket, or requests are padded, which its flags have no words for.
+fn viahop_toml(front: Transport, behind: Transport, pads: bool) -> String {
+    let (gso, pad) = if pads { ("gso = true\n", "pad = true\n") } else { ("", "") };
     let param = behind.uri_param();
     let shown = match front {
         Transport::Tls | Transport::Wss => "tls = { certificate = \"{dir}/cert.pem\", key = \"{dir}/key.pem\" }\n",
@@ -117,8 +118,8 @@ fn viahop_toml(front: Transport, behind: Transport) -> String {
         Transport::Tcp | Transport::Udp | Transport::Ws | Transport::Wss => String::new(),
     };
     format!(
-        "[balancer]\ncores = [{{core}}]\n\n[[listen]]\naddress = \"{front}:{{ip}}:{{port}}\"\n{shown}{pages}\n[[pool]]\nname = \"sink\"\n\
-         {demanded}backend = [{{ uri = \"sip:{{backend_ip}}:{{backend_port}}{param}\" }}]\n\n[admin]\nlisten = \"off\"\n"
+        "[balancer]\ncores = [{{core}}]\n{gso}\n[[listen]]\naddress = \"{front}:{{ip}}:{{port}}\"\n{shown}{pages}\n[[pool]]\nname = \"sink\"\n\
+         {pad}{demanded}backend = [{{ uri = \"sip:{{backend_ip}}:{{backend_port}}{param}\" }}]\n\n[admin]\nlisten = \"off\"\n"
     )
 }
 
@@ -149,14 +150,15 @@ impl Element {
             ("direct", front, behind) if front == behind => element("", Vec::new()),
             ("relay", Transport::Udp, Transport::Udp) => from(relay("batched")?, Vec::new()),
             ("relay-scalar", Transport::Udp, Transport::Udp) => from(relay("scalar")?, Vec::new()),
-            ("viahop-gso", Transport::Udp, Transport::Udp) | ("viahop", ..) => {
+            ("viahop-gso" | "viahop-pad", Transport::Udp, Transport::Udp) | ("viahop", ..) => {
                 if !viahop.exists() {
                     return Err(format!("{} is not there; say where with --viahop", viahop.display()));
                 }
-                if has_tls || front.is_websocket() {
+                let pads = plain == "viahop-pad";
+                if has_tls || front.is_websocket() || pads {
                     let args = ["run", "--config", "{dir}/viahop.toml"].map(str::to_owned);
                     let command = std::iter::once(viahop.display().to_string()).chain(args).collect();
-                    return from(command, vec![("viahop.toml", viahop_toml(front, behind))]);
+                    return from(command, vec![("viahop.toml", viahop_toml(front, behind, pads))]);
                 }
                 let param = behind.uri_param();
                 let gso = if plain == "viahop-gso" { " --gso" } else { "" };

@@ -165,6 +165,8 @@ pub struct Pool {
     pub mtu: Value<i64>,
     /// `off`, `v1` or `v2`: the PROXY header that names the client of a connection.
     pub send_proxy: Value<String>,
+    /// Whether requests may be padded to go in runs.
+    pub pad: Value<bool>,
     /// How they are spoken to by TLS.
     pub tls: Option<Spanned<PoolTls>>,
     /// The backends.

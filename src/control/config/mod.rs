@@ -167,6 +167,8 @@ pub struct Pool {
     /// The PROXY header in front of each connection to a backend. With one, each client has a connection of its own, which it
     /// names.
     pub proxy_header: Option<ProxyHeader>,
+    /// Whether octets that mean nothing may follow requests to them in datagrams, so that these go in runs.
+    pub pads: bool,
     /// How backends are spoken to by TLS, where there is one that is.
     pub tls: Option<PoolTls>,
     /// The backends.

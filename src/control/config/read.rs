@@ -49,6 +49,11 @@ impl Reader<'_> {
         let pools = self.pools(&file.pool);
         let routes = self.routes(&file.route, &listen, &file.pool);
         let balancer = &file.balancer;
+        let gso = balancer.gso.as_ref().is_some_and(|gso| *gso.get_ref());
+        for pad in file.pool.iter().filter_map(|pool| pool.pad.as_ref()).filter(|pad| *pad.get_ref() && !gso) {
+            let help = "add `gso = true` to [balancer], or leave it out";
+            self.error(pad.span(), "`pad` without `gso`", "only runs are padded").help = Some(help.into());
+        }
         let (egress_v4, egress_v6) = self.egress(&balancer.egress);
         Some(Config {
             cores: self.cores(balancer),
@@ -63,7 +68,7 @@ impl Reader<'_> {
             egress_mode: self.word(&balancer.egress_mode, EgressMode::Own, &EGRESS_MODES),
             egress_ports: self.ports(&balancer.egress_ports),
             steering: self.word(&balancer.steering, Steering::Auto, &Steering::WORDS),
-            gso: balancer.gso.as_ref().is_some_and(|gso| *gso.get_ref()),
+            gso,
             receive_buffer: self.buffer(&balancer.receive_buffer, 2 << 20),
             send_buffer: self.buffer(&balancer.send_buffer, 1 << 20),
             drain: self.duration(
@@ -354,6 +359,7 @@ mod tests {
                 "[[listen]]\naddress = \"tcp:0.0.0.0\"\ntls = { certificate = \"a\", key = \"b\" }",
                 "7:23 `tls` of a listener on `tcp:` | only `tls:` and `wss:` have a use for it",
             ),
+            ("[[pool]]\npad = true\nbackend = [{ uri = \"sip:a\" }]", "6:7 `pad` without `gso` | only runs are padded"),
             (
                 "[[pool]]\nsend_proxy = \"on\"\nbackend = [{ uri = \"sip:a;transport=tcp\" }]",
                 "6:14 `on` is none of the values there are | there are: `off`, `v1`, `v2`",

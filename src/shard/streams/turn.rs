@@ -29,7 +29,7 @@ use crate::dataplane::verdict::{Answer, DropReason, Sender, Verdict};
 use crate::link::{Handed, ShardEnd, Signal};
 use crate::shard::io::Io;
 use crate::shard::outbox::{Fates, Leaving};
-use crate::shard::run::{HEADS, Ledger, Shard, contained, egress_number};
+use crate::shard::run::{HEADS, Ledger, Shard, contained, egress_number, may_be_padded};
 use crate::shard::witness::Seen;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -420,8 +420,10 @@ impl<I: Io> Shard<I> {
                 _ => (to, from, Tally::Request(backend)),
             },
         };
-        let client = Client::of(self.tables.load(), &arrival, tally);
-        self.depart(buffer, Leaving { to, local: None, head, slot: 0, tail, tally }, from, client, now_ms);
+        let tables = self.tables.load();
+        let client = Client::of(tables, &arrival, tally);
+        let pads = self.io.makes_runs() && may_be_padded(tables, &self.dispatcher, tally);
+        self.depart(buffer, Leaving { to, local: None, head, slot: 0, tail, pads, tally }, from, client, now_ms);
         matches!(verdict, Verdict::Reply { .. })
     }
 
@@ -559,7 +561,7 @@ impl<I: Io> Shard<I> {
         let (head, tail) = (place.start..place.start + room.head_len, room.tail.clone());
         let Verdict::Forward { to, from, .. } = verdict else { return self.link.counters.dropped[lost].add(1) };
         let tally = Tally::Reply(Answer::Status(code));
-        self.depart(&answer, Leaving { to, local: None, head, slot: 0, tail, tally }, from, None, now_ms);
+        self.depart(&answer, Leaving { to, local: None, head, slot: 0, tail, pads: false, tally }, from, None, now_ms);
     }
 
     fn send_by_udp(&mut self, mut octets: Box<[u8]>, to: SocketAddr, backend: Option<u16>, now_ms: u64) {
@@ -572,7 +574,8 @@ impl<I: Io> Shard<I> {
         octets[at + row.len() - 4..at + row.len() - 1].copy_from_slice(b"UDP");
         let tally = Tally::Request(backend);
         let start = self.place_for_head().start;
-        let leaving = Leaving { to, local: None, head: start..start, slot: 0, tail: 0..octets.len(), tally };
+        let leaving =
+            Leaving { to, local: None, head: start..start, slot: 0, tail: 0..octets.len(), pads: false, tally };
         self.depart(&octets, leaving, Sender::Egress, None, now_ms);
     }
 }

@@ -59,7 +59,12 @@ mod tests {
         let lengths = [0, 1, 2, 900, 1500, 65_507];
         let outgoing: Vec<_> = lengths
             .iter()
-            .map(|&len| Outgoing { to: b.address(), parts: [&payload[..len / 3], &payload[len / 3..len]], from: None })
+            .map(|&len| Outgoing {
+                to: b.address(),
+                parts: [&payload[..len / 3], &payload[len / 3..len]],
+                from: None,
+                pads: false,
+            })
             .collect();
         assert_eq!(SendBatch::new(8).send(a.as_raw_fd(), &outgoing).unwrap(), lengths.len());
         let mut batch = ReceiveBatch::new(4, 65_535);
@@ -83,7 +88,7 @@ mod tests {
     #[test]
     fn a_datagram_larger_than_its_slot_is_marked() {
         let (a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
-        let outgoing = [Outgoing { to: b.address(), parts: [&[1; 600], &[2; 600]], from: None }];
+        let outgoing = [Outgoing { to: b.address(), parts: [&[1; 600], &[2; 600]], from: None, pads: false }];
         SendBatch::new(1).send(a.as_raw_fd(), &outgoing).unwrap();
         let mut batch = ReceiveBatch::new(1, 1000);
         assert_eq!(batch.receive(b.as_raw_fd(), false).unwrap(), 1);
@@ -96,13 +101,13 @@ mod tests {
         for (wildcard, local, other) in [("0.0.0.0:0", "127.0.0.3", "127.0.0.1:0"), ("[::]:0", "::1", "[::1]:0")] {
             let (server, client) = (bind(wildcard), bind(other));
             let to = SocketAddr::new(local.parse().unwrap(), server.address().port());
-            let outgoing = [Outgoing { to, parts: [b"ping", b""], from: None }];
+            let outgoing = [Outgoing { to, parts: [b"ping", b""], from: None, pads: false }];
             SendBatch::new(1).send(client.as_raw_fd(), &outgoing).unwrap();
             let mut batch = ReceiveBatch::new(1, 100);
             assert_eq!(batch.receive(server.as_raw_fd(), true).unwrap(), 1);
             assert_eq!(batch.datagram(0).local, Some(to.ip()));
 
-            let answer = [Outgoing { to: client.address(), parts: [b"pong", b""], from: Some(to.ip()) }];
+            let answer = [Outgoing { to: client.address(), parts: [b"pong", b""], from: Some(to.ip()), pads: false }];
             SendBatch::new(1).send(server.as_raw_fd(), &answer).unwrap();
             assert_eq!(batch.receive(client.as_raw_fd(), false).unwrap(), 1);
             assert_eq!(batch.datagram(0).from, Some(to));
@@ -125,6 +130,7 @@ mod tests {
                 to: to.address(),
                 parts: [&text[..len_of_head(text)], &text[len_of_head(text)..]],
                 from: local,
+                pads: false,
             })
             .collect();
         let mut sent = 0;
@@ -160,6 +166,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_padded_arrives_with_line_ends_behind_it_and_the_last_of_a_run_without() {
+        let (server, client) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+        let text = [b'x'; 200];
+        let lengths = [100, 103, 110, 101, 90, 200];
+        let outgoing = lengths.map(|len| {
+            let (head, tail) = text[..len].split_at(len / 3);
+            Outgoing { to: client.address(), parts: [head, tail], from: None, pads: true }
+        });
+        assert_eq!(SendBatch::with_runs(8).send(server.as_raw_fd(), &outgoing).unwrap(), lengths.len());
+        let mut received = ReceiveBatch::new(8, 2000);
+        assert_eq!(received.receive(client.as_raw_fd(), false).unwrap(), lengths.len());
+        let padding: [&[u8]; 6] = [b"\r\n\r\n\r\n\r\n\r\n", b"\n\r\n\r\n\r\n", b"", b"\n\r\n\r\n\r\n\r\n", b"", b""];
+        for (index, (&len, padding)) in lengths.iter().zip(padding).enumerate() {
+            let octets = &*received.datagram(index).octets;
+            assert_eq!(octets.split_at(len), (&text[..len], padding), "{index}");
+        }
+    }
+
+    #[test]
     fn where_the_kernel_makes_no_runs_each_goes_by_itself_and_none_is_lost() {
         let server = bind("127.0.0.1:0");
         // A socket without checksums is refused runs.
@@ -178,7 +203,7 @@ mod tests {
         let mut batch = ReceiveBatch::new(2, 100);
         assert_eq!(batch.receive(socket.as_raw_fd(), false).unwrap(), 0);
         let too_large = vec![0; 65_508];
-        let outgoing = [Outgoing { to: socket.address(), parts: [&too_large, b""], from: None }];
+        let outgoing = [Outgoing { to: socket.address(), parts: [&too_large, b""], from: None, pads: false }];
         let error = SendBatch::new(1).send(socket.as_raw_fd(), &outgoing).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
     }

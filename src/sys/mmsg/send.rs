@@ -5,6 +5,9 @@
 //! message of a run is a datagram of its own on the wire. The device has to be able to do it (nearly all are, and the
 //! kernel for those that are not), and each message has to fit a packet: where the kernel says no, the same messages go one
 //! by one, and so does what is like them from then on.
+//!
+//! All of a run have one length, but for the last, which may be shorter. What is nearly as long as its neighbours goes with
+//! them if it may be followed by octets that mean nothing; by itself it goes without.
 
 use super::{CONTROL, Control, header};
 use crate::sys::address::RawAddress;
@@ -22,6 +25,20 @@ const RUN_MAX: usize = 65_507;
 /// Messages of a run (`UDP_MAX_SEGMENTS` of older kernels).
 const RUN_MESSAGES_MAX: usize = 64;
 
+/// Octets that mean nothing behind a message, at most: what INVITEs of one trunk differ by, and a fifteenth of one.
+const PADDING_MAX: usize = 64;
+
+/// Line ends, which a reader that goes on behind the body takes for none, or for a keep-alive.
+static PADDING: [u8; PADDING_MAX] = {
+    let mut octets = [b'\r'; PADDING_MAX];
+    let mut at = 1;
+    while at < PADDING_MAX {
+        octets[at] = b'\n';
+        at += 2;
+    }
+    octets
+};
+
 /// A datagram to be sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'a> {
@@ -31,6 +48,12 @@ pub struct Outgoing<'a> {
     pub parts: [&'a [u8]; 2],
     /// The local address to send from, on a socket bound to a wildcard address.
     pub from: Option<IpAddr>,
+    /// Whether octets that mean nothing may follow.
+    //= RFC 3261 section 18.3
+    //# If there are additional bytes in
+    //# the transport packet beyond the end of the body, they MUST be
+    //# discarded.
+    pub pads: bool,
 }
 
 impl Outgoing<'_> {
@@ -38,9 +61,9 @@ impl Outgoing<'_> {
         self.parts[0].len() + self.parts[1].len()
     }
 
-    /// Whether both may go in one run.
-    fn is_like(&self, other: &Outgoing<'_>) -> bool {
-        self.len() == other.len() && self.to == other.to && self.from == other.from
+    /// Whether both take the same way.
+    fn goes_with(&self, other: &Outgoing<'_>) -> bool {
+        self.to == other.to && self.from == other.from
     }
 }
 
@@ -48,9 +71,12 @@ impl Outgoing<'_> {
 pub struct SendBatch {
     names: Box<[RawAddress]>,
     controls: Box<[Control]>,
-    parts: Box<[[libc::iovec; 2]]>,
+    /// Up to three per datagram: its two parts, and its padding.
+    parts: Box<[libc::iovec]>,
     /// One per datagram, or run of them.
     headers: Box<[libc::mmsghdr]>,
+    /// How many datagrams go by each header.
+    runs: Box<[usize]>,
     /// Octets of the longest message that goes in a run.
     segment_max: usize,
 }
@@ -71,7 +97,8 @@ impl SendBatch {
         let mut names = vec![RawAddress::default(); count].into_boxed_slice();
         let mut controls = vec![Control([0; CONTROL]); count].into_boxed_slice();
         let headers = names.iter_mut().zip(&mut controls).map(|(name, control)| header(name, control)).collect();
-        SendBatch { names, controls, parts: vec![[nothing; 2]; count].into(), headers, segment_max: 0 }
+        let runs = vec![0; count].into();
+        SendBatch { names, controls, parts: vec![nothing; 3 * count].into(), headers, runs, segment_max: 0 }
     }
 
     /// Whether runs are made, as far as the kernel has not refused them all.
@@ -82,7 +109,8 @@ impl SendBatch {
     /// Sends `datagrams`, as many as there are arrays for, and returns how many the kernel took. An error is about the
     /// first of them; when some were taken, the error that stopped the rest comes with the next call.
     ///
-    /// Where runs are made, those that follow one another and are alike go as one: who wants runs puts them side by side.
+    /// Where runs are made, those that follow one another and are alike go as one, or that may be padded and nearly are: who
+    /// wants runs puts them side by side.
     pub fn send(&mut self, fd: RawFd, datagrams: &[Outgoing<'_>]) -> io::Result<usize> {
         let datagrams = &datagrams[..datagrams.len().min(self.headers.len())];
         loop {
@@ -91,15 +119,15 @@ impl SendBatch {
             // parts point to are borrowed by `datagrams` until the call returns, and the kernel only reads them.
             let sent = unsafe { libc::sendmmsg(fd, self.headers.as_mut_ptr(), headers as _, libc::MSG_DONTWAIT) };
             if sent >= 0 {
-                return Ok(self.headers[..sent as usize].iter().map(messages).sum());
+                return Ok(self.runs[..sent as usize].iter().sum());
             }
             let error = io::Error::last_os_error();
-            let is_run = self.headers.first().is_some_and(|header| messages(header) > 1);
+            let (run, segment) = self.run(datagrams);
             self.segment_max = match error.raw_os_error() {
                 // Through this device, or encrypted on this way, nothing goes in runs.
-                Some(libc::EIO) if is_run => 0,
+                Some(libc::EIO) if run > 1 => 0,
                 // Packets on this way are shorter.
-                Some(libc::EINVAL | libc::EMSGSIZE) if is_run => datagrams[0].len() - 1,
+                Some(libc::EINVAL | libc::EMSGSIZE) if run > 1 => segment - 1,
                 _ => return Err(error),
             };
         }
@@ -108,47 +136,61 @@ impl SendBatch {
     /// Sets the arrays for `datagrams`, and returns how many headers that takes.
     #[inline]
     fn fill(&mut self, datagrams: &[Outgoing<'_>]) -> usize {
-        let (mut at, mut headers) = (0, 0);
+        let (mut at, mut headers, mut parts) = (0, 0, 0);
         while let Some(first) = datagrams.get(at) {
-            let run = self.run(&datagrams[at..]);
-            for (places, datagram) in self.parts[at..].iter_mut().zip(&datagrams[at..at + run]) {
-                *places = datagram
-                    .parts
-                    .map(|octets| libc::iovec { iov_base: octets.as_ptr().cast_mut().cast(), iov_len: octets.len() });
+            let (run, segment) = self.run(&datagrams[at..]);
+            let start = parts;
+            for (index, datagram) in datagrams[at..at + run].iter().enumerate() {
+                let is_last = index + 1 == run;
+                let padding = if is_last { 0 } else { segment - datagram.len() };
+                let [head, tail] = datagram.parts;
+                // An odd number begins with LF: a line may end without CR, and not without LF.
+                for octets in [head, tail, &PADDING[PADDING_MAX - padding..]] {
+                    self.parts[parts] =
+                        libc::iovec { iov_base: octets.as_ptr().cast_mut().cast(), iov_len: octets.len() };
+                    parts += 1;
+                }
+                // Nothing is no part.
+                parts -= usize::from(padding == 0);
             }
             let (name, control) = (&mut self.names[headers], &mut self.controls[headers]);
             name.set(first.to);
             let header = &mut self.headers[headers].msg_hdr;
             header.msg_namelen = name.len();
-            header.msg_iov = self.parts[at..at + run].as_mut_ptr().cast();
-            header.msg_iovlen = 2 * run;
+            header.msg_iov = self.parts[start..parts].as_mut_ptr();
+            header.msg_iovlen = parts - start;
             header.msg_controllen = 0;
             if let Some(from) = first.from {
                 set_source(header, control, from);
             }
             if run > 1 {
-                set_segment(header, control, first.len() as u16);
+                set_segment(header, control, segment as u16);
             }
+            self.runs[headers] = run;
             (at, headers) = (at + run, headers + 1);
         }
         headers
     }
 
-    /// How many of `datagrams`, from the first on, may go as one: at least that one.
+    /// How many of `datagrams`, from the first on, may go as one, which is at least that one, and the length of the longest.
     #[inline]
-    fn run(&self, datagrams: &[Outgoing<'_>]) -> usize {
-        let [first, rest @ ..] = datagrams else { return 0 };
-        if rest.is_empty() || !(1..=self.segment_max).contains(&first.len()) {
-            return 1;
+    fn run(&self, datagrams: &[Outgoing<'_>]) -> (usize, usize) {
+        let [first, rest @ ..] = datagrams else { return (0, 0) };
+        let (mut shortest, mut longest, mut pads) = (first.len(), first.len(), first.pads);
+        if rest.is_empty() || !(1..=self.segment_max).contains(&longest) {
+            return (1, longest);
         }
-        let most = (RUN_MAX / first.len()).min(RUN_MESSAGES_MAX) - 1;
-        1 + rest.iter().take(most).take_while(|next| next.is_like(first)).count()
+        for (count, next) in (1..).zip(rest) {
+            let (low, high, both) = (shortest.min(next.len()), longest.max(next.len()), pads && next.pads);
+            let slack = if both { PADDING_MAX } else { 0 };
+            let is_full = count == RUN_MESSAGES_MAX || (count + 1) * high > RUN_MAX;
+            if is_full || !next.goes_with(first) || high - low > slack || high > self.segment_max {
+                return (count, longest);
+            }
+            (shortest, longest, pads) = (low, high, both);
+        }
+        (datagrams.len(), longest)
     }
-}
-
-/// How many datagrams go by this header.
-fn messages(header: &libc::mmsghdr) -> usize {
-    header.msg_hdr.msg_iovlen / 2
 }
 
 /// Whether a send failed because the kernel's buffers are full: it may work later.
@@ -212,7 +254,7 @@ mod tests {
 
     fn outgoing<'a>(to: &str, text: &'a [u8]) -> Outgoing<'a> {
         let (head, tail) = text.split_at(text.len() / 3);
-        Outgoing { to: to.parse().unwrap(), parts: [head, tail], from: None }
+        Outgoing { to: to.parse().unwrap(), parts: [head, tail], from: None, pads: false }
     }
 
     #[test]
@@ -232,5 +274,24 @@ mod tests {
         assert_eq!(headers(&of(a, &[1; 2 * RUN_MESSAGES_MAX + 1])), 3);
         let elsewhere = Outgoing { from: Some("127.0.0.9".parse().unwrap()), ..outgoing(a, &text[..900]) };
         assert_eq!(headers(&[outgoing(a, &text[..900]), elsewhere, elsewhere]), 2);
+    }
+
+    #[test]
+    fn neighbours_that_may_be_padded_share_a_header_if_they_are_nearly_as_long() {
+        let text = vec![b'x'; 2 * RUN_MAX];
+        let headers = |datagrams: &[(usize, bool)]| {
+            let outgoing = |&(len, pads): &(usize, bool)| Outgoing { pads, ..outgoing("127.0.0.1:6000", &text[..len]) };
+            SendBatch::with_runs(datagrams.len()).fill(&datagrams.iter().map(outgoing).collect::<Vec<_>>())
+        };
+        let all = |lengths: &[usize]| headers(&lengths.iter().map(|&len| (len, true)).collect::<Vec<_>>());
+        assert_eq!(all(&[900, 963, 901, 964, 910]), 1);
+        assert_eq!(all(&[900, 965]), 2);
+        assert_eq!(all(&[932, 900, 964, 966, 901]), 3, "each neighbour is near, the first and the last are not");
+        assert_eq!(all(&[SEGMENT_MAX, SEGMENT_MAX + 1]), 2);
+        assert_eq!(all(&[SEGMENT_MAX - 1; 46]), 2);
+        assert_eq!(headers(&[(900, true), (901, false), (901, true), (900, true)]), 3, "who may not be padded is not");
+        assert_eq!(headers(&[(900, false), (900, true), (901, true)]), 2);
+        let datagrams = [outgoing("127.0.0.1:6000", &text[..900]), outgoing("127.0.0.1:6000", &text[..901])];
+        assert_eq!(SendBatch::new(2).fill(&datagrams.map(|one| Outgoing { pads: true, ..one })), 2);
     }
 }

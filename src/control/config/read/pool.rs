@@ -90,6 +90,7 @@ impl Reader<'_> {
                 mtu.saturating_sub(MTU_MARGIN)
             }),
             proxy_header: self.word(&pool.send_proxy, None, &PROXY_HEADERS),
+            pads: pool.pad.as_ref().is_some_and(|pad| *pad.get_ref()),
             backends,
             list: self.list(pool),
             tls,
