@@ -25,7 +25,7 @@ const RUN_MAX: usize = 65_507;
 /// Messages of a run (`UDP_MAX_SEGMENTS` of older kernels).
 const RUN_MESSAGES_MAX: usize = 64;
 
-/// Octets that mean nothing behind a message, at most: what INVITEs of one trunk differ by, and a fifteenth of one.
+/// Octets that mean nothing behind a message, at most: what INVITEs of one trunk differ by, and a fourteenth of one.
 const PADDING_MAX: usize = 64;
 
 /// Line ends, which a reader that goes on behind the body takes for none, or for a keep-alive.
