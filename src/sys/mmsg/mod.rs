@@ -42,6 +42,8 @@ fn header(name: &mut RawAddress, control: &mut Control) -> libc::mmsghdr {
 mod tests {
     use super::*;
     use crate::sys::socket::{Options, UdpSocket};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
     use std::net::{IpAddr, SocketAddr};
     use std::os::fd::AsRawFd;
 
@@ -181,6 +183,39 @@ mod tests {
         for (index, (&len, padding)) in lengths.iter().zip(padding).enumerate() {
             let octets = &*received.datagram(index).octets;
             assert_eq!(octets.split_at(len), (&text[..len], padding), "{index}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// Each arrives once, in order, whole, and with nothing behind it but line ends it may have.
+        #[test]
+        fn whatever_goes_in_runs_arrives(
+            datagrams in vec((prop_oneof![1..1500usize, 850..950usize], any::<bool>(), any::<bool>()), 1..32)
+        ) {
+            let (server, clients) = (bind("127.0.0.1:0"), [bind("127.0.0.1:0"), bind("127.0.0.1:0")]);
+            let text: Vec<u8> = (0..1600).map(|at| b'a' + (at % 26) as u8).collect();
+            let outgoing: Vec<_> = datagrams.iter().zip(0..).map(|(&(len, second, pads), number)| {
+                let (head, tail) = text[number..number + len].split_at(len / 3);
+                Outgoing { to: clients[usize::from(second)].address(), parts: [head, tail], from: None, pads }
+            }).collect();
+            let (mut batch, mut sent) = (SendBatch::with_runs(32), 0);
+            while sent < outgoing.len() {
+                sent += batch.send(server.as_raw_fd(), &outgoing[sent..]).unwrap();
+            }
+            for client in &clients {
+                let expected: Vec<_> = outgoing.iter().filter(|one| one.to == client.address()).collect();
+                let mut received = ReceiveBatch::new(33, 2000);
+                prop_assert_eq!(received.receive(client.as_raw_fd(), false).unwrap(), expected.len());
+                for (index, one) in expected.iter().enumerate() {
+                    let octets = &*received.datagram(index).octets;
+                    let (message, behind) = octets.split_at(one.parts.concat().len());
+                    prop_assert_eq!(message, one.parts.concat());
+                    prop_assert!(behind.is_empty() || one.pads && behind.len() <= 64);
+                    prop_assert!(behind.iter().all(|octet| b"\r\n".contains(octet)));
+                }
+            }
         }
     }
 
