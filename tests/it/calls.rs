@@ -185,8 +185,7 @@ fn with_pad_calls_complete_at_sipp_and_behind_kamailio() {
         assert!(log.contains("dropped=0"), "{log}");
         drop((server, proxy));
         let padded = padded_requests(&std::fs::read_to_string(server_folder.0.join("messages")).unwrap());
-        println!("through Kamailio: {through_kamailio}; {padded} requests came with padding");
-        std::fs::copy(server_folder.0.join("messages"), "/tmp/messages").unwrap();
+        println!("through Kamailio: {through_kamailio}; {padded} of 6,000 requests came with padding");
         assert!(padded > 500, "{padded}");
     }
 }
