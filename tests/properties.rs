@@ -435,6 +435,25 @@ proptest! {
         prop_assert_eq!(answer.text(), text(&response("200 OK", &returned, &call)));
     }
 
+    //= RFC 3261 section 18.3
+    //# If there are additional bytes in
+    //# the transport packet beyond the end of the body, they MUST be
+    //# discarded.
+    #[test]
+    fn octets_behind_the_body_go_nowhere(call in calls(), more in vec(any::<u8>(), 1..100)) {
+        let mut path = Path::new(shared_tables());
+        let plain = call.send(&mut path, "INVITE", "");
+        let arrival = Arrival { from: call.source, listener: Some(0), local: None, stream: None };
+        let longer = path.receive_on(&[&call.request("INVITE", "")[..], &more].concat(), arrival);
+        prop_assert_eq!(longer.text(), plain.text());
+        let vias = plain.rows("via").iter().map(|value| format!("Via: {value}\r\n")).collect::<String>();
+        let answer = response("200 OK", &vias, &call);
+        let plain = path.receive_on(&answer, from_backend(&plain));
+        let longer = path.receive_on(&[&answer[..], &more].concat(), from_backend(&longer));
+        prop_assert!(plain.is_forward());
+        prop_assert_eq!(longer.text(), plain.text());
+    }
+
     //= RFC 3581 section 4
     //# the response MUST be
     //# sent to the IP address listed in the "received" parameter, and the
