@@ -261,7 +261,7 @@ impl<I: Io> Shard<I> {
         let head = self.heads_used..self.heads_used + room.head_len;
         let tail = room.tail.clone();
         self.heads_used = head.end.next_multiple_of(64);
-        let pads = self.io.makes_runs() && may_be_padded(tables, &self.dispatcher, tally);
+        let pads = may_be_padded(&self.io, tables, &self.dispatcher, tally);
         self.outbox.add(way_out, Leaving { to, local, head, slot, tail, pads, tally });
     }
 
@@ -318,7 +318,11 @@ impl<I: Io> Shard<I> {
 
 /// Whether octets that mean nothing may follow the message that was last decided about: a request, whose pool allows it, and
 /// which says itself where it ends.
-pub(super) fn may_be_padded(tables: &Tables, dispatcher: &Dispatcher, tally: Tally) -> bool {
+#[inline]
+pub(super) fn may_be_padded(io: &impl Io, tables: &Tables, dispatcher: &Dispatcher, tally: Tally) -> bool {
+    if !io.makes_runs() {
+        return false;
+    }
     let Tally::Request(Some(index)) = tally else { return false };
     tables.backends.get(index as usize).is_some_and(|backend| backend.reach.pads) && dispatcher.says_length()
 }

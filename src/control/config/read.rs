@@ -51,7 +51,7 @@ impl Reader<'_> {
         let balancer = &file.balancer;
         let gso = balancer.gso.as_ref().is_some_and(|gso| *gso.get_ref());
         for pad in file.pool.iter().filter_map(|pool| pool.pad.as_ref()).filter(|pad| *pad.get_ref() && !gso) {
-            let help = "add `gso = true` to [balancer], or leave it out";
+            let help = "add `gso = true` to [balancer], which the flag does not stand in for, or leave it out";
             self.error(pad.span(), "`pad` without `gso`", "only runs are padded").help = Some(help.into());
         }
         let (egress_v4, egress_v6) = self.egress(&balancer.egress);

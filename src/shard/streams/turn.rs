@@ -422,7 +422,7 @@ impl<I: Io> Shard<I> {
         };
         let tables = self.tables.load();
         let client = Client::of(tables, &arrival, tally);
-        let pads = self.io.makes_runs() && may_be_padded(tables, &self.dispatcher, tally);
+        let pads = may_be_padded(&self.io, tables, &self.dispatcher, tally);
         self.depart(buffer, Leaving { to, local: None, head, slot: 0, tail, pads, tally }, from, client, now_ms);
         matches!(verdict, Verdict::Reply { .. })
     }

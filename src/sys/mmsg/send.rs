@@ -25,7 +25,7 @@ const RUN_MAX: usize = 65_507;
 /// Messages of a run (`UDP_MAX_SEGMENTS` of older kernels).
 const RUN_MESSAGES_MAX: usize = 64;
 
-/// Octets that mean nothing behind a message, at most: what INVITEs of one trunk differ by, and a fourteenth of one.
+/// Octets that mean nothing behind a message, at most: a fourteenth of an INVITE of 900.
 const PADDING_MAX: usize = 64;
 
 /// Line ends, which a reader that goes on behind the body takes for none, or for a keep-alive.
@@ -71,7 +71,7 @@ impl Outgoing<'_> {
 pub struct SendBatch {
     names: Box<[RawAddress]>,
     controls: Box<[Control]>,
-    /// Up to three per datagram: its two parts, and its padding.
+    /// Up to three per datagram: its two parts and its padding, as far as there is something in them.
     parts: Box<[libc::iovec]>,
     /// One per datagram, or run of them.
     headers: Box<[libc::mmsghdr]>,
@@ -145,13 +145,12 @@ impl SendBatch {
                 let padding = if is_last { 0 } else { segment - datagram.len() };
                 let [head, tail] = datagram.parts;
                 // An odd number begins with LF: a line may end without CR, and not without LF.
-                for octets in [head, tail, &PADDING[PADDING_MAX - padding..]] {
+                let all = [head, tail, &PADDING[PADDING_MAX - padding..]];
+                for octets in all.into_iter().filter(|octets| !octets.is_empty()) {
                     self.parts[parts] =
                         libc::iovec { iov_base: octets.as_ptr().cast_mut().cast(), iov_len: octets.len() };
                     parts += 1;
                 }
-                // Nothing is no part.
-                parts -= usize::from(padding == 0);
             }
             let (name, control) = (&mut self.names[headers], &mut self.controls[headers]);
             name.set(first.to);
