@@ -98,6 +98,7 @@ pub fn run(args: &Args) -> Outcome {
         rounds: usize::from(args.rounds),
         measure_ns: ns(args.time).max(SECOND_NS / 100),
         core,
+        driver_core,
         lengths: usize::from(args.lengths),
         connections: usize::from(args.connections),
         system_calls: args.syscalls,
@@ -117,7 +118,11 @@ pub fn run(args: &Args) -> Outcome {
             sample.element, sample.messages_per_second, sample.cpu_us_per_message
         );
     })?;
-    println!("{}, {} ns for the cheapest system call\n", outcome.machine, process::system_call_ns(now_ns));
+    let distance = match outcome.least_distance_ns() {
+        u64::MAX => String::new(),
+        ns => format!(", {ns} ns from core {driver_core} to core {core} and back"),
+    };
+    println!("{}, {} ns for the cheapest system call{distance}\n", outcome.machine, process::system_call_ns(now_ns));
     let baseline = args.baseline.as_deref().unwrap_or(match args.transport {
         TransportName::Tcp => "viahop",
         TransportName::Tls => "viahop-tcp",

@@ -3,6 +3,7 @@
 
 use super::driver::{Driver, Offer, Seen, Sink};
 use super::element::{Element, Running, installed};
+use super::hop::{self, Cores};
 use crate::clock::{MS_NS, SECOND_NS};
 use crate::failure::{Exit, Failure};
 use crate::schedule::Arrivals;
@@ -30,6 +31,9 @@ pub const CONTENDED_MAX: f64 = 0.05;
 /// How often a measurement that is void is made again.
 const AGAIN: usize = 4;
 
+/// How long a measurement waits for its cores to be near each other, in nanoseconds.
+const NEAR_NS: u64 = 5 * SECOND_NS;
+
 /// What is to be measured.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -43,6 +47,8 @@ pub struct Plan {
     pub measure_ns: u64,
     /// The core of the elements.
     pub core: usize,
+    /// The core of the thread that runs the plan.
+    pub driver_core: usize,
     /// Different lengths of requests, and of responses.
     pub lengths: usize,
     /// Connections of the client, to elements that are spoken to over TCP.
@@ -81,9 +87,22 @@ pub struct Sample {
     pub steal: f64,
     /// Share of the time that the element was ready to run and others had its core, 0 to 1.
     pub contended: f64,
+    /// Round trip between the two cores, in nanoseconds, before or after it, whichever was longer; 0 if it is not known.
+    #[serde(default)]
+    pub distance_ns: u64,
 }
 
 impl Sample {
+    /// Whether it tells of the machine and not of the element. `least_ns` is the least distance of the cores.
+    pub fn is_void(&self, least_ns: u64) -> bool {
+        self.is_stolen() || self.is_contended() || self.is_apart(least_ns)
+    }
+
+    /// Whether the cores were further apart than at other times, of which `least_ns` is the least distance.
+    pub fn is_apart(&self, least_ns: u64) -> bool {
+        hop::is_apart(self.distance_ns, least_ns)
+    }
+
     /// Whether the hypervisor took too much of the time.
     pub fn is_stolen(&self) -> bool {
         self.steal > STEAL_MAX
@@ -114,9 +133,18 @@ pub struct Outcome {
     pub cut: bool,
 }
 
+impl Outcome {
+    /// The least distance of the cores in any measurement, in nanoseconds.
+    pub fn least_distance_ns(&self) -> u64 {
+        let all = self.samples.iter().chain(&self.repeated).map(|sample| sample.distance_ns);
+        all.filter(|&ns| ns > 0).min().unwrap_or(u64::MAX)
+    }
+}
+
 /// Runs the plan. `progress` hears each sample.
 pub fn run(plan: &Plan, mut progress: impl FnMut(&Sample)) -> Result<Outcome, Failure> {
     let mut outcome = Outcome { machine: usage::machine(), ..Outcome::default() };
+    let mut cores = Cores::new(plan.driver_core, plan.core);
     for round in 0..plan.rounds {
         for turn in 0..plan.elements.len() {
             let element = &plan.elements[(turn + round) % plan.elements.len()];
@@ -127,7 +155,7 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&Sample)) -> Result<Outcome, Fa
                 outcome.cut = true;
                 return Ok(outcome);
             }
-            visit(plan, element, round, &mut outcome, &mut progress)?;
+            visit(plan, element, round, &mut cores, &mut outcome, &mut progress)?;
         }
     }
     Ok(outcome)
@@ -138,6 +166,7 @@ fn visit(
     plan: &Plan,
     element: &Element,
     round: usize,
+    cores: &mut Cores,
     outcome: &mut Outcome,
     progress: &mut impl FnMut(&Sample),
 ) -> Result<(), Failure> {
@@ -163,6 +192,7 @@ fn visit(
             Offer { rate: load, arrivals: Arrivals::Poisson, warm_up_ns: WARM_UP_NS, measure_ns: plan.measure_ns };
         let pids = running.pids();
         for left in (0..=AGAIN).rev() {
+            let distance_before = cores.wait_until_near(NEAR_NS);
             let steal = usage::steal_ticks();
             let seen = driver.offer(&offer, || usage::of(&pids)).map_err(broken)?;
             if process::stop_signals() > 0 {
@@ -171,9 +201,9 @@ fn visit(
                 return Ok(());
             }
             let ticks = usage::steal_ticks().saturating_sub(steal);
-            let sample = sample(element, round, load, &seen, ticks);
-            let is_void = sample.is_stolen() || sample.is_contended();
-            if !is_void || left == 0 {
+            let distance_ns = distance_before.max(cores.distance_ns());
+            let sample = Sample { distance_ns, ..sample(element, round, load, &seen, ticks) };
+            if !sample.is_void(cores.least_ns()) || left == 0 {
                 progress(&sample);
                 outcome.samples.push(sample);
                 break;
@@ -208,6 +238,7 @@ fn sample(element: &Element, round: usize, load: Option<f64>, seen: &Seen, steal
         wrong: seen.wrong,
         steal,
         contended: seen.element.waiting_ns as f64 / seen.elapsed_ns.max(1) as f64,
+        distance_ns: 0,
     }
 }
 
@@ -263,6 +294,7 @@ mod tests {
             rounds: 2,
             measure_ns: 50 * MS_NS,
             core: process::cores()[0],
+            driver_core: process::cores()[0],
             lengths: 1,
             connections: 1,
             system_calls: false,

@@ -69,6 +69,17 @@ pub fn render(outcome: &Outcome, baseline: &str) -> String {
             "VOID: in {contended} of {all} measurements something else had the core for more than {share} % of the time"
         );
     }
+    let least_ns = outcome.least_distance_ns();
+    let apart: Vec<u64> =
+        outcome.samples.iter().filter(|one| one.is_apart(least_ns)).map(|one| one.distance_ns).collect();
+    if let Some(most_ns) = apart.iter().max() {
+        let (count, all) = (apart.len(), outcome.samples.len());
+        let _ = writeln!(
+            text,
+            "VOID: in {count} of {all} measurements the two cores were up to {most_ns} ns apart, and {least_ns} ns at other times: the \
+             hypervisor moves them"
+        );
+    }
     if outcome.cut {
         text += "PARTIAL: ended by the user before all rounds were done\n";
     }
@@ -215,6 +226,7 @@ mod tests {
             wrong: 0,
             steal: 0.0,
             contended: 0.0,
+            distance_ns: 100,
         }
     }
 
@@ -260,6 +272,13 @@ mod tests {
     }
 
     #[test]
+    fn cores_that_were_moved_are_said() {
+        let samples = vec![sample("relay", 0, 5.0), Sample { distance_ns: 510, ..sample("viahop", 0, 5.0) }];
+        let text = render(&Outcome { samples, ..Outcome::default() }, "relay");
+        assert!(text.contains("in 1 of 2 measurements the two cores were up to 510 ns apart, and 100 ns at"), "{text}");
+    }
+
+    #[test]
     fn stolen_time_and_missing_elements_are_said() {
         let stolen = Sample { steal: 0.1, ..sample("relay", 0, 5.0) };
         let missing = vec![("nginx".to_owned(), "not installed".to_owned())];
@@ -267,6 +286,7 @@ mod tests {
         let outcome = Outcome { samples: vec![stolen], repeated, missing, cut: true, ..Outcome::default() };
         let text = render(&outcome, "relay");
         assert!(text.contains("1 of 2 measurements were void, and made again"), "{text}");
+        assert!(!text.contains("apart"), "{text}");
         assert!(text.contains("VOID") && text.contains("nginx: not installed") && text.contains("PARTIAL"), "{text}");
     }
 }
