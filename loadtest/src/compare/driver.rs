@@ -295,6 +295,17 @@ impl Driver {
         Ok(())
     }
 
+    /// Offers nothing for so many nanoseconds, and answers what the element asks of its own accord: one whose probes nobody
+    /// answers takes its backend for dead.
+    pub fn serve(&mut self, serve_ns: u64) -> io::Result<()> {
+        let end = now_ns() + serve_ns;
+        while now_ns() < end {
+            self.turn()?;
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
     /// Offers load and says what came of it. `probe` is asked for the element's CPU time at the start and at the end
     /// of the measurement.
     pub fn offer(&mut self, offer: &Offer, mut probe: impl FnMut() -> Usage) -> io::Result<Seen> {

@@ -7,7 +7,6 @@
 use crate::clock::{MS_NS, now_ns};
 use crate::sys::process::pin_this_thread;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 /// Round trips from which one figure is made, and figures of which the least counts: what interrupted a core is in the others.
 const TRIPS: u32 = 1000;
@@ -90,16 +89,20 @@ impl Cores {
         self.least_ns
     }
 
-    /// Waits, at most for `patience_ns`, until they are as near to each other as they have ever been seen. Returns their
-    /// distance.
-    pub fn wait_until_near(&mut self, patience_ns: u64) -> u64 {
+    /// Waits, at most for `patience_ns`, until they are as near to each other as they have ever been seen, and returns their
+    /// distance. `meanwhile` is called again and again, for some 50 ms each time: whoever is probed has to answer.
+    pub fn wait_until_near<E>(
+        &mut self,
+        patience_ns: u64,
+        mut meanwhile: impl FnMut(u64) -> Result<(), E>,
+    ) -> Result<u64, E> {
         let end = now_ns() + patience_ns;
         loop {
             let now = self.distance_ns();
             if !is_apart(now, self.least_ns) || now_ns() > end {
-                return now;
+                return Ok(now);
             }
-            std::thread::sleep(Duration::from_nanos(50 * MS_NS));
+            meanwhile(50 * MS_NS)?;
         }
     }
 }

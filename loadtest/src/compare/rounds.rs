@@ -192,7 +192,7 @@ fn visit(
             Offer { rate: load, arrivals: Arrivals::Poisson, warm_up_ns: WARM_UP_NS, measure_ns: plan.measure_ns };
         let pids = running.pids();
         for left in (0..=AGAIN).rev() {
-            let distance_before = cores.wait_until_near(NEAR_NS);
+            let distance_before = cores.wait_until_near(NEAR_NS, |ns| driver.serve(ns)).map_err(broken)?;
             let steal = usage::steal_ticks();
             let seen = driver.offer(&offer, || usage::of(&pids)).map_err(broken)?;
             if process::stop_signals() > 0 {
