@@ -52,10 +52,15 @@ pub fn of_this_thread() -> Usage {
 /// The time all threads of these processes have used so far. A process that is gone counts nothing.
 pub fn of(pids: &[u32]) -> Usage {
     let mut usage = Usage::default();
-    for tid in threads(pids) {
-        usage.add(&Usage::read(&fs::read_to_string(format!("/proc/{tid}/schedstat")).unwrap_or_default()));
+    for thread in threads(pids) {
+        usage.add(&of_thread(&thread));
     }
     usage
+}
+
+/// The time that one of [`threads`] has used so far.
+pub fn of_thread(thread: &str) -> Usage {
+    Usage::read(&fs::read_to_string(format!("/proc/{thread}/schedstat")).unwrap_or_default())
 }
 
 /// All threads of these processes, each as `PID/task/TID`.
