@@ -73,8 +73,9 @@ impl HeaderKind {
     }
 }
 
-/// The index of a name that is none of ours: the one behind the last kind.
-pub const OTHER: usize = KINDS;
+/// The index of a name that is none of ours: the last of four bits.
+pub const OTHER: usize = 15;
+const _: () = assert!(KINDS <= OTHER);
 
 /// The only name of some first letter and length.
 #[derive(Clone, Copy)]
@@ -84,53 +85,56 @@ pub struct Candidate {
     pub name: [u8; 16],
     /// A bit for each octet the name has.
     pub mask: u16,
-    /// The index of its kind.
-    pub kind: u16,
 }
 
-/// Row 0 agrees with every name that shares first letter and length with none of ours: its mask asks for nothing.
-/// The rest is [`NAMES`], in order.
-static CANDIDATES: [Candidate; 32] = {
-    let mut rows = [Candidate { name: [0; 16], mask: 0, kind: OTHER as u16 }; 32];
+/// What a name is looked up in; in one piece, so that one register leads to both tables.
+struct Lookup {
+    /// Each name at the index of its kind, a compact one 16 places behind: the place says the kind, which spares a load. The
+    /// one at [`OTHER`] agrees with every name that shares first letter and length with none of ours: its mask asks for nothing.
+    candidates: [Candidate; 32],
+    /// `(first letter, length)` to a place in `candidates`. No two names share both.
+    places: [u8; 32 << 5],
+}
+
+static LOOKUP: Lookup = {
+    let candidates = [Candidate { name: [0; 16], mask: 0 }; 32];
+    let mut lookup = Lookup { candidates, places: [OTHER as u8; 32 << 5] };
     let mut i = 0;
     while i < NAMES.len() {
         let name = NAMES[i].0.as_bytes();
+        let place = place(i);
+        lookup.places[slot(name[0], name.len())] = place as u8;
         let mut j = 0;
         while j < name.len() {
-            rows[i + 1].name[j] = name[j];
-            rows[i + 1].mask |= 1 << j;
+            lookup.candidates[place].name[j] = name[j];
+            lookup.candidates[place].mask |= 1 << j;
             j += 1;
         }
-        rows[i + 1].kind = NAMES[i].1 as u16;
         i += 1;
     }
-    rows
+    lookup
 };
 
-/// `(first letter, length)` to a row of [`CANDIDATES`]. No two names share both.
-static BY_LETTER_AND_LENGTH: [u8; 32 << 5] = {
-    let mut table = [0u8; 32 << 5];
-    let mut i = 0;
-    while i < NAMES.len() {
-        let name = NAMES[i].0.as_bytes();
-        table[slot(name[0], name.len())] = (i + 1) as u8;
-        i += 1;
-    }
-    table
-};
+/// Where among the candidates the name with this index in [`NAMES`] stands.
+const fn place(name: usize) -> usize {
+    let is_compact = NAMES[name].0.len() == 1;
+    NAMES[name].1 as usize + if is_compact { 16 } else { 0 }
+}
 
 const fn slot(first: u8, len: usize) -> usize {
     len << 5 | (first & 0x1f) as usize
 }
 
-/// The only name of ours that a name of `len` octets beginning with `first` can be; `len` is below 32.
+/// The only name of ours that a name of `len` octets beginning with `first` can be, and the index of its kind; `len` is below
+/// 32.
 ///
 /// Whether it is that name is for the caller to compare, folding case by setting bit 5. Among `token` characters that
 /// is exact: apart from letters and `-`, only `_` and control characters become a letter or `-` by it, and the latter
 /// are no token characters.
 #[inline(always)]
-pub fn candidate(first: u8, len: usize) -> &'static Candidate {
-    &CANDIDATES[BY_LETTER_AND_LENGTH[slot(first, len) & 1023] as usize & 31]
+pub fn candidate(first: u8, len: usize) -> (&'static Candidate, usize) {
+    let place = LOOKUP.places[slot(first, len) & 1023] as usize;
+    (&LOOKUP.candidates[place & 31], place & 15)
 }
 
 #[cfg(test)]
@@ -140,8 +144,8 @@ mod tests {
     #[test]
     fn no_two_names_share_first_letter_and_length() {
         for (text, kind) in NAMES {
-            let candidate = candidate(text.as_bytes()[0], text.len());
-            assert_eq!(candidate.kind, kind as u16, "{text} collides");
+            let (candidate, index) = candidate(text.as_bytes()[0], text.len());
+            assert_eq!(index, kind as usize, "{text} collides");
             assert_eq!(&candidate.name[..text.len()], text.as_bytes());
             assert_eq!(candidate.mask.count_ones() as usize, text.len());
         }
@@ -150,7 +154,7 @@ mod tests {
     #[test]
     fn a_name_longer_than_all_of_ours_has_no_candidate() {
         for len in [15, 31] {
-            assert_eq!(candidate(b'v', len).kind, OTHER as u16, "{len}");
+            assert_eq!(candidate(b'v', len).1, OTHER, "{len}");
         }
     }
 }
