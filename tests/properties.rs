@@ -454,6 +454,27 @@ proptest! {
         prop_assert_eq!(longer.text(), plain.text());
     }
 
+    //= RFC 3261 section 7.1
+    //# The SIP-Version string is case-insensitive, but implementations MUST
+    //# send upper-case.
+    #[test]
+    fn the_version_is_sent_in_upper_case(call in calls()) {
+        let mut path = Path::new(shared_tables());
+        let request = call.request("INVITE", "");
+        let version = request.windows(9).position(|octets| octets == b"SIP/2.0\r\n").unwrap();
+        let lower = [&request[..version], b"sip/2.0", &request[version + 7..]].concat();
+        let arrival = Arrival { from: call.source, listener: Some(0), local: None, stream: None };
+        let outcome = path.receive_on(&request, arrival);
+        let odd = path.receive_on(&lower, arrival);
+        prop_assert_eq!(odd.text(), outcome.text());
+        let vias = outcome.rows("via").iter().map(|value| format!("Via: {value}\r\n")).collect::<String>();
+        let answer = response("200 OK", &vias, &call);
+        let plain = path.receive_on(&answer, from_backend(&outcome));
+        let odd = path.receive_on(&[b"Sip/2.0", &answer[7..]].concat(), from_backend(&outcome));
+        prop_assert!(plain.is_forward());
+        prop_assert_eq!(odd.text(), plain.text());
+    }
+
     //= RFC 3581 section 4
     //# the response MUST be
     //# sent to the IP address listed in the "received" parameter, and the

@@ -40,6 +40,9 @@ use std::net::SocketAddr;
 
 const LOOP: Refusal = Refusal::new(482, "Loop Detected");
 
+/// The version as it is sent.
+const SIP_VERSION: &[u8; 7] = b"SIP/2.0";
+
 /// The ports of the shard's egress sockets, by address family.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EgressPorts {
@@ -285,12 +288,7 @@ impl Dispatcher {
         //= RFC 3261 section 7.1
         //# The SIP-Version string is case-insensitive, but implementations MUST
         //# send upper-case.
-        if request.version.of(message) != b"SIP/2.0" {
-            // RFC 3261 7.1: compared without regard to case, and sent in upper case.
-            self.edits.replace(request.version, |text| {
-                text.put(b"SIP/2.0");
-            });
-        }
+        send_upper_case(&mut self.edits, message, request.version);
         let mut head = Text::new(room.head);
         let headers = self.scan.headers as usize;
         let start = self.scan.start_line.start as usize;
@@ -446,7 +444,10 @@ impl Dispatcher {
             };
         }
         let mut head = Text::new(room.head);
-        head.put(message.get(start..cut_start).unwrap_or_default());
+        //= RFC 3261 section 7.1
+        //# The SIP-Version string is case-insensitive, but implementations MUST
+        //# send upper-case.
+        head.put(SIP_VERSION).put(message.get(start + SIP_VERSION.len()..cut_start).unwrap_or_default());
         if let Some(rebuild) = rebuild {
             pop::write_rebuilt_via(&mut head, rebuild, &flow, transport_of(tables, &flow));
             self.vias_rebuilt += 1;
@@ -486,6 +487,7 @@ impl Dispatcher {
         let length = length.map_err(|_| DropReason::MalformedResponse)?;
         let mut head = Text::new(head);
         let start = self.scan.start_line.start as usize;
+        send_upper_case(&mut self.edits, message, Span::new(start, start + SIP_VERSION.len()));
         let headers = self.scan.headers as usize;
         let at = self.edits.apply_until(message, start, headers, &mut head);
         if let Some(length) = length {
@@ -574,6 +576,16 @@ fn no_sip(arrival: &Arrival, room: &mut Room<'_>) -> Option<Verdict> {
         }
         None => Verdict::Drop(DropReason::StunMalformed),
     })
+}
+
+/// RFC 3261 7.1: `version` is compared without regard to case, and sent in upper case.
+#[inline(always)]
+fn send_upper_case(edits: &mut Edits, message: &[u8], version: Span) {
+    if version.of(message) != SIP_VERSION {
+        edits.replace(version, |text| {
+            text.put(SIP_VERSION);
+        });
+    }
 }
 
 /// RFC 3261 16.6 item 3. The number never gets longer; where it gets shorter, blanks take the place of digits in front of
