@@ -1,17 +1,17 @@
 //! What two shards carry beside one, without a generator that has one of their cores: the program itself is stopped, its
-//! receive buffers are filled by one socket, as a trunk would, and it is let go on. What it then takes for what lies there is read
-//! from `schedstat`, thread by thread.
+//! receive buffers are filled with requests by one socket, as a trunk would, and it is let go on; and once more with their 200s. What it
+//! then takes for what lies there is read from `schedstat`, thread by thread.
 //!
 //! `cargo bench --bench shards`; needs CAP_BPF and CAP_PERFMON (steering by Call-ID), CAP_NET_ADMIN (large buffers) and two cores.
 //!
-//! Beside them two processes of one shard each, which share nothing but the machine: what two shards cost more than those is
-//! viahop's, the rest is the machine's. Rounds in which the hypervisor had the two cores on different dies are counted by
+//! Beside them two processes of one shard each, which share the machine, the caller and the backends: what two shards cost more
+//! than those is viahop's. Rounds in which the hypervisor had the two cores on different dies are counted by
 //! themselves (`viahop_load::compare::hop`).
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::fs;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -69,21 +69,20 @@ impl Process {
     }
 
     /// Waits until it answers OPTIONS.
-    fn wait_until_ready(&self, sender: &UdpSocket) {
-        let port = sender.local_addr().expect("bound").port();
+    fn wait_until_ready(&self, caller: &UdpSocket) {
+        let port = caller.local_addr().expect("bound").port();
         let options = format!(
             "OPTIONS sip:127.0.0.1:{0} SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1:{port};branch=z9hG4bK-r\r\nMax-Forwards: 1\r\n\
              From: <sip:bench@127.0.0.1>;tag=1\r\nTo: <sip:127.0.0.1:{0}>\r\nCall-ID: ready-{0}\r\nCSeq: 1 OPTIONS\r\nContent-Length: 0\r\n\r\n",
             self.port
         );
-        sender.set_read_timeout(Some(Duration::from_millis(50))).expect("set");
         for _ in 0..200 {
-            let _ = sender.send_to(options.as_bytes(), ("127.0.0.1", self.port));
-            if sender.recv(&mut [0; 2048]).is_ok() {
+            // Refused while nobody listens.
+            let _ = caller.send_to(options.as_bytes(), ("127.0.0.1", self.port));
+            sleep(Duration::from_millis(50));
+            if take_all(caller).count() > 0 {
                 return;
             }
-            // Refused at once while nobody listens.
-            sleep(Duration::from_millis(20));
         }
         panic!("does not answer: has this process CAP_BPF and CAP_PERFMON? `viahop doctor` says");
     }
@@ -100,8 +99,8 @@ impl Drop for Process {
     }
 }
 
-/// A backend that takes what is sent to it and says nothing.
-fn backend() -> UdpSocket {
+/// A caller or a backend: a socket that never blocks and has room for all that is sent to it.
+fn peer() -> UdpSocket {
     let options =
         Options { shared_port: false, receive_buffer: BUFFER, send_buffer: 1 << 16, errors: false, tell_local: false };
     let socket = socket::UdpSocket::bind("127.0.0.1:0".parse().expect("an address"), &options).expect("a socket");
@@ -111,9 +110,9 @@ fn backend() -> UdpSocket {
 /// What one measurement says.
 #[derive(Clone, Copy, Default)]
 struct Seen {
-    /// CPU nanoseconds for each request.
+    /// CPU nanoseconds for each message.
     cpu_ns: f64,
-    /// Requests a second, by the shard that took longest.
+    /// Messages a second, by the shards that took longest.
     rate: f64,
 }
 
@@ -128,40 +127,76 @@ fn request(number: usize, port: u16) -> Vec<u8> {
     format!("{head}Content-Length: {body:03}\r\n\r\n{}", "v".repeat(body)).into_bytes()
 }
 
-/// Fills the buffers of `setup` and lets it go on.
-fn measure(setup: &Setup, sender: &UdpSocket, requests: &[Vec<u8>], backends: &[UdpSocket]) -> Seen {
-    let count = EACH * setup.shards;
+/// What the threads of a setup spent on what lay in its buffers.
+#[derive(Clone, Copy)]
+struct Spent {
+    /// CPU nanoseconds of all.
+    cpu_ns: u64,
+    /// Nanoseconds that the one took which took longest, waiting for its core included.
+    longest_ns: u64,
+}
+
+/// Stops `setup`, has `fill` put `count` datagrams in its buffers, lets it go on, and waits until `arrived` has counted as many.
+fn drain(setup: &Setup, count: usize, fill: impl FnOnce(), mut arrived: impl FnMut() -> usize) -> Spent {
     setup.processes.iter().for_each(|process| process.signal("-STOP"));
     let pids: Vec<u32> = setup.processes.iter().map(|process| process.child.id()).collect();
     let threads = usage::threads(&pids);
     let used = || threads.iter().map(|one| usage::of_thread(one)).collect::<Vec<_>>();
-    for (number, request) in requests[..count].iter().enumerate() {
-        let port = setup.processes[number % setup.processes.len()].port;
-        sender.send_to(request, ("127.0.0.1", port)).expect("sent");
-    }
+    fill();
     let before = used();
     setup.processes.iter().for_each(|process| process.signal("-CONT"));
-    // Nobody looks while they work: both cores are theirs. Some 5 microseconds a request, and as much again.
+    // Nobody looks while they work: both cores are theirs. Some 5 microseconds a message, and as much again.
     sleep(Duration::from_micros(20_000 + 10 * count as u64));
-    let mut arrived = 0;
+    let mut came = arrived();
     for _ in 0..100 {
-        arrived += backends.iter().map(take_all).sum::<usize>();
-        if arrived == count {
+        if came == count {
             break;
         }
         sleep(Duration::from_millis(50));
+        came += arrived();
     }
-    assert_eq!(arrived, count, "{}: lost", setup.name);
+    assert_eq!(came, count, "{}: lost", setup.name);
     let spent: Vec<_> = used().iter().zip(&before).map(|(after, before)| after.since(*before)).collect();
-    let longest = spent.iter().map(|usage| usage.on_cpu_ns + usage.waiting_ns).max().unwrap_or(0);
-    let cpu: u64 = spent.iter().map(|usage| usage.on_cpu_ns).sum();
-    Seen { cpu_ns: cpu as f64 / count as f64, rate: count as f64 * 1e9 / longest as f64 }
+    Spent {
+        cpu_ns: spent.iter().map(|usage| usage.on_cpu_ns).sum(),
+        longest_ns: spent.iter().map(|usage| usage.on_cpu_ns + usage.waiting_ns).max().unwrap_or(0),
+    }
 }
 
-/// How many datagrams lay there.
-fn take_all(socket: &UdpSocket) -> usize {
+/// Has `setup` pass on `EACH` requests a shard, and then their 200s.
+fn measure(setup: &Setup, caller: &UdpSocket, requests: &[Vec<u8>], backends: &[UdpSocket]) -> Seen {
+    let count = EACH * setup.shards;
+    let ask = || {
+        for (number, request) in requests[..count].iter().enumerate() {
+            let port = setup.processes[number % setup.processes.len()].port;
+            caller.send_to(request, ("127.0.0.1", port)).expect("sent");
+        }
+    };
+    let mut asked: Vec<(&UdpSocket, Vec<u8>, SocketAddr)> = Vec::with_capacity(count);
+    let requests = drain(setup, count, ask, || {
+        let before = asked.len();
+        for backend in backends {
+            asked.extend(take_all(backend).map(|(octets, from)| (backend, octets, from)));
+        }
+        asked.len() - before
+    });
+    let answer = || {
+        for (backend, request, from) in &asked {
+            let line_end = request.windows(2).position(|octets| octets == b"\r\n").expect("a start line");
+            backend.send_to(&[b"SIP/2.0 200 OK", &request[line_end..]].concat(), from).expect("sent");
+        }
+    };
+    let responses = drain(setup, count, answer, || take_all(caller).count());
+    let [cpu_ns, longest_ns] =
+        [requests.cpu_ns + responses.cpu_ns, requests.longest_ns + responses.longest_ns].map(|ns| ns as f64);
+    let messages = 2.0 * count as f64;
+    Seen { cpu_ns: cpu_ns / messages, rate: messages * 1e9 / longest_ns }
+}
+
+/// The datagrams that lie there, and who sent them.
+fn take_all(socket: &UdpSocket) -> impl Iterator<Item = (Vec<u8>, SocketAddr)> {
     let mut room = [0; 2048];
-    std::iter::from_fn(|| socket.recv(&mut room).ok()).count()
+    std::iter::from_fn(move || socket.recv_from(&mut room).ok().map(|(len, from)| (room[..len].to_vec(), from)))
 }
 
 fn main() {
@@ -172,9 +207,9 @@ fn main() {
     };
     // As a test it only has to work.
     let rounds = if std::env::args().any(|argument| argument == "--bench") { ROUNDS } else { 1 };
-    let backends: Vec<_> = (0..BACKENDS).map(|_| backend()).collect();
-    let sender = UdpSocket::bind("127.0.0.1:0").expect("a sender");
-    let port = sender.local_addr().expect("bound").port();
+    let backends: Vec<_> = (0..BACKENDS).map(|_| peer()).collect();
+    let caller = peer();
+    let port = caller.local_addr().expect("bound").port();
     let requests: Vec<_> = (0..2 * EACH).map(|number| request(number, port)).collect();
     let start = |cores: &[usize]| Process::start(cores, &backends);
     let setups = [
@@ -182,7 +217,7 @@ fn main() {
         Setup { name: "two shards", processes: vec![start(&[first, second])], shards: 2 },
         Setup { name: "two processes", processes: vec![start(&[first]), start(&[second])], shards: 2 },
     ];
-    setups.iter().flat_map(|setup| &setup.processes).for_each(|process| process.wait_until_ready(&sender));
+    setups.iter().flat_map(|setup| &setup.processes).for_each(|process| process.wait_until_ready(&caller));
     let bind = |core| process::pin_this_thread(core).expect("a core of ours");
     let mut seen = Vec::new();
     let mut distance = Cores::new(first, second);
@@ -197,7 +232,7 @@ fn main() {
         bind(cores[round % 2]);
         let mut figures = [Seen::default(); 3];
         for turn in (0..3).map(|turn| (turn + round) % 3) {
-            figures[turn] = measure(&setups[turn], &sender, &requests, &backends);
+            figures[turn] = measure(&setups[turn], &caller, &requests, &backends);
         }
         bind(first);
         seen.push((figures, before.max(distance.distance_ns())));
@@ -210,14 +245,14 @@ fn main() {
 }
 
 fn print(setups: &[Setup], title: &str, rounds: &[[Seen; 3]]) {
-    println!("{title}: {} rounds of {EACH} requests for each shard, medians (quartiles)", rounds.len());
+    println!("{title}: {} rounds of {EACH} requests and their 200s for each shard, medians (quartiles)", rounds.len());
     if rounds.is_empty() {
         return;
     }
     for (index, setup) in setups.iter().enumerate() {
         let of = |figure: fn(&Seen, &Seen) -> f64| quartiles(rounds.iter().map(|seen| figure(&seen[index], &seen[0])));
         println!(
-            "  {:<14} {:>16} ns CPU a request, {:>22} of one shard; {:>22} times its throughput",
+            "  {:<14} {:>16} ns CPU a message, {:>22} of one shard; {:>22} times its throughput",
             setup.name,
             of(|seen, _| seen.cpu_ns).whole(),
             of(|seen, one| seen.cpu_ns / one.cpu_ns).fine(),

@@ -16,6 +16,7 @@ use viahop::dataplane::limits::{PAYLOAD_MAX, SLOTS};
 use viahop::dataplane::route::Arrival;
 use viahop::dataplane::route::table::{Contender, NONE, SlotTable};
 use viahop::dataplane::tables::Tables;
+use viahop::dataplane::transport::StreamId;
 use viahop::dataplane::verdict::{Answer, DropReason, Verdict};
 
 /// `count` cases, and twenty times as many in a release build. Nothing is written beside the sources: a failure prints
@@ -463,16 +464,17 @@ proptest! {
         let request = call.request("INVITE", "");
         let version = request.windows(9).position(|octets| octets == b"SIP/2.0\r\n").unwrap();
         let lower = [&request[..version], b"sip/2.0", &request[version + 7..]].concat();
-        let arrival = Arrival { from: call.source, listener: Some(0), local: None, stream: None };
-        let outcome = path.receive_on(&request, arrival);
-        let odd = path.receive_on(&lower, arrival);
-        prop_assert_eq!(odd.text(), outcome.text());
-        let vias = outcome.rows("via").iter().map(|value| format!("Via: {value}\r\n")).collect::<String>();
-        let answer = response("200 OK", &vias, &call);
-        let plain = path.receive_on(&answer, from_backend(&outcome));
-        let odd = path.receive_on(&[b"Sip/2.0", &answer[7..]].concat(), from_backend(&outcome));
-        prop_assert!(plain.is_forward());
-        prop_assert_eq!(odd.text(), plain.text());
+        for stream in [None, StreamId::new(0, 7, 1)] {
+            let arrival = Arrival { from: call.source, listener: Some(0), local: None, stream };
+            let outcome = path.receive_on(&request, arrival);
+            prop_assert_eq!(path.receive_on(&lower, arrival).text(), outcome.text());
+            let vias = outcome.rows("via").iter().map(|value| format!("Via: {value}\r\n")).collect::<String>();
+            let answer = response("200 OK", &vias, &call);
+            let plain = path.receive_on(&answer, from_backend(&outcome));
+            let odd = path.receive_on(&[b"Sip/2.0", &answer[7..]].concat(), from_backend(&outcome));
+            prop_assert!(plain.is_forward());
+            prop_assert_eq!(odd.text(), plain.text());
+        }
     }
 
     //= RFC 3581 section 4

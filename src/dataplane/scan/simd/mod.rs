@@ -246,7 +246,7 @@ unsafe fn read_name<A: Arm>(message: &[u8], start: usize) -> Option<(usize, u32)
     let (candidate, kind) = header::candidate(window[0], len);
     // SAFETY: as above.
     let equal = unsafe { A::equal_folded(window, &candidate.name) };
-    // Contact is as long as Call-ID and begins like it: a branch here would be foretold wrongly once a message.
+    // No branch: Contact is as long as Call-ID and begins like it, and may stand anywhere.
     let is_it = equal & candidate.mask == candidate.mask;
     let kind = core::hint::select_unpredictable(is_it, kind, header::OTHER);
     Some((kind, (start + len) as u32))
