@@ -44,8 +44,8 @@ pub const KNOWN_TCP: &[&str] =
 pub const KNOWN_TLS: &[&str] =
     &["direct-tcp", "direct-tls", "viahop-tcp", "viahop-tls", "viahop-tls-udp", "kamailio-tls"];
 
-/// What is known beside these, over WebSocket, in front of what goes over UDP.
-const KNOWN_WS: &[&str] = &["viahop-ws-udp", "viahop-wss-udp"];
+/// What is known beside these, and measured where it is asked for.
+const KNOWN_BESIDE: &[&str] = &["viahop-pad", "viahop-ws-udp", "viahop-wss-udp"];
 
 /// Folders where Debian and others keep modules; the first that is there.
 const KAMAILIO_MODULES: &[&str] = &[
@@ -194,8 +194,9 @@ impl Element {
                 element(&format!("{program} -DD -E -f {{dir}}/kamailio.cfg -Y {{dir}} -P {{dir}}/kamailio.pid"), files)
             }
             _ => {
-                let known: Vec<&str> =
-                    KNOWN.iter().chain(&KNOWN_TCP[4..]).chain(&KNOWN_TLS[3..]).chain(KNOWN_WS).copied().collect();
+                let mut known: Vec<&str> = [KNOWN, KNOWN_BESIDE, KNOWN_TCP, KNOWN_TLS].concat();
+                known.sort_unstable();
+                known.dedup();
                 Err(format!("`{name}` is not known; these are: {}; or NAME=COMMAND", known.join(", ")))
             }
         }

@@ -5,7 +5,7 @@
 //! held against each other, and neither stolen time nor waiting shows it.
 
 use crate::clock::{MS_NS, now_ns};
-use crate::sys::process::pin_this_thread;
+use crate::sys::process::{pin_this_thread, stop_signals};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Round trips from which one figure is made, and figures of which the least counts: what interrupted a core is in the others.
@@ -89,7 +89,7 @@ impl Cores {
         self.least_ns
     }
 
-    /// Waits, at most for `patience_ns`, until they are as near to each other as they have ever been seen, and returns their
+    /// Waits, at most for `patience_ns` and not beyond a signal to stop, until they are as near to each other as they have ever been seen, and returns their
     /// distance. `meanwhile` is called again and again, for some 50 ms each time: whoever is probed has to answer.
     pub fn wait_until_near<E>(
         &mut self,
@@ -99,7 +99,7 @@ impl Cores {
         let end = now_ns() + patience_ns;
         loop {
             let now = self.distance_ns();
-            if !is_apart(now, self.least_ns) || now_ns() > end {
+            if !is_apart(now, self.least_ns) || now_ns() > end || stop_signals() > 0 {
                 return Ok(now);
             }
             meanwhile(50 * MS_NS)?;
