@@ -331,7 +331,8 @@ fn while_the_receive_buffer_stands_full_new_calls_are_refused_and_what_belongs_t
         bench.turn();
         forwarded = bench.counters().forwarded.get();
     }
-    assert!(start.elapsed() >= Duration::from_millis(OVERLOAD_STANDING_MS), "a burst was taken for overload");
+    // The shard counts whole milliseconds: what begins late in one has stood for a part of it less.
+    assert!(start.elapsed() > Duration::from_millis(OVERLOAD_STANDING_MS - 1), "a burst was taken for overload");
     assert_eq!(forwarded, before, "of the batch that was refused some went on");
     bench.shard.io_mut().sent.clear();
     for number in 0..BATCH as u32 {

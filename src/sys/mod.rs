@@ -26,6 +26,20 @@ pub mod tcp;
 
 use std::io;
 
+/// Makes `call` again as long as a signal interrupts it. A wait for which a timeout was set is interrupted, handler or not, when
+/// the process is stopped and goes on (signal(7)).
+///
+/// # Errors
+/// Those of `call`.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
 /// The result of a call that says -1 and sets `errno`.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }

@@ -10,6 +10,7 @@ use std::net::{TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
+use viahop::sys::uninterrupted;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -73,7 +74,7 @@ fn with_gso_what_is_alike_arrives_one_by_one() {
         let arrived: BTreeSet<usize> = numbers
             .clone()
             .map(|_| {
-                let len = server.recv(&mut room).unwrap();
+                let len = uninterrupted(|| server.recv(&mut room)).unwrap();
                 let text = str::from_utf8(&room[..len]).unwrap();
                 let number = text.split("Call-ID: gso-").nth(1).unwrap()[..4].parse().unwrap();
                 let sent = message(number);
@@ -118,7 +119,7 @@ fn with_pad_requests_of_many_lengths_arrive_whole_and_in_front_of_line_ends() {
     let padded_of = |count: usize| {
         let mut room = [0; 4096];
         let is_padded = |_| {
-            let len = server.recv(&mut room).unwrap();
+            let len = uninterrupted(|| server.recv(&mut room)).unwrap();
             let text = str::from_utf8(&room[..len]).unwrap();
             let number = text.split("Call-ID: pad-").nth(1).unwrap()[..4].parse().unwrap();
             let sent = message(number);

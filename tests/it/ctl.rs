@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use viahop::sys::uninterrupted;
 
 /// What a server was sent: method and Call-ID.
 type Received = Arc<Mutex<Vec<(String, String)>>>;
@@ -108,7 +109,8 @@ impl Phone {
         self.socket.send_to(request.as_bytes(), ("127.0.0.1", self.target)).unwrap();
         let mut room = vec![0; 65_536];
         loop {
-            let len = self.socket.recv(&mut room).unwrap_or_else(|error| panic!("{method} {call_id}: {error}"));
+            let len = uninterrupted(|| self.socket.recv(&mut room));
+            let len = len.unwrap_or_else(|error| panic!("{method} {call_id}: {error}"));
             let text = String::from_utf8_lossy(&room[..len]).into_owned();
             if row(&text, "Call-ID").as_deref() == Some(call_id) {
                 return text;
@@ -432,7 +434,7 @@ fn a_message_that_cannot_be_read_is_shown_with_a_mark_under_the_place() {
     let offset = message.find("Subject").unwrap();
     phone.socket.send_to(message.as_bytes(), ("127.0.0.1", phone.target)).unwrap();
     let mut room = [0; 4096];
-    assert!(phone.socket.recv(&mut room).is_ok_and(|_| room.starts_with(b"SIP/2.0 400 ")));
+    assert!(uninterrupted(|| phone.socket.recv(&mut room)).is_ok_and(|_| room.starts_with(b"SIP/2.0 400 ")));
     let said = ctl_ok(&viahop, &["errors"]);
     let lines: Vec<&str> = said.lines().collect();
     assert!(lines[0].contains(&from.to_string()) && lines[0].contains("a line that is not a header"), "{said}");

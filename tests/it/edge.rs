@@ -13,6 +13,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
+use viahop::sys::uninterrupted;
 use viahop_load::endpoint::{self, Endpoint};
 use viahop_load::scenario::Scenario;
 use viahop_load::uac::{self, Uac};
@@ -30,7 +31,7 @@ fn answers_udp(listen: u16, call: &str) -> bool {
     let text = ping(listen, "UDP", socket.local_addr().unwrap(), call);
     socket.send_to(text.as_bytes(), ("127.0.0.1", listen)).unwrap();
     let mut room = [0; 2048];
-    socket.recv(&mut room).is_ok_and(|len| room[..len].starts_with(b"SIP/2.0 200"))
+    uninterrupted(|| socket.recv(&mut room)).is_ok_and(|len| room[..len].starts_with(b"SIP/2.0 200"))
 }
 
 fn answers_tcp(listen: u16, client: &mut Client, call: &str) -> bool {

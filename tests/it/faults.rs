@@ -7,6 +7,7 @@ use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use viahop::sys::uninterrupted;
 
 fn request(call: &str) -> String {
     format!(
@@ -67,7 +68,7 @@ fn ask(client: &UdpSocket, listen: u16, call: &str) -> Option<u16> {
     client.send_to(request(call).as_bytes(), ("127.0.0.1", listen)).unwrap();
     let mut room = vec![0; 4096];
     loop {
-        let len = client.recv(&mut room).ok()?;
+        let len = uninterrupted(|| client.recv(&mut room)).ok()?;
         let text = String::from_utf8_lossy(&room[..len]).into_owned();
         if text.contains(&format!("Call-ID: {call}\r\n")) {
             return text.lines().find_map(|line| line.strip_prefix("Server: ")).and_then(|port| port.parse().ok());

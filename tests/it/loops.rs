@@ -3,6 +3,7 @@
 use crate::live::{Viahop, free_port};
 use std::net::UdpSocket;
 use std::time::Duration;
+use viahop::sys::uninterrupted;
 
 fn config(listen: u16, backend: u16, secret: &str) -> String {
     format!(
@@ -31,7 +32,7 @@ fn codes(name: &str, listen: u16, nodes: &[&Viahop]) -> Vec<u16> {
         let before = invites();
         client.send_to(request.as_bytes(), ("127.0.0.1", listen)).unwrap();
         let mut room = [0; 4096];
-        let len = client.recv(&mut room).expect("the loop ends, and the client learns of it");
+        let len = uninterrupted(|| client.recv(&mut room)).expect("the loop ends, and the client learns of it");
         let text = String::from_utf8_lossy(&room[..len]).into_owned();
         codes.push(text.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{text}")));
         let entered = invites() - before;

@@ -4,6 +4,7 @@ use crate::dialogs::{assert_completed, caller};
 use crate::live::{Folder, PATIENCE, Process, Viahop, alone, config, free_port, output, wait_for_port};
 use crate::support::has_peer;
 use std::process::{Command, Stdio};
+use viahop::sys::uninterrupted;
 
 /// A registrar and proxy in a few lines: locations in memory, nothing shared with the other. What is in capitals is filled
 /// in by `kamailio`.
@@ -144,7 +145,7 @@ fn phones_register_with_and_are_reached_through_two_kamailios() {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let answering = std::thread::spawn(move || {
             let mut room = vec![0; 8192];
-            let (len, from) = socket.recv_from(&mut room).ok()?;
+            let (len, from) = uninterrupted(|| socket.recv_from(&mut room)).ok()?;
             let text = String::from_utf8_lossy(&room[..len]).into_owned();
             let rows = text.split("\r\n").skip(1).filter(|row| !row.starts_with("Max-Forwards"));
             let answer = ["SIP/2.0 200 Here"].into_iter().chain(rows).collect::<Vec<_>>().join("\r\n");

@@ -5,6 +5,7 @@ use crate::support::has_peer;
 use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use viahop::sys::uninterrupted;
 
 /// A configuration, the exit code of `check`, and what must be said about it.
 #[test]
@@ -194,7 +195,7 @@ fn explain_says_what_the_live_program_does() {
         let to = reasons.lines().find_map(|line| line.strip_prefix("sent to 127.0.0.1:")).unwrap();
         let place = ports.iter().position(|port| port.to_string() == to).unwrap();
         backends[place].set_read_timeout(Some(crate::live::PATIENCE)).unwrap();
-        let len = backends[place].recv(&mut room).unwrap();
+        let len = uninterrupted(|| backends[place].recv(&mut room)).unwrap();
         assert_eq!(String::from_utf8_lossy(&room[..len]).trim_end(), explained.trim_end());
         assert!(reasons.contains("slot") && reasons.contains("pool     proxies"), "{reasons}");
     }

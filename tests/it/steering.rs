@@ -9,6 +9,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use viahop::sys::uninterrupted;
 use viahop_load::uac::{self, Uac};
 use viahop_load::uas::{self, Uas};
 
@@ -59,7 +60,7 @@ impl Peer {
 
     fn receive(&self) -> (String, SocketAddr) {
         let mut room = vec![0; 65_536];
-        let (len, from) = self.socket.recv_from(&mut room).unwrap();
+        let (len, from) = uninterrupted(|| self.socket.recv_from(&mut room)).unwrap();
         (String::from_utf8(room[..len].to_vec()).unwrap(), from)
     }
 

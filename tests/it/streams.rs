@@ -8,6 +8,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use viahop::sys::uninterrupted;
 
 /// A UDP and a TCP listener on one port, and a pool; `more` is put in front of the pools.
 pub fn config(listen: u16, backends: &[String], more: &str) -> String {
@@ -68,7 +69,7 @@ impl<S: Read + Write> Client<S> {
                 return Ok(String::from_utf8(self.came.drain(..len).collect()).unwrap());
             }
             let mut room = [0; 4096];
-            match self.stream.read(&mut room)? {
+            match uninterrupted(|| self.stream.read(&mut room))? {
                 0 => return Err(ErrorKind::UnexpectedEof.into()),
                 count => self.came.extend_from_slice(&room[..count]),
             }
@@ -143,7 +144,7 @@ impl Backend {
 
     pub fn hear(&self) -> (String, SocketAddr) {
         let mut room = [0; 65_536];
-        let (len, from) = self.0.recv_from(&mut room).unwrap();
+        let (len, from) = uninterrupted(|| self.0.recv_from(&mut room)).unwrap();
         (String::from_utf8(room[..len].to_vec()).unwrap(), from)
     }
 

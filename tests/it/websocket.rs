@@ -8,6 +8,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use viahop::sys::uninterrupted;
 
 /// UDP and WebSocket listeners; `tls` makes the latter a secure one.
 fn config(plain: u16, listen: u16, tls: &str, backend: u16, more: &str) -> String {
@@ -187,7 +188,7 @@ impl Raw {
 
     pub fn hear(&mut self) -> Vec<u8> {
         let mut room = vec![0; 65_536];
-        let count = self.0.read(&mut room).unwrap();
+        let count = uninterrupted(|| self.0.read(&mut room)).unwrap();
         room.truncate(count);
         room
     }

@@ -13,6 +13,7 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, DefaultConnector, LazyBuffers, NextTimeout, Transport,
 };
 use viahop::control::socket::usual_places;
+use viahop::sys::uninterrupted;
 
 /// How long an answer may take. A reload looks names up, 5 s each.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -201,7 +202,7 @@ impl Transport for SocketTransport {
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
         self.stream.set_read_timeout(timeout.not_zero().map(|time| *time))?;
         let input = self.buffers.input_append_buf();
-        let amount = self.stream.read(input).map_err(|error| in_time(error, timeout))?;
+        let amount = uninterrupted(|| self.stream.read(input)).map_err(|error| in_time(error, timeout))?;
         self.buffers.input_appended(amount);
         Ok(amount > 0)
     }

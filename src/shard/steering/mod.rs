@@ -20,6 +20,7 @@ pub mod program;
 use crate::sys::bpf::{self, Map, Program, Purpose, Refused};
 use crate::sys::preflight;
 use crate::sys::socket::{Options, UdpSocket};
+use crate::sys::uninterrupted;
 use program::{Outcome, ROOM, Seat, UNDECIDED, shard_of};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
@@ -161,7 +162,7 @@ fn arrive(steering: &Steering, sockets: &[std::net::UdpSocket], address: SocketA
         let message = format!("OPTIONS sip:x SIP/2.0\r\nX-Call-ID: y\r\nCall-ID: {call_id}\r\n\r\n");
         sender.send_to(message.as_bytes(), address)?;
         let mut room = [0; 256];
-        let (len, from) = socket.recv_from(&mut room)?;
+        let (len, from) = uninterrupted(|| socket.recv_from(&mut room))?;
         if from != sender.local_addr()? || &room[..len] != message.as_bytes() {
             return Err(io::ErrorKind::InvalidData.into());
         }
