@@ -366,7 +366,7 @@ fn two_nodes_with_one_secret_serve_each_others_dialogs() {
         caller(&folder, "uac_two_nodes", listen, 600, 150, &["-d", "500", "-key", "other", &other.to_string()]);
     assert_completed(&folder, &mut client, 600);
     servers.judge().assert_clean(600, 2400);
-    assert_eq!(two.metric("viahop_messages_received_total", "BYE"), 600.0);
+    two.wait_for_metric("viahop_messages_received_total", "BYE", 600.0);
     assert_eq!(one.metric("viahop_messages_received_total", "BYE"), 0.0);
     one.end();
     two.end();

@@ -142,7 +142,8 @@ fn a_list_is_in_force_when_it_changes_and_stays_so_when_it_is_wrong_or_gone() {
     assert_eq!(count(&viahop.status()), 2);
     put(&list, "1 sip:127.0.0.1:7001\n1 sip:127.0.0.1:7002 0 0 duid=b;rweight=5\n1 sip:127.0.0.1:7004\n");
     viahop.wait_until("three backends", PATIENCE, |status| count(status) == 3);
-    assert!(viahop.log().contains("event=\"reloaded\"") && viahop.log().contains("keys_moved"), "{}", viahop.log());
+    let is_told = |log: String| log.contains("event=\"reloaded\"") && log.contains("keys_moved");
+    viahop.wait_until("it is told", PATIENCE, |_| is_told(viahop.log()));
     // In place and in halves: what is there at first is cut in the middle of a port.
     std::fs::write(&list, "1 sip:127.0.0.1:7001\n1 sip:127.0.0.1:70").unwrap();
     viahop.wait_until("the half is refused", PATIENCE, |status| status["reload"]["ok"] == false);

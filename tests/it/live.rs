@@ -198,6 +198,11 @@ impl Viahop {
         }
     }
 
+    /// Waits until [`Viahop::metric`] says `value`: what has been heard of is counted a moment later.
+    pub fn wait_for_metric(&self, name: &str, labels: &str, value: f64) {
+        self.wait_until(&format!("{name} {labels} {value}"), PATIENCE, |_| self.metric(name, labels) == value);
+    }
+
     /// Ends it as Ctrl-C does, and checks that every message is accounted for.
     pub fn end(mut self) -> String {
         self.process.signal("INT");

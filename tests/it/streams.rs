@@ -354,7 +354,7 @@ fn a_backend_over_tcp_gets_one_length_and_its_answers_reach_udp_clients() {
     send("refused");
     let heard = client.hear().0;
     assert!(heard.starts_with("SIP/2.0 503 ") && since.elapsed() < Duration::from_secs(1), "{heard}");
-    assert_eq!(viahop.metric("viahop_messages_replied_total", "503"), 1.0);
+    viahop.wait_for_metric("viahop_messages_replied_total", "503", 1.0);
     viahop.end();
 }
 
@@ -407,7 +407,7 @@ fn what_is_no_sip_or_could_be_read_twice_is_refused_and_closed_alone() {
     let mut slow = Client::connect(listen);
     slow.say("OPTIONS sip:bob@example.net SIP/2.0\r\n");
     assert_eq!(slow.hear_the_end(), "");
-    assert_eq!(viahop.metric("viahop_connections_ended_total", "slow"), 1.0);
+    viahop.wait_for_metric("viahop_connections_ended_total", "slow", 1.0);
     // Whoever was there before has lost nothing.
     neighbour.say(request("OPTIONS", "TCP", neighbour.address(), "fine", EMPTY));
     let (sent, from) = backend.hear();

@@ -126,7 +126,7 @@ fn a_phone_behind_a_websocket_registers_and_is_called_down_it() {
         let latin: Vec<u8> = latin.chars().map(|letter| letter as u8).collect();
         registrar.say_octets(&latin, from);
         assert!(came.next().starts_with("binary|SIP/2.0 200 OK|"));
-        assert_eq!(viahop.metric("viahop_websocket_upgrades_total", "result=\"done\""), 1.0);
+        viahop.wait_for_metric("viahop_websocket_upgrades_total", "result=\"done\"", 1.0);
         // The tab is closed: the flow is gone within a second.
         phone.kill().unwrap();
         phone.wait().unwrap();
@@ -236,7 +236,7 @@ fn who_breaks_the_rules_of_websocket_is_closed_alone_and_counted() {
     assert!(Raw::connect(listen).last_words(b"GET / HTTP/1.1\r\n\r\n").starts_with(b"HTTP/1.1 400 "));
     assert_eq!(Raw::connect(listen).last_words(b"\x16\x03\x01\x02\x00\x01"), b"");
     for (result, count) in [("origin", 1.0), ("subprotocol", 1.0), ("malformed", 2.0)] {
-        assert_eq!(viahop.metric("viahop_websocket_upgrades_total", &format!("\"{result}\"")), count, "{result}");
+        viahop.wait_for_metric("viahop_websocket_upgrades_total", &format!("\"{result}\""), count);
     }
     let closed = |code: u16| [&[0x88, 2][..], &code.to_be_bytes()].concat();
     let huge = [&[0x81, 0xff, 0x80][..], &[0; 7], &[0; 4]].concat();
