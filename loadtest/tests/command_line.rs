@@ -219,7 +219,7 @@ fn a_callee_that_never_answers_ends_the_run_after_64_t1_with_what_there_was() {
 #[test]
 fn a_rate_that_no_machine_can_do_ends_in_time_and_is_void() {
     let args =
-        ["run", "--listen", ANY, "--rate", "50000000", "--seconds", "0.2", "--calls-max", "50", "--drain", "1s", "-q"];
+        ["run", "--listen", ANY, "--rate", "500000000", "--seconds", "0.2", "--calls-max", "50", "--drain", "1s", "-q"];
     let output = run(&args);
     assert_eq!(output.code, 1, "{}", output.all());
     assert!(output.stdout.contains("VOID: the rate is beyond this generator: "), "{}", output.stdout);
