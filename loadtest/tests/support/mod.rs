@@ -84,7 +84,7 @@ pub fn timers(t1_ms: u64) -> Timers {
 }
 
 /// T1 in milliseconds where nothing is to be sent again or given up, on a machine that does other things as well.
-pub const PATIENT: u64 = 400;
+pub const PATIENT: u64 = 2000;
 
 /// Callers of `target`, 2,000 a second.
 pub fn callers(target: impl Into<Endpoint>, calls: u64, scenario: &str) -> uac::Config {
