@@ -51,6 +51,38 @@ impl Sums {
 }
 
 #[test]
+fn a_line_end_that_is_none_comes_into_no_answer() {
+    let mut path = Path::new(shared_tables());
+    let (mut answered, mut silent) = (0, 0);
+    let rows = [
+        "Via: SIP/2.0/UDP a;branch=1",
+        "Via: SIP/2.0/UDP b;branch=2",
+        "From: <sip:a@b>;tag=1",
+        "To: <sip:a@b>",
+        "Call-ID: 1",
+        "CSeq: 1 INVITE",
+    ];
+    for place in 0..rows.len() {
+        for end in ["\r", ";x=\r", ";x\r\n =\r", " \r\t", "\r\r", "\n", "\r\n \r"] {
+            let mut rows = rows.map(str::to_owned);
+            rows[place] += end;
+            let rows = rows.join("\r\n");
+            let message = format!("INVITE sip:b@b SIP/2.0\r\n{rows}\r\nSubject: {}\r\n\r\n", "x".repeat(200));
+            let text = path.receive(message.as_bytes(), CLIENT).text();
+            if text.is_empty() {
+                silent += 1;
+                continue;
+            }
+            answered += 1;
+            assert!(text.starts_with("SIP/2.0 400 "), "{text:?}");
+            assert!(!text.replace("\r\n", "").contains(['\r', '\n']), "{message:?}: {text:?}");
+        }
+    }
+    // Without a Via there is nobody to answer.
+    assert!(answered >= 30 && silent >= 12, "{answered} {silent}");
+}
+
+#[test]
 fn an_unverified_source_gets_no_more_octets_than_it_sent_and_nobody_else_gets_any() {
     let mut path = Path::new(shared_tables());
     let mut sums = Sums::default();

@@ -180,10 +180,10 @@ fn first<'a>(message: &'a [u8], scan: &Scan, kind: HeaderKind) -> Option<&'a [u8
     clean(message, scan.row(kind)?).filter(|value| !value.is_empty())
 }
 
-/// A row's value without white space round it. `None` if it holds a line end that is no fold: a copy of it would end our
-/// own header where whoever sent it wants it to end.
+/// A row's value without white space round it. `None` if there is a line end that is no fold in the row, be it at its end: a copy
+/// would end our own header where whoever sent it wants it to end.
 fn clean(message: &[u8], row: Row) -> Option<&[u8]> {
-    let value = grammar::trim(row.span().of(message));
+    let value = row.span().of(message);
     let mut rest = value;
     while let Some(at) = memchr::memchr3(b'\r', b'\n', 0, rest) {
         let folded = rest[at..].starts_with(b"\r\n") && rest.get(at + 2).is_some_and(|&next| grammar::is_blank(next));
@@ -192,7 +192,7 @@ fn clean(message: &[u8], row: Row) -> Option<&[u8]> {
         }
         rest = &rest[at + 2..];
     }
-    Some(value)
+    Some(grammar::trim(value))
 }
 
 /// The tag of From or To: `None` if the value cannot be read, `Some(None)` if it has no tag.
