@@ -393,6 +393,8 @@ fn with_received(call: &Call) -> Vec<String> {
         match param.as_str() {
             ";rport" => params.push(format!(";received={ip};rport={}", call.source.port())),
             ";keep" => params.push(";keep=30".into()),
+            // RFC 7339 5.6.
+            param if param.starts_with(";oc") => {}
             param if param.starts_with(";received=") => {
                 found = true;
                 if !asked && needed {

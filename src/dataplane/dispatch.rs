@@ -301,6 +301,9 @@ impl Dispatcher {
             let seconds = if arrival.stream.is_some() { tables.policy.stream_keep_s } else { via::DATAGRAM_KEEP_S };
             via::answer_keep(&mut self.edits, &request.via, seconds);
         }
+        if request.via.has_overload {
+            via::cut_overload(&mut self.edits, message, &request.via);
+        }
 
         //= RFC 3261 section 16.6
         //# If the copy does not contain a Max-Forwards header field, the proxy
@@ -435,6 +438,10 @@ impl Dispatcher {
         let backend = tables.by_address.get(&arrival.from).copied();
         if flow.stream.is_some() {
             let cut = Span::new(cut_start, cut_end);
+            self.edits.clear();
+            if next.has_overload {
+                via::cut_overload(&mut self.edits, message, &next);
+            }
             return match self.respond_by_stream(tables, &flow, rebuild, cut, message, end, room.head) {
                 Ok((from, head_len, tail)) => {
                     (room.head_len, room.tail) = (head_len, tail..end);
@@ -452,11 +459,15 @@ impl Dispatcher {
             pop::write_rebuilt_via(&mut head, rebuild, &flow, transport_of(tables, &flow));
             self.vias_rebuilt += 1;
         }
-        match head.finished_len().filter(|len| len + end.saturating_sub(cut_end) <= PAYLOAD_MAX) {
+        let tail = match next.has_overload {
+            true => via::copy_without_overload(&mut self.edits, message, &next, cut_end, &mut head),
+            false => cut_end,
+        };
+        match head.finished_len().filter(|len| len + end.saturating_sub(tail) <= PAYLOAD_MAX) {
             Some(len) => room.head_len = len,
             None => return Verdict::Drop(DropReason::TooLarge),
         }
-        room.tail = cut_end..end;
+        room.tail = tail..end;
         //= RFC 3581 section 4
         //# The response MUST be sent from the same address and port that the
         //# corresponding request was received on.
@@ -467,7 +478,8 @@ impl Dispatcher {
         Verdict::Forward { to: flow.to, from, backend }
     }
 
-    /// The same, down the connection that the request came on: a response that ends at `end` and loses `cut`, our Via.
+    /// The same, down the connection that the request came on: a response that ends at `end` and loses `cut`, our Via, and is
+    /// changed as the edits say already.
     /// Returns how much of `head` is to be sent, and where the message goes on.
     #[cold]
     #[expect(clippy::too_many_arguments, reason = "the second half of a function that has them all at hand")]
@@ -482,7 +494,6 @@ impl Dispatcher {
         head: &mut [u8],
     ) -> Result<(Sender, usize, usize), DropReason> {
         let id = flow.stream.ok_or(DropReason::ResponseForged)?;
-        self.edits.clear();
         let length = fit_for_stream(message, &self.scan, end, &mut self.edits);
         let length = length.map_err(|_| DropReason::MalformedResponse)?;
         let mut head = Text::new(head);

@@ -192,6 +192,30 @@ pub fn answer_keep(edits: &mut Edits, via: &Via, seconds: u32) {
     });
 }
 
+/// Takes the parameters of overload control out of a Via that is a neighbour's: what they say is between him and his next hop,
+/// and that is we, who say nothing.
+///
+//= RFC 7339 section 5.6
+//# This means that a SIP proxy
+//# SHOULD strip the overload control parameters inserted by the client
+//# before proxying the request further downstream.
+//= RFC 7339 section 5.4
+//# This prevents overload control parameters
+//# that were accidentally or maliciously inserted into Via headers by a
+//# downstream SIP server from traveling upstream.
+#[cold]
+pub fn cut_overload(edits: &mut Edits, message: &[u8], via: &Via) {
+    via.overload_params(message).for_each(|param| edits.cut(param));
+}
+
+/// Copies `message` from `at` on into `out` without those, and with no other changes; returns where it goes on as it is.
+#[cold]
+pub fn copy_without_overload(edits: &mut Edits, message: &[u8], via: &Via, at: usize, out: &mut Text<'_>) -> usize {
+    edits.clear();
+    cut_overload(edits, message, via);
+    edits.apply(message, at, out)
+}
+
 /// What the client's Via is told about where its request came from (RFC 3261 18.2.1, RFC 3581 4): `received` where sent-by
 /// is a name or another address, and where `rport` asks for it; `rport` filled. What a client wrote there itself is
 /// replaced. It is told in the first value of the row, never at the row's end.

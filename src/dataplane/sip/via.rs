@@ -42,6 +42,8 @@ pub struct Via {
     pub token: Span,
     /// `keep` without a value: who wrote it would send keep-alives (RFC 6223 4.3); from its semicolon to its end.
     pub keep: Span,
+    /// Whether there are parameters of overload control: [`Via::overload_params`].
+    pub has_overload: bool,
     /// The offset of the comma behind the value, if another value follows in the same row; else 0.
     pub comma: u32,
 }
@@ -97,6 +99,10 @@ fn by_grammar(message: &[u8], span: Span) -> Option<Via> {
     }
     via.note_unique_branch(message);
     Some(via)
+}
+
+fn is_overload(message: &[u8], param: &Param) -> bool {
+    ["oc", "oc-algo", "oc-validity", "oc-seq"].iter().any(|name| param.is(message, name.as_bytes()))
 }
 
 fn take_token(cursor: &mut Cursor<'_>) -> Option<Span> {
@@ -161,7 +167,7 @@ impl Via {
                 // Ours as well, and nothing to a parser.
                 [b'v', b'l', b'=', ..] => continue,
                 // Another parameter, unless it is one of these written otherwise.
-                [b'b' | b'B' | b'k' | b'K' | b'r' | b'R' | b'v' | b'V' | b'=', ..] | [] => return None,
+                [b'b' | b'B' | b'k' | b'K' | b'o' | b'O' | b'r' | b'R' | b'v' | b'V' | b'=', ..] | [] => return None,
                 _ => continue,
             };
             if place.is_present() {
@@ -193,11 +199,22 @@ impl Via {
             5 if param.is(message, b"rport") => (&mut self.rport, param.whole),
             6 if param.is(message, b"branch") => (&mut self.branch, param.value?),
             8 if param.is(message, b"received") => (&mut self.received, param.whole),
-            _ => return Some(()),
+            _ => {
+                self.has_overload |= is_overload(message, &param);
+                return Some(());
+            }
         };
         let is_first = !place.is_present();
         *place = span;
         is_first.then_some(())
+    }
+
+    /// The parameters of overload control (RFC 7339 4), each from its semicolon to its end.
+    pub fn overload_params(&self, message: &[u8]) -> impl Iterator<Item = Span> {
+        let mut cursor = Cursor::new(message, Span { start: self.sent_by.end, end: self.whole.end });
+        core::iter::from_fn(move || next_param(&mut cursor).ok().flatten())
+            .filter(|param| is_overload(message, param))
+            .map(|param| param.whole)
     }
 
     #[inline(always)]
@@ -313,6 +330,9 @@ mod tests {
             ";i=1",
             ";x=\"a;b\"",
             ";alias",
+            ";oc",
+            ";OC=1",
+            ";other",
             ";b",
             ";maddr=a",
             "[2001:db8::1]",
@@ -357,6 +377,23 @@ mod tests {
             (r#" SIP/2.0/UDP a;oc;oc-algo="loss,rate";branch=z9hG4bK-2"#, "z9hG4bK-2"),
         ] {
             assert_eq!(of(text, read(text).unwrap().branch), branch);
+        }
+    }
+
+    #[test]
+    fn parameters_of_overload_control_are_found_wherever_they_stand() {
+        for (text, found) in [
+            (r#" SIP/2.0/UDP a;branch=z9hG4bK-1;rport;oc;oc-algo="loss,rate""#, r#";oc ;oc-algo="loss,rate""#),
+            (
+                "SIP/2.0/UDP a:5060;OC=10;branch=1 ; oc-seq = 7.1;x;oc-validity=500",
+                ";OC=10  ; oc-seq = 7.1 ;oc-validity=500",
+            ),
+            (" SIP/2.0/UDP a;branch=1;oca;oc-x;o=oc", ""),
+        ] {
+            let via = read(text).unwrap();
+            let spans: Vec<&str> = via.overload_params(text.as_bytes()).map(|span| of(text, span)).collect();
+            assert_eq!(spans.join(" "), found);
+            assert_eq!(via.has_overload, !found.is_empty(), "{text}");
         }
     }
 

@@ -170,7 +170,10 @@ impl<'a> Call<'a> {
                         if needs_received && !self.has_rport { format!(";received={ip}") } else { String::new() };
                     (format!(";received=6.6.6.{}", self.parts.received), told)
                 }
-                other => twice(pick(&OTHER_PARAMS, other).into()),
+                other => match pick(&OTHER_PARAMS, other) {
+                    overload if overload.starts_with(";oc") => (overload.into(), String::new()),
+                    param => twice(param.into()),
+                },
             });
         }
         if needs_received && !self.has_rport && !received_stands {
