@@ -116,13 +116,8 @@ fn a_network_that_loses_one_datagram_in_eleven_costs_retransmissions_and_no_call
     let uas = callees(1, BRISK);
     // Not every eleventh: that keeps step with the messages of calls, and then loses some of them again and again, others never.
     let mut random = fastrand::Rng::with_seed(11);
-    let meddler =
-        Meddler::start(
-            uas.addresses().to_vec(),
-            move |_, octets| {
-                if random.u32(..11) == 0 { vec![] } else { vec![(octets, 0)] }
-            },
-        );
+    let lose = move |_, octets| if random.u32(..11) == 0 { vec![] } else { vec![(octets, 0)] };
+    let meddler = Meddler::start(uas.addresses().to_vec(), lose);
     let called =
         Uac::start(uac::Config { timers: timers(BRISK), ..callers(meddler.address, 300, "call") }).unwrap().join();
     assert_eq!((called.counts.placed, called.counts.completed), (300, 300), "{:?}", called.lines);

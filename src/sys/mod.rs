@@ -27,7 +27,7 @@ pub mod tcp;
 use std::io;
 
 /// Makes `call` again as long as a signal interrupts it. A wait for which a timeout was set is interrupted, handler or not, when
-/// the process is stopped and goes on (signal(7)).
+/// the process is stopped and goes on (signal(7)); it then begins anew.
 ///
 /// # Errors
 /// Those of `call`.

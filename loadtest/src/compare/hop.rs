@@ -89,8 +89,8 @@ impl Cores {
         self.least_ns
     }
 
-    /// Waits, at most for `patience_ns` and not beyond a signal to stop, until they are as near to each other as they have ever been seen, and returns their
-    /// distance. `meanwhile` is called again and again, for some 50 ms each time: whoever is probed has to answer.
+    /// Waits until they are as near to each other as they have ever been seen, at most for `patience_ns` and not beyond a signal to
+    /// stop, and returns their distance. `meanwhile` is called again and again, for some 50 ms each time: whoever is probed has to answer.
     pub fn wait_until_near<E>(
         &mut self,
         patience_ns: u64,

@@ -30,7 +30,7 @@ impl Splice {
 /// Octets of replacement text of one message that need no allocation. Longer texts are Route values or a Request-URI of
 /// extraordinary length.
 const TEXT: usize = 512;
-/// Changes of one message that need no allocation: more than any message gets.
+/// Changes of one message that need no allocation: more than any message gets that has no parameter of overload control twice.
 const SPLICES: usize = 16;
 
 /// The changes to one message.
