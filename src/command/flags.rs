@@ -16,14 +16,16 @@ pub fn origin(args: &cli::Run) -> Result<Origin, Report> {
     let mut written = Written { text: "viahop run".into(), problems: Vec::new() };
     if let Some(path) = &args.config {
         let cores = written.cores(args)?;
-        let admin = args.admin.as_ref().map(|_| written.endpoints(args)).transpose()?;
-        let socket = args.socket.as_ref().map(|_| written.endpoints(args)).transpose()?;
+        let admin = args.admin.as_ref().map(|_| written.alone(args)).transpose()?;
+        let socket = args.socket.as_ref().map(|_| written.alone(args)).transpose()?;
+        let linger = args.linger.as_ref().map(|_| written.alone(args)).transpose()?;
         let overrides = Overrides {
             cores,
             admin: admin.map(|config| config.admin),
             socket: socket.map(|config| config.socket),
             steering: args.steering.map(|word| steering(word).1),
             gso: args.gso,
+            linger: linger.map(|config| config.linger),
         };
         return Ok(Origin::File(path.clone(), overrides));
     }
@@ -144,6 +146,9 @@ impl Written {
             let place = self.put("gso", "").span();
             file.balancer.gso = Some(Spanned::new(place, true));
         }
+        if let Some(linger) = &args.linger {
+            file.balancer.linger = Some(self.put("linger", linger));
+        }
         file
     }
 
@@ -195,6 +200,7 @@ impl Written {
             backend: vec!["sip:127.0.0.1".into()],
             admin: None,
             socket: None,
+            linger: None,
             ..args.clone()
         };
         if args.cores.is_none() && args.shards.is_none() {
@@ -206,8 +212,8 @@ impl Written {
         }
     }
 
-    /// `--admin` and `--socket` beside a file.
-    fn endpoints(&mut self, args: &cli::Run) -> Result<Config, Report> {
+    /// `--admin`, `--socket` and `--linger` beside a file.
+    fn alone(&mut self, args: &cli::Run) -> Result<Config, Report> {
         let beside = cli::Run {
             config: None,
             listen: vec!["udp:127.0.0.1".into()],
@@ -221,6 +227,7 @@ impl Written {
             socket: args.socket.clone(),
             steering: None,
             gso: false,
+            linger: args.linger.clone(),
         };
         origin(&beside)?.load().map(|loaded| loaded.config)
     }
@@ -245,6 +252,7 @@ fn core_list(text: &str) -> Result<Vec<i64>, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn args(listen: &[&str], backend: &[&str]) -> cli::Run {
         cli::Run {
@@ -260,6 +268,7 @@ mod tests {
             socket: None,
             steering: None,
             gso: false,
+            linger: None,
         }
     }
 
@@ -276,22 +285,24 @@ mod tests {
         assert_eq!((backends[0].weight, backends[1].weight, &backends[1].name[..]), (100, 50, "b"));
         assert_eq!(loaded.config.cores, Cores::List(vec![0, 2, 3, 4]));
         assert_eq!(loaded.config.admin, None);
-        assert!(!loaded.config.gso);
-        args.gso = true;
-        assert!(origin(&args).unwrap().load().unwrap().config.gso);
+        assert_eq!((loaded.config.gso, loaded.config.linger), (false, Duration::from_micros(100)));
+        (args.gso, args.linger) = (true, Some("0s".into()));
+        let config = origin(&args).unwrap().load().unwrap().config;
+        assert_eq!((config.gso, config.linger), (true, Duration::ZERO));
     }
 
     #[test]
     fn flags_beside_a_file_have_the_last_word() {
         let mut args = args(&[], &[]);
         (args.config, args.shards, args.gso) = (Some("x.toml".into()), Some("3".into()), true);
+        args.linger = Some("50us".into());
         let Origin::File(_, overrides) = origin(&args).unwrap() else { panic!("a file is a file") };
         let text = "[[listen]]\nname = \"edge\"\naddress = \"udp:127.0.0.1\"\n[[pool]]\nname = \"proxies\"\n\
                     backend = [{ uri = \"sip:127.0.0.1\" }]\n[balancer]\nshards = 2\n";
         let mut config = config::parse(Source { name: "x.toml".into(), text: text.into() }).unwrap().config;
         assert!(!config.gso);
         overrides.apply(&mut config);
-        assert!(config.gso);
+        assert_eq!((config.gso, config.linger), (true, Duration::from_micros(50)));
         assert_eq!(config.cores, Cores::Count(3));
     }
 

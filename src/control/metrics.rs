@@ -479,6 +479,11 @@ fn shards(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
         "Share of the last second in which a shard worked rather than waited",
         names.iter().map(|name| vec![("shard", &name[..])]).zip(view.busy.iter().copied()),
     )?;
+    out.counter(
+        "viahop_shard_naps",
+        "Times a shard slept for `linger` after its work, to find several messages when it looked again",
+        each().map(|(labels, counters)| (labels, counters.naps.get())),
+    )?;
     let buckets = |histogram: &dyn Fn() -> Vec<(Option<u64>, u64)>, unit: f64| -> Vec<(f64, u64)> {
         histogram()
             .into_iter()

@@ -84,6 +84,8 @@ pub struct Overrides {
     pub steering: Option<super::config::Steering>,
     /// `--gso`, which is never taken back.
     pub gso: bool,
+    /// `--linger`.
+    pub linger: Option<Duration>,
 }
 
 impl Overrides {
@@ -102,6 +104,7 @@ impl Overrides {
             config.steering = steering;
         }
         config.gso |= self.gso;
+        config.linger = self.linger.unwrap_or(config.linger);
     }
 }
 
@@ -693,7 +696,7 @@ mod tests {
         let config = |text: &str| parse(Source { name: "x".into(), text: text.into() }).unwrap().config;
         let running = config(&text(&[1]));
         assert!(fixed_by_the_start(&running, &config(&text(&[2]))).is_empty());
-        for (key, value) in [("shards", "1"), ("gso", "true"), ("steering", "\"kernel\"")] {
+        for (key, value) in [("shards", "1"), ("gso", "true"), ("linger", "\"0s\""), ("steering", "\"kernel\"")] {
             let problems =
                 fixed_by_the_start(&running, &config(&format!("{}[balancer]\n{key} = {value}\n", text(&[1]))));
             assert_eq!(problems.len(), 1, "{key}");

@@ -364,6 +364,8 @@ pub struct ShardCounters {
     pub handling_ns: Histogram<10>,
     /// Time spent on anything but waiting, in nanoseconds.
     pub busy_ns: Counter,
+    /// Times the shard slept after a turn to let messages gather.
+    pub naps: Counter,
     /// 100s that had lost the client's Via and got it back (see `token.rs`).
     pub vias_rebuilt: Counter,
     /// Requests from outside whose Route token did not verify, so that they went by their key.
@@ -408,6 +410,7 @@ impl ShardCounters {
             batches: Histogram::new(&BATCH),
             handling_ns: Histogram::new(&HANDLING_NS),
             busy_ns: Counter::default(),
+            naps: Counter::default(),
             vias_rebuilt: Counter::default(),
             strange_tokens: Counter::default(),
             orphaned: Counter::default(),

@@ -11,6 +11,7 @@
 //! another backend, which is a counter's error and nobody's harm.
 
 pub mod io;
+mod linger;
 pub mod outbox;
 mod overload;
 pub mod run;
@@ -26,12 +27,14 @@ use crate::link::{Ring, ShardEnd};
 use crate::sys::poll::{Bell, Ready};
 use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
 use io::Kernel;
+use linger::Linger;
 use run::Shard;
 use socket::{OpenError, Plan, Sockets};
 use std::io as std_io;
 use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 use streams::Streams;
 use wait::Waiter;
 
@@ -44,6 +47,7 @@ pub struct Unstarted {
     bell: Arc<Bell>,
     tells_answers: bool,
     gso: bool,
+    linger: Duration,
 }
 
 /// A shard at work.
@@ -57,7 +61,7 @@ pub fn open(number: usize, core: usize, plan: &Plan) -> Result<Unstarted, OpenEr
     let sockets = Sockets::open(plan)?;
     let no_bell = |error| OpenError { protocol: "udp", address: SocketAddr::from(([0; 4], 0)), error };
     let bell = Arc::new(Bell::new().map_err(no_bell)?);
-    Ok(Unstarted { number, core, sockets, bell, tells_answers: false, gso: plan.gso })
+    Ok(Unstarted { number, core, sockets, bell, tells_answers: false, gso: plan.gso, linger: plan.linger })
 }
 
 impl Unstarted {
@@ -128,6 +132,7 @@ impl Unstarted {
         let mut ready = Ready::default();
         let mut writable_wanted = vec![false; shard.sockets()];
         let bell = waiter.bell();
+        let mut linger = Linger::new(self.linger);
         while !shard.is_stopping() {
             let has_steps = shard.has_steps();
             let waited = if has_steps { waiter.look(&mut ready) } else { waiter.block(&mut ready) };
@@ -156,7 +161,7 @@ impl Unstarted {
                 self.bell.silence();
                 shard.take_over();
             }
-            shard.turn(waiter.sockets(&ready));
+            let messages = shard.turn(waiter.sockets(&ready));
             shard.turn_streams(waiter.streams(&ready), is_rung);
             shard.step(false);
             for (socket, wanted) in writable_wanted.iter_mut().enumerate() {
@@ -164,6 +169,10 @@ impl Unstarted {
                 if waits != *wanted && waiter.want_writable(shard.io(), socket, waits).is_ok() {
                     *wanted = waits;
                 }
+            }
+            // A step of a handshake that waits is something to do.
+            if !shard.has_steps() && linger.after(messages) {
+                shard.count_nap();
             }
             glommio::yield_if_needed().await;
         }

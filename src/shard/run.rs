@@ -121,17 +121,23 @@ impl<I: Io> Shard<I> {
         self.link.shared.is_stopping()
     }
 
+    /// Counts that it has slept after a turn.
+    pub fn count_nap(&mut self) {
+        self.link.counters.naps.add(1);
+    }
+
     /// Whether messages wait for `socket` to take more.
     pub fn is_waiting(&self, socket: usize) -> bool {
         self.outbox.is_waiting(socket)
     }
 
-    /// Works through what is there on the sockets that are ready.
-    pub fn turn(&mut self, ready: impl Iterator<Item = usize> + Clone) {
+    /// Works through what is there on the sockets that are ready, and returns how many datagrams that was.
+    pub fn turn(&mut self, ready: impl Iterator<Item = usize> + Clone) -> usize {
         let start = Instant::now();
         let now_ms = self.link.shared.now_ms();
         self.link.counters.last_turn_ms.set(now_ms);
         let mut received = start;
+        let mut all = 0;
         let listeners = self.listeners;
         let egress = ready.clone().filter(|&socket| socket >= listeners);
         for socket in egress.chain(ready.filter(|&socket| socket < listeners)) {
@@ -143,6 +149,7 @@ impl<I: Io> Shard<I> {
             }
             let count = self.receive_all(socket, now_ms);
             let sent = Instant::now();
+            all += count;
             if count > 0 {
                 self.link.counters.batches.add(count as u64, 1);
                 self.link.counters.handling_ns.add((sent - received).as_nanos() as u64, count as u64);
@@ -154,6 +161,7 @@ impl<I: Io> Shard<I> {
             self.drops_asked_ms = now_ms;
             self.ask_for_drops();
         }
+        all
     }
 
     /// Receives a batch, and sends what comes of it; towards backends another while a listener's queue stands, if the first was

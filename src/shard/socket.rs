@@ -17,6 +17,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What to open.
 #[derive(Clone, Debug)]
@@ -37,6 +38,8 @@ pub struct Plan {
     pub egress_shared: bool,
     /// Whether datagrams that are alike go through the kernel as one.
     pub gso: bool,
+    /// How long a shard at work lets messages gather; zero: never.
+    pub linger: Duration,
     /// Octets asked for each receive buffer.
     pub receive_buffer: usize,
     /// Octets asked for each send buffer.

@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | `address` | `sockaddr` and back | | |
 //! | `bpf` | programs and maps in the kernel, and an assembler for them | `CAP_BPF`, `CAP_PERFMON`, Linux 5.17 | the kernel spreads datagrams by address |
+//! | `clock` | CPU time of a thread, and sleeping no longer than asked for | | |
 //! | `mmsg` | `recvmmsg`, `sendmmsg` with control messages; `UDP_SEGMENT` | Linux 3.0; 4.18 | each datagram goes by itself |
 //! | `poll` | one descriptor that is readable when any of many is | epoll | |
 //! | `socket` | opening and tuning UDP sockets | `SO_REUSEPORT`, Linux 3.9 | |
@@ -17,6 +18,7 @@
 
 mod address;
 pub mod bpf;
+pub mod clock;
 pub mod errors;
 pub mod mmsg;
 pub mod poll;

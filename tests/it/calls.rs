@@ -9,7 +9,7 @@ use std::io::Write;
 use std::net::{TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use viahop::sys::uninterrupted;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -90,6 +90,40 @@ fn with_gso_what_is_alike_arrives_one_by_one() {
     }
     let log = viahop.end();
     assert!(log.contains("received=1000 forwarded=1000 replied=0 dropped=0"), "{log}");
+}
+
+/// A shard that has enough to do tries what it costs to let messages gather, whatever it finds, and loses none by it.
+#[test]
+fn a_shard_at_work_lets_messages_gather_if_it_may_and_loses_none() {
+    for (name, linger) in [("linger", "1ms"), ("no-linger", "0s")] {
+        let (client, server) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let listen = free_port();
+        let text = config(listen, &[server.local_addr().unwrap().port()], UNPROBED);
+        let keys = format!("[balancer]\nshards = 1\nlinger = \"{linger}\"\n");
+        let viahop = Viahop::start(name, &text.replacen("[balancer]\nshards = 2\n", &keys, 1));
+        let from = client.local_addr().unwrap();
+        let naps = || viahop.metric("viahop_shard_naps_total", "shard");
+        let (mut sent, start) = (0, Instant::now());
+        // Two a millisecond are enough; three at a time go many times as fast.
+        while sent < 6000 || (linger != "0s" && naps() == 0.0 && start.elapsed() < MINUTE) {
+            for number in sent..sent + 3 {
+                let text = format!(
+                    "MESSAGE sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/UDP {from};branch=z9hG4bKlinger{number}\r\n\
+                     From: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>\r\nCall-ID: linger-{number}\r\n\
+                     CSeq: 1 MESSAGE\r\nMax-Forwards: 70\r\nContent-Length: 0\r\n\r\n"
+                );
+                client.send_to(text.as_bytes(), ("127.0.0.1", listen)).unwrap();
+            }
+            for _ in 0..3 {
+                uninterrupted(|| server.recv(&mut [0; 4096])).unwrap();
+            }
+            sent += 3;
+        }
+        assert_eq!(naps() > 0.0, linger != "0s", "{linger}: {} naps", naps());
+        let log = viahop.end();
+        assert!(log.contains(&format!("received={sent} forwarded={sent} replied=0 dropped=0")), "{sent}: {log}");
+    }
 }
 
 /// viahop with one shard, which may pad what goes to `port`.
@@ -305,9 +339,9 @@ impl Capture {
         command.args(["-q", "-i", "lo", "-B", "64", "-f", &filter, "-w"]).arg(&path);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let mut process = Process::start(&mut command);
-        let until = std::time::Instant::now() + crate::live::PATIENCE;
+        let until = Instant::now() + crate::live::PATIENCE;
         while std::fs::metadata(&path).map_or(0, |meta| meta.len()) == 0 {
-            if process.0.try_wait().unwrap().is_some() || std::time::Instant::now() > until {
+            if process.0.try_wait().unwrap().is_some() || Instant::now() > until {
                 skip("capturing on loopback is not permitted");
                 return None;
             }

@@ -63,6 +63,8 @@ pub struct Balancer {
     pub steering: Value<String>,
     /// Whether datagrams that are alike go through the kernel as one.
     pub gso: Value<bool>,
+    /// How long a shard at work lets messages gather.
+    pub linger: Value<String>,
     /// Octets of each socket's receive buffer.
     pub receive_buffer: Value<i64>,
     /// Octets of each socket's send buffer.

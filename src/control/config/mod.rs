@@ -70,6 +70,8 @@ pub struct Config {
     pub steering: Steering,
     /// Whether datagrams that are alike go through the kernel as one.
     pub gso: bool,
+    /// How long a shard at work lets messages gather, at most; zero: never.
+    pub linger: Duration,
     /// Octets of each socket's receive buffer.
     pub receive_buffer: usize,
     /// Octets of each socket's send buffer.

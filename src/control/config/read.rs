@@ -28,6 +28,12 @@ use toml::Spanned;
 use value::Reader;
 
 /// The words for [`EgressMode`].
+/// How long a shard lets messages gather: what network cards that moderate interrupts do, and a fifth of a millisecond of a round trip.
+const LINGER: Duration = Duration::from_micros(100);
+
+/// The longest: what else a shard has to do waits as long.
+const LINGER_MAX: Duration = Duration::from_millis(1);
+
 const EGRESS_MODES: [(&str, EgressMode); 2] = [("own", EgressMode::Own), ("shared", EgressMode::Shared)];
 
 /// Octets of a path in a socket's address, without the zero that ends it: unix(7).
@@ -69,6 +75,7 @@ impl Reader<'_> {
             egress_ports: self.ports(&balancer.egress_ports),
             steering: self.word(&balancer.steering, Steering::Auto, &Steering::WORDS),
             gso,
+            linger: self.duration(&balancer.linger, LINGER, Duration::ZERO..=LINGER_MAX),
             receive_buffer: self.buffer(&balancer.receive_buffer, 2 << 20),
             send_buffer: self.buffer(&balancer.send_buffer, 1 << 20),
             drain: self.duration(
@@ -329,6 +336,7 @@ mod tests {
                 "[balancer]\ndrain = \"soon\"",
                 "6:9 `soon` is not a time | a number with its unit, like `500ms`, `2s` or `1m`",
             ),
+            ("[balancer]\nlinger = \"2ms\"", "6:10 `2ms` is out of range | a time from 0s to 1ms"),
             (
                 "[[listen]]\nadress = \"udp:0.0.0.0\"",
                 "6:1 unknown key `adress` | help: a key with a similar name exists: `address`",

@@ -205,6 +205,7 @@ pub(super) fn fixed_by_the_start(running: &Config, wanted: &Config) -> Vec<Probl
         ),
         ("`steering`", running.steering != wanted.steering),
         ("`gso`", running.gso != wanted.gso),
+        ("`linger`", running.linger != wanted.linger),
         (
             "`receive_buffer` and `send_buffer`",
             (running.receive_buffer, running.send_buffer) != (wanted.receive_buffer, wanted.send_buffer),
