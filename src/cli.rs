@@ -112,7 +112,8 @@ pub struct Run {
     pub gso: bool,
 
     /// How long a shard at work lets messages gather before it looks again, `0s` to `1ms`; `0s`: not at all. It does so while it
-    /// expects several and finds that a message costs less CPU that way, and answers that much later. Default: 100us.
+    /// expects several and finds that a message costs less CPU that way; round trips then take up to twice that time longer.
+    /// Default: 100us.
     #[arg(long, value_name = "TIME", env = "VIAHOP_LINGER")]
     pub linger: Option<String>,
 

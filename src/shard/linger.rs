@@ -28,6 +28,9 @@ const TRIAL_EVERY: u32 = 128;
 /// What one comparison may say at most, up or down: a core that was taken away in between is no reason.
 const RATIO_MAX: f64 = 1.5;
 
+/// Loads that are told apart, each twice the one before: what pays under one may not under another.
+const BANDS: usize = 5;
+
 /// Where a shard stands with it.
 #[derive(Debug)]
 pub struct Linger {
@@ -85,6 +88,13 @@ struct Choice {
     lingers: bool,
     /// Whether the one before did, and what a message cost in it; `None` if nothing could be compared with it.
     before: Option<(bool, f64)>,
+    /// What was learnt under which load: of 2 to 4 messages expected within a sleep, of 4 to 8, and so on.
+    bands: [Band; BANDS],
+}
+
+/// What was learnt under a load.
+#[derive(Clone, Copy, Debug, Default)]
+struct Band {
     /// What a message costs with lingering, by what it costs without: the logarithm, in which half and double weigh the same, as a
     /// mean of late comparisons.
     log_ratio: f64,
@@ -102,24 +112,41 @@ impl Choice {
             (self.lingers, self.before) = (false, None);
             return;
         }
-        if let Some((lingered, before)) = self.before.replace((self.lingers, cost))
-            && lingered != self.lingers
+        let band = ((expected / EXPECTED_MIN).log2() as usize).min(BANDS - 1);
+        let band = &mut self.bands[band];
+        let spent = (self.lingers, cost);
+        if let Some(before) = self.before.replace(spent)
+            && before.0 != spent.0
         {
-            let ratio = if self.lingers { cost / before } else { before / cost };
-            // A clock that stood still says nothing.
-            if ratio.is_finite() {
-                self.comparisons = (self.comparisons + 1).min(COMPARISONS);
-                let log_ratio = ratio.clamp(1.0 / RATIO_MAX, RATIO_MAX).ln();
-                self.log_ratio += (log_ratio - self.log_ratio) / f64::from(self.comparisons);
-            }
+            let (with, without) = if spent.0 { (spent.1, before.1) } else { (before.1, spent.1) };
+            band.compare(with / without);
+        }
+        self.lingers = band.lingers_next(self.lingers);
+    }
+}
+
+impl Band {
+    /// Takes note of what a message cost with lingering, by what it cost without.
+    fn compare(&mut self, ratio: f64) {
+        // A clock that stood still says nothing.
+        if ratio.is_finite() {
+            self.comparisons = (self.comparisons + 1).min(COMPARISONS);
+            let log_ratio = ratio.clamp(1.0 / RATIO_MAX, RATIO_MAX).ln();
+            self.log_ratio += (log_ratio - self.log_ratio) / f64::from(self.comparisons);
+        }
+    }
+
+    /// Whether to linger in the next window, after one in which the shard did or did not. It takes turns until enough is known.
+    fn lingers_next(&mut self, lingered: bool) -> bool {
+        if self.comparisons < COMPARISONS {
+            return !lingered;
         }
         self.windows += 1;
         let is_trial = self.windows >= TRIAL_EVERY;
         if is_trial {
             self.windows = 0;
         }
-        self.lingers =
-            if self.comparisons < COMPARISONS { !self.lingers } else { (self.log_ratio < WORTH.ln()) != is_trial };
+        (self.log_ratio < WORTH.ln()) != is_trial
     }
 }
 
@@ -158,7 +185,7 @@ mod tests {
         for _ in 0..=COMPARISONS {
             choice.next(4.0, if choice.lingers { 3.0 } else { 2.0 });
         }
-        assert!((choice.log_ratio - 1.5f64.ln()).abs() < 1e-9);
+        assert!((choice.bands[1].log_ratio - 1.5f64.ln()).abs() < 1e-9);
         let windows = 10 * TRIAL_EVERY as usize;
         let lingered = (0..windows).filter(|_| {
             let lingered = choice.lingers;
@@ -175,11 +202,20 @@ mod tests {
         spend(&mut choice, 100, 4.0, 0.5);
         assert!(choice.lingers);
         assert!(spend(&mut choice, 1000, 1.9, 0.5) <= 1, "the window under way when the load went");
-        assert!(choice.comparisons >= COMPARISONS, "what was learnt is kept");
+        assert_eq!(choice.bands[1].comparisons, COMPARISONS, "what was learnt is kept");
         // What costs nothing by a clock that stands still is compared with nothing.
         choice.next(4.0, 0.0);
         choice.next(4.0, 0.0);
-        assert!(choice.log_ratio.is_finite());
+        assert!(choice.bands[1].log_ratio.is_finite());
+    }
+
+    #[test]
+    fn what_pays_under_one_load_says_nothing_of_another() {
+        let mut choice = Choice::default();
+        assert!(spend(&mut choice, 1000, 70.0, 1.3) < 100);
+        assert!(spend(&mut choice, 1000, 4.0, 0.75) > 900);
+        assert!(spend(&mut choice, 1000, 70.0, 1.3) < 100);
+        assert!(spend(&mut choice, 100, 4.0, 0.75) >= 98, "learnt before");
     }
 
     #[test]

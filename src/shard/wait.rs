@@ -1,7 +1,7 @@
 //! How a shard waits, which at everyday loads costs more than all it does with a message.
 //!
 //! ```text
-//! epoll_wait, 100 ms at most ── something came ──► work
+//! epoll_wait, 100 ms at most ── something came ──► work ──► linger, where it pays (`linger`) ──► wait again
 //!         │ nothing came
 //!         ▼
 //! park in glommio until something comes ──► work      (not while connections have deadlines: look at those, wait again)
