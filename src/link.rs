@@ -269,7 +269,12 @@ impl Shared {
 
     /// Milliseconds since the link was made: the one clock of all shards.
     pub fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+        self.ms_at(Instant::now())
+    }
+
+    /// That clock at `instant`, for whoever has just looked.
+    pub fn ms_at(&self, instant: Instant) -> u64 {
+        instant.saturating_duration_since(self.started).as_millis() as u64
     }
 }
 

@@ -139,13 +139,13 @@ impl Unstarted {
             if waited.is_err() {
                 break;
             }
-            if ready.numbers().is_empty() && has_steps {
+            if ready.is_empty() && has_steps {
                 shard.step(true);
                 shard.turn_streams(std::iter::empty(), false);
                 glommio::yield_if_needed().await;
                 continue;
             }
-            if ready.numbers().is_empty() {
+            if ready.is_empty() {
                 shard.ask_for_drops();
                 if shard.has_deadlines() {
                     shard.turn_streams(std::iter::empty(), false);
@@ -156,7 +156,7 @@ impl Unstarted {
                 }
                 continue;
             }
-            let is_rung = ready.numbers().contains(&bell);
+            let is_rung = ready.numbers().any(|number| number == bell);
             if is_rung {
                 self.bell.silence();
                 shard.take_over();

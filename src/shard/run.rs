@@ -134,7 +134,7 @@ impl<I: Io> Shard<I> {
     /// Works through what is there on the sockets that are ready, and returns how many datagrams that was.
     pub fn turn(&mut self, ready: impl Iterator<Item = usize> + Clone) -> usize {
         let start = Instant::now();
-        let now_ms = self.link.shared.now_ms();
+        let now_ms = self.link.shared.ms_at(start);
         self.link.counters.last_turn_ms.set(now_ms);
         let mut received = start;
         let mut all = 0;

@@ -62,12 +62,12 @@ impl Waiter {
 
     /// The sockets among what is ready, by their numbers.
     pub fn sockets(&self, ready: &Ready) -> impl Iterator<Item = usize> + Clone {
-        ready.numbers().iter().filter(|&&number| number < self.bell).map(|&number| number as usize)
+        ready.numbers().filter(|&number| number < self.bell).map(|number| number as usize)
     }
 
     /// What is ready beside sockets and bell: listeners for connections and connections, by their numbers.
     pub fn streams(&self, ready: &Ready) -> impl Iterator<Item = u32> {
-        ready.numbers().iter().copied().filter(|&number| number > self.bell)
+        ready.numbers().filter(|&number| number > self.bell)
     }
 
     /// The set itself, and the first number in it that is free.

@@ -12,6 +12,9 @@
 //! | `errors` | ICMP errors and whom they are about | `IP_RECVERR` | backends are found dead by probes alone |
 //! | `preflight` | what the runtime needs before it starts | io_uring, Linux 5.8; memlock | a refusal that says what to do |
 //!
+//! What a shard calls with each turn is called by its number (`libc::syscall`): around `epoll_wait`, `recvmmsg` and `sendmmsg` glibc
+//! lets a thread be cancelled, which takes two locked operations and a cache line of code each time.
+//!
 //! Rules of the folder: every `unsafe` block says which check pays for it; a C struct never leaves its file; an error is
 //! an `io::Error` with its number in it.
 #![allow(unsafe_code)]

@@ -27,13 +27,14 @@ use std::time::Duration;
 use toml::Spanned;
 use value::Reader;
 
-/// The words for [`EgressMode`].
-/// How long a shard lets messages gather: what network cards that moderate interrupts do, and a fifth of a millisecond of a round trip.
+/// How long a shard lets messages gather: as long as network cards that moderate interrupts do; a fifth of a millisecond of a round
+/// trip.
 const LINGER: Duration = Duration::from_micros(100);
 
 /// The longest: what else a shard has to do waits as long.
 const LINGER_MAX: Duration = Duration::from_millis(1);
 
+/// The words for [`EgressMode`].
 const EGRESS_MODES: [(&str, EgressMode); 2] = [("own", EgressMode::Own), ("shared", EgressMode::Shared)];
 
 /// Octets of a path in a socket's address, without the zero that ends it: unix(7).

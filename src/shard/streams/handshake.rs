@@ -61,7 +61,7 @@ impl<I: Io> Shard<I> {
             return;
         }
         let start = Instant::now();
-        let now_ms = self.link.shared.now_ms();
+        let now_ms = self.link.shared.ms_at(start);
         let Some(streams) = &mut self.streams else { return };
         if !is_idle && streams.step_after.is_some_and(|after| start < after) {
             return;

@@ -64,7 +64,7 @@ impl<I: Io> Shard<I> {
             return;
         }
         let start = Instant::now();
-        let now_ms = self.link.shared.now_ms();
+        let now_ms = self.link.shared.ms_at(start);
         self.link.counters.last_turn_ms.set(now_ms);
         let mut any = is_rung;
         for number in ready {

@@ -115,7 +115,8 @@ impl ReceiveBatch {
         // octets of control room, all owned by `self`, which is borrowed mutably for the call.
         let count = unsafe {
             let headers = self.headers.as_mut_ptr();
-            libc::recvmmsg(fd, headers, self.headers.len() as _, libc::MSG_DONTWAIT, std::ptr::null_mut())
+            let no_timeout = std::ptr::null_mut::<libc::timespec>();
+            libc::syscall(libc::SYS_recvmmsg, fd, headers, self.headers.len(), libc::MSG_DONTWAIT, no_timeout)
         };
         match count {
             0.. => {

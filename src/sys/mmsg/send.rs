@@ -117,7 +117,9 @@ impl SendBatch {
             let headers = self.fill(datagrams);
             // SAFETY: `fill` has set these headers to addresses, parts and control messages of `self`. The octets that the
             // parts point to are borrowed by `datagrams` until the call returns, and the kernel only reads them.
-            let sent = unsafe { libc::sendmmsg(fd, self.headers.as_mut_ptr(), headers as _, libc::MSG_DONTWAIT) };
+            let sent = unsafe {
+                libc::syscall(libc::SYS_sendmmsg, fd, self.headers.as_mut_ptr(), headers, libc::MSG_DONTWAIT)
+            };
             if sent >= 0 {
                 return Ok(self.runs[..sent as usize].iter().sum());
             }
