@@ -7,11 +7,16 @@
 
 use crate::dataplane::limits::BATCH;
 use crate::sys::clock;
+use std::ops::RangeInclusive;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Messages between two looks at the clocks: some milliseconds of a load at which lingering can pay.
-const WINDOW: usize = 128;
+/// How long a shard stays with one way, by the rate it last saw, before it looks at the clocks: shorter, and what one window says is
+/// chance.
+const WINDOW: Duration = Duration::from_millis(3);
+
+/// Messages of a window, at least and at most.
+const WINDOW_MESSAGES: RangeInclusive<usize> = 128..=4096;
 
 /// Messages that have to be expected within a sleep.
 const EXPECTED_MIN: f64 = 2.0;
@@ -38,8 +43,9 @@ pub struct Linger {
     nap: Duration,
     /// When the window began, and what the thread had used of the CPU by then.
     began: (Instant, Duration),
-    /// Messages of the window so far.
+    /// Messages of the window so far, and with how many it is over.
     messages: usize,
+    window: usize,
     choice: Choice,
 }
 
@@ -49,7 +55,8 @@ impl Linger {
         if !nap.is_zero() {
             clock::wake_in_time();
         }
-        Linger { nap, began: (Instant::now(), clock::cpu_time()), messages: 0, choice: Choice::default() }
+        let began = (Instant::now(), clock::cpu_time());
+        Linger { nap, began, messages: 0, window: *WINDOW_MESSAGES.start(), choice: Choice::default() }
     }
 
     /// Sleeps after a turn of so many `messages`, if that is worth it, and returns whether it was. After half a batch or more it
@@ -60,7 +67,7 @@ impl Linger {
             return false;
         }
         self.messages += messages;
-        if self.messages >= WINDOW {
+        if self.messages >= self.window {
             self.close();
         }
         let naps = self.choice.lingers && (1..BATCH / 2).contains(&messages);
@@ -75,8 +82,10 @@ impl Linger {
         let now = (Instant::now(), clock::cpu_time());
         let (lasted, used) = (now.0 - self.began.0, now.1.saturating_sub(self.began.1));
         let messages = self.messages as f64;
-        let expected = messages * self.nap.as_secs_f64() / lasted.as_secs_f64().max(1e-9);
-        self.choice.next(expected, used.as_secs_f64() / messages);
+        let rate = messages / lasted.as_secs_f64().max(1e-9);
+        self.choice.next(rate * self.nap.as_secs_f64(), used.as_secs_f64() / messages);
+        let window = (rate * WINDOW.as_secs_f64()) as usize;
+        self.window = window.clamp(*WINDOW_MESSAGES.start(), *WINDOW_MESSAGES.end());
         (self.began, self.messages) = (now, 0);
     }
 }
@@ -221,6 +230,6 @@ mod tests {
     #[test]
     fn none_is_none() {
         let mut linger = Linger::new(Duration::ZERO);
-        assert!((0..10 * WINDOW).all(|_| !linger.after(1)));
+        assert!((0..10 * WINDOW_MESSAGES.end()).all(|_| !linger.after(1)));
     }
 }
