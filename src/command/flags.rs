@@ -5,7 +5,7 @@ use crate::cli;
 use std::ops::Range;
 use toml::Spanned;
 use viahop::control::config::problem::{Problem, Report, Source};
-use viahop::control::config::{self, Config, Cores, file};
+use viahop::control::config::{self, Config, file};
 use viahop::control::run::{Origin, Overrides};
 
 /// Where `args` say the configuration is.
@@ -15,17 +15,14 @@ use viahop::control::run::{Origin, Overrides};
 pub fn origin(args: &cli::Run) -> Result<Origin, Report> {
     let mut written = Written { text: "viahop run".into(), problems: Vec::new() };
     if let Some(path) = &args.config {
-        let cores = written.cores(args)?;
-        let admin = args.admin.as_ref().map(|_| written.alone(args)).transpose()?;
-        let socket = args.socket.as_ref().map(|_| written.alone(args)).transpose()?;
-        let linger = args.linger.as_ref().map(|_| written.alone(args)).transpose()?;
+        let alone = alone(args)?;
         let overrides = Overrides {
-            cores,
-            admin: admin.map(|config| config.admin),
-            socket: socket.map(|config| config.socket),
-            steering: args.steering.map(|word| steering(word).1),
+            cores: (args.cores.is_some() || args.shards.is_some()).then_some(alone.cores),
+            admin: args.admin.as_ref().map(|_| alone.admin),
+            socket: args.socket.as_ref().map(|_| alone.socket),
+            steering: args.steering.map(|_| alone.steering),
             gso: args.gso,
-            linger: linger.map(|config| config.linger),
+            linger: args.linger.as_ref().map(|_| alone.linger),
         };
         return Ok(Origin::File(path.clone(), overrides));
     }
@@ -49,6 +46,13 @@ pub fn origin(args: &cli::Run) -> Result<Origin, Report> {
         return Err(Report { source, problems: vec![problem.help(help)] });
     }
     config::read(&file, source).map(|loaded| Origin::Flags(Box::new(loaded)))
+}
+
+/// What `args` say beside a file, as a configuration whose listeners and backends mean nothing.
+fn alone(args: &cli::Run) -> Result<Config, Report> {
+    let (listen, backend) = (vec!["udp:127.0.0.1".into()], vec!["sip:127.0.0.1".into()]);
+    let beside = cli::Run { config: None, listen, backend, ..args.clone() };
+    origin(&beside)?.load().map(|loaded| loaded.config)
 }
 
 /// A word of the command line as the configuration has it.
@@ -191,46 +195,6 @@ impl Written {
     fn problem(&mut self, at: Range<usize>, title: String, label: &str) {
         self.problems.push(Problem::error(at, title, label));
     }
-
-    /// `--cores` or `--shards` beside a file.
-    fn cores(&mut self, args: &cli::Run) -> Result<Option<Cores>, Report> {
-        let beside = cli::Run {
-            config: None,
-            listen: vec!["udp:127.0.0.1".into()],
-            backend: vec!["sip:127.0.0.1".into()],
-            admin: None,
-            socket: None,
-            linger: None,
-            ..args.clone()
-        };
-        if args.cores.is_none() && args.shards.is_none() {
-            return Ok(None);
-        }
-        match origin(&beside)? {
-            Origin::Flags(loaded) => Ok(Some(loaded.config.cores)),
-            Origin::File(..) => Ok(None),
-        }
-    }
-
-    /// `--admin`, `--socket` and `--linger` beside a file.
-    fn alone(&mut self, args: &cli::Run) -> Result<Config, Report> {
-        let beside = cli::Run {
-            config: None,
-            listen: vec!["udp:127.0.0.1".into()],
-            backend: vec!["sip:127.0.0.1".into()],
-            advertise: None,
-            secret_file: None,
-            no_probe: false,
-            cores: None,
-            shards: None,
-            admin: args.admin.clone(),
-            socket: args.socket.clone(),
-            steering: None,
-            gso: false,
-            linger: args.linger.clone(),
-        };
-        origin(&beside)?.load().map(|loaded| loaded.config)
-    }
 }
 
 /// `0,2-5` as a list.
@@ -253,6 +217,7 @@ fn core_list(text: &str) -> Result<Vec<i64>, &'static str> {
 mod tests {
     use super::*;
     use std::time::Duration;
+    use viahop::control::config::Cores;
 
     fn args(listen: &[&str], backend: &[&str]) -> cli::Run {
         cli::Run {

@@ -60,7 +60,7 @@ impl Linger {
     }
 
     /// Sleeps after a turn of so many `messages`, if that is worth it, and returns whether it was. After half a batch or more it
-    /// never is: more is there already.
+    /// never is: what one wake-up costs is little beside so many.
     #[inline]
     pub fn after(&mut self, messages: usize) -> bool {
         if self.nap.is_zero() {
