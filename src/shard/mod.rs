@@ -161,8 +161,8 @@ impl Unstarted {
                 self.bell.silence();
                 shard.take_over();
             }
-            let messages = shard.turn(waiter.sockets(&ready));
-            shard.turn_streams(waiter.streams(&ready), is_rung);
+            let datagrams = shard.turn(waiter.sockets(&ready));
+            let messages = datagrams + shard.turn_streams(waiter.streams(&ready), is_rung);
             shard.step(false);
             for (socket, wanted) in writable_wanted.iter_mut().enumerate() {
                 let waits = shard.is_waiting(socket);

@@ -55,6 +55,8 @@ pub struct Shard<I> {
     pub(super) outbox: Outbox,
     /// Its connections.
     pub(super) streams: Option<Streams>,
+    /// Messages that came on them in this turn.
+    pub(super) stream_messages: usize,
     pub(super) tables: arc_swap::Cache<std::sync::Arc<arc_swap::ArcSwap<Tables>>, std::sync::Arc<Tables>>,
     pub(super) link: ShardEnd,
     overload: Overload,
@@ -87,6 +89,7 @@ impl<I: Io> Shard<I> {
             heads_used: 0,
             outbox: Outbox::new(sockets),
             streams: None,
+            stream_messages: 0,
             tables: arc_swap::Cache::new(link.shared.tables.clone()),
             link,
             overload: Overload::new(listeners),

@@ -95,13 +95,17 @@ fn with_gso_what_is_alike_arrives_one_by_one() {
 /// A shard that has enough to do tries what it costs to let messages gather, whatever it finds, and loses none by it.
 #[test]
 fn a_shard_at_work_lets_messages_gather_if_it_may_and_loses_none() {
-    for (name, linger) in [("linger", "1ms"), ("no-linger", "0s")] {
+    for (name, linger, transport) in
+        [("linger", "1ms", "UDP"), ("no-linger", "0s", "UDP"), ("linger-tcp", "1ms", "TCP")]
+    {
         let (client, server) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
         server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let listen = free_port();
-        let text = config(listen, &[server.local_addr().unwrap().port()], UNPROBED);
+        let mut text = config(listen, &[server.local_addr().unwrap().port()], UNPROBED);
+        text += &format!("[[listen]]\naddress = \"tcp:127.0.0.1:{listen}\"\n");
         let keys = format!("[balancer]\nshards = 1\nlinger = \"{linger}\"\n");
         let viahop = Viahop::start(name, &text.replacen("[balancer]\nshards = 2\n", &keys, 1));
+        let mut connection = TcpStream::connect(("127.0.0.1", listen)).unwrap();
         let from = client.local_addr().unwrap();
         let naps = || viahop.metric("viahop_shard_naps_total", "shard");
         let (mut sent, start) = (0, Instant::now());
@@ -109,18 +113,21 @@ fn a_shard_at_work_lets_messages_gather_if_it_may_and_loses_none() {
         while sent < 6000 || (linger != "0s" && naps() == 0.0 && start.elapsed() < MINUTE) {
             for number in sent..sent + 3 {
                 let text = format!(
-                    "MESSAGE sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/UDP {from};branch=z9hG4bKlinger{number}\r\n\
+                    "MESSAGE sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/{transport} {from};branch=z9hG4bKlinger{number}\r\n\
                      From: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>\r\nCall-ID: linger-{number}\r\n\
                      CSeq: 1 MESSAGE\r\nMax-Forwards: 70\r\nContent-Length: 0\r\n\r\n"
                 );
-                client.send_to(text.as_bytes(), ("127.0.0.1", listen)).unwrap();
+                match transport {
+                    "UDP" => drop(client.send_to(text.as_bytes(), ("127.0.0.1", listen)).unwrap()),
+                    _ => connection.write_all(text.as_bytes()).unwrap(),
+                }
             }
             for _ in 0..3 {
                 uninterrupted(|| server.recv(&mut [0; 4096])).unwrap();
             }
             sent += 3;
         }
-        assert_eq!(naps() > 0.0, linger != "0s", "{linger}: {} naps", naps());
+        assert_eq!(naps() > 0.0, linger != "0s", "{name}: {} naps", naps());
         let log = viahop.end();
         assert!(log.contains(&format!("received={sent} forwarded={sent} replied=0 dropped=0")), "{sent}: {log}");
     }

@@ -56,12 +56,13 @@ impl<I: Io> Shard<I> {
 
     /// Works through what is there on the connections that are ready, by the numbers they are ready under, through what
     /// other shards have handed over, if the bell was rung, and sends what came of all that and of the datagrams before.
-    pub fn turn_streams(&mut self, ready: impl Iterator<Item = u32>, is_rung: bool) {
-        let Some(streams) = &self.streams else { return };
+    /// Returns how many messages came on connections.
+    pub fn turn_streams(&mut self, ready: impl Iterator<Item = u32>, is_rung: bool) -> usize {
+        let Some(streams) = &self.streams else { return 0 };
         // Where there are only datagrams it costs nothing.
         let mut ready = ready.peekable();
         if !is_rung && ready.peek().is_none() && streams.is_at_rest() && !self.link.mesh.has_to_wake() {
-            return;
+            return 0;
         }
         let start = Instant::now();
         let now_ms = self.link.shared.ms_at(start);
@@ -69,7 +70,7 @@ impl<I: Io> Shard<I> {
         let mut any = is_rung;
         for number in ready {
             any = true;
-            let Some(streams) = &mut self.streams else { return };
+            let Some(streams) = &mut self.streams else { return 0 };
             let place = number.saturating_sub(streams.first) as usize;
             match place.checked_sub(streams.listeners.len()) {
                 None => streams.accept(place, now_ms, self.tables.load(), &self.link.counters.streams),
@@ -84,6 +85,7 @@ impl<I: Io> Shard<I> {
         if any {
             self.link.counters.busy_ns.add(start.elapsed().as_nanos() as u64);
         }
+        std::mem::take(&mut self.stream_messages)
     }
 
     /// Ends all connections and counts what they had not sent.
@@ -379,6 +381,7 @@ impl<I: Io> Shard<I> {
         broken: Option<Option<Refusal>>,
         now_ms: u64,
     ) -> bool {
+        self.stream_messages += 1;
         let place = self.place_for_head();
         let tables = self.tables.load();
         let mut room = Room::new(&mut buffer[frame.clone()], &mut self.heads[place]);
