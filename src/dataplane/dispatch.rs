@@ -196,6 +196,9 @@ impl Dispatcher {
         }
         let (message, scan, request) = (&*room.input, &self.scan, &self.request);
         let transaction = via::transaction(&tables.keys, message, request);
+        if request.method == Method::Invite {
+            self.router.expect(transaction);
+        }
         // What repeats an INVITE that went on goes on as well: its server has the call.
         if self.shedding.refuses(message, request) && !self.router.has_open(transaction, now_ms) {
             self.shed += 1;
@@ -203,9 +206,11 @@ impl Dispatcher {
         }
         self.edits.clear();
         let input = Input { tables, message, scan, request, arrival, transaction, now_ms };
-        let decision = self.router.route(&input, &mut self.edits)?;
-        self.decision = Some(decision);
-        self.forward(tables, transaction, &decision, arrival, room)
+        let mut place = None;
+        let decision = self.router.route(&input, &mut self.edits, &mut place)?;
+        let verdict = self.forward(tables, transaction, decision, arrival, room);
+        self.decision = place;
+        verdict
     }
 
     /// What needs no backend: an ACK for an answer of ours, an OPTIONS that asks us, a stranger on the egress port.
@@ -401,6 +406,9 @@ impl Dispatcher {
             Ok(top) => top,
             Err(reason) => return Verdict::Drop(reason),
         };
+        if let Some(digest) = digest {
+            self.router.expect(digest);
+        }
         let listener_known =
             |flow: &token::Flow| flow.listener.is_none_or(|index| (index as usize) < tables.listeners.len());
         let flow = digest.and_then(|digest| token.verify(&tables.keys, digest)).filter(listener_known);

@@ -113,6 +113,9 @@ pub struct Backend {
     pub via_host: Box<str>,
     /// How messages get to it.
     pub reach: Reach,
+    /// Which socket or connection they leave by. It is kept, and not worked out for each message, since it is copied as a whole: such a copy
+    /// waits where a part has just been written.
+    pub way: Sender,
     /// How our Via towards it begins, up to the port: the same for every request, so it is put together once.
     pub via_start: Box<str>,
     /// The port that follows: of the listener where it can open a connection to us. `None`: the shard's own.
@@ -189,6 +192,7 @@ impl Backend {
             max_open: parts.max_open,
             via_host: parts.via_host,
             reach: parts.reach,
+            way: if is_stream { Sender::Connect { listener: None } } else { Sender::Egress },
             counters: parts.counters,
         }
     }
@@ -197,12 +201,6 @@ impl Backend {
     /// control plane refuses two backends of one id.
     pub const fn id_of(digest: u64) -> u32 {
         digest as u32
-    }
-
-    /// Which socket or connection its messages leave by.
-    #[inline(always)]
-    pub const fn way(&self) -> Sender {
-        if self.reach.transport.is_stream() { Sender::Connect { listener: None } } else { Sender::Egress }
     }
 }
 

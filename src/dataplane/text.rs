@@ -126,20 +126,40 @@ impl<'a> Text<'a> {
 
     /// Appends a number in decimal.
     #[inline(always)]
-    pub fn put_number(&mut self, mut number: u32) -> &mut Self {
-        let mut digits = [0u8; 10];
-        let mut at = digits.len();
-        while number > 9 {
-            at -= 2;
-            digits[at..at + 2].copy_from_slice(&PAIRS[(number % 100) as usize]);
-            number /= 100;
+    pub fn put_number(&mut self, number: u32) -> &mut Self {
+        if number > 99_999_999 {
+            return self.put_long_number(number);
+        }
+        // Put together in a register, the first digit its lowest octet: what is written to memory in pieces and read back as a
+        // whole has to wait until all of it is there.
+        let (mut digits, mut len, mut rest) = (0u64, 0, number);
+        while rest > 9 {
+            digits = digits << 16 | u64::from(u16::from_le_bytes(PAIRS[(rest % 100) as usize]));
+            len += 2;
+            rest /= 100;
         }
         // A last pair below ten, or a last digit; of the number zero that is all there is.
-        if number > 0 || at == digits.len() {
-            at -= 1;
-            digits[at] = b'0' + number as u8;
+        if rest > 0 || len == 0 {
+            digits = digits << 8 | u64::from(b'0' + rest as u8);
+            len += 1;
         }
-        self.put(&digits[at..])
+        let digits = digits.to_le_bytes();
+        match self.room.get_mut(self.len..).and_then(|rest| rest.first_chunk_mut()) {
+            Some(place) => {
+                *place = digits;
+                self.len += len;
+                self
+            }
+            None => self.put(&digits[..len]),
+        }
+    }
+
+    /// The same, of nine or ten digits.
+    #[cold]
+    fn put_long_number(&mut self, number: u32) -> &mut Self {
+        use core::fmt::Write;
+        self.overrun |= write!(self, "{number}").is_err();
+        self
     }
 
     /// Appends an address as `received` has it: IPv6 without brackets (RFC 5118 4.5), and an IPv4-mapped IPv6 address as

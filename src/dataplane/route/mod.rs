@@ -209,6 +209,12 @@ impl Router {
         Some(index)
     }
 
+    /// Says that an INVITE of this transaction is to be routed, or its answer taken note of, soon.
+    #[inline(always)]
+    pub fn expect(&self, transaction: u64) {
+        self.open.expect(transaction);
+    }
+
     #[inline(always)]
     fn forget_suspects_of_other_tables(&mut self, tables: &Tables) {
         if self.generation != tables.generation {
@@ -219,12 +225,18 @@ impl Router {
         }
     }
 
-    /// Decides where a request goes, and what that changes in it.
+    /// Decides where a request goes, and what that changes in it. The decision is written to `place`, where it stays: one that is
+    /// returned is copied, and a copy of what was just written has to wait for it.
     //= RFC 3261 section 16.11
     //# Stateless proxies MUST NOT perform special processing for CANCEL
     //# requests.
     #[inline(always)]
-    pub fn route(&mut self, input: &Input<'_>, edits: &mut Edits) -> Result<Decision, Refusal> {
+    pub fn route<'d>(
+        &mut self,
+        input: &Input<'_>,
+        edits: &mut Edits,
+        place: &'d mut Option<Decision>,
+    ) -> Result<&'d Decision, Refusal> {
         self.forget_suspects_of_other_tables(input.tables);
         if self.has_changed {
             self.has_changed = false;
@@ -237,7 +249,7 @@ impl Router {
         if input.scan.has(HeaderKind::Route) {
             let by_route = self.by_route(input, edits, inside)?;
             if let Some(decision) = by_route.decision {
-                return Ok(decision);
+                return Ok(place.insert(decision));
             }
             (popped, orphan_of) = (by_route.popped, by_route.orphan_of);
         } else if uri.has_maddr {
@@ -245,7 +257,7 @@ impl Router {
             uri = &stripped;
         }
         if let Some(target) = target_of(input, uri, inside).filter(|target| orphan_of != Some(target.to)) {
-            return self.decide(input, target, How::RequestUri, popped);
+            return Ok(place.insert(self.decide(input, target, How::RequestUri, popped)?));
         }
         if inside {
             return Err(NOT_FOUND);
@@ -268,7 +280,8 @@ impl Router {
                 self.count_ringing(backend.id, input.now_ms);
             }
         }
-        Ok(Decision { to: backend.address, from: self.way(input, backend), backend: Some(index), how, rule, popped })
+        let (to, from) = (backend.address, self.way(input, backend));
+        Ok(place.insert(Decision { to, from, backend: Some(index), how, rule, popped }))
     }
 
     /// The backend of the INVITE that this request repeats, cancels or acknowledges, if the table may say another by now.
@@ -475,8 +488,11 @@ fn target_of(input: &Input<'_>, uri: &Uri, inside: bool) -> Option<Target> {
         return None;
     }
     let to = SocketAddr::new(uri.address(input.message)?, uri.port);
+    if !inside && !input.tables.by_address.contains_key(&to) {
+        return None;
+    }
     let transport = if inside { transport_of(input.message, uri) } else { Transport::Udp };
-    (inside || input.tables.by_address.contains_key(&to)).then_some(Target { to, transport })
+    Some(Target { to, transport })
 }
 
 /// The transport that `uri` asks for; datagrams where it asks for none that there is.
@@ -515,7 +531,7 @@ impl Router {
     /// Which socket or connection a request to `backend` leaves by.
     #[inline(always)]
     fn way(&mut self, input: &Input<'_>, backend: &Backend) -> Sender {
-        if input.tables.datagram_max == u32::MAX { backend.way() } else { self.way_by_size(input, backend) }
+        if input.tables.datagram_max == u32::MAX { backend.way } else { self.way_by_size(input, backend) }
     }
 
     /// The same, where long requests go over a stream; and what belongs to their transaction goes after them: CANCEL and the
@@ -527,7 +543,7 @@ impl Router {
     //# as TCP.
     #[cold]
     fn way_by_size(&mut self, input: &Input<'_>, backend: &Backend) -> Sender {
-        let way = backend.way();
+        let way = backend.way;
         if way != Sender::Egress {
             return way;
         }

@@ -42,7 +42,7 @@ mod simd;
 
 pub use index::{Fault, Faults, Row, Scan, Span};
 pub use rows::{has_folded_header, rows, rows_named};
-pub use simd::{Scanner, find, find_blank_or};
+pub use simd::{Scanner, find, find_blank_or, prefetch};
 
 /// Calls the scalar twin and every arm this CPU can run on `message` and panics if two of them disagree.
 ///

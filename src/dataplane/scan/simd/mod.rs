@@ -16,10 +16,12 @@ mod avx512;
 mod find;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod prefetch;
 #[cfg(target_arch = "x86_64")]
 mod sse2;
 
 pub use find::{find, find_blank_or};
+pub use prefetch::prefetch;
 
 /// What an instruction set has to offer.
 ///
