@@ -2,6 +2,7 @@
 
 use super::cursor::{self, Cursor};
 use crate::dataplane::scan::{Span, find_blank_or};
+use crate::dataplane::transport::Transport;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Schemes we can tell apart.
@@ -29,7 +30,7 @@ pub struct Uri {
     pub userinfo: Span,
     /// Host, with the brackets of an IPv6 reference.
     pub host: Span,
-    /// Port, or the default one of the scheme (19.1.2).
+    /// Port, or the default one of scheme and transport (19.1.2).
     pub port: u16,
     /// The port as written, with its colon.
     pub port_text: Span,
@@ -92,12 +93,29 @@ impl Uri {
             match param.of(message) {
                 [b'l' | b'L', b'r' | b'R'] | [b'l' | b'L', b'r' | b'R', b'=', ..] => self.is_loose = true,
                 [b'm' | b'M', b'a' | b'A', b'd' | b'D', b'd' | b'D', b'r' | b'R', ..] => self.has_maddr = true,
+                transport @ [b't' | b'T', b'r' | b'R', ..] if !self.port_text.is_present() => {
+                    self.take_port_of(transport)
+                }
                 _ => {}
             }
             self.params.end = param.end;
         }
         self.has_headers = cursor.take(b'?');
         (!self.host.is_empty() && (cursor.is_done() || self.has_headers)).then_some(())
+    }
+}
+
+impl Uri {
+    /// The port is the default one of the transport that `param` names, if it does and that has one of its own (19.1.2; RFC 7118 for
+    /// WebSocket).
+    #[cold]
+    fn take_port_of(&mut self, param: &[u8]) {
+        let Some((name, value)) = param.split_first_chunk::<10>() else { return };
+        if name.eq_ignore_ascii_case(b"transport=") {
+            let others = [Transport::Tls, Transport::Ws, Transport::Wss];
+            let named = others.into_iter().find(|one| value.eq_ignore_ascii_case(one.name().as_bytes()));
+            self.port = named.map_or(self.port, Transport::default_port);
+        }
     }
 }
 
@@ -202,9 +220,21 @@ mod tests {
     }
 
     #[test]
-    fn default_ports_are_those_of_the_schemes() {
-        assert_eq!(read("sip:a").unwrap().port, 5060);
-        assert_eq!(read("sips:a").unwrap().port, 5061);
+    fn default_ports_are_those_of_scheme_and_transport() {
+        for (text, port) in [
+            ("sip:a", 5060),
+            ("sips:a", 5061),
+            ("sip:a;transport=tls;lr", 5061),
+            ("sip:a;Transport=TLS", 5061),
+            ("sip:a;transport=wss", 443),
+            ("sip:a;transport=tcp", 5060),
+            ("sips:a;transport=tcp", 5061),
+            ("sip:a;transport=tlsx", 5060),
+            ("sip:a;transports=tls", 5060),
+            ("sip:a:5070;transport=tls", 5070),
+        ] {
+            assert_eq!(read(text).unwrap().port, port, "{text}");
+        }
     }
 
     #[test]
