@@ -43,6 +43,8 @@ pub struct Tables {
     pub policy: Policy,
     /// Octets of the longest request that goes to any backend in a datagram: the least of [`Reach::datagram_max`].
     pub datagram_max: u32,
+    /// Whether a backend has a limit of INVITEs that ring: [`Backend::max_open`].
+    pub can_be_full: bool,
     /// Set while the process finishes: OPTIONS to us are answered 503, so that peers move on.
     pub draining: bool,
     /// The call that somebody follows, if anybody does. Nothing is decided by it.
@@ -417,7 +419,7 @@ impl Tables {
     pub fn new(generation: u64, settings: Settings, parts: Vec<PoolParts>, previous: Option<&Tables>) -> Tables {
         let Settings { listeners, rules, inside, own, keys, policy, draining } = settings;
         let (mut backends, mut pools) = (Vec::new(), Vec::new());
-        let mut datagram_max = u32::MAX;
+        let (mut datagram_max, mut can_be_full) = (u32::MAX, false);
         let (mut by_address, mut by_id) = (AHashMap::new(), AHashMap::new());
         for (pool, part) in parts.into_iter().enumerate() {
             let (mut contenders, mut up) = (Vec::new(), Vec::new());
@@ -433,6 +435,7 @@ impl Tables {
                 by_address.insert(backend.address, index);
                 by_id.insert(backend.id, index);
                 datagram_max = datagram_max.min(backend.reach.datagram_max);
+                can_be_full |= backend.max_open != 0;
                 backends.push(backend);
             }
             up.sort_by(|&a, &b| {
@@ -460,6 +463,7 @@ impl Tables {
             keys,
             policy,
             datagram_max,
+            can_be_full,
             draining,
             trace: None,
         }

@@ -284,18 +284,21 @@ impl Router {
         Ok(place.insert(Decision { to, from, backend: Some(index), how, rule, popped }))
     }
 
-    /// The backend of the INVITE that this request repeats, cancels or acknowledges, if the table may say another by now.
+    /// The backend of the INVITE that this request repeats, cancels or acknowledges, if the table may say another: since it has
+    /// changed, or since the one it says was full.
     #[inline(always)]
     fn followed(&mut self, input: &Input<'_>, belongs: bool) -> Option<u16> {
         if input.scan.has(HeaderKind::Replaces) || input.scan.has(HeaderKind::Join) {
             // Its CANCEL and ACK will not name the other call.
             self.unsettled_until_ms = input.now_ms + RINGING_MS;
         }
-        if !belongs || input.now_ms >= self.unsettled_until_ms {
+        // Where a backend can be full, the table's word is not the last one either.
+        let is_settled = input.now_ms >= self.unsettled_until_ms;
+        if !belongs || (is_settled && !input.tables.can_be_full) {
             return None;
         }
         let Some(id) = self.open.recall(input.transaction, input.now_ms) else {
-            self.unknown += 1;
+            self.unknown += u64::from(!is_settled);
             return None;
         };
         let &index = input.tables.by_id.get(&id)?;
@@ -303,7 +306,7 @@ impl Router {
         if backend.is_none_or(|backend| backend.serves != Serves::Calls) || self.suspects.contains(&index) {
             return None;
         }
-        self.followed += 1;
+        self.followed += u64::from(!is_settled);
         Some(index)
     }
 
@@ -344,7 +347,7 @@ impl Router {
         }
     }
 
-    /// Whether a backend takes no further INVITE. One that rings there already may be repeated.
+    /// Whether a backend takes no further INVITE. One that rings there already is repeated there: see [`Router::followed`].
     #[inline(always)]
     fn is_full(&self, input: &Input<'_>, index: u16) -> bool {
         let Some(backend) = input.tables.backends.get(index as usize).filter(|backend| backend.max_open != 0) else {
@@ -392,7 +395,7 @@ impl Router {
     #[inline(always)]
     fn slot(&mut self, input: &Input<'_>, table: &SlotTable, hash: u64) -> Option<(u16, bool)> {
         let slot = table.slot(hash);
-        if self.is_full(input, slot.owner) && !self.rings_at(input, slot.owner) {
+        if self.is_full(input, slot.owner) {
             self.full += 1;
             let is_free = slot.runner_up != NONE && !self.is_full(input, slot.runner_up);
             return is_free.then_some((slot.runner_up, true));
@@ -401,13 +404,6 @@ impl Router {
             return Some((slot.runner_up, true));
         }
         (slot.owner != NONE).then_some((slot.owner, false))
-    }
-
-    /// Whether this very INVITE rings at that backend.
-    #[cold]
-    fn rings_at(&mut self, input: &Input<'_>, index: u16) -> bool {
-        let id = input.tables.backends.get(index as usize).map(|backend| backend.id);
-        id.is_some() && self.open.recall(input.transaction, input.now_ms) == id
     }
 
     fn round_robin(&mut self, input: &Input<'_>, pool: &Pool) -> Option<(u16, How)> {
