@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use support::{BACKENDS, CLIENT, LB, Outcome, Path, address, backend, pool, settings, tables};
 use viahop::dataplane::keys::Keys;
 use viahop::dataplane::route::Arrival;
-use viahop::dataplane::tables::*;
+use viahop::dataplane::tables::{Strategy as Choice, *};
 use viahop::dataplane::transport::Transport;
 use viahop::dataplane::verdict::{Answer, DropReason, Sender, Verdict};
 
@@ -473,6 +473,69 @@ fn a_backend_with_a_limit_gets_no_more_invites_than_that_until_one_is_answered()
         path.receive(to_bob("INVITE", &format!("next-{number}"), "", "").as_bytes(), CLIENT).is_forward()
     });
     assert_eq!(next.count(), 1);
+}
+
+/// What belongs to an INVITE that found its backend full goes where that went, whoever is full by then.
+#[test]
+fn retransmission_cancel_and_ack_of_a_diverted_invite_follow_it() {
+    for strategy in [Choice::Hash, Choice::Priority, Choice::Random] {
+        let mut limited = pool(&BACKENDS[..2]);
+        limited.strategy = strategy;
+        limited.backends.iter_mut().for_each(|backend| backend.max_open = 1);
+        let mut path = Path::new(Tables::new(1, settings(), vec![limited], None));
+        let to = |path: &mut Path, method: &str, call: &str| {
+            target(&path.receive(to_bob(method, call, "", "").as_bytes(), CLIENT))
+        };
+        let first = to(&mut path, "INVITE", "first");
+        // Whichever the table names, it goes to the one that is free.
+        let second = to(&mut path, "INVITE", "second");
+        assert_ne!(first, second);
+        for (call, at) in [("second", &second), ("first", &first)] {
+            for method in ["INVITE", "CANCEL", "ACK", "INVITE"] {
+                assert_eq!(to(&mut path, method, call), *at, "{strategy:?}: {method} of the {call}");
+            }
+        }
+        assert_eq!(code(&path.receive(to_bob("INVITE", "third", "", "").as_bytes(), CLIENT)), 503);
+        assert_eq!(path.dispatcher.router().unknown, 0);
+    }
+}
+
+/// A Route value may have to stand in the start line: nothing of it may be there that is not read.
+#[test]
+fn a_route_value_brings_nothing_into_the_start_line_but_a_uri() {
+    let mut path = Path::new(tables());
+    let own = "sip:192.0.2.100:5060;lr";
+    let refused = |path: &mut Path, uri: &str, route: &str| {
+        code(&path.receive(request("INVITE", "call", uri, "", &format!("Route: {route}\r\n")).as_bytes(), CLIENT))
+    };
+    let evil = "<sip:bob@example.net?x=1 SIP/2.0\r\n\tVia: SIP/2.0/UDP 203.0.113.66:9;branch=z9hG4bKevil\r\n\tX: >";
+    assert_eq!(refused(&mut path, own, evil), 400);
+    assert_eq!(refused(&mut path, own, "<sip:bob@example.net?subject=x>"), 400);
+    assert_eq!(refused(&mut path, "sip:b@example.net", &format!("<sip:{}?a b>", BACKENDS[0])), 400);
+    assert_eq!(refused(&mut path, own, "<http://x/y>"), 416);
+    // What is in order still takes the place of our name.
+    let outcome =
+        path.receive(request("INVITE", "call", own, "", "Route: <sip:bob@example.net>\r\n").as_bytes(), CLIENT);
+    assert!(outcome.text().starts_with("INVITE sip:bob@example.net SIP/2.0\r\n"), "{}", outcome.text());
+}
+
+#[test]
+fn a_request_uri_with_a_user_is_the_callee_and_not_a_record_route_of_ours() {
+    let mut path = Path::new(tables());
+    let route = "Route: <sip:192.0.2.100:5060;lr>\r\n";
+    let outcome = path.receive(request("INVITE", "call", "sip:bob@192.0.2.100:5060;lr", "", route).as_bytes(), CLIENT);
+    assert!(outcome.text().starts_with("INVITE sip:bob@192.0.2.100:5060;lr SIP/2.0\r\n"), "{}", outcome.text());
+    assert!(outcome.rows("route").is_empty());
+}
+
+/// Of a key that is not known any more, both values of a pair are taken out, as if they verified: the second would come back.
+#[test]
+fn both_values_of_a_pair_of_a_forgotten_key_are_taken_out() {
+    let mut path = Path::new(tables());
+    let token = "0".repeat(44);
+    let pair = format!("<sip:192.0.2.100:5060;lr;vh={token}>, <sip:192.0.2.100:5060;lr;vh={token}>");
+    let bye = path.receive(in_dialog("BYE", "call", &pair).as_bytes(), CLIENT);
+    assert!(bye.is_forward() && bye.rows("route").is_empty(), "{}", bye.text());
 }
 
 // Path.

@@ -56,6 +56,8 @@ pub struct Request {
     pub end: u32,
 }
 
+/// A URI that would lead us, or stand in our start line, is of a scheme that the policy leaves out.
+pub const UNKNOWN_SCHEME: Refusal = Refusal::new(416, "Unsupported URI Scheme");
 const BAD_START_LINE: Refusal = Refusal::new(400, "Bad Request-Line");
 
 /// Reads a request into `request`, which is left half-written when it is refused. `line` is what its start line was read
@@ -113,7 +115,7 @@ pub fn request(
     //# proxy, the proxy SHOULD reject the request with a 416 (Unsupported URI
     //# Scheme) response.
     if !policy.schemes.contains(&request.uri.scheme) {
-        return Err(Refusal::new(416, "Unsupported URI Scheme"));
+        return Err(UNKNOWN_SCHEME);
     }
     (request.max_forwards, request.hops_left) = max_forwards(message, scan)?;
     //= RFC 3261 section 16.3

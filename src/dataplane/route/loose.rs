@@ -8,7 +8,7 @@ use crate::dataplane::scan::Span;
 use crate::dataplane::sip::uri::Uri;
 use crate::dataplane::tables::{ForeignRoute, Serves};
 use crate::dataplane::token::Flow;
-use crate::dataplane::validate::Refusal;
+use crate::dataplane::validate::{Refusal, UNKNOWN_SCHEME};
 use crate::dataplane::verdict::Sender;
 use std::net::SocketAddr;
 
@@ -46,7 +46,8 @@ impl Router {
         let mut routes = Routes::read(input.message, input.scan).ok_or(Refusal::new(400, "Bad Route"))?;
         let mut uri = input.request.uri;
         let (mut new_uri, mut popped) = (None, Popped::Nothing);
-        if is_own(input, &uri) && uri.is_loose {
+        // We never write a user part: where there is one, it is the callee.
+        if is_own(input, &uri) && uri.is_loose && !uri.userinfo.is_present() {
             //= RFC 3261 section 16.4
             //# The proxy MUST inspect the Request-URI of the request.  If the
             //# Request-URI of the request contains a value this proxy previously
@@ -55,6 +56,9 @@ impl Router {
             //# value from the Route header field, and remove that value from the
             //# Route header field.
             if let Some(last) = routes.take_last() {
+                if !input.tables.policy.schemes.contains(&last.uri.scheme) {
+                    return Err(UNKNOWN_SCHEME);
+                }
                 popped = token_in(input, &uri, inside);
                 uri = last.uri;
                 new_uri = Some(last.uri.whole);
@@ -71,6 +75,8 @@ impl Router {
             let found = token_in(input, &first.uri, inside);
             match (popped, found) {
                 (Popped::Token(one), Popped::Token(other)) if one.is_double && other.is_double => {}
+                // Of a key that is not known any more: whether they were a pair is not to be read.
+                (Popped::Stranger { of_flow: false }, Popped::Stranger { of_flow: false }) => {}
                 (Popped::Nothing | Popped::Plain, _) => popped = found,
                 _ => break,
             }

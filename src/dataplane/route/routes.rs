@@ -31,7 +31,8 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Reads all values. `None` if one of them does not follow the grammar, or if there are too many.
+    /// Reads all values. `None` if one of them does not follow the grammar, or if there are too many; or if a URI has headers,
+    /// which it must not have there (RFC 3261 19.1.1, table 1): what stands in them is not read, and a value may have to stand in the start line.
     pub fn read(message: &[u8], scan: &Scan) -> Option<Routes> {
         let mut routes = Routes::default();
         for row in rows(message, scan, HeaderKind::Route) {
@@ -41,7 +42,7 @@ impl Routes {
                 if routes.values.len() == ROUTE_VALUES_MAX {
                     return None;
                 }
-                let uri = uri::parse(message, value.uri)?;
+                let uri = uri::parse(message, value.uri).filter(|uri| !uri.has_headers)?;
                 routes.values.push(RouteValue { row, whole: value.whole, uri, taken: false });
                 if value.comma == 0 {
                     break;
