@@ -538,6 +538,40 @@ fn both_values_of_a_pair_of_a_forgotten_key_are_taken_out() {
     assert!(bye.is_forward() && bye.rows("route").is_empty(), "{}", bye.text());
 }
 
+/// A phone that asks for no `rport` gets its responses where its Via says, and so the requests of its dialogs and registrations.
+#[test]
+fn who_asks_for_no_rport_is_called_where_its_responses_go() {
+    let mut path = Path::new(tables());
+    let (source, listens) = ("192.168.0.9:40000", "192.168.0.9:5060");
+    let plain = |text: String| text.replace(CLIENT, listens).replace(";rport", "");
+    let invite = path.receive(plain(to_bob("INVITE", "call", "", "")).as_bytes(), source);
+    let (backend, route) = (target(&invite), invite.rows("record-route").remove(0));
+    assert_eq!(target(&path.receive(in_dialog("BYE", "call", &route).as_bytes(), &backend)), listens);
+    let register = request("REGISTER", "register", "sip:example.net", "", SUPPORTED);
+    let flow = path.receive(plain(register).as_bytes(), source).rows("path").remove(0);
+    let called = request("INVITE", "in", "sip:a@192.168.0.9", "", &format!("Route: {flow}\r\n"));
+    assert_eq!(target(&path.receive(called.as_bytes(), &backend)), listens);
+    let out = request("INVITE", "out", "sip:b@example.net", "", &format!("Route: {flow}\r\n"));
+    assert!(path.receive(plain(out).as_bytes(), source).is_forward());
+}
+
+/// Over TCP a backend places its calls from a port of the kernel's choice: it is known by its host, if no other is there.
+#[test]
+fn a_call_that_a_backend_places_from_another_port_is_recorded() {
+    let inside = vec![Network { address: "10.0.0.0".parse().unwrap(), prefix: 8 }];
+    let with = |backends: &[&str]| {
+        Path::new(Tables::new(1, Settings { inside: inside.clone(), ..settings() }, vec![pool(backends)], None))
+    };
+    let place = |path: &mut Path| {
+        let invite = request("INVITE", "call", "sip:a@192.168.0.2:5066", "", "");
+        path.receive(invite.as_bytes(), "10.0.0.11:40001").rows("record-route")
+    };
+    let mut path = with(&["10.0.0.11:5060", "10.0.0.12:5060"]);
+    let route = place(&mut path).remove(0);
+    assert_eq!(target(&path.receive(in_dialog("BYE", "call", &route).as_bytes(), CLIENT)), "10.0.0.11:5060");
+    assert!(place(&mut with(&["10.0.0.11:5060", "10.0.0.11:5070"])).is_empty(), "one of two");
+}
+
 // Path.
 
 const SUPPORTED: &str = "Supported: gruu, Path\r\n";

@@ -27,6 +27,8 @@ pub struct Tables {
     pub backends: Vec<Backend>,
     /// Backends by the address they send from and are sent to.
     pub by_address: AHashMap<SocketAddr, u16>,
+    /// Backends by host and transport, where one alone is there: what comes over a connection of its own comes from any port.
+    pub by_host: AHashMap<(IpAddr, Transport), Option<u16>>,
     /// Backends by their id, which is what dialogs know them by.
     pub by_id: AHashMap<u32, u16>,
     /// The pools.
@@ -420,7 +422,7 @@ impl Tables {
         let Settings { listeners, rules, inside, own, keys, policy, draining } = settings;
         let (mut backends, mut pools) = (Vec::new(), Vec::new());
         let (mut datagram_max, mut can_be_full) = (u32::MAX, false);
-        let (mut by_address, mut by_id) = (AHashMap::new(), AHashMap::new());
+        let (mut by_address, mut by_host, mut by_id) = (AHashMap::new(), AHashMap::new(), AHashMap::new());
         for (pool, part) in parts.into_iter().enumerate() {
             let (mut contenders, mut up) = (Vec::new(), Vec::new());
             let first = backends.len();
@@ -433,6 +435,8 @@ impl Tables {
                     up.push(index);
                 }
                 by_address.insert(backend.address, index);
+                let host = (backend.address.ip(), backend.reach.transport);
+                by_host.entry(host).and_modify(|one| *one = None).or_insert(Some(index));
                 by_id.insert(backend.id, index);
                 datagram_max = datagram_max.min(backend.reach.datagram_max);
                 can_be_full |= backend.max_open != 0;
@@ -455,6 +459,7 @@ impl Tables {
             listeners,
             backends,
             by_address,
+            by_host,
             by_id,
             pools,
             rules,
@@ -486,6 +491,12 @@ impl Tables {
     /// Whether `address` is one of ours.
     pub fn is_own_address(&self, address: SocketAddr) -> bool {
         self.own.contains(&OwnName::Address(address))
+    }
+
+    /// The backend that speaks from `source` by `transport`: the one at that address, or the only one of that host and transport.
+    pub fn speaker(&self, source: SocketAddr, transport: Transport) -> Option<u16> {
+        let by_host = || self.by_host.get(&(source.ip(), transport)).copied().flatten();
+        self.by_address.get(&source).copied().or_else(by_host)
     }
 
     /// Whether a message that came from `source` comes from inside.

@@ -154,8 +154,9 @@ impl Router {
             return Ok(ByToken::To(Decision { from, ..decision }));
         }
         let Purpose::Dialog { backend } = token.purpose else {
-            // RFC 5626 5.3: from the client itself it is on its way out, as if there had been no Route. To others, never.
-            return if to == arrival.from { Ok(ByToken::Nothing) } else { Err(NOT_YOURS) };
+            // RFC 5626 5.3: from the client itself it is on its way out, as if there had been no Route. To others, never. It may send from
+            // another port than it listens at.
+            return if to.ip() == arrival.from.ip() { Ok(ByToken::Nothing) } else { Err(NOT_YOURS) };
         };
         let &index = tables.by_id.get(&backend).ok_or(GONE)?;
         let backend = tables.backends.get(index as usize).ok_or(GONE)?;

@@ -8,9 +8,9 @@
 //! Where one name serves both sides there is one Record-Route, else two, the side the request goes to on top (RFC 5658).
 //! Names are those of listeners, never of egress sockets: they live for hours, and in them every shard is reached.
 
-use super::reply_path::{SentBy, name_of};
+use super::reply_path::{SentBy, name_of, response_flow};
 use super::route_token::{PARAM, Purpose, RouteToken};
-use super::{Arrival, Decision, Popped};
+use super::{Arrival, Decision, Popped, is_from_inside};
 use crate::dataplane::scan::{Scan, rows_named};
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
@@ -124,12 +124,19 @@ fn record_route(out: &mut Text<'_>, passing: &Passing<'_>) {
 /// Client and backend of a request between the two. `None`: it goes from one backend to another, which reach each other
 /// without us, or to somebody who is neither.
 fn ends<'a>(passing: &Passing<'a>) -> Option<(Flow, &'a Backend)> {
-    let Passing { tables, arrival, decision, .. } = passing;
-    let sender = tables.by_address.get(&arrival.from).copied();
+    let Passing { tables, request, arrival, decision, .. } = passing;
+    let sender = match is_from_inside(tables, arrival) {
+        true => tables.speaker(arrival.from, arrival.listener.map_or(Transport::Udp, |index| tables.transport(index))),
+        false => None,
+    };
     let (client, backend) = match decision.from {
         Sender::Egress | Sender::Connect { listener: None } if sender.is_none() => {
-            let Arrival { from: to, listener, local, stream } = **arrival;
-            (Flow { listener, to, local, stream }, decision.backend?)
+            let client = match **arrival {
+                // Where its responses go: who asks for no `rport` may listen at another port than it sends from.
+                Arrival { stream: None, .. } => response_flow(request, arrival),
+                Arrival { from: to, listener, local, stream } => Flow { listener, to, local, stream },
+            };
+            (client, decision.backend?)
         }
         Sender::Egress | Sender::Connect { listener: None } => return None,
         Sender::Listener { index, local } => {
