@@ -224,3 +224,68 @@ fn judge_made(number: u64) -> Judged {
     drop(told);
     judged
 }
+
+/// A server that cannot parse a message closes the connection that all calls share: what is known to do that is refused, and passed
+/// on only where it costs nobody else.
+#[test]
+fn what_would_close_a_shared_connection_is_refused() {
+    let invite = |change: &dyn Fn(String) -> String| {
+        change(format!(
+            "INVITE sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/UDP {CLIENT};branch=z9hG4bK-1;rport\r\nMax-Forwards: 70\r\n\
+             From: \"A\" <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>\r\nCall-ID: shared\r\nCSeq: 1 INVITE\r\n\
+             Content-Length: 0\r\n\r\n"
+        ))
+    };
+    let second = |via: &str| invite(&|text| text.replacen("Max-", &format!("Via: {via}\r\nMax-"), 1));
+    let swap = |from: &str, to: &str| {
+        let changed = invite(&|text| text.replacen(from, to, 1));
+        assert_ne!(changed, invite(&|text| text));
+        changed
+    };
+    let refused = [
+        second("x"),
+        second("SIP/2.0/UDP 192.0.2.1, x"),
+        second("XYZ/2.0/UDP 192.0.2.1"),
+        second("SIP/3.0/UDP 192.0.2.1"),
+        second("SIP/2.0/UDP 192.0.2.1:065535"),
+        second("SIP/2.0/UDP 192.0.2.1;x=a=b"),
+        second("SIP/2.0/UDP 192.0.2.1;maddr="),
+        second("SIP/2.0/UDP 192.0.2.1;x=\"a\\\"b\""),
+        second("SIP/2.0/UDP (x)=y"),
+        swap("z9hG4bK-1", "z9hG4bKa/b="),
+        swap("To: <sip:b@example.net>", "To: <sip:b@example.net>;tag=a=b"),
+        swap("CSeq: 1 INVITE", "CSeq: 1\r\n INVITE"),
+        swap("\"A\" <", "\"A\"\r\n <"),
+    ];
+    let passed = [
+        second("SIP / 2.0\r\n / UDP 192.0.2.1 : 5060;x;y=z;alias=[2001:db8::1]:5060"),
+        second("SIP/2.0/TLS [2001:db8::1]:5061;branch=z9hG4bK-2;received=2001:db8::1, SIP/2.0/UDP a.example.net"),
+        swap("\"A\" <", "\"A \\\" B\" <"),
+        swap("To: <sip:b@example.net>", "To: sip:b@example.net"),
+        swap(";rport", ";rport;oc;x=\"a b\""),
+    ];
+    let arrival = Arrival { from: address(CLIENT), listener: Some(0), local: None, stream: None };
+    let mut by_stream = Path::new(tables_of_streams());
+    let mut by_datagram = Path::new(support::tables());
+    for text in refused {
+        assert_eq!(by_stream.receive_on(text.as_bytes(), arrival).verdict_code(), Some(400), "{text}");
+        assert!(by_datagram.receive(text.as_bytes(), CLIENT).is_forward(), "{text}");
+    }
+    for text in passed {
+        assert!(by_stream.receive_on(text.as_bytes(), arrival).is_forward(), "{text}");
+    }
+}
+
+/// Sent-by and branch of a client stand in our own Via only if they may stand there.
+#[test]
+fn a_branch_that_is_no_token_makes_no_via_of_ours_malformed() {
+    let mut path = Path::new(support::tables());
+    for (branch, is_there) in [("z9hG4bK-1", true), ("z9hG4bKa/b=", false)] {
+        let text = format!(
+            "INVITE sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/UDP {CLIENT};branch={branch}\r\nFrom: <sip:a@example.net>;tag=1\r\n\
+             To: <sip:b@example.net>\r\nCall-ID: branch\r\nCSeq: 1 INVITE\r\n\r\n"
+        );
+        let via = path.receive(text.as_bytes(), CLIENT).rows("via").remove(0);
+        assert_eq!(via.contains('~'), is_there, "{via}");
+    }
+}

@@ -25,6 +25,7 @@ use crate::dataplane::route::record::{Passing, record, welcomes_keep_alives};
 use crate::dataplane::route::reply_path::{self, SentBy};
 use crate::dataplane::route::{self, Arrival, Decision, Input, Router};
 use crate::dataplane::scan::{Scan, Scanner, Span};
+use crate::dataplane::shared;
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::{self, Method, StartLine, StartLineError};
@@ -290,6 +291,12 @@ impl Dispatcher {
         let end = request.end as usize;
         // What is to be written of a length; the message says it itself, or goes out in a datagram.
         let length = if by_stream { fit_for_stream(message, &self.scan, end, &mut self.edits)? } else { None };
+        if by_stream
+            && decision.from.is_inward()
+            && let Some(reason) = shared::objection(message, &self.scan, request)
+        {
+            return Err(Refusal::new(400, reason));
+        }
         //= RFC 3261 section 7.1
         //# The SIP-Version string is case-insensitive, but implementations MUST
         //# send upper-case.

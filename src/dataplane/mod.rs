@@ -45,6 +45,7 @@ pub mod rewrite;
 pub mod room;
 pub mod route;
 pub mod scan;
+pub mod shared;
 pub mod sip;
 pub mod stun;
 pub mod tables;

@@ -1,0 +1,87 @@
+//! What a request must be to go down a connection that carries everybody's calls.
+//!
+//! A server that cannot parse a message closes the connection it came on, and what stands behind it is lost (Kamailio does). In a
+//! datagram a sender's mistake costs that sender alone, so there nearly all is passed on; here it is refused, as far as servers
+//! are known to stumble over it.
+
+use crate::dataplane::scan::{Scan, Span, rows};
+use crate::dataplane::sip::cursor::{Cursor, next_param};
+use crate::dataplane::sip::grammar;
+use crate::dataplane::sip::header::HeaderKind;
+use crate::dataplane::sip::name_addr::NameAddr;
+use crate::dataplane::sip::via::{self, Via};
+use crate::dataplane::validate::Request;
+
+/// Why the request may not go down such a connection, if it may not.
+#[cold]
+pub fn objection(message: &[u8], scan: &Scan, request: &Request) -> Option<&'static str> {
+    let is_folded = |kind| scan.value(kind).is_some_and(|value| value.of(message).contains(&b'\r'));
+    // Folds are legal, and Kamailio closes at one in each of these.
+    if [HeaderKind::CSeq, HeaderKind::From, HeaderKind::To].into_iter().any(is_folded) {
+        return Some("A Folded CSeq, From Or To");
+    }
+    if ![request.from, request.to].iter().all(|value| is_plain_address(message, value)) {
+        return Some("From Or To Is Malformed");
+    }
+    let all_plain = rows(message, scan, HeaderKind::Via).all(|row| are_plain_vias(message, row.span()));
+    (!all_plain).then_some("A Via Is Malformed")
+}
+
+/// Whether what stands behind the URI is parameters by the grammar.
+fn is_plain_address(message: &[u8], value: &NameAddr) -> bool {
+    let is_bracketed = message.get(value.uri.end as usize) == Some(&b'>');
+    let start = value.uri.end + u32::from(is_bracketed);
+    !value.uri.of(message).contains(&b'<') && are_plain_params(message, Span { start, end: value.whole.end })
+}
+
+/// Whether all values of a Via row follow the grammar.
+fn are_plain_vias(message: &[u8], row: Span) -> bool {
+    let mut rest = row;
+    loop {
+        let Some(via) = via::parse(message, rest).filter(|via| is_plain_via(message, via)) else { return false };
+        if via.comma == 0 {
+            return true;
+        }
+        rest.start = via.comma + 1;
+    }
+}
+
+fn is_plain_via(message: &[u8], via: &Via) -> bool {
+    let protocol = Span { start: via.whole.start, end: via.sent_by.start }.of(message);
+    let mut name = protocol.iter().filter(|&&octet| !grammar::is_lws(octet));
+    let is_sip = b"SIP/2.0/".iter().all(|wanted| name.next().is_some_and(|octet| octet.eq_ignore_ascii_case(wanted)));
+    let port = Span { start: via.host.end, end: via.sent_by.end }.of(message);
+    let mut digits = port.iter().filter(|octet| octet.is_ascii_digit()).peekable();
+    let is_port = digits.peek() != Some(&&b'0') && digits.count() <= 5;
+    let params = Span { start: via.sent_by.end, end: via.whole.end };
+    is_sip && is_port && is_host(via.host.of(message)) && are_plain_params(message, params)
+}
+
+/// Whether `host` is an IPv6 reference, or might be a name.
+pub fn is_host(host: &[u8]) -> bool {
+    host.first() == Some(&b'[') || grammar::TOKEN.has_all(host)
+}
+
+/// `*( SEMI generic-param )`, where a quoted value holds no quoted pair: those are legal, and Kamailio closes at one in a Via.
+fn are_plain_params(message: &[u8], span: Span) -> bool {
+    let mut cursor = Cursor::new(message, span);
+    loop {
+        match next_param(&mut cursor) {
+            Err(_) => return false,
+            Ok(None) => return true,
+            Ok(Some(param)) => {
+                let is_plain = param.value.is_none_or(|value| match value.of(message) {
+                    [b'"', text @ ..] => !text.contains(&b'\\'),
+                    // A host may stand there, which has brackets and colons if it is IPv6.
+                    text => {
+                        !text.is_empty()
+                            && text.iter().all(|&octet| grammar::TOKEN.has(octet) || b"[]:".contains(&octet))
+                    }
+                });
+                if !is_plain || !grammar::TOKEN.has_all(param.name.of(message)) {
+                    return false;
+                }
+            }
+        }
+    }
+}
