@@ -58,7 +58,7 @@ fn is_plain_via(message: &[u8], via: &Via) -> bool {
 }
 
 /// Whether `host` is an IPv6 reference, or might be a name.
-pub fn is_host(host: &[u8]) -> bool {
+fn is_host(host: &[u8]) -> bool {
     host.first() == Some(&b'[') || grammar::TOKEN.has_all(host)
 }
 

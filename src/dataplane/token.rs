@@ -13,7 +13,7 @@
 //!                       0, 4 or 16 local address the request came to, if the listener is bound to a wildcard
 //!                       0 or 8     the connection the request came on
 //!                       8          MAC over the above and the digest
-//! sent-by, branch       of the client's Via, in requests whose 100 may lose it, if they may stand here; `[`, `]` and `:` written `'`, `` ` `` and `!`
+//! sent-by, branch       of the client's Via, in requests whose 100 may lose it, if the branch may stand here; `[`, `]` and `:` written `'`, `` ` `` and `!`
 //! mark     8 letters: what tells a loop from a spiral, towards backends (`rewrite::via::Mark`)
 //! ```
 //!
