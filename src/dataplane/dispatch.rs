@@ -409,7 +409,7 @@ impl Dispatcher {
         //= RFC 3261 section 16.11
         //# If the address does not match the proxy, the message MUST be silently
         //# discarded.
-        let Top { mut token, digest, comma, value_start } = match pop::top(message, row) {
+        let Top { token, digest, comma, value_start } = match pop::top(message, row) {
             Ok(top) => top,
             Err(reason) => return Verdict::Drop(reason),
         };

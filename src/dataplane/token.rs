@@ -71,7 +71,6 @@ pub struct Rebuild<'a> {
 pub struct ViaToken<'a> {
     flow: Flow,
     key_id: u8,
-    head: Head,
     mac: u64,
     rebuild: Option<Rebuild<'a>>,
 }
@@ -83,7 +82,36 @@ const IPV6: u8 = 1 << 4;
 const LOCAL: u8 = 1 << 5;
 const STREAM: u8 = 1 << 7;
 
-/// The head's octets, and room behind them for what they are hashed with.
+/// The head of a datagram's flow by IPv4, which practically all are, as one word: what is put together in a register need not be waited for, as a
+/// struct that was written in pieces has to be before it is copied.
+#[inline(always)]
+fn word(flow: &Flow, key_id: u8) -> Option<u64> {
+    let (IpAddr::V4(to), None, None) = (flow.to.ip(), flow.local, flow.stream) else { return None };
+    let key_and_listener = u64::from(key_id) << 56 | u64::from(flow.listener.unwrap_or(EGRESS)) << 48;
+    Some(key_and_listener | u64::from(to.to_bits()) << 16 | u64::from(flow.to.port()))
+}
+
+/// The flow that such a word says, and the id of its key; `None` if it is of another kind.
+#[inline(always)]
+fn of_word(word: u64) -> Option<(Flow, u8)> {
+    let (flags, listener) = ((word >> 56) as u8, (word >> 48) as u8);
+    let to = SocketAddr::from((Ipv4Addr::from_bits((word >> 16) as u32), word as u16));
+    let flow = Flow { listener: (listener != EGRESS).then_some(listener), to, local: None, stream: None };
+    (flags <= 0x0f).then_some((flow, flags))
+}
+
+/// The MAC over the head of `flow`, which tells its own length by its flags, and `digest`. No To tag's MAC is over such octets: they begin
+/// with an octet below 64 or from 128 on.
+#[inline(always)]
+fn mac(keys: &Keys, id: u8, flow: &Flow, digest: u64) -> Option<u64> {
+    let Some(word) = word(flow, id) else { return Head::new(flow, id).mac(keys, id, digest) };
+    let mut octets = [0; 16];
+    octets[..8].copy_from_slice(&word.to_be_bytes());
+    octets[8..].copy_from_slice(&digest.to_be_bytes());
+    keys.mac_of(id, &octets)
+}
+
+/// The octets of any other head, and room behind them for what they are hashed with.
 #[derive(Clone, Copy, Debug)]
 struct Head {
     octets: [u8; HEAD_MAX],
@@ -91,17 +119,11 @@ struct Head {
 }
 
 impl Head {
-    #[inline(always)]
+    #[cold]
     fn new(flow: &Flow, key_id: u8) -> Head {
         let listener = flow.listener.unwrap_or(EGRESS);
         let port = flow.to.port();
         let mut head = Head { octets: [0; HEAD_MAX], len: 0 };
-        if let (IpAddr::V4(to), None, None) = (flow.to.ip(), flow.local, flow.stream) {
-            // One word, and so one store: what is hashed next need not wait for eight small ones.
-            let key_and_listener = u64::from(key_id) << 56 | u64::from(listener) << 48;
-            head.push(&(key_and_listener | u64::from(to.to_bits()) << 16 | u64::from(port)).to_be_bytes());
-            return head;
-        }
         let ipv6 = if flow.to.is_ipv6() { IPV6 } else { 0 };
         let local = if flow.local.is_some() { LOCAL } else { 0 };
         let stream = if flow.stream.is_some() { STREAM } else { 0 };
@@ -134,15 +156,17 @@ impl Head {
         }
     }
 
-    /// The MAC over the head, which tells its own length by its flags, and `digest`. No To tag's MAC is over such octets:
-    /// they begin with an octet below 64 or from 128 on.
-    #[inline(always)]
-    fn mac(&mut self, keys: &Keys, id: u8, digest: u64) -> Option<u64> {
-        let len = self.len;
+    /// See [`mac`].
+    #[cold]
+    fn mac(mut self, keys: &Keys, id: u8, digest: u64) -> Option<u64> {
         self.push(&digest.to_be_bytes());
-        let mac = keys.mac_of(id, &self.octets[..self.len as usize]);
-        self.len = len;
-        mac
+        keys.mac_of(id, &self.octets[..self.len as usize])
+    }
+
+    /// Writes its letters.
+    #[cold]
+    fn write(&self, out: &mut Text<'_>) {
+        hex::encode(out, &self.octets[..self.len as usize]);
     }
 }
 
@@ -155,10 +179,11 @@ impl Head {
 //# forward the response.
 #[inline(always)]
 pub fn write_via_token(out: &mut Text<'_>, keys: &Keys, flow: &Flow, digest: u64, rebuild: Option<(&[u8], &[u8])>) {
-    let mut head = Head::new(flow, keys.current());
-    let mac = head.mac(keys, keys.current(), digest).unwrap_or_default();
-    hex::encode(out, &head.octets[..head.len as usize]);
-    hex::encode_number(out, mac);
+    match word(flow, keys.current()) {
+        Some(word) => hex::encode_number(out, word),
+        None => Head::new(flow, keys.current()).write(out),
+    }
+    hex::encode_number(out, mac(keys, keys.current(), flow, digest).unwrap_or_default());
     let fits =
         |(sent_by, branch): &(&[u8], &[u8])| sent_by.len() <= REBUILD_SENT_BY_MAX && branch.len() <= REBUILD_BRANCH_MAX;
     if let Some((sent_by, branch)) = rebuild.filter(fits) {
@@ -177,12 +202,23 @@ pub fn read_via_token(value: &[u8]) -> Option<ViaToken<'_>> {
     let (head_text, rebuild) = value.split_at(head_len);
     let (head_text, mac) = head_text.split_last_chunk::<16>()?;
     let mac = hex::decode_number(mac)?;
-    let mut head = Head { octets: [0; HEAD_MAX], len: 0 };
-    match hex::decode_number(head_text) {
-        Some(word) => head.push(&word.to_be_bytes()),
-        None => head.len = hex::decode(head_text, &mut head.octets)? as u8,
-    }
-    let (&[flags, listener], rest) = head.octets[..head.len as usize].split_first_chunk()?;
+    let (flow, key_id) = match hex::decode_number(head_text).and_then(of_word) {
+        Some(read) => read,
+        None => read_head(head_text)?,
+    };
+    let rebuild = match rebuild {
+        [] => None,
+        rebuild => read_rebuild(rebuild),
+    };
+    Some(ViaToken { flow, key_id, mac, rebuild })
+}
+
+/// Reads any head.
+#[cold]
+fn read_head(text: &[u8]) -> Option<(Flow, u8)> {
+    let mut octets = [0; HEAD_MAX];
+    let len = hex::decode(text, &mut octets)?;
+    let (&[flags, listener], rest) = octets[..len].split_first_chunk()?;
     let (to, rest) = read_address(rest, flags)?;
     let (&port, rest) = rest.split_first_chunk()?;
     let (local, rest) = if flags & LOCAL != 0 {
@@ -203,14 +239,10 @@ pub fn read_via_token(value: &[u8]) -> Option<ViaToken<'_>> {
         local,
         stream,
     };
-    let rebuild = match rebuild {
-        [] => None,
-        rebuild => read_rebuild(rebuild),
-    };
     if !rest.is_empty() || flags & !(IPV6 | LOCAL | STREAM | 0x0f) != 0 {
         return None;
     }
-    Some(ViaToken { flow, key_id: flags & 0x0f, head, mac, rebuild })
+    Some((flow, flags & 0x0f))
 }
 
 /// `~` sent-by `~` branch.
@@ -234,8 +266,8 @@ fn read_address(octets: &[u8], flags: u8) -> Option<(IpAddr, &[u8])> {
 impl<'a> ViaToken<'a> {
     /// The flow, if the token was made with one of our keys for the transaction with this digest.
     #[inline(always)]
-    pub fn verify(&mut self, keys: &Keys, digest: u64) -> Option<Flow> {
-        let expected = self.head.mac(keys, self.key_id, digest)?;
+    pub fn verify(&self, keys: &Keys, digest: u64) -> Option<Flow> {
+        let expected = mac(keys, self.key_id, &self.flow, digest)?;
         // One compare of a 64-bit word: there is no early exit that could be timed.
         (expected == self.mac).then_some(self.flow)
     }
@@ -480,7 +512,7 @@ mod tests {
                 let rebuild = sent_by.map(|sent_by| (sent_by, BRANCH));
                 let value = written(|out| write_via_token(out, &keys(3), &flow, 42, rebuild));
                 assert!(crate::dataplane::sip::grammar::TOKEN.has_all(&value), "{}", String::from_utf8_lossy(&value));
-                let mut token = read_via_token(&value).unwrap();
+                let token = read_via_token(&value).unwrap();
                 assert_eq!(token.verify(&keys(3), 42), Some(flow));
                 assert_eq!(token.verify(&keys(3), 43), None);
                 assert_eq!(token.verify(&keys(4), 42), None);
@@ -503,7 +535,7 @@ mod tests {
                 let mut forged = value.clone();
                 forged[bit / 8] ^= 1 << (bit % 8);
                 let same = forged.eq_ignore_ascii_case(&value);
-                let verified = read_via_token(&forged).and_then(|mut token| token.verify(&keys(3), 42));
+                let verified = read_via_token(&forged).and_then(|token| token.verify(&keys(3), 42));
                 assert!(verified.is_none() || same, "bit {bit}");
             }
         }
@@ -516,7 +548,7 @@ mod tests {
         let sent_by = [&b"h~"[..], &[b'a'; 120]].concat();
         let rebuild = Some((&sent_by[..], &b"z9hG4bK-1-and-more"[..]));
         let value = written(|out| write_via_token(out, &keys(3), &flows()[0], 42, rebuild));
-        let mut token = read_via_token(&value).unwrap();
+        let token = read_via_token(&value).unwrap();
         assert_eq!(token.verify(&keys(3), 42), Some(flows()[0]));
         assert_eq!(token.rebuild(), None);
     }

@@ -157,7 +157,7 @@ pub fn has_mark(keys: &Keys, message: &[u8], scan: &Scan, mark: &Mark) -> bool {
 pub fn is_ours(keys: &Keys, message: &[u8], via: &Via) -> bool {
     let digest = token::read_branch(via.branch.of(message));
     let token = token::read_via_token(via.token.of(message));
-    token.zip(digest).is_some_and(|(mut token, digest)| token.verify(keys, digest).is_some())
+    token.zip(digest).is_some_and(|(token, digest)| token.verify(keys, digest).is_some())
 }
 
 impl Ours<'_> {
