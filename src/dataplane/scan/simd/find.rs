@@ -9,44 +9,43 @@
 /// The offset of the first octet of `message[start..end]` that is one of `stops`; `end` if none is.
 #[inline(always)]
 pub fn find<const N: usize>(message: &[u8], start: usize, end: usize, stops: [u8; N]) -> usize {
-    search(message, start, end, |octets| Mask::any(octets, stops), |octet| stops.contains(&octet))
+    let found = search(message, start, end, |octets| Mask::any(octets, stops));
+    found.unwrap_or_else(|at| plainly(message, at, end, stops, false))
 }
 
 /// The offset of the first octet of `message[start..end]` that is one of `stops`, or a blank, or a control character;
 /// `end` if none is.
 #[inline(always)]
 pub fn find_blank_or<const N: usize>(message: &[u8], start: usize, end: usize, stops: [u8; N]) -> usize {
-    search(
-        message,
-        start,
-        end,
-        |octets| Mask::any(octets, stops) | Mask::blank(octets),
-        |octet| octet <= b' ' || octet == 0x7f || stops.contains(&octet),
-    )
+    let found = search(message, start, end, |octets| Mask::any(octets, stops) | Mask::blank(octets));
+    found.unwrap_or_else(|at| plainly(message, at, end, stops, true))
 }
 
-/// `block` makes a bit per octet of sixteen, `one` says the same of a single one.
+/// `block` makes a bit per octet of sixteen. `Err` says from where on there are fewer, and none was found before.
 #[inline(always)]
-fn search(
-    message: &[u8],
-    start: usize,
-    end: usize,
-    block: impl Fn(&[u8; 16]) -> u32,
-    one: impl Fn(u8) -> bool,
-) -> usize {
+fn search(message: &[u8], start: usize, end: usize, block: impl Fn(&[u8; 16]) -> u32) -> Result<usize, usize> {
     let mut at = start;
-    if BLOCKS {
-        while at < end {
-            let Some(octets) = message.get(at..).and_then(|rest| rest.first_chunk()) else { break };
-            let found = block(octets);
-            if found != 0 {
-                return (at + found.trailing_zeros() as usize).min(end);
-            }
-            at += 16;
+    while at < end {
+        let Some(octets) = message.get(at..).and_then(|rest| rest.first_chunk()).filter(|_| BLOCKS) else {
+            return Err(at);
+        };
+        let found = block(octets);
+        if found != 0 {
+            return Ok((at + found.trailing_zeros() as usize).min(end));
         }
+        at += 16;
     }
-    let rest = message.get(at.min(end)..end).unwrap_or_default();
-    rest.iter().position(|&octet| one(octet)).map_or(end, |distance| at + distance)
+    Ok(end)
+}
+
+/// The same, octet by octet. A function of its own: where the address of `stops` is taken they are put into memory, octet by octet, and
+/// read from there for every search.
+#[cold]
+#[inline(never)]
+fn plainly<const N: usize>(message: &[u8], at: usize, end: usize, stops: [u8; N], blanks: bool) -> usize {
+    let is_it = |&octet: &u8| stops.contains(&octet) || blanks && (octet <= b' ' || octet == 0x7f);
+    let rest = message.get(at..end).unwrap_or_default();
+    rest.iter().position(is_it).map_or(end, |distance| at + distance)
 }
 
 #[cfg(target_arch = "x86_64")]
