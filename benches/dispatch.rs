@@ -46,7 +46,8 @@ fn bench(criterion: &mut Criterion) {
         .map(|slot| {
             let mut octets = slot.octets.clone();
             let mut room = Room::new(&mut octets, &mut heads);
-            let (_, verdict) = dispatcher.on_datagram(&tables, 0, from_client, &mut room);
+            dispatcher.on_datagram(&tables, 0, from_client, &mut room);
+            let verdict = room.verdict;
             let Verdict::Forward { to, .. } = verdict else { panic!("{verdict:?}") };
             Slot::new(
                 support::ok_of(&room.output().concat()),
@@ -68,7 +69,8 @@ fn bench(criterion: &mut Criterion) {
                 heads_used = if next % BATCH == 0 { 0 } else { heads_used };
                 next += 1;
                 let mut room = Room::new(&mut slot.octets, &mut heads[heads_used..heads_used + HEAD_MAX]);
-                let (_, verdict) = dispatcher.on_datagram(tables, 0, slot.arrival, &mut room);
+                dispatcher.on_datagram(tables, 0, slot.arrival, &mut room);
+                let verdict = room.verdict;
                 assert!(matches!(verdict, Verdict::Forward { .. }));
                 heads_used += room.head_len.next_multiple_of(64);
                 if let Some((at, digits)) = slot.hops {

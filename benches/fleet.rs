@@ -87,7 +87,8 @@ impl Path {
     fn dispatch(&mut self, invite: &mut [u8]) {
         let digits = [invite[self.hops], invite[self.hops + 1]];
         let mut room = Room::new(invite, &mut self.head);
-        let (_, verdict) = self.dispatcher.on_datagram(&self.tables, 0, self.arrival, &mut room);
+        self.dispatcher.on_datagram(&self.tables, 0, self.arrival, &mut room);
+        let verdict = room.verdict;
         assert!(matches!(verdict, Verdict::Forward { .. }));
         invite[self.hops..self.hops + 2].copy_from_slice(&digits);
         black_box(verdict);

@@ -64,7 +64,8 @@ impl Path {
         let len = message.len().min(DATAGRAM_MAX);
         self.input[..len].copy_from_slice(&message[..len]);
         let mut room = Room::new(&mut self.input[..len], &mut self.head);
-        let (_, verdict) = self.dispatcher.on_datagram(&self.tables, 0, arrival, &mut room);
+        self.dispatcher.on_datagram(&self.tables, 0, arrival, &mut room);
+        let verdict = room.verdict;
         let (head_len, tail) = (room.head_len, room.tail.clone());
         (verdict, [&self.head[..head_len], &self.input[tail]])
     }

@@ -323,7 +323,8 @@ impl World {
         let mut room = Room::new(&mut input, &mut head);
         let node = &mut self.nodes[number];
         let arrival = Arrival { from, listener, local: None, stream: None };
-        let (_, verdict) = node.dispatcher.on_datagram(&node.tables, self.now, arrival, &mut room);
+        node.dispatcher.on_datagram(&node.tables, self.now, arrival, &mut room);
+        let verdict = room.verdict;
         let (to, sender) = match verdict {
             Verdict::Drop(_) => return,
             Verdict::Forward { to, from, .. } => (to, from),

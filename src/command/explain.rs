@@ -132,7 +132,8 @@ fn print(tables: &Tables, egress: EgressPorts, arrival: Arrival, mut message: Ve
     let mut head = vec![0; HEAD_MAX];
     let mut dispatcher = Dispatcher::new(Scanner::best(), egress);
     let mut room = Room::new(&mut message, &mut head);
-    let (_, verdict) = dispatcher.on_datagram(tables, 0, arrival, &mut room);
+    dispatcher.on_datagram(tables, 0, arrival, &mut room);
+    let verdict = room.verdict;
     let sent = match verdict {
         Verdict::Drop(reason) => {
             println!("dropped: {}\n  {}", reason.label(), reason.describe().trim());

@@ -139,32 +139,41 @@ impl Dispatcher {
         &mut self.router
     }
 
-    /// Decides what happens to the datagram in `room`, and leaves there what is to be sent.
-    pub fn on_datagram(
-        &mut self,
-        tables: &Tables,
-        now_ms: u64,
-        arrival: Arrival,
-        room: &mut Room<'_>,
-    ) -> (Kind, Verdict) {
+    /// Decides what happens to the datagram in `room`, and leaves there the verdict and what is to be sent. Returns what it was.
+    pub fn on_datagram(&mut self, tables: &Tables, now_ms: u64, arrival: Arrival, room: &mut Room<'_>) -> Kind {
         self.decision = None;
         if !route::is_somebody(arrival.from) {
-            return (Kind::NoMessage, Verdict::Drop(DropReason::BadSource));
+            room.verdict = Verdict::Drop(DropReason::BadSource);
+            return Kind::NoMessage;
         }
         if let Some(verdict) = no_sip(&arrival, room) {
-            return (Kind::NoMessage, verdict);
+            room.verdict = verdict;
+            return Kind::NoMessage;
         }
         self.scanner.scan(room.input, &mut self.scan);
         match start_line::parse(room.input, self.scan.start_line) {
             Ok(StartLine::Response(code)) => {
-                (Kind::Response(code), self.on_response(tables, now_ms, code, &arrival, room))
+                if let Err(reason) = self.on_response(tables, now_ms, code, &arrival, room) {
+                    room.verdict = Verdict::Drop(reason);
+                }
+                Kind::Response(code)
             }
             Ok(line @ StartLine::Request { method, .. }) => {
-                (Kind::Request(method), self.on_request(tables, now_ms, Ok(line), &arrival, room))
+                self.on_request(tables, now_ms, Ok(line), &arrival, room);
+                Kind::Request(method)
             }
-            Err(StartLineError::Response) => (Kind::Response(0), Verdict::Drop(DropReason::MalformedResponse)),
-            Err(StartLineError::NotSip) => (Kind::NoMessage, Verdict::Drop(DropReason::NotSip)),
-            Err(error) => (Kind::Request(Method::Other), self.on_request(tables, now_ms, Err(error), &arrival, room)),
+            Err(StartLineError::Response) => {
+                room.verdict = Verdict::Drop(DropReason::MalformedResponse);
+                Kind::Response(0)
+            }
+            Err(StartLineError::NotSip) => {
+                room.verdict = Verdict::Drop(DropReason::NotSip);
+                Kind::NoMessage
+            }
+            Err(error) => {
+                self.on_request(tables, now_ms, Err(error), &arrival, room);
+                Kind::Request(Method::Other)
+            }
         }
     }
 
@@ -175,10 +184,9 @@ impl Dispatcher {
         line: Result<StartLine, StartLineError>,
         arrival: &Arrival,
         room: &mut Room<'_>,
-    ) -> Verdict {
-        match self.handle(tables, now_ms, line, arrival, room) {
-            Ok(verdict) => verdict,
-            Err(refusal) => self.refuse_unless_ack(tables, refusal, arrival, room),
+    ) {
+        if let Err(refusal) = self.handle(tables, now_ms, line, arrival, room) {
+            room.verdict = self.refuse_unless_ack(tables, refusal, arrival, room);
         }
     }
 
@@ -190,10 +198,11 @@ impl Dispatcher {
         line: Result<StartLine, StartLineError>,
         arrival: &Arrival,
         room: &mut Room<'_>,
-    ) -> Result<Verdict, Refusal> {
+    ) -> Result<(), Refusal> {
         validate::request(room.input, &self.scan, line, &tables.policy, &mut self.request)?;
         if let Some(verdict) = self.for_us(tables, arrival, room)? {
-            return Ok(verdict);
+            room.verdict = verdict;
+            return Ok(());
         }
         let (message, scan, request) = (&*room.input, &self.scan, &self.request);
         let transaction = via::transaction(&tables.keys, message, request);
@@ -209,9 +218,9 @@ impl Dispatcher {
         let input = Input { tables, message, scan, request, arrival, transaction, now_ms };
         let mut place = None;
         let decision = self.router.route(&input, &mut self.edits, &mut place)?;
-        let verdict = self.forward(tables, transaction, decision, arrival, room);
+        let forwarded = self.forward(tables, transaction, decision, arrival, room);
         self.decision = place;
-        verdict
+        forwarded
     }
 
     /// What needs no backend: an ACK for an answer of ours, an OPTIONS that asks us, a stranger on the egress port.
@@ -260,10 +269,11 @@ impl Dispatcher {
         decision: &Decision,
         arrival: &Arrival,
         room: &mut Room<'_>,
-    ) -> Result<Verdict, Refusal> {
+    ) -> Result<(), Refusal> {
         let egress_port = if decision.to.is_ipv4() { self.egress.v4 } else { self.egress.v6 };
         if decision.from == Sender::Egress && egress_port.is_none() {
-            return Ok(Verdict::Drop(DropReason::NoEgress));
+            room.verdict = Verdict::Drop(DropReason::NoEgress);
+            return Ok(());
         }
         let request = &self.request;
         let sent_by = reply_path::sent_by(tables, decision);
@@ -334,18 +344,18 @@ impl Dispatcher {
         let most = if by_stream { stream_max(tables, decision.backend) } else { PAYLOAD_MAX };
         room.head_len = head.finished_len().filter(|len| len + (end - tail) <= most).ok_or(TOO_LARGE)?;
         room.tail = tail..end;
-        Ok(Verdict::Forward { to: decision.to, from: decision.from, backend: decision.backend })
+        room.verdict = Verdict::Forward { to: decision.to, from: decision.from, backend: decision.backend };
+        Ok(())
     }
 
-    /// The answer to what a stream holds that is no message, `octets` of which are in `room`: whoever reads the stream
-    /// closes it.
+    /// The same, of what a stream holds that is no message: whoever reads the stream closes it.
     pub fn on_broken(
         &mut self,
         tables: &Tables,
         refusal: Option<Refusal>,
         arrival: Arrival,
         room: &mut Room<'_>,
-    ) -> (Kind, Verdict) {
+    ) -> Kind {
         self.decision = None;
         self.scanner.scan(room.input, &mut self.scan);
         let kind = match start_line::parse(room.input, self.scan.start_line) {
@@ -353,10 +363,11 @@ impl Dispatcher {
             Ok(StartLine::Response(code)) => Kind::Response(code),
             Err(_) => Kind::NoMessage,
         };
-        match refusal.filter(|_| matches!(kind, Kind::Request(_))) {
-            Some(refusal) => (kind, self.refuse_unless_ack(tables, refusal, &arrival, room)),
-            None => (kind, Verdict::Drop(DropReason::BadFrame)),
-        }
+        room.verdict = match refusal.filter(|_| matches!(kind, Kind::Request(_))) {
+            Some(refusal) => self.refuse_unless_ack(tables, refusal, &arrival, room),
+            None => Verdict::Drop(DropReason::BadFrame),
+        };
+        kind
     }
 
     /// Writes into `out` what the next hop of `request`, which we were to forward, would have answered; returns its length.
@@ -395,23 +406,23 @@ impl Dispatcher {
         code: u16,
         arrival: &Arrival,
         room: &mut Room<'_>,
-    ) -> Verdict {
+    ) -> Result<(), DropReason> {
         let (message, scan) = (&*room.input, &self.scan);
         let readable = scan.faults.is_empty() && validate::single_headers_stand_once(scan).is_ok();
         //= RFC 3261 section 18.3
         //# If the message is a response, it MUST be discarded.
         let Some((row, end)) = scan.row(HeaderKind::Via).zip(validate::end(message, scan).ok()) else {
-            return Verdict::Drop(DropReason::MalformedResponse);
+            return Err(DropReason::MalformedResponse);
         };
         if !readable {
-            return Verdict::Drop(DropReason::MalformedResponse);
+            return Err(DropReason::MalformedResponse);
         }
         //= RFC 3261 section 16.11
         //# If the address does not match the proxy, the message MUST be silently
         //# discarded.
         let Top { token, digest, comma, value_start } = match pop::top(message, row) {
             Ok(top) => top,
-            Err(reason) => return Verdict::Drop(reason),
+            Err(reason) => return Err(reason),
         };
         if let Some(digest) = digest {
             self.router.expect(digest);
@@ -419,21 +430,21 @@ impl Dispatcher {
         let listener_known =
             |flow: &token::Flow| flow.listener.is_none_or(|index| (index as usize) < tables.listeners.len());
         let flow = digest.and_then(|digest| token.verify(&tables.keys, digest)).filter(listener_known);
-        let Some((flow, digest)) = flow.zip(digest) else { return Verdict::Drop(DropReason::ResponseForged) };
+        let Some((flow, digest)) = flow.zip(digest) else { return Err(DropReason::ResponseForged) };
         if code >= 200 && scan.value(HeaderKind::CSeq).is_some_and(|cseq| cseq.of(message).ends_with(b"INVITE")) {
             self.router.answered(digest, now_ms);
         }
         let mut next = Via::default();
         let rebuild = match pop::below(message, scan, row, comma, &mut next) {
             Below::Via if pop::is_answered_at(message, &next, &flow) => None,
-            Below::Via => return Verdict::Drop(DropReason::ResponseForged),
-            Below::Unreadable => return Verdict::Drop(DropReason::MalformedResponse),
+            Below::Via => return Err(DropReason::ResponseForged),
+            Below::Unreadable => return Err(DropReason::MalformedResponse),
             //= RFC 3261 section 16.7
             //# If no Via header field values remain in the response, the response was
             //# meant for this element and MUST NOT be forwarded.
             Below::Nothing => match pop::lost_via(tables, message, scan, &token, digest).filter(|_| code == 100) {
                 Some(rebuild) => Some(rebuild),
-                None => return Verdict::Drop(DropReason::ResponseForUs),
+                None => return Err(DropReason::ResponseForUs),
             },
         };
 
@@ -457,13 +468,11 @@ impl Dispatcher {
             if next.has_overload {
                 via::cut_overload(&mut self.edits, message, &next);
             }
-            return match self.respond_by_stream(tables, &flow, rebuild, cut, message, end, room.head) {
-                Ok((from, head_len, tail)) => {
-                    (room.head_len, room.tail) = (head_len, tail..end);
-                    Verdict::Forward { to: flow.to, from, backend }
-                }
-                Err(reason) => Verdict::Drop(reason),
-            };
+            let (from, head_len, tail) =
+                self.respond_by_stream(tables, &flow, rebuild, cut, message, end, room.head)?;
+            (room.head_len, room.tail) = (head_len, tail..end);
+            room.verdict = Verdict::Forward { to: flow.to, from, backend };
+            return Ok(());
         }
         let mut head = Text::new(room.head);
         //= RFC 3261 section 7.1
@@ -478,19 +487,18 @@ impl Dispatcher {
             true => via::copy_without_overload(&mut self.edits, message, &next, cut_end, &mut head),
             false => cut_end,
         };
-        match head.finished_len().filter(|len| len + end.saturating_sub(tail) <= PAYLOAD_MAX) {
-            Some(len) => room.head_len = len,
-            None => return Verdict::Drop(DropReason::TooLarge),
-        }
+        let len = head.finished_len().filter(|len| len + end.saturating_sub(tail) <= PAYLOAD_MAX);
+        room.head_len = len.ok_or(DropReason::TooLarge)?;
         room.tail = tail..end;
         //= RFC 3581 section 4
         //# The response MUST be sent from the same address and port that the
         //# corresponding request was received on.
-        let from = match flow.listener {
-            Some(index) => Sender::Listener { index, local: flow.local },
-            None => Sender::Egress,
+        let to = flow.to;
+        room.verdict = match flow.listener {
+            Some(index) => Verdict::Forward { to, from: Sender::Listener { index, local: flow.local }, backend },
+            None => Verdict::Forward { to, from: Sender::Egress, backend },
         };
-        Verdict::Forward { to: flow.to, from, backend }
+        Ok(())
     }
 
     /// The same, down the connection that the request came on: a response that ends at `end` and loses `cut`, our Via, and is

@@ -1,5 +1,7 @@
 //! The room a caller lends for one datagram: what came in, and what is to go out.
 
+use crate::dataplane::verdict::{DropReason, Verdict};
+
 /// One datagram's octets. The dispatcher reads `input` and leaves behind what is to be sent, in two parts.
 #[derive(Debug)]
 pub struct Room<'a> {
@@ -11,12 +13,15 @@ pub struct Room<'a> {
     pub head_len: usize,
     /// The part of `input` that is to be sent behind them.
     pub tail: core::ops::Range<usize>,
+    /// What becomes of the datagram. It stays where it was decided: one that is returned is copied on the way, and a copy of what was just
+    /// written has to wait for it.
+    pub verdict: Verdict,
 }
 
 impl<'a> Room<'a> {
     /// A room with a datagram in it and nothing to be sent.
     pub fn new(input: &'a mut [u8], head: &'a mut [u8]) -> Room<'a> {
-        Room { input, head, head_len: 0, tail: 0..0 }
+        Room { input, head, head_len: 0, tail: 0..0, verdict: Verdict::Drop(DropReason::Panic) }
     }
 
     /// What is to be sent: the octets written anew, and the part of the datagram behind them.

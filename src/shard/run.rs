@@ -221,26 +221,32 @@ impl<I: Io> Shard<I> {
         let listener = (socket < self.listeners).then_some(socket as u8);
         let datagram = self.inbox.datagram(slot);
         let mut room = Room::new(datagram.octets, &mut self.heads[self.heads_used..self.heads_used + HEAD_MAX]);
-        let (kind, verdict, local) = match datagram.from {
-            _ if datagram.truncated => (Kind::NoMessage, Verdict::Drop(DropReason::Truncated), None),
-            None => (Kind::NoMessage, Verdict::Drop(DropReason::BadSource), None),
+        let (kind, local) = match datagram.from {
+            _ if datagram.truncated => {
+                room.verdict = Verdict::Drop(DropReason::Truncated);
+                (Kind::NoMessage, None)
+            }
+            None => {
+                room.verdict = Verdict::Drop(DropReason::BadSource);
+                (Kind::NoMessage, None)
+            }
             Some(from) => {
                 let local = datagram.local;
                 let arrival = Arrival { from, listener, local, stream: None };
                 let dispatcher = &mut self.dispatcher;
-                let (kind, verdict) = contained(|| dispatcher.on_datagram(tables, now_ms, arrival, &mut room));
-                let is_refused = !matches!(verdict, Verdict::Forward { .. });
+                let kind = contained(&mut room, |room| dispatcher.on_datagram(tables, now_ms, arrival, room));
+                let is_refused = !matches!(room.verdict, Verdict::Forward { .. });
                 if kind != Kind::NoMessage && (is_refused || tables.trace.is_some()) {
-                    let seen = Seen { shard: self.number, now_ms, tables, arrival, room: &room, verdict };
+                    let seen = Seen { shard: self.number, now_ms, tables, arrival, room: &room };
                     let (witness, link) = (&mut self.witness, &self.link);
                     // What is told of a message is worth less than the shard: a bug there costs the telling.
                     catch_unwind(AssertUnwindSafe(|| witness.look(&seen, dispatcher, link))).ok();
                 }
-                (kind, verdict, local)
+                (kind, local)
             }
         };
         counters.received(listener, kind).add(1);
-        let (to, way_out, local, tally) = match verdict {
+        let (to, way_out, local, tally) = match room.verdict {
             Verdict::Drop(reason) => return counters.dropped[reason as usize].add(1),
             Verdict::Reply { to, answer } => (to, Some(socket), local, Tally::Reply(answer)),
             Verdict::Forward { to, from, backend } => {
@@ -346,12 +352,15 @@ pub(super) fn egress_number(listeners: usize, egress: EgressPorts, to: SocketAdd
     }
 }
 
-/// What `dispatch` says, or that it panicked: a bug of ours, which costs this message and no other.
+/// What `dispatch` says of the message in `room`, or that it panicked: a bug of ours, which costs this message and no other.
 #[inline(always)]
-pub(super) fn contained(dispatch: impl FnOnce() -> (Kind, Verdict)) -> (Kind, Verdict) {
+pub(super) fn contained<'a>(room: &mut Room<'a>, dispatch: impl FnOnce(&mut Room<'a>) -> Kind) -> Kind {
     // What a panic may leave half done is cleared at the start of every message, or is right in itself: an entry of the
     // call memory, a counter.
-    catch_unwind(AssertUnwindSafe(dispatch)).unwrap_or((Kind::NoMessage, Verdict::Drop(DropReason::Panic)))
+    catch_unwind(AssertUnwindSafe(|| dispatch(room))).unwrap_or_else(|_| {
+        room.verdict = Verdict::Drop(DropReason::Panic);
+        Kind::NoMessage
+    })
 }
 
 /// Enters the fates of messages into the counters.

@@ -60,10 +60,8 @@ pub struct Seen<'a> {
     pub tables: &'a Tables,
     /// Where it came in.
     pub arrival: Arrival,
-    /// The message.
+    /// The message, and what became of it.
     pub room: &'a Room<'a>,
-    /// What became of it.
-    pub verdict: Verdict,
 }
 
 impl Witness {
@@ -72,7 +70,7 @@ impl Witness {
     pub fn look(&mut self, seen: &Seen<'_>, dispatcher: &Dispatcher, link: &ShardEnd) {
         // Finding the place costs more than refusing did, so a flood is not to make us look for it.
         if self.malformed.allows(seen.now_ms, MALFORMED_PER_S)
-            && let Some(blame) = dispatcher.blame(seen.room.input, seen.verdict)
+            && let Some(blame) = dispatcher.blame(seen.room.input, seen.room.verdict)
         {
             self.malformed.spent += 1;
             malformed(seen, blame, link);
@@ -89,7 +87,7 @@ impl Witness {
         }
         self.traced.spent += 1;
         let decision = dispatcher.decision();
-        let index = match seen.verdict {
+        let index = match seen.room.verdict {
             Verdict::Forward { backend, .. } => backend,
             _ => None,
         };
@@ -103,8 +101,8 @@ impl Witness {
             from: seen.arrival.from,
             listener: seen.arrival.listener,
             line: line[..line.len().min(LINE_MAX)].into(),
-            verdict: seen.verdict,
-            reason: dispatcher.refused(seen.verdict).map(|refusal| refusal.reason),
+            verdict: seen.room.verdict,
+            reason: dispatcher.refused(seen.room.verdict).map(|refusal| refusal.reason),
             how: decision.map(|decision| decision.how),
             backend: pool.zip(backend).map(|(pool, backend)| (pool.name.clone(), backend.name.clone())),
             rule: rule.map(|rule| rule.name.clone()),
@@ -120,7 +118,7 @@ fn malformed(seen: &Seen<'_>, blame: Blame, link: &ShardEnd) {
     link.signal(Signal::Malformed(Box::new(Malformed {
         from: seen.arrival.from,
         listener: seen.arrival.listener,
-        verdict: seen.verdict,
+        verdict: seen.room.verdict,
         reason: blame.reason,
         at: blame.at,
         len: message.len(),

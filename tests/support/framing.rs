@@ -165,7 +165,8 @@ fn send_on(octets: &[u8], stream: Option<StreamId>) -> bool {
     let (mut input, mut head) = (octets.to_vec(), HEAD.take());
     let mut room = Room::new(&mut input, &mut head);
     let arrival = Arrival { from: address(CLIENT), listener: Some(0), local: None, stream };
-    let (_, verdict) = DISPATCHER.with_borrow_mut(|dispatcher| dispatcher.on_datagram(&TABLES, 0, arrival, &mut room));
+    DISPATCHER.with_borrow_mut(|dispatcher| dispatcher.on_datagram(&TABLES, 0, arrival, &mut room));
+    let verdict = room.verdict;
     let is_forwarded = matches!(verdict, Verdict::Forward { .. });
     if is_forwarded {
         let sent = room.output().concat();

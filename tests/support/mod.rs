@@ -142,7 +142,8 @@ impl Path {
     pub fn receive_broken(&mut self, octets: &[u8], arrival: Arrival, refusal: Option<Refusal>) -> Outcome {
         self.input[..octets.len()].copy_from_slice(octets);
         let mut room = Room::new(&mut self.input[..octets.len()], &mut self.head);
-        let (kind, verdict) = self.dispatcher.on_broken(&self.tables, refusal, arrival, &mut room);
+        let kind = self.dispatcher.on_broken(&self.tables, refusal, arrival, &mut room);
+        let verdict = room.verdict;
         let sent = if matches!(verdict, Verdict::Drop(_)) { Vec::new() } else { room.output().concat() };
         Outcome { kind, verdict, sent }
     }
@@ -150,7 +151,8 @@ impl Path {
     pub fn receive_on(&mut self, message: &[u8], arrival: Arrival) -> Outcome {
         self.input[..message.len()].copy_from_slice(message);
         let mut room = Room::new(&mut self.input[..message.len()], &mut self.head);
-        let (kind, verdict) = self.dispatcher.on_datagram(&self.tables, 0, arrival, &mut room);
+        let kind = self.dispatcher.on_datagram(&self.tables, 0, arrival, &mut room);
+        let verdict = room.verdict;
         let sent = if matches!(verdict, Verdict::Drop(_)) { Vec::new() } else { room.output().concat() };
         assert!(sent.len() <= 65_507, "{verdict:?}");
         Outcome { kind, verdict, sent }

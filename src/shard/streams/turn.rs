@@ -386,13 +386,14 @@ impl<I: Io> Shard<I> {
         let tables = self.tables.load();
         let mut room = Room::new(&mut buffer[frame.clone()], &mut self.heads[place]);
         let dispatcher = &mut self.dispatcher;
-        let (kind, verdict) = contained(|| match broken {
-            None => dispatcher.on_datagram(tables, now_ms, arrival, &mut room),
-            Some(refusal) => dispatcher.on_broken(tables, refusal, arrival, &mut room),
+        let kind = contained(&mut room, |room| match broken {
+            None => dispatcher.on_datagram(tables, now_ms, arrival, room),
+            Some(refusal) => dispatcher.on_broken(tables, refusal, arrival, room),
         });
+        let verdict = room.verdict;
         let is_refused = !matches!(verdict, Verdict::Forward { .. });
         if kind != Kind::NoMessage && (is_refused || tables.trace.is_some()) {
-            let seen = Seen { shard: self.number, now_ms, tables, arrival, room: &room, verdict };
+            let seen = Seen { shard: self.number, now_ms, tables, arrival, room: &room };
             let (witness, link) = (&mut self.witness, &self.link);
             // What is told of a message is worth less than the shard: a bug there costs the telling.
             catch_unwind(AssertUnwindSafe(|| witness.look(&seen, dispatcher, link))).ok();
@@ -560,9 +561,9 @@ impl<I: Io> Shard<I> {
         let mut answer = self.heads[place.clone()][..len].to_vec();
         let arrival = Arrival { from: to, listener: None, local: None, stream: None };
         let mut room = Room::new(&mut answer, &mut self.heads[place.clone()]);
-        let (_, verdict) = contained(|| dispatcher.on_datagram(tables, now_ms, arrival, &mut room));
+        contained(&mut room, |room| dispatcher.on_datagram(tables, now_ms, arrival, room));
         let (head, tail) = (place.start..place.start + room.head_len, room.tail.clone());
-        let Verdict::Forward { to, from, .. } = verdict else { return self.link.counters.dropped[lost].add(1) };
+        let Verdict::Forward { to, from, .. } = room.verdict else { return self.link.counters.dropped[lost].add(1) };
         let tally = Tally::Reply(Answer::Status(code));
         self.depart(&answer, Leaving { to, local: None, head, slot: 0, tail, pads: false, tally }, from, None, now_ms);
     }

@@ -212,7 +212,8 @@ impl Path {
         let mut input: Box<[u8]> = octets.into();
         let mut room = Room::new(&mut input, &mut self.head);
         let tables = &worlds()[world].tables;
-        let (kind, verdict) = self.dispatchers[world].on_datagram(tables, now_ms, arrival, &mut room);
+        let kind = self.dispatchers[world].on_datagram(tables, now_ms, arrival, &mut room);
+        let verdict = room.verdict;
         let mut sent = Vec::new();
         if !matches!(verdict, Verdict::Drop(_)) {
             sent = room.output().concat();
