@@ -1,7 +1,11 @@
 //! A shard whose kernel misbehaves: every message is accounted for, whatever a send or a receive comes back with.
 
+#[path = "support/authority.rs"]
+mod authority;
 mod support;
 
+use authority::Authority;
+use socket2::SockRef;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::io::Write;
@@ -9,7 +13,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::{BACKENDS, CLIENT, address, tables};
-use viahop::dataplane::counters::ShardCounters;
+use viahop::dataplane::counters::{Ended, Handshake, ShardCounters};
 use viahop::dataplane::dispatch::EgressPorts;
 use viahop::dataplane::limits::{BATCH, OVERLOAD_STANDING_MS, SEND_BACKLOG_MAX};
 use viahop::dataplane::scan::Scanner;
@@ -22,12 +26,17 @@ use viahop::shard::streams::{Listening, StreamLimits, Streams};
 use viahop::sys::errors::Unreachable;
 use viahop::sys::mmsg::{Outgoing, ReceiveBatch};
 use viahop::sys::poll::Poller;
+use viahop::tls::session::Session;
+use viahop::tls::{Certificate, Clienthood, Credentials, Server, Trust};
 
 const LISTENER: usize = 0;
 const EGRESS: usize = 1;
 const EAGAIN: i32 = 11;
 const EPERM: i32 = 1;
 const ECONNREFUSED: i32 = 111;
+
+/// Under which the listener of connections becomes ready; behind it come the connections.
+const FIRST: u32 = 10;
 
 /// A network made of queues, and a script of what goes wrong with sending.
 #[derive(Default)]
@@ -100,6 +109,23 @@ impl Bench {
         let egress = EgressPorts { v4: Some(40001), v6: None };
         let shard = Shard::new(0, Network::default(), 1, egress, Scanner::best(), ends.remove(0));
         Bench { shard, control, calls: 0 }
+    }
+
+    /// Gives the shard a listener for connections, and returns its address.
+    fn listen(mut self, transport: Transport, limits: StreamLimits, credentials: Credentials) -> (Bench, SocketAddr) {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let at = socket.local_addr().unwrap();
+        let listening = vec![Listening { index: 0, transport, origins: Arc::default(), socket, tells_local: false }];
+        let credentials = Arc::new(Arc::new(credentials).into());
+        let streams = Streams::new(0, Poller::new().unwrap(), FIRST, listening, limits, credentials).unwrap();
+        self.shard = self.shard.with_streams(streams);
+        (self, at)
+    }
+
+    /// A turn in which the connections, or their listener, with these numbers are ready.
+    fn turn_streams(&mut self, numbers: impl IntoIterator<Item = u32>) {
+        self.shard.turn_streams(numbers.into_iter(), false);
     }
 
     fn counters(&self) -> Arc<ShardCounters> {
@@ -370,18 +396,10 @@ fn drops_of_the_sockets_are_seen() {
 /// 2,000 rounds of traffic through a kernel that fails in every way it can, in an order that the seed decides.
 #[test]
 fn what_many_connections_bring_leaves_in_datagrams_with_one_call_for_32() {
-    const FIRST: u32 = 10;
     const CLIENTS: u32 = 40;
-    let mut bench = Bench::new();
-    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-    socket.set_nonblocking(true).unwrap();
-    let at = socket.local_addr().unwrap();
-    let (index, transport, origins) = (0, Transport::Tcp, Arc::default());
-    let listening = vec![Listening { index, transport, origins, socket, tells_local: false }];
-    let (poller, limits) = (Poller::new().unwrap(), StreamLimits::default());
-    bench.shard = bench.shard.with_streams(Streams::new(0, poller, FIRST, listening, limits, Arc::default()).unwrap());
+    let (mut bench, at) = Bench::new().listen(Transport::Tcp, StreamLimits::default(), Credentials::default());
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| TcpStream::connect(at).unwrap()).collect();
-    bench.shard.turn_streams([FIRST].into_iter(), false);
+    bench.turn_streams([FIRST]);
     let numbers = FIRST + 1..FIRST + 1 + CLIENTS;
     let all_write = |bench: &mut Bench, clients: &mut [TcpStream]| {
         for client in clients {
@@ -393,7 +411,7 @@ fn what_many_connections_bring_leaves_in_datagrams_with_one_call_for_32() {
     };
 
     all_write(&mut bench, &mut clients);
-    bench.shard.turn_streams(numbers.clone(), false);
+    bench.turn_streams(numbers.clone());
     assert_eq!(std::mem::take(&mut bench.shard.io_mut().sends), [32, 8]);
     let sent = &bench.shard.io_mut().sent;
     assert!(sent.iter().all(|(socket, _, octets)| *socket == EGRESS && octets.ends_with(&[b'x'; 600])));
@@ -405,7 +423,7 @@ fn what_many_connections_bring_leaves_in_datagrams_with_one_call_for_32() {
     // The kernel takes five of them, and nothing more until the next turn.
     all_write(&mut bench, &mut clients);
     bench.shard.io_mut().script = [Send::Take(5), Send::Fail(EAGAIN)].into();
-    bench.shard.turn_streams(numbers, false);
+    bench.turn_streams(numbers);
     assert_eq!(bench.counters().waiting.get(), 35);
     bench.assert_balanced();
     bench.turn();
@@ -414,6 +432,36 @@ fn what_many_connections_bring_leaves_in_datagrams_with_one_call_for_32() {
     assert_eq!(calls, (CLIENTS + 1..=2 * CLIENTS).collect::<Vec<_>>());
     assert_eq!(bench.counters().forwarded.get(), 80);
     bench.assert_balanced();
+}
+
+/// Linux hands out what came before a reset, and a ClientHello costs us a signature.
+#[test]
+fn who_says_hello_and_resets_the_connection_gets_no_step_of_a_handshake() {
+    let authority = Authority::new("ca");
+    let issued = authority.issue(&["example.net"]);
+    let certificate = Certificate::read(issued.certificate.as_bytes(), issued.key.as_bytes()).unwrap();
+    let servers = vec![Some(Server::new(vec![certificate], None).unwrap())];
+    let clienthood = Clienthood::new(Trust::read(authority.pem().as_bytes()).unwrap(), None).unwrap();
+    let limits = StreamLimits { handshakes: 1, ..StreamLimits::default() };
+    let credentials = Credentials { servers, ..Credentials::default() };
+    let (mut bench, at) = Bench::new().listen(Transport::Tls, limits, credentials);
+    for round in 1..=3 {
+        let mut client = TcpStream::connect(at).unwrap();
+        Session::connect(&clienthood.towards("example.net").unwrap()).unwrap().write_to(&mut client).unwrap();
+        bench.turn_streams([FIRST]);
+        bench.turn_streams([FIRST + 1]);
+        assert!(bench.shard.has_steps(), "it stands in the line");
+        SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(client);
+        bench.turn_streams([FIRST + 1]);
+        let streams = &bench.counters().streams;
+        // Had a step been made, its answer would have found the connection reset.
+        assert_eq!([Ended::Handshake, Ended::Reset].map(|ended| streams.ended[ended as usize].get()), [round, 0]);
+        assert_eq!(streams.accepted_handshakes[Handshake::Closed as usize].get(), round);
+        assert_eq!(streams.accepted_handshakes[Handshake::Limit as usize].get(), 0);
+        bench.shard.step(true);
+        assert!(!bench.shard.has_steps());
+    }
 }
 
 #[test]

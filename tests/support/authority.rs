@@ -1,5 +1,7 @@
 //! Certificates for tests: an authority, and what it signs.
 
+#![allow(dead_code, reason = "each test binary uses its part")]
+
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType, date_time_ymd,

@@ -6,7 +6,11 @@
 //!
 //! ```text
 //! something came ─► line ─► nothing else is ready, or others have had their time since the last step ─► one step ─► the set
+//!                    └─ told of nevertheless ─► gone
 //! ```
+//!
+//! Who stands in the line is told of only if the other side has reset the connection. What had come before the reset could still be
+//! read, and answered with a signature for nobody: a flood of such would have its step at once, 64 in a turn.
 //!
 //! Left in the set, a few hundred that are ready would be nearly all that the kernel tells of, 64 at a time, with a step after
 //! each 64: calls over UDP took half a second then (docs/performance.md, Beside a flood of TLS handshakes).
@@ -127,9 +131,11 @@ impl Streams {
         let (number, is_at_step) = (self.number_of(slot), self.is_at_step);
         let Some(connection) = self.connection(slot) else { return true };
         let is_stranger = connection.state == State::Handshaking && connection.origin == Origin::Accepted;
-        // Who is told of though he stands in the line is gone: reading says so, and costs nothing.
-        if !is_stranger || is_at_step || connection.is_in_line {
+        if !is_stranger || is_at_step {
             return true;
+        }
+        if connection.is_in_line {
+            return false;
         }
         connection.is_in_line = true;
         let (fd, wants_writable, generation) =

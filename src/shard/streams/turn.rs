@@ -139,6 +139,11 @@ impl<I: Io> Shard<I> {
                     self.with_ledger(|streams, link, ledger| {
                         streams.flush_one(slot, now_ms, &link.counters.streams, ledger);
                     });
+                } else if connection.is_in_line {
+                    // Neither what comes nor room to send is asked for: the other side is gone, and what it said is for nobody.
+                    return self.with_ledger(|streams, link, ledger| {
+                        streams.fail(slot, handshake::closed(), now_ms, &link.counters.streams, ledger);
+                    });
                 }
                 self.read(slot, now_ms);
             }
