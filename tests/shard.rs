@@ -8,7 +8,7 @@ use authority::Authority;
 use socket2::SockRef;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -431,6 +431,27 @@ fn what_many_connections_bring_leaves_in_datagrams_with_one_call_for_32() {
     calls.sort_unstable();
     assert_eq!(calls, (CLIENTS + 1..=2 * CLIENTS).collect::<Vec<_>>());
     assert_eq!(bench.counters().forwarded.get(), 80);
+    bench.assert_balanced();
+}
+
+#[test]
+fn of_more_pings_than_anybody_needs_some_are_answered_and_all_are_counted() {
+    const PINGS: u64 = 5000;
+    const ANSWERED: u64 = 1024;
+    let (mut bench, at) = Bench::new().listen(Transport::Tcp, StreamLimits::default(), Credentials::default());
+    let mut client = TcpStream::connect(at).unwrap();
+    client.write_all(&b"\r\n\r\n".repeat(PINGS as usize)).unwrap();
+    bench.turn_streams([FIRST]);
+    bench.turn_streams([FIRST + 1]);
+    client.read_exact(&mut [0; 2 * ANSWERED as usize]).unwrap();
+    assert_eq!(bench.counters().replied_total(), ANSWERED);
+    assert_eq!(bench.dropped(DropReason::SendBacklogFull), PINGS - ANSWERED);
+    bench.assert_balanced();
+
+    client.write_all(b"\r\n\r\n").unwrap();
+    bench.turn_streams([FIRST + 1]);
+    client.read_exact(&mut [0; 2]).unwrap();
+    assert_eq!(bench.counters().replied_total(), ANSWERED + 1);
     bench.assert_balanced();
 }
 

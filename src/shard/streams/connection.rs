@@ -184,7 +184,13 @@ impl Connection {
     /// Octets that are kept for it.
     pub fn held(&self) -> usize {
         let assembled = self.websocket.as_ref().map_or(0, |websocket| websocket.held());
-        self.partial.len() + self.out.len() + self.wire.held() + assembled
+        let queue = self.queue.len() * size_of::<Queued>();
+        self.partial.len() + self.out.len() + queue + self.wire.held() + assembled
+    }
+
+    /// Messages that are still to be sent.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
     }
 
     /// Octets that are still to be sent.
@@ -285,6 +291,9 @@ impl Connection {
         if self.out.is_empty() && self.out.capacity() > KEPT {
             self.out = Vec::new();
         }
+        if self.queue.is_empty() && self.queue.capacity() * size_of::<Queued>() > KEPT {
+            self.queue = VecDeque::new();
+        }
         if let Some(websocket) = &mut self.websocket {
             websocket.rest();
         }
@@ -338,6 +347,17 @@ mod tests {
         assert_eq!((connection.held(), connection.stuck_since_ms), (0, None));
         drop(connection);
         assert_eq!(reader.join().unwrap(), [b"one", &large[..], b"endthree"].concat());
+    }
+
+    /// Of a pong two octets leave, and what is noted of it takes twelve times as many.
+    #[test]
+    fn what_is_noted_of_messages_counts_as_held_and_is_given_back() {
+        let (mut connection, _client) = pair();
+        (0..1000).for_each(|_| connection.push([b"\r\n", b""], Some(Tally::Reply(Answer::Pong))));
+        assert_eq!((connection.queued(), connection.held()), (1000, 1000 * (2 + size_of::<Queued>())));
+        connection.flush(0, |_| {}).unwrap();
+        connection.rest();
+        assert_eq!((connection.queued(), connection.held(), connection.queue.capacity()), (0, 0, 0));
     }
 
     #[test]

@@ -528,8 +528,10 @@ impl Streams {
             }
             (Some((connection, slot)), _) => {
                 connection.note_goes(parts[0], tally, now_ms);
+                let before = connection.held();
                 connection.push(parts, Some(tally));
-                self.held += len;
+                let grown = connection.held() - before;
+                self.held += grown;
                 fates.waiting(1);
                 return self.note_dirty(slot);
             }
@@ -551,6 +553,12 @@ impl Streams {
             connection.is_dirty = true;
             self.dirty.push(slot);
         }
+    }
+
+    /// Messages that are still to be sent on connection `id` to `to`.
+    fn queued(&mut self, id: StreamId, to: SocketAddr) -> usize {
+        let slot = self.find(id, to);
+        slot.and_then(|slot| self.connection(slot)).map_or(0, |connection| connection.queued())
     }
 
     /// The slot of connection `id`, if it is there and leads to the host of `to`.

@@ -39,6 +39,10 @@ use std::time::Instant;
 /// Octets read at a time where a message has begun: it is read into memory of its own.
 const READ_ON: usize = 16 << 10;
 
+/// Messages of a connection that may wait to be sent where a ping is still answered. What is noted of a pong takes six times what a
+/// ping does on its way here; somebody who asks whether the connection is alive has an answer in the first.
+const PONG_QUEUE_MAX: usize = 1024;
+
 /// Messages taken over from other shards in one turn.
 const TAKEN_OVER: usize = 256;
 
@@ -347,6 +351,9 @@ impl<I: Io> Shard<I> {
         let Some(id) = arrival.stream else { return };
         let (from, to) = (Sender::Stream { id, listener: arrival.listener }, arrival.from);
         self.with_ledger(|streams, link, ledger| {
+            if streams.queued(id, to) >= PONG_QUEUE_MAX {
+                return ledger.lost(DropReason::SendBacklogFull);
+            }
             let tally = Tally::Reply(Answer::Pong);
             let ShardEnd { counters, mesh, .. } = link;
             streams.send(from, to, [PONG, b""], tally, None, now_ms, mesh, &counters.streams, ledger);
