@@ -6,6 +6,7 @@ use super::websocket::{Pushed, WebSocket, put_header};
 use super::wire::Wire;
 use crate::dataplane::counters::{Ended, Tally};
 use crate::dataplane::frame::Framer;
+use crate::dataplane::limits::SEND_BACKLOG_MAX;
 use crate::dataplane::tables::Tables;
 use crate::tls::Credentials;
 use std::collections::VecDeque;
@@ -196,6 +197,16 @@ impl Connection {
     /// Octets that are still to be sent.
     pub fn unsent(&self) -> usize {
         self.out.len() - self.sent
+    }
+
+    /// Whether so many octets more may wait to be sent.
+    pub fn has_room(&self, len: usize) -> bool {
+        self.unsent() + len <= SEND_BACKLOG_MAX
+    }
+
+    /// Whether nothing stands between the next message and the kernel.
+    pub fn is_clear(&self) -> bool {
+        !matches!(self.state, State::Connecting | State::Handshaking) && !self.wants_write()
     }
 
     /// Closes it when what is to be sent is sent.

@@ -14,7 +14,9 @@
 //!
 //! Connections, in all and of one source; octets held for one and for all; how long a message may take from its first octet
 //! to its last, how long the other side may take to read, how long nothing may happen. Whoever passes a bound loses this
-//! connection, and nobody else loses anything: of a backend's connection only the message is refused that does not fit.
+//! connection, and nobody else loses anything: of a backend's connection only the message is refused that does not fit. What is
+//! held for all is nobody's doing alone: beyond that bound no connection is accepted and none ends, and of messages those are
+//! refused that the kernel does not take at once.
 
 pub mod connection;
 mod handshake;
@@ -27,7 +29,7 @@ pub mod websocket;
 mod wire;
 
 use crate::dataplane::counters::{Ended, Handshake, StreamCounters, Tally};
-use crate::dataplane::limits::{FRAME_MAX, SEND_BACKLOG_MAX};
+use crate::dataplane::limits::FRAME_MAX;
 use crate::dataplane::tables::Tables;
 use crate::dataplane::transport::{StreamId, Transport};
 use crate::dataplane::verdict::{DropReason, Sender};
@@ -50,7 +52,8 @@ use std::time::Instant;
 use websocket::{Origins, WebSocket};
 use wire::Wire;
 
-/// Octets held for all connections of a shard: 64 MiB, as much as 64 whose other side reads nothing may have.
+/// Octets held for all connections of a shard: 64 MiB, as much as 64 whose other side reads nothing may have. Beyond it a connection
+/// that has nothing to send still gets one message, which is held only if the kernel has no room for it.
 const HELD_MAX: usize = 64 << 20;
 
 /// Octets read at a time: a burst of some fifty messages. More waits in the kernel, so that nobody keeps the shard to
@@ -512,13 +515,20 @@ impl Streams {
         };
         let len = parts[0].len() + parts[1].len();
         let is_full = self.held + len > HELD_MAX;
+        if let Ok(slot) = slot
+            && is_full
+        {
+            // What was queued earlier in this turn does not wait for the kernel, only for the end of the turn.
+            self.flush_one(slot, now_ms, counters, fates);
+        }
         let held = slot.ok().and_then(|slot| Some((self.connection(slot)?, slot)));
         let why = match (held, slot) {
             (None, Err(why)) => why,
             (None, Ok(_)) => Why::FlowGone,
-            (Some((connection, slot)), _) if is_full || connection.unsent() + len > SEND_BACKLOG_MAX => {
-                // A client that does not read is closed. A backend's connection carries everybody's calls.
-                if connection.origin == Origin::Accepted {
+            (Some((connection, slot)), _) if !connection.has_room(len) || is_full && !connection.is_clear() => {
+                // A client that does not read is closed, but none for what others hold. A backend's connection carries
+                // everybody's calls.
+                if connection.origin == Origin::Accepted && !connection.has_room(len) {
                     self.end(slot, Ended::Unread, now_ms, counters, fates);
                 }
                 match tally {
@@ -746,3 +756,115 @@ fn source_of(address: IpAddr) -> IpAddr {
 
 /// Octets of what a connection may hold of messages that are not whole, and of what is read at a time.
 const ROOM: usize = FRAME_MAX + READ;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::cluster::tests::{cluster, keys, text};
+    use crate::dataplane::limits::SEND_BACKLOG_MAX;
+    use crate::link::{ShardEnd, link};
+    use crate::sys::errors::Unreachable;
+    use std::io::Read;
+    use std::net::TcpStream;
+
+    const RESPONSE: Tally = Tally::Response(None, 200);
+
+    /// Others have sent 64 MiB of messages that are not whole.
+    #[test]
+    fn what_others_hold_costs_nobody_his_connection_nor_a_message_that_the_kernel_takes() {
+        let mut bench = Bench::new();
+        bench.streams.held = HELD_MAX;
+        for _ in 0..3 {
+            bench.send(b"answer", RESPONSE);
+        }
+        bench.flush();
+        bench.client.read_exact(&mut [0; 18]).unwrap();
+        assert_eq!((bench.fates.sent, bench.fates.waiting), (3, 0));
+
+        let large = vec![b'x'; FRAME_MAX];
+        while bench.fates.lost.is_empty() {
+            bench.send(&large, RESPONSE);
+        }
+        assert_eq!(bench.fates.lost, [DropReason::SendBacklogFull]);
+        assert!(bench.streams.held <= HELD_MAX + FRAME_MAX + 100, "{}", bench.streams.held);
+        bench.send(b"request", Tally::Request(None));
+        let undelivered = bench.streams.undelivered.pop().unwrap();
+        assert_eq!((&undelivered.octets[..], undelivered.why), (&b"request"[..], Why::Unreachable));
+        assert!(bench.streams.slots[0].is_some());
+    }
+
+    #[test]
+    fn who_does_not_read_is_closed_for_what_waits_for_him() {
+        let mut bench = Bench::new();
+        let large = vec![b'x'; FRAME_MAX];
+        while bench.streams.slots[0].is_some() {
+            bench.send(&large, RESPONSE);
+            bench.flush();
+            assert!(bench.streams.held <= SEND_BACKLOG_MAX + FRAME_MAX, "{}", bench.streams.held);
+        }
+        assert_eq!(bench.end.counters.streams.ended[Ended::Unread as usize].get(), 1);
+        assert_eq!((bench.streams.held, bench.fates.waiting), (0, 0));
+    }
+
+    /// The connections of a shard: one, of a client.
+    struct Bench {
+        streams: Streams,
+        end: ShardEnd,
+        client: TcpStream,
+        fates: Fate,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let tables = cluster(&text(&[1]), None).tables(1, &keys(), false, None);
+            let (_, mut ends) = link(vec![Box::new(|| ())], 1, tables);
+            let (poller, limits) = (Poller::new().unwrap(), StreamLimits::default());
+            let mut streams = Streams::new(0, poller, 0, Vec::new(), limits, Arc::default()).unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (socket, peer) = listener.accept().unwrap();
+            socket.set_nonblocking(true).unwrap();
+            streams.insert(Connection::new(Wire::new(socket, None), peer, Some(0), Origin::Accepted, 1, 0)).unwrap();
+            Bench { streams, end: ends.remove(0), client, fates: Fate::default() }
+        }
+
+        fn send(&mut self, octets: &[u8], tally: Tally) {
+            let from = Sender::Stream { id: StreamId::new(0, 0, 1).unwrap(), listener: None };
+            let (to, counters) = (self.client.local_addr().unwrap(), &self.end.counters.streams);
+            let mesh = &mut self.end.mesh;
+            self.streams.send(from, to, [octets, b""], tally, None, 0, mesh, counters, &mut self.fates);
+        }
+
+        fn flush(&mut self) {
+            self.streams.flush(0, &self.end.counters.streams, &mut self.fates);
+        }
+    }
+
+    /// What has become of messages.
+    #[derive(Default)]
+    struct Fate {
+        sent: usize,
+        lost: Vec<DropReason>,
+        waiting: i64,
+    }
+
+    impl Fates for Fate {
+        fn sent(&mut self, _: Tally) {
+            self.sent += 1;
+        }
+
+        fn lost(&mut self, reason: DropReason) {
+            self.lost.push(reason);
+        }
+
+        fn unreachable(&mut self, _: Unreachable) {}
+
+        fn refused(&mut self, _: SocketAddr) {}
+
+        fn handed_over(&mut self) {}
+
+        fn waiting(&mut self, change: i64) {
+            self.waiting += change;
+        }
+    }
+}
