@@ -455,6 +455,24 @@ fn of_more_pings_than_anybody_needs_some_are_answered_and_all_are_counted() {
     bench.assert_balanced();
 }
 
+#[test]
+fn what_was_whole_is_answered_though_no_sip_follows_in_the_same_read() {
+    let (mut bench, at) = Bench::new().listen(Transport::Tcp, StreamLimits::default(), Credentials::default());
+    for round in 1..=2 {
+        let mut client = TcpStream::connect(at).unwrap();
+        let refused = String::from_utf8(bench.request()).unwrap().replace("Max-Forwards: 70", "Max-Forwards: 0");
+        client.write_all(&[b"\r\n\r\n", refused.as_bytes(), b"\0 no SIP"].concat()).unwrap();
+        bench.turn_streams([FIRST]);
+        bench.turn_streams([FIRST + 1]);
+        let mut heard = String::new();
+        client.read_to_string(&mut heard).unwrap();
+        assert!(heard.starts_with("\r\nSIP/2.0 483 ") && heard.ends_with("\r\n\r\n"), "{heard}");
+        assert_eq!(bench.counters().streams.ended[Ended::BadFrame as usize].get(), round);
+        assert_eq!(bench.dropped(DropReason::ConnectionFailed), 0);
+        bench.assert_balanced();
+    }
+}
+
 /// Linux hands out what came before a reset, and a ClientHello costs us a signature.
 #[test]
 fn who_says_hello_and_resets_the_connection_gets_no_step_of_a_handshake() {

@@ -377,6 +377,8 @@ impl<I: Io> Shard<I> {
                 return;
             }
             if !is_answered || connection.origin == Origin::Opened {
+                // What came before in the same read was whole, and its answers are still queued.
+                streams.flush_one(slot, now_ms, &link.counters.streams, ledger);
                 return streams.end(slot, Ended::BadFrame, now_ms, &link.counters.streams, ledger);
             }
             connection.close_as(Ended::BadFrame, now_ms);
