@@ -26,7 +26,7 @@ use viahop::shard::streams::{Listening, StreamLimits, Streams};
 use viahop::sys::errors::Unreachable;
 use viahop::sys::mmsg::{Outgoing, ReceiveBatch};
 use viahop::sys::poll::Poller;
-use viahop::tls::session::Session;
+use viahop::tls::session::{CARRIED, Session};
 use viahop::tls::{Certificate, Clienthood, Credentials, Server, Trust};
 
 const LISTENER: usize = 0;
@@ -473,17 +473,52 @@ fn what_was_whole_is_answered_though_no_sip_follows_in_the_same_read() {
     }
 }
 
-/// Linux hands out what came before a reset, and a ClientHello costs us a signature.
-#[test]
-fn who_says_hello_and_resets_the_connection_gets_no_step_of_a_handshake() {
+/// A shard that listens for TLS, where, and what its clients need.
+fn sealed(limits: StreamLimits) -> (Bench, SocketAddr, Clienthood) {
     let authority = Authority::new("ca");
     let issued = authority.issue(&["example.net"]);
     let certificate = Certificate::read(issued.certificate.as_bytes(), issued.key.as_bytes()).unwrap();
     let servers = vec![Some(Server::new(vec![certificate], None).unwrap())];
     let clienthood = Clienthood::new(Trust::read(authority.pem().as_bytes()).unwrap(), None).unwrap();
+    let (bench, at) = Bench::new().listen(Transport::Tls, limits, Credentials { servers, ..Credentials::default() });
+    (bench, at, clienthood)
+}
+
+#[test]
+fn what_was_whole_is_forwarded_though_no_tls_follows_in_the_same_read() {
+    let (mut bench, at, clienthood) = sealed(StreamLimits::default());
+    let mut client = TcpStream::connect(at).unwrap();
+    let mut session = Session::connect(&clienthood.towards("example.net").unwrap()).unwrap();
+    bench.turn_streams([FIRST]);
+    let say = |bench: &mut Bench, session: &mut Session, client: &mut TcpStream| {
+        session.write_to(client).unwrap();
+        bench.turn_streams([FIRST + 1]);
+        bench.shard.step(true);
+    };
+    while session.is_handshaking() {
+        say(&mut bench, &mut session, &mut client);
+        let mut room = vec![0; 2 * CARRIED];
+        let count = client.read(&mut room[CARRIED..]).unwrap();
+        session.open(&mut room, CARRIED, count).unwrap();
+    }
+    say(&mut bench, &mut session, &mut client);
+
+    let mut octets = Vec::new();
+    session.seal(&bench.request());
+    session.write_to(&mut octets).unwrap();
+    octets.extend(b"\x17\x03\x03\x00\x20 a record of 32 octets, made up.");
+    client.write_all(&octets).unwrap();
+    bench.turn_streams([FIRST + 1]);
+    assert_eq!(bench.sent_calls(), [1]);
+    assert_eq!(bench.counters().streams.ended[Ended::Tls as usize].get(), 1);
+    bench.assert_balanced();
+}
+
+/// Linux hands out what came before a reset, and a ClientHello costs us a signature.
+#[test]
+fn who_says_hello_and_resets_the_connection_gets_no_step_of_a_handshake() {
     let limits = StreamLimits { handshakes: 1, ..StreamLimits::default() };
-    let credentials = Credentials { servers, ..Credentials::default() };
-    let (mut bench, at) = Bench::new().listen(Transport::Tls, limits, credentials);
+    let (mut bench, at, clienthood) = sealed(limits);
     for round in 1..=3 {
         let mut client = TcpStream::connect(at).unwrap();
         Session::connect(&clienthood.towards("example.net").unwrap()).unwrap().write_to(&mut client).unwrap();

@@ -208,6 +208,34 @@ fn what_is_no_tls_or_breaks_its_rules_fails_at_once() {
 }
 
 #[test]
+fn what_was_whole_is_opened_and_then_the_failure_told_wherever_the_octets_are_cut() {
+    let authority = Authority::new("ca");
+    let server = server(&authority.issue(&["example.net"]));
+    let clienthood = Clienthood::new(trust(&authority), None).unwrap();
+    let text = b"a message and a half, of which this is all that came";
+    for step in [1, 7, 60, 80, usize::MAX] {
+        let (mut server, mut client) = shake(&server, &clienthood, "example.net", usize::MAX).unwrap();
+        let mut octets = Vec::new();
+        for half in text.chunks(30) {
+            client.seal(half);
+            client.write_to(&mut octets).unwrap();
+        }
+        octets.extend(b"\x17\x03\x03\x00\x20 a record of 32 octets, made up.");
+        let (mut opened, mut failure) = (Vec::new(), None);
+        for piece in octets.chunks(step) {
+            let mut room = [&[0; CARRIED][..], piece].concat();
+            match server.open(&mut room, CARRIED, piece.len()) {
+                Ok(count) => opened.extend_from_slice(&room[..count]),
+                Err(error) => failure = Some(error),
+            }
+            failure = server.take_failure().or(failure);
+        }
+        assert_eq!(opened, text, "in pieces of {step}");
+        assert_eq!(failure.map(|failure| failure.handshake), Some(Handshake::Violation), "in pieces of {step}");
+    }
+}
+
+#[test]
 fn files_that_are_no_certificate_or_no_key_or_do_not_fit_are_told_apart() {
     let authority = Authority::new("ca");
     let (one, other) = (authority.issue(&["example.net"]), authority.issue(&["example.net"]));

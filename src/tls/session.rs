@@ -14,6 +14,7 @@ use super::{Client, Server};
 use crate::dataplane::counters::Handshake;
 use rustls::{ClientConnection, Connection, Error, HandshakeKind, InvalidMessage, ServerConnection};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 
 /// Octets of plain text that what was carried from earlier octets can hold at most: a record is no longer (RFC 8446 5.2,
 /// and 2048 octets more in RFC 5246 6.2.3).
@@ -59,6 +60,7 @@ impl From<io::Error> for Failure {
 pub struct Session {
     tls: Connection,
     has_closed: bool,
+    failure: Option<Failure>,
 }
 
 impl Session {
@@ -80,7 +82,7 @@ impl Session {
 
     fn new(mut tls: Connection) -> Session {
         tls.set_buffer_limit(Some(SEALED_MAX));
-        Session { tls, has_closed: false }
+        Session { tls, has_closed: false, failure: None }
     }
 
     /// Whether messages have to wait.
@@ -101,6 +103,11 @@ impl Session {
         self.has_closed
     }
 
+    /// Why nothing more can be opened, if what was opened last is all there is.
+    pub fn take_failure(&mut self) -> Option<Failure> {
+        self.failure.take()
+    }
+
     /// Whether there is something for [`Session::write_to`].
     pub fn wants_write(&self) -> bool {
         self.tls.wants_write()
@@ -113,27 +120,47 @@ impl Session {
     /// to be opened.
     ///
     /// # Errors
-    /// The session is of no use any more. There may be an alert to send.
+    /// The session is of no use any more, and nothing was opened: what was whole before the fault comes first, and then
+    /// [`Session::take_failure`] has the rest to say. There may be an alert to send.
     pub fn open(&mut self, room: &mut [u8], start: usize, len: usize) -> Result<usize, Failure> {
         debug_assert!(start >= CARRIED && start + len <= room.len());
-        let (mut at, end, mut opened) = (start, start + len, 0);
-        while at < end {
-            let taken = self.tls.read_tls(&mut &room[at..end])?;
-            let state = self.tls.process_new_packets()?;
-            at += taken;
-            let wanted = (opened + state.plaintext_bytes_to_read()).min(at);
-            while opened < wanted {
-                match self.tls.reader().read(&mut room[opened..wanted])? {
-                    0 => break,
-                    count => opened += count,
-                }
+        let mut opened = 0;
+        match self.open_on(room, start..start + len, &mut opened) {
+            Err(failure) if opened == 0 => Err(failure),
+            outcome => {
+                self.failure = outcome.err();
+                Ok(opened)
             }
-            self.has_closed |= state.peer_has_closed();
+        }
+    }
+
+    fn open_on(&mut self, room: &mut [u8], sealed: Range<usize>, opened: &mut usize) -> Result<(), Failure> {
+        let mut at = sealed.start;
+        while at < sealed.end {
+            let taken = self.tls.read_tls(&mut &room[at..sealed.end])?;
+            at += taken;
+            let state = self.tls.process_new_packets();
+            *opened += self.take_opened(&mut room[*opened..at])?;
+            self.has_closed |= state?.peer_has_closed();
             if taken == 0 {
                 break;
             }
         }
-        Ok(opened)
+        Ok(())
+    }
+
+    /// Takes what is open, as far as there is room.
+    fn take_opened(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        let mut taken = 0;
+        while taken < room.len() {
+            match self.tls.reader().read(&mut room[taken..]) {
+                Ok(0) => break,
+                Ok(count) => taken += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(taken)
     }
 
     /// Seals as much of `octets` as may be sealed at a time, and returns how much that is. To be called only when all that

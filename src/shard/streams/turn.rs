@@ -31,6 +31,7 @@ use crate::shard::io::Io;
 use crate::shard::outbox::{Fates, Leaving};
 use crate::shard::run::{HEADS, Ledger, Shard, contained, egress_number, may_be_padded};
 use crate::shard::witness::Seen;
+use crate::tls::session::Failure;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -235,12 +236,12 @@ impl<I: Io> Shard<I> {
                 false => self.frames(slot, &mut buffer[..len], now_ms),
             };
         }
-        let mut has_closed = false;
+        let (mut has_closed, mut failure) = (false, None);
         let Some(streams) = &mut self.streams else { return };
         let connection = streams.slots.get_mut(slot).and_then(Option::as_deref_mut);
         // Dealing with the messages may have ended the connection, and another may have its slot.
         if let Some(connection) = connection.filter(|connection| connection.generation == generation) {
-            has_closed = connection.wire.has_closed();
+            (has_closed, failure) = (connection.wire.has_closed(), connection.wire.take_failure());
             let rest = &buffer[at..len];
             // A line end is no message that has begun; behind a ping of ours it is the answer.
             let is_pong = rest == PONG && connection.origin == Origin::Opened;
@@ -269,12 +270,20 @@ impl<I: Io> Shard<I> {
         match read {
             Ok(Some(0)) => self.on_end(slot, generation, Ended::Closed, now_ms),
             Err(BrokenWire::Socket) => self.on_end(slot, generation, Ended::Reset, now_ms),
-            Err(BrokenWire::Tls(failure)) => self.with_ledger(|streams, link, ledger| {
-                streams.fail(slot, failure, now_ms, &link.counters.streams, ledger);
-            }),
-            Ok(_) if has_closed => self.on_end(slot, generation, Ended::Closed, now_ms),
-            Ok(_) => {}
+            Err(BrokenWire::Tls(failure)) => self.on_failure(slot, failure, now_ms),
+            Ok(_) => match failure {
+                Some(failure) => self.on_failure(slot, failure, now_ms),
+                None if has_closed => self.on_end(slot, generation, Ended::Closed, now_ms),
+                None => {}
+            },
         }
+    }
+
+    /// What came on the connection in `slot` cannot be opened.
+    fn on_failure(&mut self, slot: usize, failure: Failure, now_ms: u64) {
+        self.with_ledger(|streams, link, ledger| {
+            streams.fail(slot, failure, now_ms, &link.counters.streams, ledger);
+        });
     }
 
     /// The other side has closed its half, or the connection has failed.

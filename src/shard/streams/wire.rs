@@ -64,6 +64,11 @@ impl Wire {
         self.session.as_ref().is_some_and(|session| session.has_closed())
     }
 
+    /// Why nothing can be read behind what was read last.
+    pub fn take_failure(&mut self) -> Option<Failure> {
+        self.session.as_mut().and_then(|session| session.take_failure())
+    }
+
     /// Whether there is something that [`Wire::flush`] would send.
     pub fn wants_write(&self) -> bool {
         !self.preface.is_empty() || self.session.as_ref().is_some_and(|session| session.wants_write())
