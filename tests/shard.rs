@@ -12,11 +12,12 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::{BACKENDS, CLIENT, address, tables};
+use support::{BACKENDS, CLIENT, address, backend, pool, settings, tables};
 use viahop::dataplane::counters::{Ended, Handshake, ShardCounters};
 use viahop::dataplane::dispatch::EgressPorts;
 use viahop::dataplane::limits::{BATCH, OVERLOAD_STANDING_MS, SEND_BACKLOG_MAX};
 use viahop::dataplane::scan::Scanner;
+use viahop::dataplane::tables::{BackendParts, PoolParts, Reach, Tables};
 use viahop::dataplane::transport::Transport;
 use viahop::dataplane::verdict::DropReason;
 use viahop::link::{ControlEnd, Signal, link};
@@ -34,8 +35,7 @@ const EGRESS: usize = 1;
 const EAGAIN: i32 = 11;
 const EPERM: i32 = 1;
 const ECONNREFUSED: i32 = 111;
-
-/// Under which the listener of connections becomes ready; behind it come the connections.
+/// The number under which a shard's connections begin to become ready.
 const FIRST: u32 = 10;
 
 /// A network made of queues, and a script of what goes wrong with sending.
@@ -105,10 +105,22 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
-        let (control, mut ends) = link(vec![Box::new(|| ())], 1, tables());
+        Bench::with(tables())
+    }
+
+    fn with(tables: Tables) -> Bench {
+        let (control, mut ends) = link(vec![Box::new(|| ())], 1, tables);
         let egress = EgressPorts { v4: Some(40001), v6: None };
         let shard = Shard::new(0, Network::default(), 1, egress, Scanner::best(), ends.remove(0));
         Bench { shard, control, calls: 0 }
+    }
+
+    /// Gives the shard connections without a listener of its own, and nothing to speak TLS with.
+    fn connecting(mut self, limits: StreamLimits) -> Bench {
+        let poller = Poller::new().unwrap();
+        let streams = Streams::new(0, poller, FIRST, Vec::new(), limits, Arc::default()).unwrap();
+        self.shard = self.shard.with_streams(streams);
+        self
     }
 
     /// Gives the shard a listener for connections, and returns its address.
@@ -144,6 +156,13 @@ impl Bench {
 
     fn turn(&mut self) {
         self.shard.turn([LISTENER, EGRESS].into_iter());
+    }
+
+    /// How many of the messages that left since are answers of this status to clients.
+    fn answers(&mut self, status: u16) -> usize {
+        let start = format!("SIP/2.0 {status} ");
+        let sent = std::mem::take(&mut self.shard.io_mut().sent);
+        sent.iter().filter(|(socket, _, octets)| *socket == LISTENER && octets.starts_with(start.as_bytes())).count()
     }
 
     fn dropped(&self, reason: DropReason) -> u64 {
@@ -431,6 +450,44 @@ fn what_many_connections_bring_leaves_in_datagrams_with_one_call_for_32() {
     calls.sort_unstable();
     assert_eq!(calls, (CLIENTS + 1..=2 * CLIENTS).collect::<Vec<_>>());
     assert_eq!(bench.counters().forwarded.get(), 80);
+    bench.assert_balanced();
+}
+
+/// Tables of this generation, with one backend that is reached so.
+fn tables_towards(generation: u64, server: &TcpListener, transport: Transport) -> Tables {
+    let at = server.local_addr().unwrap().to_string();
+    let reach = Reach { transport, ..Reach::default() };
+    let parts = PoolParts { backends: vec![BackendParts { reach, ..backend(&at) }], ..pool(&[]) };
+    Tables::new(generation, settings(), vec![parts], None)
+}
+
+/// In a reload credentials are swapped before tables, and these may come while a connection is there.
+#[test]
+fn a_backend_that_speaks_tls_gets_nothing_in_plain_text_whatever_credentials_there_are() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut bench = Bench::with(tables_towards(1, &server, Transport::Tcp)).connecting(StreamLimits::default());
+    bench.arrive(request_of_call(1));
+    bench.turn();
+    let (mut plain, _) = server.accept().unwrap();
+    bench.shard.turn_streams(FIRST..=FIRST, false);
+    let mut room = [0; 4096];
+    let len = plain.read(&mut room).unwrap();
+    assert!(String::from_utf8_lossy(&room[..len]).contains("Call-ID: call-1\r\n"));
+
+    bench.control.shared.tables.store(Arc::new(tables_towards(2, &server, Transport::Tls)));
+    for call in 2..4 {
+        bench.arrive(request_of_call(call));
+        bench.turn();
+        bench.shard.turn_streams(FIRST..=FIRST, false);
+        assert_eq!(bench.answers(503), 1);
+    }
+    server.set_nonblocking(true).unwrap();
+    for mut connection in std::iter::from_fn(|| server.accept().ok()).map(|(connection, _)| connection).chain([plain]) {
+        let mut heard = Vec::new();
+        // However it ended.
+        connection.read_to_end(&mut heard).ok();
+        assert_eq!(String::from_utf8_lossy(&heard), "");
+    }
     bench.assert_balanced();
 }
 

@@ -173,6 +173,27 @@ fn a_second_handshake_goes_on_from_the_first_also_when_the_certificate_has_chang
     assert_eq!(refusal(&after(strict), &clienthood, "example.net").handshake, Handshake::NoCertificate);
 }
 
+/// A reload swaps tables a moment after credentials, and requests go by either until it is done.
+#[test]
+fn while_tables_are_swapped_backends_of_before_are_spoken_to_and_those_of_both_by_what_is_new() {
+    let (before, after) = (Authority::new("before"), Authority::new("after"));
+    let client =
+        |authority: &Authority| Clienthood::new(trust(authority), None).unwrap().towards("example.net").unwrap();
+    let of = |authority: &Authority, ports: &[u16]| {
+        let clients = ports.iter().map(|&port| (([10, 0, 0, 1], port).into(), client(authority)));
+        Credentials { clients: clients.collect(), ..Credentials::default() }
+    };
+    let both = of(&after, &[2, 3]).keeping_clients_of(&of(&before, &[1, 2]));
+    for (port, authority) in [(1, &before), (2, &after), (3, &after)] {
+        let mut server = Session::accept(&server(&authority.issue(&["example.net"]))).unwrap();
+        let mut client = Session::connect(&both.clients[&([10, 0, 0, 1], port).into()]).unwrap();
+        while client.is_handshaking() || server.is_handshaking() {
+            carry(&mut client, &mut server, usize::MAX).unwrap();
+            carry(&mut server, &mut client, usize::MAX).unwrap();
+        }
+    }
+}
+
 #[test]
 fn the_name_that_is_asked_for_chooses_the_certificate() {
     let authority = Authority::new("ca");

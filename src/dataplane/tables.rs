@@ -11,7 +11,7 @@ use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Scheme;
 use crate::dataplane::transport::Transport;
 use crate::dataplane::verdict::Sender;
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
@@ -31,6 +31,8 @@ pub struct Tables {
     pub by_host: AHashMap<(IpAddr, Transport), Option<u16>>,
     /// Backends by their id, which is what dialogs know them by.
     pub by_id: AHashMap<u32, u16>,
+    /// Where backends are that are spoken to by TLS: see [`Tables::speaks_tls`].
+    pub sealed: AHashSet<SocketAddr>,
     /// The pools.
     pub pools: Vec<Pool>,
     /// Which pool takes what; the first rule that matches wins. Without a match, the first pool.
@@ -423,6 +425,7 @@ impl Tables {
         let (mut backends, mut pools) = (Vec::new(), Vec::new());
         let (mut datagram_max, mut can_be_full) = (u32::MAX, false);
         let (mut by_address, mut by_host, mut by_id) = (AHashMap::new(), AHashMap::new(), AHashMap::new());
+        let mut sealed = AHashSet::new();
         for (pool, part) in parts.into_iter().enumerate() {
             let (mut contenders, mut up) = (Vec::new(), Vec::new());
             let first = backends.len();
@@ -438,6 +441,9 @@ impl Tables {
                 let host = (backend.address.ip(), backend.reach.transport);
                 by_host.entry(host).and_modify(|one| *one = None).or_insert(Some(index));
                 by_id.insert(backend.id, index);
+                if backend.reach.transport.is_tls() {
+                    sealed.insert(backend.address);
+                }
                 datagram_max = datagram_max.min(backend.reach.datagram_max);
                 can_be_full |= backend.max_open != 0;
                 backends.push(backend);
@@ -461,6 +467,7 @@ impl Tables {
             by_address,
             by_host,
             by_id,
+            sealed,
             pools,
             rules,
             inside,
@@ -486,6 +493,12 @@ impl Tables {
     /// The transport of listener `index`; UDP if there is no such listener.
     pub fn transport(&self, index: u8) -> Transport {
         self.listeners.get(index as usize).map_or(Transport::Udp, |listener| listener.transport)
+    }
+
+    /// Whether connections to the backend at `address` are sealed by TLS. Where one of several there is to be spoken to so, all
+    /// are: they share a connection. `None`: no backend is there.
+    pub fn speaks_tls(&self, address: SocketAddr) -> Option<bool> {
+        self.by_address.contains_key(&address).then(|| self.sealed.contains(&address))
     }
 
     /// Whether `address` is one of ours.

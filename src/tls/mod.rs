@@ -298,4 +298,12 @@ impl Credentials {
         }
         self
     }
+
+    /// The same, and in addition what `before` has for backends that these leave out.
+    pub fn keeping_clients_of(mut self, before: &Credentials) -> Credentials {
+        for (address, client) in &before.clients {
+            self.clients.entry(*address).or_insert_with(|| client.clone());
+        }
+        self
+    }
 }

@@ -116,12 +116,13 @@ impl Control {
                 tell(&warnings);
                 (self.keys, self.fingerprint) = (keys, fingerprint);
                 self.config = resolved.config.clone();
-                // Before the tables: what they send to by TLS has what it needs.
-                let credentials = resolved.credentials();
-                let are_renewed = credentials.servers != self.shared.credentials.load().servers;
-                let credentials = credentials.taking_over(&self.shared.credentials.load());
+                // Until the tables are swapped, they may send by TLS to whom these credentials leave out; from then on, to whom
+                // those before left out.
+                let (credentials, before) = (resolved.credentials(), self.shared.credentials.load_full());
+                let are_renewed = credentials.servers != before.servers;
+                let credentials = credentials.taking_over(&before);
+                self.shared.credentials.store(Arc::new(credentials.clone().keeping_clients_of(&before)));
                 self.view.credentials = Arc::new(credentials);
-                self.shared.credentials.store(self.view.credentials.clone());
                 self.source.clone_from(&warnings.source);
                 self.wrong_file = self.wrong_file.take().filter(|_| of_lists);
                 let before = self.shared.tables.load_full();
@@ -131,6 +132,7 @@ impl Control {
                 let (ok, error) = (self.wrong_file.is_none(), self.wrong_file.clone());
                 self.view.reload = Reload { ok, last_success_at: unix_now(), error };
                 self.publish(Some(Reason::Reload));
+                self.shared.credentials.store(self.view.credentials.clone());
                 self.watch();
                 self.lists.follow(&self.config, &self.list_to);
                 let after = self.shared.tables.load_full();

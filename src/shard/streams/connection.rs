@@ -8,7 +8,6 @@ use crate::dataplane::counters::{Ended, Tally};
 use crate::dataplane::frame::Framer;
 use crate::dataplane::limits::SEND_BACKLOG_MAX;
 use crate::dataplane::tables::Tables;
-use crate::tls::Credentials;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
@@ -167,10 +166,11 @@ impl Connection {
         (self.state, self.state_since_ms) = (state, now_ms);
     }
 
-    /// Whether it is to a backend that `credentials` want spoken to with TLS and it has none, or the other way round.
-    pub fn speaks_otherwise(&self, credentials: &Credentials) -> bool {
-        let is_to_backend = self.origin == Origin::Opened && self.listener.is_none();
-        is_to_backend && self.wire.is_tls() != credentials.clients.contains_key(&self.peer)
+    /// Whether it is to a backend that `tables` want spoken to with TLS and it has none, or the other way round: they may have
+    /// come after it, and it may have been opened when a client was there.
+    pub fn speaks_otherwise(&self, tables: &Tables) -> bool {
+        let is_ours = self.origin == Origin::Opened;
+        is_ours && tables.speaks_tls(self.peer).is_some_and(|wanted| wanted != self.wire.is_tls())
     }
 
     /// Whether it is the one that all clients share to a backend to which each has its own: it was opened under another

@@ -18,6 +18,7 @@
 use super::connection::{Origin, State};
 use super::{Streams, Wire};
 use crate::dataplane::counters::{Counter, Ended, Handshake, StreamCounters};
+use crate::dataplane::tables::Tables;
 use crate::dataplane::transport::Transport;
 use crate::link::HandshakeFailed;
 use crate::shard::io::Io;
@@ -115,10 +116,27 @@ impl Streams {
     }
 
     /// The session of a connection that is being opened to `to`, if it speaks TLS. For `listener`, if it is to no backend.
-    pub(super) fn session_to(&self, to: SocketAddr, listener: Option<u8>) -> io::Result<Option<Session>> {
-        let credentials = self.credentials.load();
-        let client = credentials.clients.get(&to).filter(|_| listener.is_none());
-        client.map(Session::connect).transpose().map_err(|failure| io::Error::other(failure.text))
+    ///
+    /// Whether it does is what the tables say, and never what credentials there are: those are swapped at another moment, and
+    /// a backend without any would get in plain text what was to be sealed.
+    ///
+    /// # Errors
+    /// There is nothing to speak TLS with, or the backend is gone from the tables, so that nobody can say how it speaks.
+    pub(super) fn session_to(
+        &self,
+        to: SocketAddr,
+        listener: Option<u8>,
+        tables: &Tables,
+    ) -> io::Result<Option<Session>> {
+        match tables.speaks_tls(to) {
+            Some(true) => {
+                let credentials = self.credentials.load();
+                let client = credentials.clients.get(&to).ok_or(io::ErrorKind::NotFound)?;
+                Session::connect(client).map(Some).map_err(|failure| io::Error::other(failure.text))
+            }
+            None if listener.is_none() => Err(io::ErrorKind::NotFound.into()),
+            Some(false) | None => Ok(None),
+        }
     }
 
     /// Whether no connection is ever opened in the name of listener `index`.

@@ -485,6 +485,7 @@ impl Streams {
         client: Option<Client>,
         now_ms: u64,
         mesh: &mut Mesh,
+        tables: &Tables,
         counters: &StreamCounters,
         fates: &mut impl Fates,
     ) {
@@ -500,14 +501,14 @@ impl Streams {
                 (Some(slot), _) => Ok(slot),
                 // RFC 3261 18.2.2: where it cannot go down the connection it is to go down, a response goes down another.
                 (None, Tally::Response(..)) if listener.is_some() => {
-                    self.connect(to, listener, now_ms, counters).map_err(|()| Why::FlowGone)
+                    self.connect(to, listener, now_ms, tables, counters, fates).map_err(|()| Why::FlowGone)
                 }
                 _ => Err(Why::FlowGone),
             },
             Sender::Connect { listener } => {
                 let slot = match client.filter(|_| listener.is_none()) {
-                    Some(client) => self.connect_for(client, to, now_ms, counters, fates),
-                    None => self.connect(to, listener, now_ms, counters),
+                    Some(client) => self.connect_for(client, to, now_ms, tables, counters, fates),
+                    None => self.connect(to, listener, now_ms, tables, counters, fates),
                 };
                 slot.map_err(|()| Why::Unreachable)
             }
@@ -584,19 +585,30 @@ impl Streams {
         to: SocketAddr,
         listener: Option<u8>,
         now_ms: u64,
+        tables: &Tables,
         counters: &StreamCounters,
+        fates: &mut impl Fates,
     ) -> Result<usize, ()> {
-        let target = self.by_target.entry(to).or_default();
-        if let Some(slot) = target.slot {
-            return Ok(slot);
+        if let Some(slot) = self.by_target.get(&to).and_then(|target| target.slot) {
+            if !self.speaks_otherwise(slot, tables) {
+                return Ok(slot);
+            }
+            self.end(slot, Ended::Closed, now_ms, counters, fates);
         }
+        let target = self.by_target.entry(to).or_default();
         if now_ms < target.not_before_ms || listener.is_some_and(|index| self.only_accepts(index)) {
             // Who is at an address that a client gave, no certificate could tell; and nobody listens in a browser.
             return Err(());
         }
-        let slot = self.open(to, listener, None, now_ms, counters)?;
+        let slot = self.open(to, listener, None, now_ms, tables, counters)?;
         self.by_target.entry(to).or_default().slot = Some(slot);
         Ok(slot)
+    }
+
+    /// Whether `tables`, which may have come after the last sweep, forbid that anything is sent on the connection in `slot`.
+    fn speaks_otherwise(&self, slot: usize, tables: &Tables) -> bool {
+        let connection = self.slots.get(slot).and_then(Option::as_deref);
+        connection.is_some_and(|connection| connection.speaks_otherwise(tables))
     }
 
     /// Begins to open a connection to `to`: for `listener`, if it is to no backend; for `client` alone, if it is for one.
@@ -606,6 +618,7 @@ impl Streams {
         listener: Option<u8>,
         client: Option<Client>,
         now_ms: u64,
+        tables: &Tables,
         counters: &StreamCounters,
     ) -> Result<usize, ()> {
         counters.opened.add(1);
@@ -619,7 +632,7 @@ impl Streams {
         let generation = self.next_generation();
         let inserted = socket.and_then(|socket| {
             let preface = client.map_or(Ok(Vec::new()), |client| client.header())?;
-            let wire = Wire::new(socket, self.session_to(to, listener)?).behind(preface);
+            let wire = Wire::new(socket, self.session_to(to, listener, tables)?).behind(preface);
             let connection = Connection::new(wire, to, listener, Origin::Opened, generation, now_ms);
             self.insert(connection.on_behalf_of(client, now_ms))
         });
@@ -683,7 +696,6 @@ impl Streams {
         }
         let limits = self.limits;
         self.held = 0;
-        let credentials = self.credentials.load_full();
         for slot in 0..self.slots.len() {
             let Some(connection) = self.connection(slot) else { continue };
             let for_ms = |since: u64| now_ms.saturating_sub(since);
@@ -704,7 +716,7 @@ impl Streams {
                     Some(Ended::Idle)
                 }
                 // A configuration read again may want it the other way.
-                _ if connection.speaks_otherwise(&credentials) => Some(Ended::Closed),
+                _ if connection.speaks_otherwise(tables) => Some(Ended::Closed),
                 _ => connection.is_over_for_client(now_ms, limits.proxied_idle_ms),
             };
             match ended {

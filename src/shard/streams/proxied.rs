@@ -130,11 +130,15 @@ impl Streams {
         client: Client,
         to: SocketAddr,
         now_ms: u64,
+        tables: &Tables,
         counters: &StreamCounters,
         fates: &mut impl Fates,
     ) -> Result<usize, ()> {
         if let Some(&slot) = self.proxied.slots.get(&(to, client)) {
-            return Ok(slot);
+            if !self.speaks_otherwise(slot, tables) {
+                return Ok(slot);
+            }
+            self.end(slot, Ended::Closed, now_ms, counters, fates);
         }
         if self.by_target.get(&to).is_some_and(|target| now_ms < target.not_before_ms) {
             return Err(());
@@ -144,7 +148,7 @@ impl Streams {
         {
             self.end(oldest, Ended::Displaced, now_ms, counters, fates);
         }
-        let slot = self.open(to, None, Some(client), now_ms, counters)?;
+        let slot = self.open(to, None, Some(client), now_ms, tables, counters)?;
         self.proxied.insert(to, client, slot);
         counters.proxied.set(self.proxied.count() as u64);
         Ok(slot)

@@ -129,8 +129,9 @@ impl<I: Io> Shard<I> {
         let counters = self.link.counters.clone();
         let mut ledger = Ledger::new(self.number, self.tables.load(), &counters);
         let parts = [&self.heads[leaving.head.clone()], &self.inbox.octets(leaving.slot)[leaving.tail.clone()]];
-        let (mesh, client) = (&mut self.link.mesh, Client::of(ledger.tables, &arrival, leaving.tally));
-        streams.send(from, leaving.to, parts, leaving.tally, client, now_ms, mesh, &counters.streams, &mut ledger);
+        let (mesh, tables, &Leaving { to, tally, .. }) = (&mut self.link.mesh, ledger.tables, leaving);
+        let client = Client::of(tables, &arrival, tally);
+        streams.send(from, to, parts, tally, client, now_ms, mesh, tables, &counters.streams, &mut ledger);
         ledger.close(&mut self.dispatcher, &self.link);
     }
 
@@ -365,7 +366,7 @@ impl<I: Io> Shard<I> {
             }
             let tally = Tally::Reply(Answer::Pong);
             let ShardEnd { counters, mesh, .. } = link;
-            streams.send(from, to, [PONG, b""], tally, None, now_ms, mesh, &counters.streams, ledger);
+            streams.send(from, to, [PONG, b""], tally, None, now_ms, mesh, ledger.tables, &counters.streams, ledger);
         });
     }
 
@@ -480,7 +481,18 @@ impl<I: Io> Shard<I> {
                 return self.with_parts(buffer, leaving, |streams, link, parts, leaving, ledger| {
                     let Leaving { to, tally, .. } = *leaving;
                     let ShardEnd { counters, mesh, .. } = link;
-                    streams.send(from, to, parts, tally, client, now_ms, mesh, &counters.streams, ledger);
+                    streams.send(
+                        from,
+                        to,
+                        parts,
+                        tally,
+                        client,
+                        now_ms,
+                        mesh,
+                        ledger.tables,
+                        &counters.streams,
+                        ledger,
+                    );
                 });
             }
             Sender::Egress => (egress_number(self.listeners, self.egress, leaving.to), None),
@@ -531,7 +543,8 @@ impl<I: Io> Shard<I> {
                 Some(Handed::Message { from, to, octets, tally }) => self.with_ledger(|streams, link, ledger| {
                     let ShardEnd { counters, mesh, .. } = link;
                     counters.taken_over.add(1);
-                    streams.send(from, to, [&octets, b""], tally, None, now_ms, mesh, &counters.streams, ledger);
+                    let parts = [&*octets, b""];
+                    streams.send(from, to, parts, tally, None, now_ms, mesh, ledger.tables, &counters.streams, ledger);
                 }),
             }
         }
