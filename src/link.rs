@@ -3,7 +3,7 @@
 //! Down go the tables, immutable and swapped whole, and a stop flag beside them; up come counters, each written by one
 //! shard, and a few signals about backends and single messages. From shard to shard goes what only the other can do:
 //! [`Handed`]. There is nothing else, and nobody waits for anybody: a shard looks at the tables once per batch, a signal
-//! that finds the channel full is dropped, since another will follow, and what a shard has no room for is counted.
+//! that finds the channel full is dropped, of which the shard learns, and what a shard has no room for is counted.
 
 use crate::dataplane::counters::{Handshake, ShardCounters, Tally};
 use crate::dataplane::route::How;
@@ -18,7 +18,8 @@ use std::sync::mpsc as between_threads;
 use std::time::Instant;
 use tokio::sync::mpsc;
 
-/// Signals that wait for the control plane at most. A backend that refuses sends one per batch at worst.
+/// Signals that wait for the control plane at most. Half of the places are for what calls depend on: strangers fill the rest
+/// at will, with handshakes that fail.
 const SIGNALS_MAX: usize = 256;
 
 /// What a shard noticed.
@@ -39,6 +40,13 @@ pub enum Signal {
         /// The error number the kernel gave.
         code: i32,
     },
+}
+
+impl Signal {
+    /// Whether whoever sends to us decides how many of these there are, and nothing is lost with one but a line to read.
+    const fn is_of_strangers(&self) -> bool {
+        matches!(self, Signal::Handshake(_) | Signal::Malformed(_) | Signal::Traced(_))
+    }
 }
 
 /// A TLS handshake that failed.
@@ -308,9 +316,10 @@ pub struct ShardEnd {
 }
 
 impl ShardEnd {
-    /// Tells the control plane, unless it has too much to read already.
-    pub fn signal(&self, signal: Signal) {
-        self.signals.try_send(signal).ok();
+    /// Tells the control plane, unless it has too much to read already. Returns whether it will learn of it.
+    pub fn signal(&self, signal: Signal) -> bool {
+        let is_crowded = self.signals.capacity() <= SIGNALS_MAX / 2;
+        !(is_crowded && signal.is_of_strangers()) && self.signals.try_send(signal).is_ok()
     }
 }
 
@@ -372,5 +381,23 @@ mod tests {
         }
         let lost: u64 = (0..HANDED_MAX + 5).map(|_| ends[1].mesh.tell_answered(&[7, 8])).sum();
         assert_eq!(lost, 2 * 2 * 5);
+    }
+
+    #[test]
+    fn a_flood_of_failed_handshakes_leaves_room_for_word_of_backends() {
+        let tables = cluster(&text(&[1]), None).tables(1, &keys(), false, None);
+        let (mut control, ends) = link(vec![Box::new(|| ())], 1, tables);
+        let to = SocketAddr::from(([10, 0, 0, 1], 5060));
+        let failed = || {
+            let (as_what, text) = (Handshake::NotTls, "it was no TLS".into());
+            Signal::Handshake(Box::new(HandshakeFailed { peer: to, listener: Some(0), as_what, text }))
+        };
+        for _ in 0..2 * SIGNALS_MAX {
+            ends[0].signal(failed());
+        }
+        ends[0].signal(Signal::Unreachable { to, code: 111 });
+        let told: Vec<_> = std::iter::from_fn(|| control.signals.try_recv().ok()).collect();
+        assert_eq!(told.last(), Some(&Signal::Unreachable { to, code: 111 }));
+        assert_eq!(told.len(), SIGNALS_MAX / 2 + 1);
     }
 }

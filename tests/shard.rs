@@ -20,7 +20,7 @@ use viahop::dataplane::scan::Scanner;
 use viahop::dataplane::tables::{BackendParts, PoolParts, Reach, Tables};
 use viahop::dataplane::transport::Transport;
 use viahop::dataplane::verdict::DropReason;
-use viahop::link::{ControlEnd, Signal, link};
+use viahop::link::{ControlEnd, ShardEnd, Signal, link};
 use viahop::shard::io::Io;
 use viahop::shard::run::Shard;
 use viahop::shard::streams::{Listening, StreamLimits, Streams};
@@ -110,8 +110,12 @@ impl Bench {
 
     fn with(tables: Tables) -> Bench {
         let (control, mut ends) = link(vec![Box::new(|| ())], 1, tables);
+        Bench::of(control, ends.remove(0))
+    }
+
+    fn of(control: ControlEnd, end: ShardEnd) -> Bench {
         let egress = EgressPorts { v4: Some(40001), v6: None };
-        let shard = Shard::new(0, Network::default(), 1, egress, Scanner::best(), ends.remove(0));
+        let shard = Shard::new(0, Network::default(), 1, egress, Scanner::best(), end);
         Bench { shard, control, calls: 0 }
     }
 
@@ -326,6 +330,36 @@ fn a_backend_that_refused_is_passed_over_from_the_next_message_on() {
     for (before, after) in first.iter().zip(&second) {
         assert!(before == after || *before == gone, "the calls of other backends stay where they are");
     }
+    bench.assert_balanced();
+}
+
+/// Whoever is suspected gets nothing more that could fail, so nobody would be told a second time.
+#[test]
+fn a_backend_is_passed_over_only_when_the_control_plane_knows_to_probe_it() {
+    let (control, mut ends) = link(vec![Box::new(|| ()), Box::new(|| ())], 1, tables());
+    let mut bench = Bench::of(control, ends.remove(0));
+    let elsewhere = Signal::Unreachable { to: address(CLIENT), code: ECONNREFUSED };
+    for _ in 0..1000 {
+        ends[0].signal(elsewhere.clone());
+    }
+    let gone = Unreachable { to: address(BACKENDS[0]), code: ECONNREFUSED };
+    let refuse = |bench: &mut Bench| {
+        bench.shard.io_mut().reports.push_back(gone);
+        bench.turn();
+        for call in 0..32 {
+            bench.arrive(request_of_call(call));
+        }
+        bench.turn();
+        bench.sent().iter().filter(|(to, _)| *to == gone.to).count()
+    };
+    assert!(refuse(&mut bench) > 0, "nobody knows, so it is tried");
+    while bench.control.signals.try_recv().is_ok_and(|signal| signal == elsewhere) {}
+    assert_eq!(refuse(&mut bench), 0);
+    let told = Signal::Unreachable { to: gone.to, code: gone.code };
+    assert_eq!(bench.control.signals.try_recv(), Ok(told));
+    // That is enough: it is known.
+    refuse(&mut bench);
+    assert!(bench.control.signals.try_recv().is_err());
     bench.assert_balanced();
 }
 

@@ -376,16 +376,19 @@ impl<'a> Ledger<'a> {
         Ledger { number, tables, counters, unreachable: SmallVec::new() }
     }
 
-    /// Makes the router pass over backends that cannot be reached, and tells the control plane of them.
+    /// Tells the control plane of backends that cannot be reached, and makes the router pass over those it was told of: nobody
+    /// else ends a suspicion, and whoever is suspected gets nothing by which it could be noticed again.
     #[inline]
     pub(super) fn close(self, dispatcher: &mut Dispatcher, link: &ShardEnd) {
         for Unreachable { to, code } in self.unreachable {
-            if let Some(index) = dispatcher.router().suspect(self.tables, to) {
-                let backend = &self.tables.backends[index as usize];
-                if let Some(counters) = backend.counters.shard(self.number) {
-                    counters.errors.add(1);
-                }
-                link.signal(Signal::Unreachable { to, code });
+            let Some(&index) = self.tables.by_address.get(&to) else { continue };
+            let backend = &self.tables.backends[index as usize];
+            if let Some(counters) = backend.counters.shard(self.number) {
+                counters.errors.add(1);
+            }
+            let router = dispatcher.router();
+            if !router.is_suspect(self.tables, index) && link.signal(Signal::Unreachable { to, code }) {
+                router.suspect(self.tables, to);
             }
         }
     }

@@ -198,15 +198,20 @@ const UNAVAILABLE: Refusal = Refusal::new(503, "No Backend Available");
 const IN_MAINTENANCE: Refusal = Refusal::new(503, "Backend In Maintenance");
 
 impl Router {
-    /// Passes over the backend at `address` until the next tables, as far as its slots have a runner-up.
-    pub fn suspect(&mut self, tables: &Tables, address: SocketAddr) -> Option<u16> {
-        let &index = tables.by_address.get(&address)?;
-        self.forget_suspects_of_other_tables(tables);
-        if !self.suspects.contains(&index) && self.suspects.len() < SUSPECTS_MAX {
+    /// Passes over the backend at `address` until the next tables, as far as its slots have a runner-up: so whoever makes
+    /// tables has to know of it.
+    pub fn suspect(&mut self, tables: &Tables, address: SocketAddr) {
+        let Some(&index) = tables.by_address.get(&address) else { return };
+        if !self.is_suspect(tables, index) && self.suspects.len() < SUSPECTS_MAX {
             self.suspects.push(index);
             self.has_changed = true;
         }
-        Some(index)
+    }
+
+    /// Whether the backend of this index is passed over.
+    pub fn is_suspect(&mut self, tables: &Tables, index: u16) -> bool {
+        self.forget_suspects_of_other_tables(tables);
+        self.suspects.contains(&index)
     }
 
     /// Says that an INVITE of this transaction is to be routed, or its answer taken note of, soon.
