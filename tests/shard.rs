@@ -526,6 +526,30 @@ fn a_backend_that_speaks_tls_gets_nothing_in_plain_text_whatever_credentials_the
 }
 
 #[test]
+fn a_backend_to_which_no_connection_can_be_had_loses_one_message_and_another_gets_the_rest() {
+    let at = address(BACKENDS[0]);
+    let reach = Reach { transport: Transport::Tcp, ..Reach::default() };
+    let over_tcp = BackendParts { reach, ..backend(BACKENDS[0]) };
+    let parts = PoolParts { backends: vec![over_tcp, backend(BACKENDS[1])], ..pool(&[]) };
+    // Nobody has this address to connect from, so each attempt fails at once; while none may be made, the same happens.
+    let limits = StreamLimits { egress_v4: Some([192, 0, 2, 1].into()), ..StreamLimits::default() };
+    let mut bench = Bench::with(Tables::new(1, settings(), vec![parts], None)).connecting(limits);
+    for _ in 0..2 {
+        for _ in 0..32 {
+            let request = bench.request();
+            bench.arrive(request);
+        }
+        bench.turn();
+        bench.shard.turn_streams(std::iter::empty(), false);
+    }
+    assert_eq!(bench.control.signals.try_recv(), Ok(Signal::Unreachable { to: at, code: ECONNREFUSED }));
+    assert!(bench.control.signals.try_recv().is_err());
+    assert_eq!(bench.shard.io_mut().sent.iter().filter(|(_, to, _)| *to == address(BACKENDS[1])).count(), 63);
+    assert_eq!(bench.answers(503), 1);
+    bench.assert_balanced();
+}
+
+#[test]
 fn of_more_pings_than_anybody_needs_some_are_answered_and_all_are_counted() {
     const PINGS: u64 = 5000;
     const ANSWERED: u64 = 1024;

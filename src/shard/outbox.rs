@@ -53,7 +53,7 @@ pub trait Fates {
     fn lost(&mut self, reason: DropReason);
     /// A destination cannot be reached.
     fn unreachable(&mut self, report: Unreachable);
-    /// No connection could be opened to a destination.
+    /// No connection could be opened to a destination, or none is tried so soon after one could not.
     fn refused(&mut self, to: SocketAddr);
     /// Another shard has taken it over.
     fn handed_over(&mut self);

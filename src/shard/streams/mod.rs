@@ -510,6 +510,10 @@ impl Streams {
                     Some(client) => self.connect_for(client, to, now_ms, tables, counters, fates),
                     None => self.connect(to, listener, now_ms, tables, counters, fates),
                 };
+                if slot.is_err() && listener.is_none() {
+                    // A backend may not be tried again for longer than it is suspected, and others could have its requests.
+                    fates.refused(to);
+                }
                 slot.map_err(|()| Why::Unreachable)
             }
             Sender::Egress | Sender::Listener { .. } => Err(Why::Unreachable),
