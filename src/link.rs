@@ -201,6 +201,11 @@ impl Mesh {
         taken
     }
 
+    /// Whether there is another shard of this number.
+    pub fn leads_to(&self, shard: usize) -> bool {
+        shard != self.own && shard < self.ways.len()
+    }
+
     /// Tells all other shards that these INVITEs are answered, at once. Returns how many words of it found no room.
     pub fn tell_answered(&mut self, transactions: &[u64]) -> u64 {
         let own = self.own;

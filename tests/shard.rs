@@ -127,14 +127,25 @@ impl Bench {
         self
     }
 
-    /// Gives the shard a listener for connections, and returns its address.
-    fn listen(mut self, transport: Transport, limits: StreamLimits, credentials: Credentials) -> (Bench, SocketAddr) {
+    /// Gives the shard, which is the first, a listener for connections, and returns its address.
+    fn listen(self, transport: Transport, limits: StreamLimits, credentials: Credentials) -> (Bench, SocketAddr) {
+        self.listen_as(0, transport, limits, credentials)
+    }
+
+    /// The same, where the shard has this number.
+    fn listen_as(
+        mut self,
+        number: usize,
+        transport: Transport,
+        limits: StreamLimits,
+        credentials: Credentials,
+    ) -> (Bench, SocketAddr) {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         socket.set_nonblocking(true).unwrap();
         let at = socket.local_addr().unwrap();
         let listening = vec![Listening { index: 0, transport, origins: Arc::default(), socket, tells_local: false }];
         let credentials = Arc::new(Arc::new(credentials).into());
-        let streams = Streams::new(0, Poller::new().unwrap(), FIRST, listening, limits, credentials).unwrap();
+        let streams = Streams::new(number, Poller::new().unwrap(), FIRST, listening, limits, credentials).unwrap();
         self.shard = self.shard.with_streams(streams);
         (self, at)
     }
@@ -523,6 +534,64 @@ fn a_backend_that_speaks_tls_gets_nothing_in_plain_text_whatever_credentials_the
         assert_eq!(String::from_utf8_lossy(&heard), "");
     }
     bench.assert_balanced();
+}
+
+/// A restart with fewer shards, or another node that has fewer: nobody there has the connection.
+//= RFC 3261 section 18.2.2
+//# If that connection is no longer open, the server SHOULD open
+//# a connection to the IP address in the "received" parameter, if
+//# present, using the port in the "sent-by" value, or the default
+//# port for that transport, if no port is specified.
+#[test]
+fn what_is_for_a_connection_of_a_shard_that_there_is_not_is_answered_430_or_takes_another() {
+    let mut settings = settings();
+    settings.listeners[0].transport = Transport::Tcp;
+    let tables = Tables::new(1, settings, vec![pool(&BACKENDS)], None);
+    let reachable = TcpListener::bind("127.0.0.1:0").unwrap();
+
+    // The second of two shards has the client's connection, and writes that into the request.
+    let (control, mut ends) = link(vec![Box::new(|| ()), Box::new(|| ())], 1, tables.clone());
+    let bench = Bench::of(control, ends.remove(1));
+    let (mut before, at) = bench.listen_as(1, Transport::Tcp, StreamLimits::default(), Credentials::default());
+    let mut client = TcpStream::connect(at).unwrap();
+    before.shard.turn_streams(FIRST..=FIRST, false);
+    let invite = String::from_utf8(request_of_call(1)).unwrap();
+    let via = format!("Via: SIP/2.0/TCP {};", reachable.local_addr().unwrap());
+    client.write_all(invite.replace(&format!("Via: SIP/2.0/UDP {CLIENT};"), &via).as_bytes()).unwrap();
+    before.shard.turn_streams(FIRST + 1..=FIRST + 1, false);
+    let (_, server, sent) = before.shard.io_mut().sent.remove(0);
+    let sent = String::from_utf8(sent).unwrap();
+    let rows = |name: &str| sent.split_inclusive("\r\n").filter(|row| row.starts_with(name)).collect::<String>();
+
+    let mut after = Bench::with(tables).connecting(StreamLimits::default());
+    let from_server = |bench: &mut Bench, message: String| {
+        bench.shard.io_mut().arriving[EGRESS].push_back((message.into_bytes(), server));
+        bench.turn();
+    };
+    let dialog = "Call-ID: call-1\r\nContent-Length: 0\r\n";
+    let bye = format!(
+        "BYE sip:a@{CLIENT};transport=tcp SIP/2.0\r\nVia: SIP/2.0/UDP {server};branch=z9hG4bKbye\r\nMax-Forwards: 70\r\n\
+         {}From: <sip:b@example.net>;tag=2\r\nTo: <sip:a@example.net>;tag=1\r\nCSeq: 1 BYE\r\n{dialog}\r\n",
+        rows("Record-Route: ").replace("Record-Route", "Route")
+    );
+    from_server(&mut after, bye);
+    after.shard.turn_streams(std::iter::empty(), false);
+    let (_, to, answer) = after.shard.io_mut().sent.remove(0);
+    assert_eq!(to, server);
+    assert!(answer.starts_with(b"SIP/2.0 430 "), "{}", String::from_utf8_lossy(&answer));
+
+    let ok = format!(
+        "SIP/2.0 200 OK\r\n{}From: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>;tag=2\r\nCSeq: 1 INVITE\r\n{dialog}\r\n",
+        rows("Via: ")
+    );
+    from_server(&mut after, ok);
+    let (mut another, _) = reachable.accept().unwrap();
+    after.shard.turn_streams(FIRST..=FIRST, false);
+    let mut room = [0; 4096];
+    let len = another.read(&mut room).unwrap();
+    assert!(room[..len].starts_with(b"SIP/2.0 200 OK\r\n"));
+    assert_eq!(after.dropped(DropReason::HandoffFull), 0);
+    after.assert_balanced();
 }
 
 #[test]

@@ -490,7 +490,7 @@ impl Streams {
         fates: &mut impl Fates,
     ) {
         let slot = match from {
-            Sender::Stream { id, .. } if id.shard() != self.shard => {
+            Sender::Stream { id, .. } if mesh.leads_to(id.shard()) => {
                 let handed = Handed::Message { from, to, octets: parts.concat().into(), tally };
                 return match mesh.hand(id.shard(), handed) {
                     true => fates.handed_over(),
@@ -576,8 +576,12 @@ impl Streams {
         slot.and_then(|slot| self.connection(slot)).map_or(0, |connection| connection.queued())
     }
 
-    /// The slot of connection `id`, if it is there and leads to the host of `to`.
+    /// The slot of connection `id`, if it is there and leads to the host of `to`. A token may be of a process that had more
+    /// shards.
     fn find(&mut self, id: StreamId, to: SocketAddr) -> Option<usize> {
+        if id.shard() != self.shard {
+            return None;
+        }
         let connection = self.connection(id.slot())?;
         let is_it = connection.generation == id.generation() && connection.peer.ip() == to.ip();
         (is_it && connection.state != State::Closing).then(|| id.slot())
