@@ -47,9 +47,7 @@ fn fail(report: &Report) -> ExitCode {
 
 /// Prints the problems of a report, if there are any, to standard error.
 fn tell(report: &Report) {
-    if !report.problems.is_empty() {
-        eprintln!("{}", report.render(colors_on_stderr()));
-    }
+    report.tell(colors_on_stderr());
 }
 
 /// Colours only where somebody sees them, and not where they asked for none (https://no-color.org).

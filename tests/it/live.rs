@@ -139,6 +139,15 @@ impl Viahop {
         self.wait_for_life();
     }
 
+    /// The same, with a standard error to which nothing can be written.
+    pub fn restart_with_full_stderr(&mut self) {
+        self.process.signal("KILL");
+        assert!(self.process.wait(PATIENCE).is_some());
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        (self.process, self.log) = (launch_with(&self.folder, full), "/dev/null".into());
+        self.wait_for_life();
+    }
+
     fn wait_for_life(&mut self) {
         let until = Instant::now() + PATIENCE;
         while ureq::get(format!("http://{}/live", self.admin)).call().is_err() {
@@ -215,10 +224,15 @@ impl Viahop {
 }
 
 fn launch(folder: &Folder, log: &str) -> (Process, PathBuf) {
-    let (path, log) = (folder.0.join("viahop.toml"), folder.0.join(log));
+    let log = folder.0.join(log);
+    (launch_with(folder, fs::File::create(&log).unwrap()), log)
+}
+
+fn launch_with(folder: &Folder, stderr: fs::File) -> Process {
+    let path = folder.0.join("viahop.toml");
     let mut command = viahop(&["run", "-c", path.to_str().unwrap()]);
-    command.env("STATE_DIRECTORY", &folder.0).stderr(fs::File::create(&log).unwrap());
-    (Process::start(&mut command), log)
+    command.env("STATE_DIRECTORY", &folder.0).stderr(stderr);
+    Process::start(&mut command)
 }
 
 fn with_admin(config: &str, admin: SocketAddr, folder: &Folder) -> String {

@@ -60,6 +60,22 @@ fn a_bad_file_changes_nothing_and_is_shown_in_the_log_and_the_metrics() {
 }
 
 #[test]
+fn reloads_are_refused_and_taken_where_nothing_can_be_written_to_standard_error() {
+    let good = config(free_port(), &[free_port()], UNPROBED);
+    let mut viahop = Viahop::start("full", &good.replace("\" }", "\", priority = 5 }"));
+    viahop.restart_with_full_stderr();
+    viahop.write_config(&good.replace("backend =", "bakcend ="));
+    viahop.process.signal("HUP");
+    viahop.wait_until("refused", PATIENCE, |status| status["reload"]["ok"] == false);
+    // `priority` without its strategy is warned about, at the start and here.
+    viahop.write_config(&good.replace("\" }", "\", priority = 6 }"));
+    viahop.process.signal("HUP");
+    viahop.wait_until("taken", PATIENCE, |status| status["reload"]["ok"] == true && status["generation"] == 2);
+    viahop.process.signal("INT");
+    assert_eq!(viahop.process.wait(PATIENCE).and_then(|status| status.code()), Some(0));
+}
+
+#[test]
 fn a_rotation_of_token_keys_by_reloads_fails_no_call_and_moves_no_key() {
     if !has_peer("sipp") {
         return;

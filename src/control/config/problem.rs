@@ -3,6 +3,7 @@
 use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use serde::Serialize;
+use std::io::{self, Write};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -173,6 +174,14 @@ impl Report {
     pub fn exit_code(&self) -> u8 {
         let mut errors = self.problems.iter().filter(|problem| problem.severity == Severity::Error);
         if errors.all(|problem| problem.subject == Subject::Environment) { 4 } else { 3 }
+    }
+
+    /// Writes the problems, if there are any, to standard error. If that cannot be written to, nobody is told and that is all:
+    /// a disk that is full must not end a viahop that carries calls.
+    pub fn tell(&self, colors: bool) {
+        if !self.problems.is_empty() {
+            writeln!(io::stderr(), "{}", self.render(colors)).ok();
+        }
     }
 
     /// The problems as a terminal shows them.

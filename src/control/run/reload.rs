@@ -113,7 +113,7 @@ impl Control {
         match outcome {
             Ok(Read { resolved, warnings, keys, fingerprint }) => {
                 let are_rotated = fingerprint != self.fingerprint;
-                tell(&warnings);
+                warnings.tell(false);
                 (self.keys, self.fingerprint) = (keys, fingerprint);
                 self.config = resolved.config.clone();
                 // Until the tables are swapped, they may send by TLS to whom these credentials leave out; from then on, to whom
@@ -150,7 +150,7 @@ impl Control {
             Err(report) => {
                 let first = report.problems.first().map(|problem| problem.title.clone());
                 error!(event = "reload_refused", error = first, note = "the configuration in force stays");
-                tell(&report);
+                report.tell(false);
                 if !of_lists {
                     self.wrong_file.clone_from(&first);
                 }
@@ -180,13 +180,6 @@ async fn aside<T: Send + 'static>(read: impl FnOnce() -> Result<T, Report> + Sen
         let problems = vec![Problem::environment(format!("reading broke off: {error}"))];
         Err(Report { source: Source::default(), problems })
     })
-}
-
-/// Prints a report as `viahop check` does.
-pub(super) fn tell(report: &Report) {
-    if !report.problems.is_empty() {
-        eprintln!("{}", report.render(false));
-    }
 }
 
 /// What a reload would have to change and cannot: sockets, threads and keys are those of the start.
