@@ -1,6 +1,9 @@
 //! The program: reads the command line and does what it says.
 #![allow(clippy::disallowed_methods, reason = "commands read the clock; only the data plane does not")]
 
+#[macro_use]
+mod say;
+
 mod cli;
 mod command;
 
@@ -9,7 +12,11 @@ use cli::{Cli, Command};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    say::ended(obey(Cli::parse().command))
+}
+
+fn obey(command: Command) -> ExitCode {
+    match command {
         Command::Run(args) => command::run::run(&args),
         Command::Check(args) => command::check::run(&args),
         Command::Ctl(args) => command::ctl::run(&args),

@@ -153,6 +153,15 @@ fn unsafe_stands_only_in_its_rooms() {
     }
 }
 
+/// The macros of `std` panic where nothing can be written: behind `| head -1`, and on a full disk.
+#[test]
+fn only_one_file_of_each_program_prints() {
+    for file in ours() {
+        let code = code_of(&file);
+        assert!(!code.contains("print!(") && !code.contains("println!("), "{} prints; see say.rs", shown(&file));
+    }
+}
+
 #[test]
 fn nothing_lies_at_the_top_that_does_not_belong_there() {
     let entries = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());

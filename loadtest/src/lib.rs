@@ -23,7 +23,10 @@
 //!   driver has one kind of transaction and no timers.
 //! * [`idle`] holds connections that do nothing, and looks at what the element keeps for them; [`hello`] begins TLS handshakes and
 //!   never ends one.
-//! * [`sys`] is the only folder with `unsafe`, [`clock`] the only file that reads a clock.
+//! * [`sys`] is the only folder with `unsafe`, [`clock`] the only file that reads a clock, `say` the only one that prints.
+
+#[macro_use]
+mod say;
 
 pub mod assertion;
 pub mod cli;

@@ -46,6 +46,29 @@ fn what_is_written_down_can_be_read_again_and_added_up() {
 }
 
 #[test]
+fn a_run_whose_lines_cannot_be_written_goes_on_and_writes_its_log() {
+    let dir = Dir::new("unheard");
+    let json = dir.path("run.json");
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap().into();
+    let closed = || std::io::pipe().unwrap().1.into();
+    let args = ["run", "--listen", ANY, "--calls", "30", "--rate", "20", "--lateness-max", "10s", "--json", &json];
+    for (args, stdout, code, said) in [
+        (&args[..], full(), 4, "error: cannot write to standard output: No space left"),
+        (&["scenarios"], full(), 4, "error: cannot write to standard output: No space left"),
+        (&["scenarios"], closed(), 141, ""),
+        (&["report", &json], closed(), 141, ""),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_viahop-load"));
+        command.args(args).stdout::<std::process::Stdio>(stdout).stderr(std::process::Stdio::piped());
+        let output = command.spawn().unwrap().wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+        assert!(stderr.contains(said) && stderr.is_empty() == said.is_empty(), "{args:?}: {stderr}");
+    }
+    assert!(run(&["report", &json]).stdout.contains("completed 30"));
+}
+
+#[test]
 fn a_target_where_nobody_listens_is_void_and_says_why() {
     let args = ["uac", "--target", "sip:127.0.0.1:9", "--calls", "3", "--t1", "5ms", "-q"];
     let output = run(&args);

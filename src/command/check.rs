@@ -29,7 +29,7 @@ pub fn run(args: &cli::Check) -> ExitCode {
         }
     }
     if args.format == Format::Json {
-        println!("{}", report.json());
+        say!("{}", report.json());
         return if report.is_error() { ExitCode::from(report.exit_code()) } else { ExitCode::SUCCESS };
     }
     if report.is_error() {
@@ -38,13 +38,13 @@ pub fn run(args: &cli::Check) -> ExitCode {
     tell(&report);
     if let Some(Found { tables, steering }) = found {
         print(&tables);
-        println!("steering {steering}");
+        say!("steering {steering}");
         if io::stdout().is_terminal() {
-            println!();
+            say!("");
         }
     }
     let what = if args.offline { "is well written; nothing was looked up or opened" } else { "works here" };
-    println!("{} {what}", args.file.display());
+    say!("{} {what}", args.file.display());
     ExitCode::SUCCESS
 }
 
@@ -120,10 +120,10 @@ fn print(tables: &Tables) {
     for listener in &tables.listeners {
         let advertised = listener.advertised.as_deref().unwrap_or("the address a message came to");
         let bound = format!("{}:{}", listener.transport, listener.address);
-        println!("listen {bound:<24} known as {advertised}");
+        say!("listen {bound:<24} known as {advertised}");
     }
     for (index, pool) in tables.pools.iter().enumerate() {
-        println!("pool {}", pool.name);
+        say!("pool {}", pool.name);
         let slots = pool.table.slots();
         for (number, backend) in tables.backends.iter().enumerate().filter(|(_, one)| one.pool as usize == index) {
             let own = slots.iter().filter(|slot| slot.owner as usize == number).count();
@@ -132,7 +132,7 @@ fn print(tables: &Tables) {
                 Transport::Udp => backend.address.to_string(),
                 transport => format!("{transport}:{}", backend.address),
             };
-            println!("  {:<24} {place:<24} {share:>5.1} % of new calls", backend.name);
+            say!("  {:<24} {place:<24} {share:>5.1} % of new calls", backend.name);
         }
     }
 }

@@ -12,7 +12,7 @@
 use super::service::Service;
 use super::{FAILED, environment, fail};
 use crate::cli;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ pub fn run(args: &cli::Demo) -> ExitCode {
         Ok(None) => ExitCode::from(INTERRUPTED),
         Err(Trouble::Balancer(report)) => fail(&report),
         Err(Trouble::Load(failure)) => {
-            eprintln!("{failure}");
+            remark!("{failure}");
             ExitCode::from(failure.exit as u8)
         }
     }
@@ -419,7 +419,7 @@ impl Screen {
 
     /// A reader that went away is no reason to stop half way: `viahop demo | head` ends in its own time.
     fn plain(&self, text: &str) {
-        writeln!(std::io::stdout(), "{text}").ok();
+        say!("{text}");
     }
 
     fn paint(&self, code: u8, text: &str) -> String {

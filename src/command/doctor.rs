@@ -64,9 +64,9 @@ pub fn run(args: &cli::Doctor) -> ExitCode {
     let bad = findings.iter().filter(|(_, finding)| matches!(finding, Bad(..))).count();
     let poor = findings.iter().filter(|(_, finding)| matches!(finding, Poor(..))).count();
     match (bad, poor) {
-        (0, 0) => println!("\nviahop runs well here"),
-        (0, _) => println!("\nviahop runs here; {poor} to improve"),
-        _ => println!("\nviahop does not run here: {bad} to mend, {poor} to improve"),
+        (0, 0) => say!("\nviahop runs well here"),
+        (0, _) => say!("\nviahop runs here; {poor} to improve"),
+        _ => say!("\nviahop does not run here: {bad} to mend, {poor} to improve"),
     }
     if bad == 0 { ExitCode::SUCCESS } else { ExitCode::from(ENVIRONMENT) }
 }
@@ -78,9 +78,9 @@ fn print(what: &str, finding: &Finding, color: bool) {
         Bad(seen, remedy) => ("BAD ", 31, seen, Some(remedy)),
     };
     let word = if color { format!("\x1b[{code}m{word}\x1b[0m") } else { word.to_owned() };
-    println!("{word}  {what}: {seen}");
+    say!("{word}  {what}: {seen}");
     if let Some(remedy) = remedy {
-        println!("      remedy: {remedy}");
+        say!("      remedy: {remedy}");
     }
 }
 

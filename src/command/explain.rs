@@ -33,7 +33,7 @@ pub fn run(args: &cli::Explain) -> ExitCode {
     let message = match read(&args.message) {
         Ok(message) => message,
         Err(error) => {
-            eprintln!("error: cannot read {}: {error}", args.message.display());
+            remark!("error: cannot read {}: {error}", args.message.display());
             return ExitCode::from(USAGE);
         }
     };
@@ -63,23 +63,19 @@ fn explain(args: &cli::Explain, mut message: Vec<u8>) -> Result<ExitCode, Report
     let names: Vec<&str> = tables.listeners.iter().map(|listener| &*listener.name).collect();
     let wanted = args.listener.as_deref();
     let Some(listener) = wanted.map_or(Some(0), |wanted| names.iter().position(|name| *name == wanted)) else {
-        eprintln!(
-            "error: no listener is called `{}`\n help: there are {}",
-            wanted.unwrap_or_default(),
-            names.join(", ")
-        );
+        remark!("error: no listener is called `{}`\n help: there are {}", wanted.unwrap_or_default(), names.join(", "));
         return Ok(ExitCode::from(USAGE));
     };
     mend_line_ends(&mut message);
     if message.len() > DATAGRAM_MAX {
-        eprintln!("error: {} octets are no datagram; {DATAGRAM_MAX} are the most", message.len());
+        remark!("error: {} octets are no datagram; {DATAGRAM_MAX} are the most", message.len());
         return Ok(ExitCode::from(FAILED));
     }
     // What a backend sends comes to the ports towards backends.
     let inside = tables.by_address.contains_key(&args.from);
     let arrival = Arrival { from: args.from, listener: (!inside).then_some(listener as u8), local: None, stream: None };
     let place = if inside { "a port towards backends".to_owned() } else { format!("listener {}", names[listener]) };
-    println!("{} octets from {}, on {place}", message.len(), args.from);
+    say!("{} octets from {}, on {place}", message.len(), args.from);
     print(&tables, egress, arrival, message, args.live);
     Ok(ExitCode::SUCCESS)
 }
@@ -103,7 +99,7 @@ fn mend_line_ends(message: &mut Vec<u8>) {
     }
     let lines = message.split(|&octet| octet == b'\n');
     *message = lines.collect::<Vec<_>>().join(&b"\r\n"[..]);
-    println!("note: lines ended in a bare LF, which viahop refuses; they were mended to CRLF");
+    say!("note: lines ended in a bare LF, which viahop refuses; they were mended to CRLF");
 }
 
 /// Takes the states of backends from a running viahop, and returns the ports of its first shard.
@@ -136,13 +132,13 @@ fn print(tables: &Tables, egress: EgressPorts, arrival: Arrival, mut message: Ve
     let verdict = room.verdict;
     let sent = match verdict {
         Verdict::Drop(reason) => {
-            println!("dropped: {}\n  {}", reason.label(), reason.describe().trim());
+            say!("dropped: {}\n  {}", reason.label(), reason.describe().trim());
             return;
         }
         Verdict::Reply { to, answer } => {
             match answer {
-                Answer::Status(code) => println!("answered by viahop itself: {code}, to {to}"),
-                Answer::Pong | Answer::Stun => println!("answered by viahop itself: STUN, to {to}"),
+                Answer::Status(code) => say!("answered by viahop itself: {code}, to {to}"),
+                Answer::Pong | Answer::Stun => say!("answered by viahop itself: STUN, to {to}"),
             }
             room.output()
         }
@@ -150,33 +146,33 @@ fn print(tables: &Tables, egress: EgressPorts, arrival: Arrival, mut message: Ve
             if let Some(decision) = dispatcher.decision() {
                 reasons(tables, &decision);
             } else {
-                println!("a response under our Via: the Via is taken off");
+                say!("a response under our Via: the Via is taken off");
             }
-            println!("sent to {to}");
+            say!("sent to {to}");
             if !live && dispatcher.decision().is_some() {
-                println!("(the port in our Via is that of the shard that sends; without --live it stands as 0)");
+                say!("(the port in our Via is that of the shard that sends; without --live it stands as 0)");
             }
             room.output()
         }
     };
-    println!("\n{}", String::from_utf8_lossy(&sent.concat()));
+    say!("\n{}", String::from_utf8_lossy(&sent.concat()));
 }
 
 fn reasons(tables: &Tables, decision: &Decision) {
     match decision.popped {
         Popped::Nothing => {}
-        Popped::Plain => println!("route    the top Route is ours: taken out"),
+        Popped::Plain => say!("route    the top Route is ours: taken out"),
         Popped::Stranger { .. } => {
-            println!("route    the top Route is ours: taken out; its token does not verify and is not heeded")
+            say!("route    the top Route is ours: taken out; its token does not verify and is not heeded")
         }
         Popped::Token(RouteToken { purpose, client, .. }) => {
-            println!("route    the top Route is ours: taken out");
+            say!("route    the top Route is ours: taken out");
             match purpose {
-                Purpose::Flow => println!("token    of the flow of client {}", client.to),
+                Purpose::Flow => say!("token    of the flow of client {}", client.to),
                 Purpose::Dialog { backend } => {
                     let backend = tables.by_id.get(&backend).and_then(|&index| tables.backends.get(index as usize));
                     let backend = backend.map_or("none that there is", |backend| &backend.name);
-                    println!("token    of this dialog: backend {backend}, client {}", client.to);
+                    say!("token    of this dialog: backend {backend}, client {}", client.to);
                 }
             }
         }
@@ -186,27 +182,27 @@ fn reasons(tables: &Tables, decision: &Decision) {
     let by_pool = !matches!(decision.how, How::Route | How::RequestUri | How::Token);
     if let (Some(pool), true) = (pool, by_pool) {
         match decision.rule.and_then(|index| tables.rules.get(index as usize)) {
-            Some(rule) => println!("rule     {}", rule.name),
-            None => println!("rule     none matches: the first pool"),
+            Some(rule) => say!("rule     {}", rule.name),
+            None => say!("rule     none matches: the first pool"),
         }
-        println!("pool     {} (affinity {:?}, strategy {:?})", pool.name, pool.affinity, pool.strategy);
+        say!("pool     {} (affinity {:?}, strategy {:?})", pool.name, pool.affinity, pool.strategy);
     }
     match decision.how {
         How::Key { hash, runner_up } => {
-            println!("key      hash {hash:016x}");
+            say!("key      hash {hash:016x}");
             let note = if runner_up { "; its owner is not up: the runner-up" } else { "" };
-            println!("slot     {} of 65,536{note}", SlotTable::number(hash));
+            say!("slot     {} of 65,536{note}", SlotTable::number(hash));
         }
-        How::Random { hash } => println!("slot     {} of 65,536, by the transaction", SlotTable::number(hash)),
-        How::Token => println!("target   the token in its Route names it"),
-        How::Open => println!("memory   where its INVITE went"),
-        How::Memory => println!("memory   where this call went before"),
-        How::Priority => println!("priority the first backend that is up"),
-        How::RoundRobin => println!("turn     the next backend's; each shard counts for itself"),
-        How::RequestUri => println!("target   the Request-URI names it"),
-        How::Route => println!("target   a Route names it"),
+        How::Random { hash } => say!("slot     {} of 65,536, by the transaction", SlotTable::number(hash)),
+        How::Token => say!("target   the token in its Route names it"),
+        How::Open => say!("memory   where its INVITE went"),
+        How::Memory => say!("memory   where this call went before"),
+        How::Priority => say!("priority the first backend that is up"),
+        How::RoundRobin => say!("turn     the next backend's; each shard counts for itself"),
+        How::RequestUri => say!("target   the Request-URI names it"),
+        How::Route => say!("target   a Route names it"),
     }
     if let Some(backend) = backend {
-        println!("backend  {} at {}", backend.name, backend.address);
+        say!("backend  {} at {}", backend.name, backend.address);
     }
 }

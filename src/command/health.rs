@@ -10,15 +10,15 @@ pub fn run(args: &cli::Health) -> ExitCode {
     let timeout = Duration::from_millis(args.timeout);
     match get(&format!("http://{}/ready", args.admin), timeout) {
         Ok((200, text)) => {
-            println!("{}", text.trim());
+            say!("{}", text.trim());
             ExitCode::SUCCESS
         }
         Ok((_, text)) => {
-            eprintln!("not ready: {}", text.trim());
+            remark!("not ready: {}", text.trim());
             ExitCode::from(NOT_READY)
         }
         Err(error) => {
-            eprintln!("not ready: no viahop answers at {}: {error}", args.admin);
+            remark!("not ready: no viahop answers at {}: {error}", args.admin);
             ExitCode::from(NOT_READY)
         }
     }

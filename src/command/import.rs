@@ -6,6 +6,7 @@
 
 use super::{environment, fail, tell};
 use crate::cli;
+use crate::say::answer;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
@@ -30,14 +31,13 @@ pub fn run(args: &cli::Import) -> ExitCode {
     tell(&report);
     match &args.output {
         Some(path) => match write_anew(path, &text) {
-            Ok(()) => eprintln!("{} is written; next: viahop check {0}", path.display()),
+            Ok(()) => remark!("{} is written; next: viahop check {0}", path.display()),
             Err(error) => {
                 let problem = Problem::environment(format!("cannot write {}: {error}", path.display()));
                 return fail(&environment(problem.help("name a file that is not there yet, in a folder that is")));
             }
         },
-        // A reader that went away wants no more.
-        None => drop(io::stdout().write_all(text.as_bytes())),
+        None => answer(format_args!("{text}")),
     }
     ExitCode::SUCCESS
 }

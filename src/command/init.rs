@@ -1,5 +1,6 @@
 //! `viahop init`: a configuration to start from, which explains itself.
 
+use crate::say::answer;
 use std::process::ExitCode;
 
 /// Every key, its default, and what it is for. Keys that are commented out show their default.
@@ -7,7 +8,7 @@ const TEXT: &str = include_str!("init.toml");
 
 /// Prints it.
 pub fn run() -> ExitCode {
-    print!("{TEXT}");
+    answer(format_args!("{TEXT}"));
     ExitCode::SUCCESS
 }
 

@@ -35,7 +35,7 @@ const FAILED: u8 = 1;
 /// The command line is wrong.
 const USAGE: u8 = 2;
 /// The machine does not allow it.
-const ENVIRONMENT: u8 = 4;
+pub const ENVIRONMENT: u8 = 4;
 /// No traffic, please.
 const NOT_READY: u8 = 5;
 

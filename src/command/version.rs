@@ -7,9 +7,9 @@ use viahop::dataplane::scan::Scanner;
 /// Prints it.
 pub fn run() -> ExitCode {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    println!("viahop {}", env!("CARGO_PKG_VERSION"));
-    println!("target   {}-{}", std::env::consts::ARCH, std::env::consts::OS);
-    println!("scanner  {}", Scanner::best().name());
-    println!("kernel   {}", kernel.trim());
+    say!("viahop {}", env!("CARGO_PKG_VERSION"));
+    say!("target   {}-{}", std::env::consts::ARCH, std::env::consts::OS);
+    say!("scanner  {}", Scanner::best().name());
+    say!("kernel   {}", kernel.trim());
     ExitCode::SUCCESS
 }

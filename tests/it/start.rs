@@ -94,6 +94,47 @@ fn usage_errors_and_help_are_those_of_any_good_program() {
     assert_eq!(output(&mut viahop(&["doctor"])).0, 0);
 }
 
+/// `doctor | head -1` is no bug, and a full disk is none of ours.
+#[test]
+fn an_answer_that_cannot_be_written_is_said_and_one_that_nobody_reads_is_not() {
+    let folder = Folder::new("unheard");
+    let list = folder.write("dispatcher.list", "1 sip:127.0.0.1:5070\n");
+    let viahop = Viahop::start("unheard", &config(free_port(), &[free_port()], crate::live::UNPROBED));
+    let file = viahop.folder.0.join("viahop.toml");
+    let message = folder.write("message.sip", "OPTIONS sip:a SIP/2.0\r\n\r\n");
+    let (file, list, message) = (file.to_str().unwrap(), list.to_str().unwrap(), message.to_str().unwrap());
+    let (admin, socket) = (viahop.admin.to_string(), viahop.folder.0.join("ctl.sock"));
+    let socket = socket.to_str().unwrap();
+    for args in [
+        &["check", file][..],
+        &["check", file, "--format", "json"],
+        &["ctl", "--socket", socket, "reload"],
+        &["ctl", "--socket", socket, "status"],
+        &["doctor"],
+        &["explain", "-c", file, message],
+        &["health", "--admin", &admin],
+        &["import", list],
+        &["init"],
+        &["version"],
+    ] {
+        let ended = |stdout: std::process::Stdio| {
+            let mut command = crate::live::viahop(args);
+            command.env("STATE_DIRECTORY", &viahop.folder.0).stdout(stdout);
+            let output = command.stderr(std::process::Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+            (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+        };
+        let (code, stderr) = ended(std::fs::File::options().write(true).open("/dev/full").unwrap().into());
+        assert_eq!(code, 4, "{args:?}: {stderr}");
+        assert!(stderr.contains("error: cannot write to standard output: No space left"), "{args:?}: {stderr}");
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let (code, stderr) = ended(writer.into());
+        assert_eq!(code, 141, "{args:?}: {stderr}");
+        assert!(!stderr.contains("panicked") && !stderr.contains("cannot write"), "{args:?}: {stderr}");
+    }
+    viahop.end();
+}
+
 #[test]
 fn flags_have_twins_in_the_environment() {
     let admin = free_port();

@@ -6,6 +6,7 @@ use crate::compare::element::{Element, KNOWN, KNOWN_TCP, KNOWN_TLS};
 use crate::compare::rounds::{self, Plan};
 use crate::compare::table;
 use crate::failure::{Exit, Failure};
+use crate::say::answer;
 use crate::sys::process;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -83,7 +84,7 @@ pub fn run(args: &Args) -> Outcome {
     let elements = elements(args)?;
     if args.print_configs {
         for element in &elements {
-            println!("=== {}\n{}", element.name, element.description());
+            say!("=== {}\n{}", element.name, element.description());
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -105,7 +106,7 @@ pub fn run(args: &Args) -> Outcome {
         elements,
     };
     let measurements = plan.loads.len() * plan.rounds * plan.elements.len();
-    eprintln!(
+    remark!(
         "{measurements} measurements of {:.1} s, elements on core {core}, driver on core {driver_core}",
         args.time.as_secs_f64()
     );
@@ -113,22 +114,24 @@ pub fn run(args: &Args) -> Outcome {
     let outcome = rounds::run(&plan, |sample| {
         done += 1;
         let load = sample.load.map_or("saturation".to_owned(), |rate| format!("{rate}/s"));
-        eprintln!(
+        remark!(
             "{done:>4}/{measurements} {:<14} {load:>10} {:>9.0} messages/s {:>6.2} µs per message",
-            sample.element, sample.messages_per_second, sample.cpu_us_per_message
+            sample.element,
+            sample.messages_per_second,
+            sample.cpu_us_per_message
         );
     })?;
     let distance = match outcome.least_distance_ns() {
         u64::MAX => String::new(),
         ns => format!(", {ns} ns from core {driver_core} to core {core} and back"),
     };
-    println!("{}, {} ns for the cheapest system call{distance}\n", outcome.machine, process::system_call_ns(now_ns));
+    say!("{}, {} ns for the cheapest system call{distance}\n", outcome.machine, process::system_call_ns(now_ns));
     let baseline = args.baseline.as_deref().unwrap_or(match args.transport {
         TransportName::Tcp => "viahop",
         TransportName::Tls => "viahop-tcp",
         TransportName::Udp => "relay",
     });
-    print!("{}", table::render(&outcome, baseline));
+    answer(format_args!("{}", table::render(&outcome, baseline)));
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&outcome).expect("numbers and names are JSON");
         std::fs::write(path, text)
@@ -155,7 +158,7 @@ fn elements(args: &Args) -> Result<Vec<Element>, Failure> {
     for name in known {
         match Element::read(name, &viahop) {
             Ok(element) => elements.push(element),
-            Err(why) => eprintln!("left out: {name}: {why}"),
+            Err(why) => remark!("left out: {name}: {why}"),
         }
     }
     Ok(elements)

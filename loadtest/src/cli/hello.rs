@@ -58,13 +58,13 @@ pub fn run(args: &Args) -> Outcome {
     let came =
         hello::run(&plan).map_err(|error| Failure::new(Exit::Failed, "hello", format!("the connections: {error}")))?;
     let seconds = came.took_ns as f64 / SECOND_NS as f64;
-    println!(
+    say!(
         "handshakes begun: {} in {seconds:.1} s ({:.0}/s), each with the same {} octets",
         came.said,
         came.said as f64 / seconds,
         plan.hello.len()
     );
-    println!(
+    say!(
         "answered {} ({:.0}/s), closed or refused {}, unanswered {}, not opened {}, left out {}",
         came.answered,
         came.answered as f64 / seconds,
@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> Outcome {
         came.left_out
     );
     if came.said == 0 {
-        println!("VOID: no connection could be opened");
+        say!("VOID: no connection could be opened");
         return Ok(ExitCode::from(Exit::Failed as u8));
     }
     Ok(ExitCode::SUCCESS)

@@ -58,11 +58,11 @@ pub fn run(args: &Args) -> Outcome {
         idle::run(&plan).map_err(|error| Failure::new(Exit::Failed, "idle", format!("the connections: {error}")))?;
     let mib = |kib: u64| kib as f64 / 1024.0;
     let seconds = outcome.opening_ns as f64 / SECOND_NS as f64;
-    println!("connections: {} of {connections} open and answered in {seconds:.1} s", outcome.answered);
-    println!("after {:.0} s: {} answered again", args.hold.as_secs_f64(), outcome.answered_again);
+    say!("connections: {} of {connections} open and answered in {seconds:.1} s", outcome.answered);
+    say!("after {:.0} s: {} answered again", args.hold.as_secs_f64(), outcome.answered_again);
     let most = outcome.open_kib.max(outcome.after_kib);
     if args.pid.is_some() {
-        println!(
+        say!(
             "memory: {:.1} MiB before, {:.1} MiB with them, {:.1} MiB after that; {:.2} KiB each",
             mib(outcome.before_kib),
             mib(outcome.open_kib),
@@ -71,14 +71,12 @@ pub fn run(args: &Args) -> Outcome {
         );
     }
     if outcome.answered_again < connections {
-        println!(
-            "VOID: not all connections were open; `max_per_source` and the like, or too few descriptors over there"
-        );
+        say!("VOID: not all connections were open; `max_per_source` and the like, or too few descriptors over there");
         return Ok(ExitCode::from(Exit::Failed as u8));
     }
     match args.memory_max {
         Some(max) if mib(most) > max => {
-            println!("BROKEN: {:.1} MiB, at most {max} were allowed", mib(most));
+            say!("BROKEN: {:.1} MiB, at most {max} were allowed", mib(most));
             Ok(ExitCode::from(Exit::AssertionBroken as u8))
         }
         _ => Ok(ExitCode::SUCCESS),

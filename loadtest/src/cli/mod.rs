@@ -13,6 +13,7 @@ mod uac;
 mod uas;
 
 use crate::failure::Failure;
+use crate::say;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -51,8 +52,15 @@ enum Command {
 
 /// Runs the command line and says how the process is to end.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = match cli.command {
+    let code = obey(Cli::parse().command).unwrap_or_else(|failure| {
+        remark!("{failure}");
+        ExitCode::from(failure.exit as u8)
+    });
+    say::ended(code)
+}
+
+fn obey(command: Command) -> Outcome {
+    match command {
         Command::Run(args) => run::run(&args),
         Command::Uac(args) => uac::run(&args),
         Command::Uas(args) => uas::run(&args),
@@ -63,13 +71,6 @@ pub fn main() -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::Scenarios(args) => scenarios::run(&args),
         Command::Relay(args) => relay::run(&args),
-    };
-    match result {
-        Ok(code) => code,
-        Err(failure) => {
-            eprintln!("{failure}");
-            ExitCode::from(failure.exit as u8)
-        }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::latency::Latencies;
 use crate::log::Log;
 use crate::rng;
 use crate::run::{self, LATENESS_MAX_NS, Plan, Progress, Watcher, Wish};
+use crate::say::answer;
 use crate::scenario::{BUILT_IN, BUILT_IN_MIXES, Mix, Scenario, read_parts};
 use crate::schedule::Arrivals;
 use crate::screen::Screen;
@@ -179,7 +180,7 @@ struct Lines;
 
 impl Watcher for Lines {
     fn on_second(&mut self, progress: &Progress<'_>) {
-        println!("{}", run::line(progress.at_ns, progress.second));
+        say!("{}", run::line(progress.at_ns, progress.second));
     }
 
     fn wish(&mut self) -> Option<Wish> {
@@ -319,7 +320,7 @@ impl Written {
             (false, Some(mut screen)) => run::run(plan, &mut screen)?,
             (false, None) => run::run(plan, &mut Lines)?,
         };
-        print!("{}", report::render(&log));
+        answer(format_args!("{}", report::render(&log)));
         self.write(&log)?;
         Ok(self.judge(&log))
     }
@@ -350,7 +351,7 @@ impl Written {
         }
         for assertion in &self.assertions {
             if !assertion.holds(log) {
-                println!("BROKEN: {assertion} (it is {})", assertion.seen_text(log));
+                say!("BROKEN: {assertion} (it is {})", assertion.seen_text(log));
                 code = ExitCode::from(Exit::AssertionBroken as u8);
             }
         }

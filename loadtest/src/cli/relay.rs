@@ -43,7 +43,7 @@ pub fn run(args: &Args) -> Outcome {
     }
     let mut relay = Relay::bind(args.listen, args.backend).map_err(|error| cannot_bind(args.listen, &error))?;
     process::catch_stop_signals();
-    println!("relay udp:{} -> udp:{}", relay.local(), args.backend);
+    say!("relay udp:{} -> udp:{}", relay.local(), args.backend);
     let mode = match args.mode {
         ModeName::Batched => Mode::Batched,
         ModeName::Scalar => Mode::Scalar,
@@ -51,7 +51,7 @@ pub fn run(args: &Args) -> Outcome {
     let counts = relay
         .run(mode, || process::stop_signals() > 0)
         .map_err(|error| Failure::new(Exit::Failed, "relay", format!("the socket failed: {error}")))?;
-    println!("received {} sent {} system calls {}", counts.received, counts.sent, counts.system_calls);
+    say!("received {} sent {} system calls {}", counts.received, counts.sent, counts.system_calls);
     Ok(ExitCode::SUCCESS)
 }
 

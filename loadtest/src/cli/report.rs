@@ -4,6 +4,7 @@ use super::Outcome;
 use super::options::Written;
 use crate::failure::{Exit, Failure};
 use crate::log::Log;
+use crate::say::answer;
 use std::path::{Path, PathBuf};
 
 /// Make a report of one log, or of several machines' logs of the same run: counts add up, histograms exactly.
@@ -22,7 +23,7 @@ pub fn run(args: &Args) -> Outcome {
     for other in logs {
         log.add(&other?);
     }
-    print!("{}", crate::report::render(&log));
+    answer(format_args!("{}", crate::report::render(&log)));
     args.written.write(&log)?;
     Ok(args.written.judge(&log))
 }

@@ -2,6 +2,7 @@
 
 use super::Outcome;
 use crate::failure::{Exit, Failure};
+use crate::say::answer;
 use crate::scenario::{BUILT_IN, BUILT_IN_MIXES, Scenario, read_parts};
 use std::process::ExitCode;
 
@@ -15,14 +16,14 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let Some(name) = &args.name else {
         for scenario in BUILT_IN.iter().filter_map(|(name, _)| Scenario::built_in(name)) {
-            println!("{:<16} {}", scenario.name, scenario.about);
+            say!("{:<16} {}", scenario.name, scenario.about);
         }
         for (name, text) in BUILT_IN_MIXES {
             let find = |part: &str| Scenario::built_in(part).ok_or_else(|| part.to_owned());
             let parts = read_parts(name, text, find).unwrap_or_default();
             let parts: Vec<String> =
                 parts.iter().map(|(scenario, weight)| format!("{weight} {}", scenario.name)).collect();
-            println!("{name:<16} A mix: {}", parts.join(", "));
+            say!("{name:<16} A mix: {}", parts.join(", "));
         }
         return Ok(ExitCode::SUCCESS);
     };
@@ -31,6 +32,6 @@ pub fn run(args: &Args) -> Outcome {
             Failure::new(Exit::Usage, "scenario", format!("`{name}` is not built in")).help("viahop-load scenarios")
         );
     };
-    print!("{text}");
+    answer(format_args!("{text}"));
     Ok(ExitCode::SUCCESS)
 }

@@ -8,6 +8,7 @@ use crate::failure::{Exit, Failure};
 use crate::latency::Short;
 use crate::log::Log;
 use crate::run::{self, Plan};
+use crate::say::answer;
 use crate::search::{BASELINE_TRIALS, Found, HEADROOM, Parameters, Verdict, search};
 use crate::sys::process;
 use crate::timer::Timers;
@@ -78,12 +79,12 @@ pub fn run(args: &Args) -> Outcome {
     let parameters = Parameters { first: args.calling.rate as u64, rise: args.rise, confirmations: args.confirmations };
     let found = search(&parameters, |rate| {
         let trial = attempt(args, args.target, rate)?;
-        println!("{}", describe(trials.len() + 1, &trial));
+        say!("{}", describe(trials.len() + 1, &trial));
         let verdict = trial.verdict;
         trials.push(trial);
         Ok::<_, Failure>(verdict)
     })?;
-    print!("{}", setup(args)?);
+    answer(format_args!("{}", setup(args)?));
     let valid = conclude(args, found)?;
     if let Some(path) = &args.json {
         let report = Report { machine: crate::usage::machine(), found, valid, trials: &trials };
@@ -127,15 +128,15 @@ fn conclude(args: &Args, found: Found) -> Result<bool, Failure> {
     let rate = match found {
         Found::Rate(rate) => rate,
         Found::GeneratorLimited => {
-            println!("INVALID: generator-limited: not even one call per second could be placed in time");
+            say!("INVALID: generator-limited: not even one call per second could be placed in time");
             return Ok(false);
         }
         Found::Nothing => {
-            println!("INVALID: not even one call per second succeeds");
+            say!("INVALID: not even one call per second succeeds");
             return Ok(false);
         }
         Found::Unsteady(best) => {
-            println!("INVALID: no convergence; the best trial that went well was {best}/s");
+            say!("INVALID: no convergence; the best trial that went well was {best}/s");
             return Ok(false);
         }
     };
@@ -144,18 +145,18 @@ fn conclude(args: &Args, found: Found) -> Result<bool, Failure> {
         let mut sustained = false;
         for _ in 0..BASELINE_TRIALS {
             let trial = attempt(args, None, wanted)?;
-            println!("baseline of the testbed (RFC 7502 6.1): {}", describe(0, &trial));
+            say!("baseline of the testbed (RFC 7502 6.1): {}", describe(0, &trial));
             sustained = trial.verdict == Verdict::Sustained;
             if sustained {
                 break;
             }
         }
         if !sustained {
-            println!("INVALID: generator-limited: without the element it does not do {HEADROOM} times {rate}/s either");
+            say!("INVALID: generator-limited: without the element it does not do {HEADROOM} times {rate}/s either");
             return Ok(false);
         }
     }
-    println!("Session Establishment Rate, R = {rate} sessions/s");
+    say!("Session Establishment Rate, R = {rate} sessions/s");
     Ok(true)
 }
 

@@ -35,7 +35,7 @@ pub fn run(args: &Args) -> Outcome {
     let mut callees = args.called.config(cores, args.password.as_deref())?;
     callees.segments = args.gso;
     for (index, endpoint) in callees.backends.iter().enumerate() {
-        eprintln!("backend {index} {endpoint}");
+        remark!("backend {index} {endpoint}");
     }
     let until_ns = args.seconds.map_or(u64::MAX, |seconds| (seconds * SECOND_NS as f64) as u64);
     args.written.run(&Plan { calls: None, callees: Some(callees), straight: false, until_ns, lateness_max_ns: 0 })

@@ -433,7 +433,7 @@ impl Uac {
                 let born = now_ns();
                 let result = worker.run(start);
                 if let Err(error) = &result {
-                    eprintln!("error[uac]: callers' thread {number} cannot wait: {error}");
+                    remark!("error[uac]: callers' thread {number} cannot wait: {error}");
                 }
                 // Before the worker and its inbox go: whoever asks in vain finds this.
                 *ended[number].lock().unwrap_or_else(PoisonError::into_inner) = worker.snapshot();

@@ -467,7 +467,7 @@ impl Uas {
             let born = now_ns();
             let (backends, result) = worker.run();
             if let Err(error) = &result {
-                eprintln!("error[uas]: callees' thread {number} cannot wait: {error}");
+                remark!("error[uas]: callees' thread {number} cannot wait: {error}");
             }
             Ended { backends, usage: usage::of_this_thread(), life_ns: now_ns() - born, broken: result.is_err() }
         };

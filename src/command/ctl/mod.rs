@@ -12,9 +12,9 @@ mod table;
 
 use super::{FAILED, NOT_READY, USAGE};
 use crate::cli::{self, Change, CtlCommand, Shape};
+use crate::say;
 use client::{Client, Trouble, nothing};
 use serde_json::{Value, json};
-use std::io::Write;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::Duration;
@@ -22,16 +22,16 @@ use std::time::Duration;
 /// Does what `args` say.
 pub fn run(args: &cli::Ctl) -> ExitCode {
     if let Err(why) = fits(args) {
-        eprintln!("error: {why}");
+        remark!("error: {why}");
         return ExitCode::from(USAGE);
     }
     match Client::find(args).and_then(|client| obey(args, &client)) {
         Ok(text) => {
-            print!("{text}");
+            say::answer(format_args!("{text}"));
             ExitCode::SUCCESS
         }
         Err(trouble) => {
-            eprintln!("{trouble}");
+            remark!("{trouble}");
             ExitCode::from(match trouble {
                 Trouble::Nobody(_) => NOT_READY,
                 Trouble::Refused { exit_code, .. } => exit_code,
@@ -88,7 +88,7 @@ fn obey(args: &cli::Ctl, client: &Client) -> Result<String, Trouble> {
         CtlCommand::Drain { wait } => {
             let answer = client.post("/drain", &nothing())?;
             if *wait {
-                eprintln!("{}", show::draining(&answer).trim_end());
+                remark!("{}", show::draining(&answer).trim_end());
                 wait_for_the_end(client);
                 return Ok(if is_json { pretty(&answer) } else { "ended\n".into() });
             }
@@ -137,18 +137,18 @@ fn pretty(value: &Value) -> String {
 /// Prints messages of the call as they come, until its time is over.
 fn follow(client: &Client, call_id: &str, seconds: u64, is_json: bool) -> Result<String, Trouble> {
     let answer = client.post("/trace", &json!({ "call_id": call_id, "seconds": seconds }))?;
-    eprintln!("following {call_id} for {seconds} s");
+    remark!("following {call_id} for {seconds} s");
     let mut after = 0;
     loop {
         let answer = client.get(&format!("/trace?number={}&after={after}", answer["trace"]))?;
         for message in answer["messages"].as_array().into_iter().flatten() {
             after = message["number"].as_u64().unwrap_or(after);
             let text = if is_json { format!("{message}\n") } else { show::traced(message) };
-            let mut out = std::io::stdout().lock();
-            if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-                // Whoever read it has gone, as `head` does.
-                return Ok(String::new());
-            }
+            say::answer(format_args!("{text}"));
+        }
+        if !say::arrives() {
+            // Whoever read it has gone, as `head` does.
+            return Ok(String::new());
         }
         if answer["is_over"] == true {
             return Ok(if after == 0 && !is_json { "no message of this call came\n".into() } else { String::new() });
