@@ -44,6 +44,9 @@ fn a_bad_file_changes_nothing_and_is_shown_in_the_log_and_the_metrics() {
     viahop.write_config(&good.replace("backend =", "bakcend ="));
     viahop.process.signal("HUP");
     viahop.wait_until("refused", PATIENCE, |status| status["reload"]["ok"] == false);
+    let error = viahop.status()["reload"]["error"].as_str().unwrap().to_owned();
+    assert!(error.ends_with("viahop.toml:9:1: unknown key `bakcend`"), "{error}");
+    assert!(viahop.log().contains(&error), "{error} is not in\n{}", viahop.log());
     assert_eq!(viahop.metric("viahop_config_last_reload_successful", ""), 0.0);
     assert_eq!(viahop.status()["generation"], 1);
     assert!(viahop.log().contains("event=\"reload_refused\"") && viahop.log().contains("`backend`"));

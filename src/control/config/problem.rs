@@ -176,6 +176,15 @@ impl Report {
         if errors.all(|problem| problem.subject == Subject::Environment) { 4 } else { 3 }
     }
 
+    /// The first error in one line, with its place: `viahop.toml:12:44: this is a string`.
+    pub fn summary(&self) -> Option<String> {
+        let first = self.problems.iter().find(|problem| problem.severity == Severity::Error)?;
+        let Some(at) = &first.at else { return Some(first.title.clone()) };
+        let source = self.source_of(&first.source);
+        let (line, column) = source.line_and_column(at.start);
+        Some(format!("{}:{line}:{column}: {}", source.name, first.title))
+    }
+
     /// Writes the problems, if there are any, to standard error. If that cannot be written to, nobody is told and that is all:
     /// a disk that is full must not end a viahop that carries calls.
     pub fn tell(&self, colors: bool) {
@@ -286,6 +295,19 @@ mod tests {
         for part in ["error[config]: unknown key `bad`", "--> a.toml:2:1", "^^^ not a key", "help: there are none"] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_summary_is_the_first_error_with_its_place_in_the_file_it_is_in() {
+        let mut report = report();
+        report.problems.insert(0, Problem::warning(0..1, "strange", ""));
+        assert_eq!(report.summary().unwrap(), "a.toml:2:1: unknown key `bad`");
+        let list = Arc::new(Source { name: "b.list".into(), text: "1 sip:a\n2 sip:b\n".into() });
+        report.problems[1] = Problem::error(10..15, "no such host", "").within(Some(list));
+        assert_eq!(report.summary().unwrap(), "b.list:2:3: no such host");
+        report.problems[1].at = None;
+        assert_eq!(report.summary().unwrap(), "no such host");
+        assert_eq!(Report { problems: Vec::new(), ..report }.summary(), None);
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl Control {
                 Ok(json!({ "applied": true, "generation": generation, "plan": plan, "warnings": shown(&warnings) }))
             }
             Err(report) => {
-                let first = report.problems.first().map(|problem| problem.title.clone());
+                let first = report.summary();
                 error!(event = "reload_refused", error = first, note = "the configuration in force stays");
                 report.tell(false);
                 if !of_lists {
@@ -169,7 +169,7 @@ pub(super) fn shown(report: &Report) -> Option<String> {
 }
 
 pub(super) fn refused_file(report: &Report) -> Refused {
-    let first = report.problems.first().map_or("the configuration is wrong", |problem| &problem.title);
+    let first = report.summary().unwrap_or_else(|| "the configuration is wrong".into());
     let refused = Refused::new(422, first).help("the configuration in force stays");
     Refused { report: shown(report), exit_code: report.exit_code(), ..refused }
 }
