@@ -285,11 +285,14 @@ pub enum CtlCommand {
     /// Show the backends: state, weight, share of new calls sent, last probe.
     Backends,
     /// Change one backend, at once and until the process ends.
-    #[command(after_help = "\
+    #[command(
+        after_help = "\
   ready      new calls by its weight, as long as probes find it up
   drain      no new calls; calls it has go on: what has a token of ours, what names it, INVITEs under way
   maint      nothing at all, and no probes: for a server that is being taken apart
-  weight N   N parts of new calls, 0 to 10000; 0 is none. Only calls from or to this backend move")]
+  weight N   N parts of new calls, 0 to 10000; 0 is none. Only calls from or to this backend move",
+        subcommand_value_name = "ready|drain|maint|weight N"
+    )]
     Backend {
         /// Its name, or POOL/NAME where several pools have one of the name.
         #[arg(value_name = "NAME")]

@@ -5,7 +5,7 @@ use crate::cli;
 use std::ops::Range;
 use toml::Spanned;
 use viahop::control::config::problem::{Problem, Report, Source};
-use viahop::control::config::{self, Config, file};
+use viahop::control::config::{self, Config, did_you_mean, file};
 use viahop::control::run::{Origin, Overrides};
 
 /// Where `args` say the configuration is.
@@ -181,10 +181,14 @@ impl Written {
                 ("weight", Err(_)) => {
                     self.problem(place, format!("weight `{value}` is not a whole number"), "a number from 1 to 10000");
                 }
-                _ => {
+                ("transport" | "", _) => {
                     // Not ours: a parameter of the URI, whose reader knows better what to say.
                     rest = format!("{rest};{part}");
                     backend.uri = Spanned::new(whole.start..at + part.len(), rest.clone());
+                }
+                _ => {
+                    let label = did_you_mean(name, &["name", "transport", "weight"]);
+                    self.problem(at..at + part.len(), format!("unknown parameter `{part}`"), &label);
                 }
             }
             at += part.len() + 1;
@@ -278,7 +282,11 @@ mod tests {
         let text = shown(&args(&["udp:0.0.0.0:5060"], &["sip:10.0.0.12;weight=0"]));
         assert!(text.contains("weight 0 would get no calls"), "{text}");
         let text = shown(&args(&["udp:0.0.0.0:5060"], &["sip:10.0.0.12;weigth=5"]));
-        assert!(text.contains("unknown URI parameter `weigth=5`"), "{text}");
+        assert!(text.contains("unknown parameter `weigth=5`") && text.contains("did you mean `weight`?"), "{text}");
+        let text = shown(&args(&["udp:0.0.0.0:5060"], &["sip:10.0.0.12;lr"]));
+        assert!(text.contains("`lr`") && text.contains("there are: `name`, `transport`, `weight`"), "{text}");
+        let text = shown(&args(&["udp:0.0.0.0:5060"], &["sip:10.0.0.12;transport=sctp"]));
+        assert!(text.contains("transport `sctp` is not available"), "{text}");
         assert!(shown(&args(&[], &[])).contains("-c viahop.toml"));
         assert!(shown(&args(&["udp:0.0.0.0"], &[])).contains("--backend sip:10.0.0.11:5060"));
     }

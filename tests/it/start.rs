@@ -51,6 +51,24 @@ fn a_wrong_configuration_is_shown_with_file_line_column_and_remedy() {
     }
 }
 
+/// What is there is not to be written over by who follows the advice.
+#[test]
+fn a_new_configuration_is_advised_only_where_there_is_none() {
+    let folder = Folder::new("unreadable");
+    let rows = [
+        (folder.0.join("none.toml"), "No such file", "viahop init > viahop.toml"),
+        (folder.0.clone(), "Is a directory", "name the file in it"),
+        (folder.write("binary.toml", ""), "valid UTF-8", "text in UTF-8"),
+    ];
+    std::fs::write(&rows[2].0, [0xff, 0xfe]).unwrap();
+    for (path, said, help) in rows {
+        let (code, _, stderr) = output(&mut viahop(&["check", path.to_str().unwrap()]));
+        assert_eq!(code, 3, "{stderr}");
+        assert!(stderr.contains(said) && stderr.contains(help), "{stderr}");
+        assert_eq!(stderr.contains("viahop init"), help.contains("viahop init"), "{stderr}");
+    }
+}
+
 #[test]
 fn check_agrees_with_a_good_file_in_words_and_in_json() {
     let folder = Folder::new("good");
@@ -83,6 +101,8 @@ fn strict_makes_errors_of_warnings() {
 fn usage_errors_and_help_are_those_of_any_good_program() {
     assert_eq!(output(&mut viahop(&["run", "--listne", "x"])).0, 2);
     assert_eq!(output(&mut viahop(&["frobnicate"])).0, 2);
+    let (code, _, stderr) = output(&mut viahop(&["ctl", "backend", "a", "disable"]));
+    assert!(code == 2 && stderr.contains("ready|drain|maint|weight N"), "{stderr}");
     let (code, help, _) = output(&mut viahop(&["run", "--help"]));
     assert_eq!(code, 0);
     for flag in ["--listen", "--backend", "--cores", "--shards", "--admin", "--advertise"] {

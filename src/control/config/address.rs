@@ -4,7 +4,7 @@
 
 use crate::dataplane::tables::Network;
 use crate::dataplane::transport::Transport;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 
 /// What is wrong with an address.
@@ -78,11 +78,7 @@ fn host_port_at(text: &str, start: usize, transport: Transport) -> Result<HostPo
         };
         (&inner[..end], end + 2)
     } else if text.matches(':').count() > 1 {
-        return error(
-            all,
-            format!("`{text}` is not a host and a port"),
-            format!("an IPv6 address is written `[{text}]`"),
-        );
+        return error(all, format!("`{text}` is not a host and a port"), in_brackets(text));
     } else {
         let end = text.find(':').unwrap_or(text.len());
         (&text[..end], end)
@@ -104,9 +100,21 @@ fn host_port_at(text: &str, start: usize, transport: Transport) -> Result<HostPo
     Ok(HostPort { host, port })
 }
 
+/// How an IPv6 address that stands without brackets is written. Its last part may be a port, or look like one.
+fn in_brackets(text: &str) -> String {
+    let is_address = |text: &str| text.parse::<Ipv6Addr>().is_ok();
+    let (address, port) = text.rsplit_once(':').unwrap_or((text, ""));
+    match (is_address(text), is_address(address)) {
+        (true, true) => format!("write `[{address}]:{port}` if {port} is the port, else `[{text}]`"),
+        (true, false) => format!("an IPv6 address is written `[{text}]`"),
+        (false, true) => format!("an IPv6 address and a port are written `[{address}]:{port}`"),
+        (false, false) => "write `HOST:PORT`, or `[ADDRESS]:PORT` of an IPv6 address".into(),
+    }
+}
+
 fn host_name(host: &str, at: Range<usize>, bracketed: bool) -> Result<String, AddressError> {
     if bracketed {
-        return match host.parse::<std::net::Ipv6Addr>() {
+        return match host.parse::<Ipv6Addr>() {
             Ok(address) => Ok(address.to_string()),
             Err(_) => error(at, format!("`{host}` is not an IPv6 address"), "only IPv6 addresses stand in brackets"),
         };
@@ -278,6 +286,12 @@ mod tests {
             (backend_uri("10.0.0.1").unwrap_err(), 0..8, "write `sip:10.0.0.1`"),
             (backend_uri("sip:bob@10.0.0.1").unwrap_err(), 4..8, "leave this out"),
             (backend_uri("sip:2001:db8::1").unwrap_err(), 4..15, "an IPv6 address is written `[2001:db8::1]`"),
+            (
+                backend_uri("sip:::1:5060").unwrap_err(),
+                4..12,
+                "write `[::1]:5060` if 5060 is the port, else `[::1:5060]`",
+            ),
+            (backend_uri("sip:a:b:c").unwrap_err(), 4..9, "write `HOST:PORT`, or `[ADDRESS]:PORT` of an IPv6 address"),
             (
                 backend_uri("sip:a;;;transport=ws").unwrap_err(),
                 8..20,

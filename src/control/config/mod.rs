@@ -29,6 +29,7 @@ use crate::dataplane::transport::Transport;
 use crate::tls::{Client, Clienthood, Server};
 use address::HostPort;
 use problem::{Problem, Report, Source};
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
@@ -412,10 +413,22 @@ pub fn load(path: &Path) -> Result<Loaded, Report> {
         Ok(text) => parse(Source { name, text }),
         Err(error) => {
             let problem = Problem::error(0..0, format!("cannot read {name}: {error}"), "");
-            let help = "`viahop init > viahop.toml` writes one to start from";
-            let problems = vec![Problem { at: None, help: Some(help.into()), ..problem }];
+            let help = to_be_readable(error.kind()).map(Into::into);
+            let problems = vec![Problem { at: None, help, ..problem }];
             Err(Report { source: Source { name, text: String::new() }, problems })
         }
+    }
+}
+
+/// What to do about a file that cannot be read. Only where there is none is another one of use: what can be put right must
+/// not be written over.
+fn to_be_readable(why: ErrorKind) -> Option<&'static str> {
+    match why {
+        ErrorKind::InvalidData => Some("a configuration is text in UTF-8: `file` says what this is"),
+        ErrorKind::IsADirectory => Some("name the file in it"),
+        ErrorKind::NotFound => Some("`viahop init > viahop.toml` writes one to start from"),
+        ErrorKind::PermissionDenied => Some("let the user that viahop runs as read it: `ls -l` says who may"),
+        _ => None,
     }
 }
 

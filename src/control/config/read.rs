@@ -422,6 +422,16 @@ mod tests {
                 "[[pool]]\nhealth = { timeout = \"3s\" }\nbackend = [{ uri = \"sip:a\" }]",
                 "6:22 `timeout` is longer than `interval` | an answer is waited for until the next probe at most",
             ),
+            (
+                "[[pool]]\nbackend = [{ uri = \"sip:a\", weight = 99999999999999999999 }]",
+                "6:38 this number is far out of range | no key takes one of this size",
+            ),
+            (
+                "[[pool]]\nbackend = [{ uri = \"sip:::1:26000\" }]",
+                "6:25 `::1:26000` is not a host and a port | an IPv6 address and a port are written `[::1]:26000`",
+            ),
+            ("[[pool]]\nbackend = { uri = \"sip:a\" }", "6:11 this is a table | expected a list, in `[` and `]`"),
+            ("[route]\npool = \"default\"", "5:1 `[route]` is one table | there may be several: write `[[route]]`"),
             ("[[route]]\npool = \"proxies\"", "6:8 there is no pool of the name `proxies` | no pool has a `name` yet"),
             (
                 "[[pool]]\nname = \"regs\"\nbackend = [{ uri = \"sip:a\" }]\n[[route]]\nmethods = [\"register\"]\npool = \"regs\"",

@@ -26,6 +26,13 @@ pub fn toml_problem(error: &toml::de::Error, text: &str) -> Problem {
         message.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected "))
     {
         let found = found.split(' ').next().unwrap_or_default();
+        if let (("map", "a sequence"), Some(name)) = ((found, expected), text.get(at.start..).and_then(header)) {
+            let label = format!("there may be several: write `[[{name}]]`");
+            return Problem::error(at, format!("`[{name}]` is one table"), label);
+        }
+        if (found, expected) == ("integer", "i64") {
+            return Problem::error(at, "this number is far out of range", "no key takes one of this size");
+        }
         let expected = match expected {
             "i64" => "a whole number, without quotes",
             "a string" => "a string, in quotes",
@@ -50,6 +57,12 @@ pub fn toml_problem(error: &toml::de::Error, text: &str) -> Problem {
         false => "",
     };
     Problem::error(at, format!("this is not TOML: {}", message.trim_end().replace('\n', ", ")), label)
+}
+
+/// The name between the brackets of a table's header, where `text` begins with one.
+fn header(text: &str) -> Option<&str> {
+    let name = text.strip_prefix('[')?.split(']').next()?;
+    name.bytes().all(|octet| octet.is_ascii_lowercase()).then_some(name)
 }
 
 fn list(names: &[&str]) -> String {
