@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// A stateless SIP load balancer: one Via hop between the world and a cluster of SIP servers.
 ///
@@ -84,7 +85,7 @@ pub struct Run {
 
     /// Do not ask backends with OPTIONS. They count as up, whatever happens; one that refuses is passed over for 2 s. For
     /// servers that do not answer OPTIONS.
-    #[arg(long, env = "VIAHOP_NO_PROBE", conflicts_with = "config")]
+    #[arg(long, env = "VIAHOP_NO_PROBE")]
     pub no_probe: bool,
 
     /// Cores to run on, one shard on each, like `0,2-5`. Default: all this process may use. Calls are spread over
@@ -246,7 +247,8 @@ Exit codes: 0 done; 1 refused; 2 no such thing, or usage; 3 configuration wrong;
 )]
 pub struct Ctl {
     /// The socket of the viahop that is meant. Default: the first of ctl.sock in $RUNTIME_DIRECTORY,
-    /// $XDG_RUNTIME_DIR/viahop and /run/viahop at which one answers, then http://127.0.0.1:8460.
+    /// $XDG_RUNTIME_DIR/viahop and /run/viahop at which one answers, then http://127.0.0.1:8460. With `off`, as `viahop run`
+    /// has it, only that.
     #[arg(long, global = true, value_name = "PATH", env = "VIAHOP_SOCKET")]
     pub socket: Option<PathBuf>,
 
@@ -380,11 +382,31 @@ pub struct Doctor {
 /// `viahop health`
 #[derive(Debug, Args)]
 pub struct Health {
-    /// Address and port of its HTTP endpoint.
+    /// Address and port of its HTTP endpoint. `off`, as `viahop run` has it: there is nobody to ask, exit code 5.
     #[arg(long, value_name = "ADDRESS:PORT", env = "VIAHOP_ADMIN", default_value = "127.0.0.1:8460")]
-    pub admin: SocketAddr,
+    pub admin: Endpoint,
 
     /// How long to wait for an answer, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 1000)]
     pub timeout: u64,
+}
+
+/// Where HTTP is served.
+#[derive(Clone, Copy, Debug)]
+pub enum Endpoint {
+    /// There.
+    At(SocketAddr),
+    /// Nowhere.
+    Off,
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Endpoint, String> {
+        match text {
+            "off" => Ok(Endpoint::Off),
+            _ => text.parse().map(Endpoint::At).map_err(|_| "write ADDRESS:PORT, like 127.0.0.1:8460, or off".into()),
+        }
+    }
 }

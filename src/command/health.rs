@@ -1,14 +1,17 @@
 //! `viahop health`: whether a running viahop wants traffic, as an exit code.
 
 use super::NOT_READY;
-use crate::cli;
+use crate::cli::{self, Endpoint};
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// Asks `/ready`.
 pub fn run(args: &cli::Health) -> ExitCode {
-    let timeout = Duration::from_millis(args.timeout);
-    match get(&format!("http://{}/ready", args.admin), timeout) {
+    let Endpoint::At(admin) = args.admin else {
+        remark!("not ready: nobody can be asked, since the HTTP endpoint is off (--admin, VIAHOP_ADMIN)");
+        return ExitCode::from(NOT_READY);
+    };
+    match get(&format!("http://{admin}/ready"), Duration::from_millis(args.timeout)) {
         Ok((200, text)) => {
             say!("{}", text.trim());
             ExitCode::SUCCESS
@@ -18,7 +21,7 @@ pub fn run(args: &cli::Health) -> ExitCode {
             ExitCode::from(NOT_READY)
         }
         Err(error) => {
-            remark!("not ready: no viahop answers at {}: {error}", args.admin);
+            remark!("not ready: no viahop answers at {admin}: {error}");
             ExitCode::from(NOT_READY)
         }
     }

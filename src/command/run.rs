@@ -1,7 +1,7 @@
 //! `viahop run`: balance until told to stop.
 
 use super::service::Service;
-use super::{FAILED, environment, fail, flags, log, tell};
+use super::{FAILED, USAGE, environment, fail, flags, log, tell};
 use crate::cli;
 use std::panic;
 use std::process::ExitCode;
@@ -19,6 +19,13 @@ const PANICS_LOGGED: u32 = 10;
 
 /// Runs `args` to its end.
 pub fn run(args: &cli::Run) -> ExitCode {
+    // By its value: in the environment of a node `VIAHOP_NO_PROBE=false` says what holds anyway.
+    if args.config.is_some() && args.no_probe {
+        remark!(
+            "error: --config cannot be used with --no-probe\n help: a pool of the file says `health = {{ probe = false }}`"
+        );
+        return ExitCode::from(USAGE);
+    }
     match start(args) {
         Ok((service, warnings)) => {
             tell(&warnings);

@@ -172,6 +172,24 @@ fn flags_have_twins_in_the_environment() {
 }
 
 #[test]
+fn values_of_the_environment_that_turn_something_off_are_understood_by_every_command() {
+    let folder = Folder::new("off");
+    let (code, _, stderr) = output(viahop(&["health"]).env("VIAHOP_ADMIN", "off"));
+    assert!(code == 5 && stderr.contains("the HTTP endpoint is off"), "{stderr}");
+    let (code, _, stderr) = output(viahop(&["health"]).env("VIAHOP_ADMIN", "of"));
+    assert!(code == 2 && stderr.contains("ADDRESS:PORT, like 127.0.0.1:8460, or off"), "{stderr}");
+    // Somebody may answer there.
+    let (code, _, stderr) = output(viahop(&["ctl", "status"]).env("VIAHOP_SOCKET", "off"));
+    assert!(code == 0 || code == 5 && stderr.contains("\n  http://127.0.0.1:8460: "), "{stderr}");
+    let path = folder.write("viahop.toml", "");
+    let mut command = viahop(&["run", "-c", path.to_str().unwrap()]);
+    let (code, _, stderr) = output(command.env("VIAHOP_NO_PROBE", "false"));
+    assert!(code == 3 && stderr.contains("nothing to listen on"), "{stderr}");
+    let (code, _, stderr) = output(command.env("VIAHOP_NO_PROBE", "true"));
+    assert!(code == 2 && stderr.contains("health = { probe = false }"), "{stderr}");
+}
+
+#[test]
 fn health_tells_ready_from_not_ready() {
     let nobody = format!("127.0.0.1:{}", free_port());
     assert_eq!(output(&mut viahop(&["health", "--admin", &nobody])).0, 5);

@@ -53,6 +53,8 @@ impl Client {
     pub fn find(args: &cli::Ctl) -> Result<Client, Trouble> {
         let candidates = match (&args.url, &args.socket) {
             (Some(url), _) => vec![Client::over_http(url)],
+            // As `viahop run` has it: there is no socket.
+            (None, Some(path)) if path == "off" => vec![Client::over_http(LOOPBACK)],
             (None, Some(path)) => vec![Client::over_socket(path)],
             (None, None) => {
                 let sockets = usual_places().into_iter().map(|path| Client::over_socket(&path));
