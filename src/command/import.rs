@@ -2,7 +2,7 @@
 //!
 //! What the list says is taken over as a pool that names the list would take it; what it does not say (how a destination
 //! is picked, how servers are probed) stands in kamailio.cfg, and comments say where it goes. Nothing is lost without a
-//! word: what is left out stands there as a comment, with the reason.
+//! word: what is left out stands there as a comment, with the reason, and is warned about.
 
 use super::{environment, fail, tell};
 use crate::cli;
@@ -15,9 +15,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use viahop::control::config::Backend;
 use viahop::control::config::address::HostPort;
-use viahop::control::config::dispatcher_list::{Entry, Set, backends};
+use viahop::control::config::dispatcher_list::{Entry, Set, backends, flag};
 use viahop::control::config::list_file;
-use viahop::control::config::problem::{Problem, Report, Source};
+use viahop::control::config::problem::{Problem, Report, Severity, Source};
 use viahop::control::operator::State;
 use viahop::dataplane::transport::Transport;
 
@@ -60,7 +60,11 @@ fn made_of(source: Source, entries: &[Entry], only: Option<u32>) -> Result<(Stri
             made.push(set);
         }
         pools.push_str(&pool(set, &read, &mut names));
+        problems.extend(left_out(&read));
         problems.extend(read.remarks);
+    }
+    if problems.iter().any(|problem| problem.severity == Severity::Error) {
+        return Err(Report { source, problems });
     }
     if made.is_empty() {
         let title = match only.filter(|_| wanted.is_empty()) {
@@ -68,17 +72,12 @@ fn made_of(source: Source, entries: &[Entry], only: Option<u32>) -> Result<(Stri
             None => format!("{} has no destination that viahop could send to", source.name),
         };
         let sets: Vec<String> = sets.iter().map(u32::to_string).collect();
-        let mut reasons: Vec<Problem> = wanted
-            .iter()
-            .flat_map(|&set| backends(entries, set, true).rows)
-            .map(|(_, row)| row.map_or_else(|problem| *problem, |backend| wants_tls(&backend)))
-            .collect();
         let problem = Problem { at: None, ..Problem::error(0..0, title, "") };
-        reasons.push(match sets.is_empty() {
+        problems.push(match sets.is_empty() {
             true => problem.help("it is empty"),
             false => problem.help(format!("its sets are {}", sets.join(", "))),
         });
-        return Err(Report { source, problems: reasons });
+        return Err(Report { source, problems });
     }
     let mut text = head(&source.name);
     text.push_str(&pools);
@@ -114,11 +113,23 @@ fn is_taken(row: &Result<Backend, Box<Problem>>) -> bool {
     row.as_ref().is_ok_and(|backend| backend.transport != Transport::Tls)
 }
 
-/// Why a destination cannot be taken over as it stands.
+/// Why destinations of a set are not taken over. One that stands there twice is an error, as in a list that is followed: which
+/// of the two is meant, nobody can know. One that viahop cannot send to as it stands is not in the way of the others.
+fn left_out(set: &Set<'_>) -> Vec<Problem> {
+    let reason = |(entry, row): &(&Entry, Result<Backend, Box<Problem>>)| match row {
+        Ok(backend) => (backend.transport == Transport::Tls).then(|| wants_tls(backend)),
+        Err(problem) if problem.severity == Severity::Error && entry.unreachable.is_some() => {
+            Some(Problem { severity: Severity::Warning, ..Problem::clone(problem) })
+        }
+        Err(problem) => Some(Problem::clone(problem)),
+    };
+    set.rows.iter().filter_map(reason).collect()
+}
+
 fn wants_tls(backend: &Backend) -> Problem {
     let title = format!("`{}` is reached by TLS, and no list says whose certificates to trust", backend.target);
     let help = "write a pool with `list`, `set` and `tls = { ca = \"/etc/viahop/ca.pem\" }`; `viahop init` shows one";
-    Problem::error(backend.at.clone(), title, "by TLS").help(help)
+    Problem::warning(backend.at.clone(), title, "by TLS").help(help)
 }
 
 /// A set as a pool. `names` are those that other pools have given away.
@@ -174,7 +185,7 @@ fn pool<'a>(set: u32, read: &Set<'a>, names: &mut HashMap<String, &'a HostPort>)
         }
         if backend.state != State::Ready {
             let _ = write!(text, ", state = \"{}\"", backend.state);
-            notes.push(format!("flags {}", entry.flags));
+            notes.push(why_it_drains(entry));
         }
         if has_ranks {
             notes.push(format!("with strategy \"priority\": priority = {}", backend.priority));
@@ -188,6 +199,15 @@ fn pool<'a>(set: u32, read: &Set<'a>, names: &mut HashMap<String, &'a HostPort>)
     }
     let _ = writeln!(text, "{mark}]");
     text
+}
+
+/// What in an entry takes new calls off it.
+fn why_it_drains(entry: &Entry) -> String {
+    match entry.rweight {
+        _ if entry.flags & (flag::DISABLED | flag::INACTIVE) != 0 => format!("flags {}", entry.flags),
+        Some(_) => "rweight=0".into(),
+        None => "weight=0".into(),
+    }
 }
 
 /// Which pool takes what, as far as the list tells: it does not.
@@ -224,7 +244,7 @@ mod tests {
     }
 
     const LIST: &str = "2 sip:10.0.0.5 0 0 duid=x\n1 sip:10.0.0.1 0 10 duid=x;rweight=30\n1 sip:10.0.0.2:5070;px=y 8 5 rweight=60;maxload=3\n\
-                        1 sip:10.0.0.3;transport=tls\n3 sip:10.0.0.4;transport=tls 4\n2 sip:10.0.0.6 4\n";
+                        1 sip:10.0.0.3;transport=tls\n3 sip:10.0.0.4;transport=tls 4\n2 sip:10.0.0.6 4\n2 sip:10.0.0.7 0 0 rweight=0\n";
 
     #[test]
     fn what_is_made_is_a_configuration_without_warnings() {
@@ -246,13 +266,14 @@ mod tests {
             "# Set 1: 3 destinations, 2 of them taken over",
             "# with strategy \"priority\": priority = 5; not heeded: px, maxload",
             "{ uri = \"sip:10.0.0.6:5060\", state = \"drain\" }, # flags 4",
+            "{ uri = \"sip:10.0.0.7:5060\", weight = 1, state = \"drain\" }, # rweight=0",
             "#[[pool]]\n#name = \"set-3\"",
             "#pool = \"set-2\"",
             "duid x is that of 10.0.0.1:5060",
         ] {
             assert!(text.contains(said), "{said} is missing in\n{text}");
         }
-        assert_eq!(report.problems.len(), 5, "{report:?}");
+        assert_eq!(report.problems.len(), 8, "{report:?}");
     }
 
     #[test]
@@ -273,6 +294,18 @@ mod tests {
         let text = uncommented.join("\n");
         let (before, behind) = text.split_once("# Set 3").unwrap();
         loaded(&format!("{before}{}", &behind[behind.find("\n# Pool set-1").unwrap()..]));
+    }
+
+    #[test]
+    fn a_destination_that_stands_twice_makes_nothing_and_one_that_is_not_reached_is_warned_about() {
+        for list in ["1 sip:a\n1 sip:b\n1 sip:a:5060\n", "1 sip:a 0 0 duid=x\n1 sip:b 0 0 duid=x\n"] {
+            let report = imported(list, None).unwrap_err();
+            assert_eq!((report.exit_code(), report.problems.len()), (3, 1), "{report:?}");
+        }
+        let (text, report) = imported("1 sip:a\n1 sip:b;transport=sctp\n2 sip:a\n", None).unwrap();
+        assert!(text.contains("\n  # sip:b;transport=sctp: transport `sctp`"), "{text}");
+        let said = report.render(false);
+        assert!(said.contains("warning[config]: transport `sctp`") && said.contains("dispatcher.list:2:9"), "{said}");
     }
 
     #[test]

@@ -198,6 +198,11 @@ fn what_import_makes_of_a_list_check_accepts() {
     let (code, stdout, stderr) = output(&mut viahop(&["import", wrong.to_str().unwrap()]));
     assert_eq!((code, &stdout[..]), (3, ""));
     assert!(stderr.contains("wrong.list:1:9") && stderr.contains("wrong.list:2:9"), "{stderr}");
+    let twice = folder.write("twice.list", "1 sip:a\n1 sip:b\n1 sip:a:5060\n");
+    let unmade = folder.0.join("unmade.toml");
+    let args = ["import", twice.to_str().unwrap(), "--output", unmade.to_str().unwrap()];
+    let (code, _, stderr) = output(&mut viahop(&args));
+    assert!(code == 3 && stderr.contains("twice.list:3:3") && !unmade.exists(), "{code} {stderr}");
     assert_eq!(output(&mut viahop(&["import", "/nonexistent/list"])).0, 3);
     assert_eq!(output(&mut viahop(&["import"])).0, 2);
 }
