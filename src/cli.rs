@@ -284,7 +284,7 @@ pub enum Shape {
 pub enum CtlCommand {
     /// Show how it is: version, tables, shards and their load, backends, messages.
     Status,
-    /// Show the backends: state, weight, share of new calls sent, last probe.
+    /// Show the backends: state, weight, requests and errors so far, last probe.
     Backends,
     /// Change one backend, at once and until the process ends.
     #[command(

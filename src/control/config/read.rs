@@ -1,5 +1,6 @@
 //! From what is written to what is meant. Every value is looked at even when an earlier one is wrong, so that one run of
-//! `viahop check` tells everything there is to tell.
+//! `viahop check` tells of all of them. What never gets here is a file that `toml` does not make a [`file::File`] of: it stops
+//! at the first unknown key, value of a wrong type, or line that is no TOML, and that is all that is told then.
 
 mod balancer;
 mod pool;
