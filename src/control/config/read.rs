@@ -55,7 +55,9 @@ impl Reader<'_> {
         listen.sort_by_key(|one| !one.address.get_ref().starts_with("udp:"));
         let listeners = self.listeners(&listen);
         let pools = self.pools(&file.pool);
-        let routes = self.routes(&file.route, &listen, &file.pool);
+        let listener_names: Vec<String> = listen.iter().map(|one| listener_name(one)).collect();
+        let pool_names: Vec<String> = file.pool.iter().enumerate().map(|(index, one)| pool::name(one, index)).collect();
+        let routes = self.routes(&file.route, &listener_names, &pool_names);
         let balancer = &file.balancer;
         let gso = balancer.gso.as_ref().is_some_and(|gso| *gso.get_ref());
         for pad in file.pool.iter().filter_map(|pool| pool.pad.as_ref()).filter(|pad| *pad.get_ref() && !gso) {
@@ -270,6 +272,14 @@ impl Reader<'_> {
     }
 }
 
+/// What `[[route]]` and everything we print call a listener: its name or, without one, its address as it is read. One that
+/// cannot be read is called what is written, since that mistake has been told.
+fn listener_name(one: &file::Listen) -> String {
+    let written = one.address.get_ref();
+    let by_address = || address::listen(written).map_or(written.clone(), |(transport, at)| format!("{transport}:{at}"));
+    one.name.as_ref().map_or_else(by_address, |name| name.get_ref().clone())
+}
+
 fn nowhere(title: impl Into<String>) -> Problem {
     Problem { at: None, ..Problem::error(0..0, title, "") }
 }
@@ -433,7 +443,11 @@ mod tests {
             ),
             ("[[pool]]\nbackend = { uri = \"sip:a\" }", "6:11 this is a table | expected a list, in `[` and `]`"),
             ("[route]\npool = \"default\"", "5:1 `[route]` is one table | there may be several: write `[[route]]`"),
-            ("[[route]]\npool = \"proxies\"", "6:8 there is no pool of the name `proxies` | no pool has a `name` yet"),
+            ("[[route]]\npool = \"proxies\"", "6:8 there is no pool of the name `proxies` | there are: `default`"),
+            (
+                "[[route]]\npool = \"default\"\nlisten = [\"udp:0.0.0.0:5061\"]",
+                "7:11 there is no listener of the name `udp:0.0.0.0:5061` | did you mean `udp:0.0.0.0:5060`?",
+            ),
             (
                 "[[pool]]\nname = \"regs\"\nbackend = [{ uri = \"sip:a\" }]\n[[route]]\nmethods = [\"register\"]\npool = \"regs\"",
                 "9:12 `register` is no method viahop tells apart | did you mean `REGISTER`?",
@@ -470,6 +484,23 @@ mod tests {
     fn an_empty_file_says_what_it_takes() {
         let said = problems("");
         assert_eq!(said, ["null:null nothing to listen on | ", "null:null no backends | "]);
+    }
+
+    #[test]
+    fn rules_may_use_the_names_that_pools_and_listeners_have_by_default() {
+        let unnamed = "[[listen]]\naddress = \"tcp:[::1]\"\n[[pool]]\nbackend = [{ uri = \"sip:10.0.0.12\" }]\n";
+        let rules = "[[route]]\nlisten = [\"tcp:[::1]:5060\"]\npool = \"pool-2\"\n\
+                     [[route]]\nlisten = [\"udp:0.0.0.0:5060\"]\npool = \"default\"\n";
+        let config = load(&format!("{LISTEN}{POOL}{unnamed}{rules}")).config;
+        let found: Vec<_> = config.routes.iter().map(|rule| (rule.listeners.clone().unwrap(), rule.pool)).collect();
+        assert_eq!(found, [(vec![1], 1), (vec![0], 0)]);
+    }
+
+    #[test]
+    fn a_rule_that_names_a_listener_as_it_is_miswritten_is_no_second_mistake() {
+        let rule = "[[route]]\nlisten = [\"udp:0.0.0.0:506O\"]\npool = \"default\"\n";
+        let said = problems(&format!("[[listen]]\naddress = \"udp:0.0.0.0:506O\"\n{POOL}{rule}"));
+        assert_eq!(said.len(), 1, "{said:?}");
     }
 
     #[test]

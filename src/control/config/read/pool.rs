@@ -26,6 +26,15 @@ const MTU_MARGIN: u32 = 200;
 const PROXY_HEADERS: [(&str, Option<ProxyHeader>); 3] =
     [("off", None), ("v1", Some(ProxyHeader::V1)), ("v2", Some(ProxyHeader::V2))];
 
+/// What `[[route]]` and everything we print call the pool that stands at `index`.
+pub fn name(pool: &file::Pool, index: usize) -> String {
+    match (&pool.name, index) {
+        (Some(name), _) => name.get_ref().clone(),
+        (None, 0) => "default".into(),
+        (None, _) => format!("pool-{}", index + 1),
+    }
+}
+
 impl Reader<'_> {
     pub(super) fn pools(&mut self, pools: &[file::Pool]) -> Option<Vec<Pool>> {
         let count: usize = pools.iter().map(|pool| pool.backend.len()).sum();
@@ -43,8 +52,7 @@ impl Reader<'_> {
 
     fn pool(&mut self, pool: &file::Pool, index: usize, names: &mut HashMap<String, Range<usize>>) -> Pool {
         let at = pool.name.as_ref().map_or(0..0, Spanned::span);
-        let otherwise = || if index == 0 { "default".into() } else { format!("pool-{}", index + 1) };
-        let name = self.name(&pool.name, names, otherwise, at.clone());
+        let name = self.name(&pool.name, names, || name(pool, index), at.clone());
         if pool.backend.is_empty() && pool.list.is_none() {
             let problem = nowhere(format!("pool `{name}` has no backends"));
             let problem = if pool.name.is_some() { problem.at(at, "of this pool") } else { problem };

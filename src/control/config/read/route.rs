@@ -3,30 +3,21 @@
 use super::value::Reader;
 use super::words::did_you_mean;
 use crate::control::config::Route;
-use crate::control::config::file::{self, Value};
+use crate::control::config::file;
 use crate::dataplane::sip::start_line::Method;
 use std::collections::HashMap;
 use toml::Spanned;
 
 impl Reader<'_> {
-    pub(super) fn routes(
-        &mut self,
-        routes: &[file::Route],
-        listen: &[&file::Listen],
-        pools: &[file::Pool],
-    ) -> Vec<Route> {
+    pub(super) fn routes(&mut self, routes: &[file::Route], listeners: &[String], pools: &[String]) -> Vec<Route> {
         let mut names = HashMap::new();
         let mut read = Vec::new();
         for (index, route) in routes.iter().enumerate() {
             let at = route.name.as_ref().map_or(route.pool.span(), Spanned::span);
             let name = self.name(&route.name, &mut names, || format!("route-{}", index + 1), at);
-            let pool_names: Vec<&str> =
-                pools.iter().filter_map(|pool| pool.name.as_ref()).map(|name| name.get_ref().as_str()).collect();
-            let pool = self.position(&route.pool, &pool_names, pools.iter().map(|pool| &pool.name), "pool");
+            let pool = self.position(&route.pool, pools, "pool");
             let listeners = route.listen.as_ref().map(|list| {
-                let known: Vec<&str> =
-                    listen.iter().filter_map(|one| one.name.as_ref()).map(|name| name.get_ref().as_str()).collect();
-                let position = |one| self.position(one, &known, listen.iter().map(|one| &one.name), "listener");
+                let position = |one| self.position(one, listeners, "listener");
                 list.get_ref().iter().map(position).map(|index| index as u8).collect()
             });
             let methods = route.methods.as_ref().map(|list| self.methods(list.get_ref()));
@@ -47,19 +38,13 @@ impl Reader<'_> {
     }
 
     /// The index of what is called `name`.
-    fn position<'a>(
-        &mut self,
-        name: &Spanned<String>,
-        known: &[&str],
-        mut all: impl Iterator<Item = &'a Value<String>>,
-        what: &str,
-    ) -> usize {
-        let found = all.position(|one| one.as_ref().is_some_and(|one| one.get_ref() == name.get_ref()));
-        found.unwrap_or_else(|| {
+    fn position(&mut self, name: &Spanned<String>, known: &[String], what: &str) -> usize {
+        known.iter().position(|one| one == name.get_ref()).unwrap_or_else(|| {
             let title = format!("there is no {what} of the name `{}`", name.get_ref());
-            let label = match known.is_empty() {
-                true => format!("no {what} has a `name` yet"),
-                false => did_you_mean(name.get_ref(), known),
+            let names: Vec<&str> = known.iter().map(String::as_str).collect();
+            let label = match names.is_empty() {
+                true => format!("there is no {what} yet"),
+                false => did_you_mean(name.get_ref(), &names),
             };
             self.error(name.span(), title, label);
             0
