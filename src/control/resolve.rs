@@ -3,7 +3,7 @@
 
 use super::config::address::HostPort;
 use super::config::problem::{Problem, Report, Severity};
-use super::config::{Backend, Config, Loaded, Pool};
+use super::config::{Backend, Config, Listen, Loaded, Pool};
 use crate::dataplane::keys::Keys;
 use crate::dataplane::tables::{self, OwnName, ProxyHeader};
 use crate::dataplane::transport::Transport;
@@ -100,6 +100,7 @@ pub async fn resolve(loaded: Loaded, keys: &Keys) -> Result<(Resolved, Report), 
     let mut report = Report { source, problems };
     if !report.is_error() {
         report.problems.extend(mistakable(&config, &backends, keys));
+        report.problems.extend(ourselves(&config, &backends, &own));
     }
     if report.is_error() {
         return Err(report);
@@ -109,12 +110,9 @@ pub async fn resolve(loaded: Loaded, keys: &Keys) -> Result<(Resolved, Report), 
 
 /// Backends that a token of one would lead to another: in a Record-Route stands nothing but 32 bits made of the name.
 fn mistakable(config: &Config, places: &[Vec<Place>], keys: &Keys) -> Vec<Problem> {
-    let all = config.pools.iter().zip(places);
-    let all =
-        all.flat_map(|(pool, places)| pool.backends.iter().zip(places).map(move |(one, place)| (pool, one, place)));
     let mut known: HashMap<u32, (&Pool, &Backend, &Place)> = HashMap::new();
     let mut problems = Vec::new();
-    for (pool, one, place) in all {
+    for (pool, one, place) in placed(config, places) {
         let id = tables::Backend::id_of(keys.backend(&one.name));
         let (other_pool, other, other_place) = *known.entry(id).or_insert((pool, one, place));
         let (title, help) = if other.name != one.name {
@@ -138,6 +136,36 @@ fn mistakable(config: &Config, places: &[Vec<Place>], keys: &Keys) -> Vec<Proble
         problems.push(problem.help(help));
     }
     problems
+}
+
+/// Backends that are listeners of ours: whatever is sent there comes back, with our own Via on top.
+fn ourselves(config: &Config, places: &[Vec<Place>], own: &[OwnName]) -> Vec<Problem> {
+    let is_here = |address: SocketAddr| address.ip().is_loopback() || own.contains(&OwnName::Address(address));
+    // A server may well have the port of a listener on the transport that we do not listen on.
+    let is_it = |listener: &Listen, place: &Place| {
+        let (bound, address) = (listener.address, place.address);
+        let is_any = bound.ip().is_unspecified() && bound.is_ipv4() == address.is_ipv4() && is_here(address);
+        listener.transport.is_stream() == place.transport.is_stream()
+            && bound.port() == address.port()
+            && (bound.ip() == address.ip() || is_any)
+    };
+    let found = placed(config, places).filter_map(|(_, one, place)| {
+        let listener = config.listeners.iter().find(|listener| is_it(listener, place))?;
+        let title = format!("backend `{}` is our own listener `{}`", one.name, listener.name);
+        let label = "what is sent there comes back to us, and is answered 482";
+        let problem = Problem::warning(one.at.clone(), title, label).within(one.source.clone());
+        Some(problem.help("write where the server is; if that is this address, give the listener another port"))
+    });
+    found.collect()
+}
+
+/// All backends, each with its pool and its place.
+fn placed<'a>(
+    config: &'a Config,
+    places: &'a [Vec<Place>],
+) -> impl Iterator<Item = (&'a Pool, &'a Backend, &'a Place)> {
+    let pools = config.pools.iter().zip(places);
+    pools.flat_map(|(pool, places)| pool.backends.iter().zip(places).map(move |(one, place)| (pool, one, place)))
 }
 
 /// Why a backend has no place.
@@ -302,6 +330,32 @@ mod tests {
         let shown = resolved(&two(&backend(1, &first), &backend(2, &second))).unwrap_err().render(false);
         let said = format!("dialogs could not tell `{second}` from `{first}`");
         assert!(shown.contains(&said) && shown.contains("another `name`"), "{shown}");
+    }
+
+    #[test]
+    fn a_backend_that_is_a_listener_of_ours_is_warned_about_and_a_server_beside_one_is_not() {
+        let warnings = |listener: &str, backend: &str| {
+            let text =
+                format!("[[listen]]\naddress = \"{listener}\"\n[[pool]]\nbackend = [{{ uri = \"{backend}\" }}]\n");
+            resolved(&text).unwrap().1.problems
+        };
+        for (listener, backend) in [
+            ("udp:127.0.77.1:25160", "sip:127.0.77.1:25160"),
+            ("udp:0.0.0.0:25160", "sip:127.0.77.1:25160"),
+            ("tcp:0.0.0.0:25160", "sip:127.0.0.1:25160;transport=tcp"),
+        ] {
+            let warned = warnings(listener, backend);
+            assert_eq!((warned.len(), warned[0].severity), (1, Severity::Warning), "{listener}, {backend}");
+            assert!(warned[0].title.ends_with(&format!("is our own listener `{listener}`")), "{}", warned[0].title);
+        }
+        for (listener, backend) in [
+            ("udp:127.0.77.1:25160", "sip:127.0.77.2:25160"),
+            ("udp:127.0.77.1:25160", "sip:127.0.77.1:25161"),
+            ("udp:127.0.77.1:25160", "sip:127.0.77.1:25160;transport=tcp"),
+            ("udp:[::]:25160", "sip:127.0.77.1:25160"),
+        ] {
+            assert_eq!(warnings(listener, backend).len(), 0, "{listener}, {backend}");
+        }
     }
 
     #[test]
