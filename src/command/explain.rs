@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use viahop::control::cluster::Cluster;
 use viahop::control::config::load;
-use viahop::control::config::problem::{Problem, Report};
+use viahop::control::config::problem::{Problem, Report, Severity};
 use viahop::control::health::detector::Outcome;
 use viahop::control::operator::State;
 use viahop::control::resolve::resolve;
@@ -45,20 +45,25 @@ pub fn run(args: &cli::Explain) -> ExitCode {
 
 fn explain(args: &cli::Explain, mut message: Vec<u8>) -> Result<ExitCode, Report> {
     let loaded = load(&args.config)?;
-    let obtained = secret::obtain(&loaded.config.secret, &loaded.config.token_keys).map_err(environment)?;
+    let obtained = secret::look_up(&loaded.config.secret, &loaded.config.token_keys).map_err(environment)?;
     let admin = loaded.config.admin;
-    let (resolved, report) = runtime().map_err(environment)?.block_on(resolve(loaded, &obtained.keys))?;
+    let (resolved, mut report) = runtime().map_err(environment)?.block_on(resolve(loaded, &obtained.keys))?;
+    let Obtained { keys, fingerprint, remarks, .. } = obtained;
+    report.problems.extend(remarks);
     tell(&report);
-    let mut cluster = Cluster::new(resolved, None, 1, 0, &obtained.fingerprint);
+    let mut cluster = Cluster::new(resolved, None, 1, 0, &fingerprint);
     let egress = if args.live {
         let address = admin.ok_or_else(|| {
             environment(Problem::environment("`--live` needs `[admin]`, which this configuration turns off"))
         })?;
-        ask_the_living(&format!("http://{address}/status.json"), &mut cluster).map_err(environment)?
+        let living = ask_the_living(&format!("http://{address}/status.json"), &mut cluster).map_err(environment)?;
+        if living.config_hash != cluster.hash {
+            tell(&environment(decides_otherwise(&living.config_hash, &cluster.hash)));
+        }
+        living.egress
     } else {
         EgressPorts { v4: Some(0), v6: Some(0) }
     };
-    let Obtained { keys, .. } = obtained;
     let tables = cluster.tables(1, &keys, false, None);
     let names: Vec<&str> = tables.listeners.iter().map(|listener| &*listener.name).collect();
     let wanted = args.listener.as_deref();
@@ -102,8 +107,16 @@ fn mend_line_ends(message: &mut Vec<u8>) {
     say!("note: lines ended in a bare LF, which viahop refuses; they were mended to CRLF");
 }
 
-/// Takes the states of backends from a running viahop, and returns the ports of its first shard.
-fn ask_the_living(url: &str, cluster: &mut Cluster) -> Result<EgressPorts, Problem> {
+/// What a running viahop says of itself.
+struct Living {
+    /// The ports of its first shard.
+    egress: EgressPorts,
+    /// The digest of what decides there.
+    config_hash: String,
+}
+
+/// Takes the states of backends from a running viahop.
+fn ask_the_living(url: &str, cluster: &mut Cluster) -> Result<Living, Problem> {
     let wrong = |what: String| Problem::environment(what).help("is it running? `viahop health` asks the same");
     let (_, text) = get(url, Duration::from_secs(2)).map_err(|error| wrong(format!("{url}: {error}")))?;
     let status: serde_json::Value =
@@ -119,9 +132,23 @@ fn ask_the_living(url: &str, cluster: &mut Cluster) -> Result<EgressPorts, Probl
             backend.weight.now = weight.unwrap_or(backend.weight.now);
         }
     }
+    // What an operator has set there is in its hash.
+    cluster.rehash();
     let shard = &status["shards"][0];
     let port = |name: &str| shard[name].as_u64().and_then(|port| u16::try_from(port).ok());
-    Ok(EgressPorts { v4: port("egress_port_v4"), v6: port("egress_port_v6") })
+    let egress = EgressPorts { v4: port("egress_port_v4"), v6: port("egress_port_v6") };
+    Ok(Living { egress, config_hash: status["config_hash"].as_str().unwrap_or_default().to_owned() })
+}
+
+/// The warning that what is explained is not what the running viahop does.
+fn decides_otherwise(there: &str, here: &str) -> Problem {
+    let title =
+        format!("the running viahop goes by another secret or file: its config_hash is {there}, here it is {here}");
+    let problem = Problem { severity: Severity::Warning, ..Problem::environment(title) };
+    problem.help(
+        "it may choose another backend than what follows says: ask as the user it runs as, with its STATE_DIRECTORY and the file it has \
+         read; `viahop ctl status` names that, `viahop ctl reload --dry-run` what has changed in it",
+    )
 }
 
 fn print(tables: &Tables, egress: EgressPorts, arrival: Arrival, mut message: Vec<u8>, live: bool) {

@@ -78,6 +78,32 @@ pub fn obtain(secret: &Secret, token_keys: &[TokenKey]) -> Result<Obtained, Prob
     root.obtained(token_keys, remarks)
 }
 
+/// The same for a command that only looks: where this node's own secret is not kept yet, or not for this user to read, none is
+/// made to be kept but one for the moment, with a warning.
+///
+/// # Errors
+/// A file that the operator names cannot be read, or holds too little.
+pub fn look_up(secret: &Secret, token_keys: &[TokenKey]) -> Result<Obtained, Problem> {
+    if *secret != Secret::Own {
+        return obtain(secret, token_keys);
+    }
+    let path = own_path();
+    let title = match path.as_deref().map(|path| (path, kept(path))) {
+        Some((path, Ok(Some(secret)))) => {
+            return Root::new(&secret).obtained(token_keys, too_open(path).into_iter().collect());
+        }
+        Some((path, Ok(None))) => format!("there is no secret in {}", path.display()),
+        Some((path, Err(error))) => format!("cannot read the secret in {}: {error}", path.display()),
+        None => "it is not known where the secret is kept: neither STATE_DIRECTORY nor HOME is set".to_owned(),
+    };
+    let problem = Problem { severity: Severity::Warning, ..Problem::environment(title) };
+    let help = "with the one made up for now, keys lead to other backends than with viahop's own: ask as the user it runs as, with its \
+                STATE_DIRECTORY, or name a `secret_file` in `[balancer]`";
+    let mut obtained = ephemeral(token_keys)?;
+    obtained.remarks.push(problem.help(help));
+    Ok(obtained)
+}
+
 /// A secret that nobody else has and that is forgotten with the process.
 ///
 /// # Errors
@@ -213,14 +239,21 @@ struct Own {
     is_fresh: bool,
 }
 
+/// Our own secret, if one was made before.
+fn kept(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(secret) if secret.len() >= OWN_OCTETS => Ok(Some(secret)),
+        Ok(_) => Err(io::Error::other("the file holds something else")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 fn own(path: Option<&Path>) -> io::Result<Own> {
     let old = |secret| Own { secret, is_fresh: false };
     let path = path.ok_or_else(|| io::Error::other("neither STATE_DIRECTORY nor HOME is set"))?;
-    match fs::read(path) {
-        Ok(secret) if secret.len() >= OWN_OCTETS => return Ok(old(secret)),
-        Ok(_) => return Err(io::Error::other("the file holds something else")),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+    if let Some(secret) = kept(path)? {
+        return Ok(old(secret));
     }
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;

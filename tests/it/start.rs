@@ -2,7 +2,10 @@
 
 use crate::live::{Folder, Viahop, config, free_port, output, viahop};
 use crate::support::has_peer;
+use std::fs;
 use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use viahop::sys::uninterrupted;
@@ -277,6 +280,41 @@ fn explain_says_what_the_live_program_does() {
         let len = uninterrupted(|| backends[place].recv(&mut room)).unwrap();
         assert_eq!(String::from_utf8_lossy(&room[..len]).trim_end(), explained.trim_end());
         assert!(reasons.contains("slot") && reasons.contains("pool     proxies"), "{reasons}");
+        assert_eq!(stderr, "");
     }
+    viahop.end();
+}
+
+#[test]
+fn explain_says_when_its_secret_is_not_that_of_the_running_viahop_and_makes_none() {
+    let viahop = Viahop::start("explain-stranger", &config(free_port(), &[free_port()], crate::live::UNPROBED));
+    let message = viahop.folder.write("message.sip", "OPTIONS sip:bob@example.net SIP/2.0\r\n\r\n");
+    let file = viahop.folder.0.join("viahop.toml");
+    let explained_from = |state: &Path, live: &[&str]| {
+        let args = ["explain", "-c", file.to_str().unwrap(), message.to_str().unwrap()];
+        let (code, _, stderr) = output(crate::live::viahop(&args).args(live).env("STATE_DIRECTORY", state));
+        assert_eq!(code, 0, "{stderr}");
+        stderr
+    };
+    // Somebody else's place, with no secret at first, and then with one of its own.
+    let state = viahop.folder.0.join("stranger");
+    fs::create_dir(&state).unwrap();
+    let secret = state.join("secret");
+    let alone = explained_from(&state, &[]);
+    assert!(alone.contains(&format!("there is no secret in {}", secret.display())), "{alone}");
+    assert!(alone.contains("as the user it runs as") && !secret.exists(), "{alone}");
+    fs::write(&secret, [7; 32]).unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(explained_from(&state, &[]), "");
+    let other = explained_from(&state, &["--live"]);
+    let hash = viahop.status()["config_hash"].as_str().unwrap().to_owned();
+    assert!(other.contains(&format!("another secret or file: its config_hash is {hash}")), "{other}");
+    // What was set by hand in the running one is no difference.
+    let socket = viahop.folder.0.join("ctl.sock");
+    let port = viahop.status()["backends"][0]["name"].as_str().unwrap().to_owned();
+    let args = ["ctl", "--socket", socket.to_str().unwrap(), "backend", &port, "weight", "7"];
+    let (code, _, stderr) = output(&mut crate::live::viahop(&args));
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(explained_from(&viahop.folder.0, &["--live"]), "");
     viahop.end();
 }
