@@ -69,6 +69,26 @@ fn a_run_whose_lines_cannot_be_written_goes_on_and_writes_its_log() {
 }
 
 #[test]
+fn a_file_that_cannot_be_written_is_said_before_the_run_and_one_that_is_there_stays_until_there_is_another() {
+    let dir = Dir::new("unwritable");
+    for command in [&["run", "--listen", ANY, "--calls", "1"][..], &["search", "--listen", ANY], &["compare"]] {
+        let path = dir.path("absent/x.json");
+        let output = run_plain(&[command, &["--json", &path]].concat());
+        assert_eq!(output.code, 4, "{}", output.all());
+        assert!(output.stderr.contains(&path) && output.stderr.contains("nothing was run"), "{}", output.all());
+        assert_eq!(output.stdout, "", "{command:?}");
+    }
+    let log = dir.path("run.json");
+    std::fs::write(&log, "a log that is longer than what comes next".repeat(1000)).unwrap();
+    let before = std::fs::read(&log).unwrap();
+    let output = run(&["run", "--listen", "udp:192.0.2.1:5060", "--calls", "1", "-q", "--json", &log]);
+    assert_ne!(output.code, 0, "nobody here has this address: {}", output.all());
+    assert_eq!(std::fs::read(&log).unwrap(), before);
+    assert_eq!(run(&["run", "--listen", ANY, "--calls", "1", "-q", "--json", &log]).code, 0);
+    assert_eq!(run(&["report", &log, "--assert", "placed==1"]).code, 0);
+}
+
+#[test]
 fn a_target_where_nobody_listens_is_void_and_says_why() {
     let args = ["uac", "--target", "sip:127.0.0.1:9", "--calls", "3", "--t1", "5ms", "-q"];
     let output = run(&args);

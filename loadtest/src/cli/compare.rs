@@ -1,6 +1,7 @@
 //! `viahop-load compare`: elements against each other.
 
 use super::Outcome;
+use super::result_file::ResultFile;
 use crate::clock::{SECOND_NS, now_ns, ns};
 use crate::compare::element::{Element, KNOWN, KNOWN_TCP, KNOWN_TLS};
 use crate::compare::rounds::{self, Plan};
@@ -88,6 +89,7 @@ pub fn run(args: &Args) -> Outcome {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    let file = args.json.as_deref().map(ResultFile::open).transpose()?;
     let (driver_core, core) = cores(args)?;
     process::pin_this_thread(driver_core).map_err(|error| {
         Failure::new(Exit::Environment, "compare", format!("core {driver_core} is not to be had: {error}"))
@@ -132,10 +134,9 @@ pub fn run(args: &Args) -> Outcome {
         TransportName::Udp => "relay",
     });
     answer(format_args!("{}", table::render(&outcome, baseline)));
-    if let Some(path) = &args.json {
+    if let Some(file) = file {
         let text = serde_json::to_string_pretty(&outcome).expect("numbers and names are JSON");
-        std::fs::write(path, text)
-            .map_err(|error| Failure::new(Exit::Environment, "compare", format!("{}: {error}", path.display())))?;
+        file.write(&text)?;
     }
     Ok(if outcome.cut { ExitCode::from(Exit::Failed as u8) } else { ExitCode::SUCCESS })
 }

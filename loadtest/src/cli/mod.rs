@@ -6,6 +6,7 @@ mod idle;
 mod options;
 mod relay;
 mod report;
+mod result_file;
 mod run;
 mod scenarios;
 mod search;

@@ -1,5 +1,6 @@
 //! What the commands that generate load share: the options of callers, of callees, and of what is written down.
 
+use super::result_file::ResultFile;
 use crate::assertion::Assertion;
 use crate::clock::{SECOND_NS, ns};
 use crate::digest::{ALGORITHMS, Realm};
@@ -175,6 +176,29 @@ pub struct Written {
     pub quiet: bool,
 }
 
+/// The files of [`Written`], open.
+pub struct Files {
+    json: Option<ResultFile>,
+    hgrm: Option<ResultFile>,
+    html: Option<ResultFile>,
+}
+
+impl Files {
+    /// Writes what was asked for.
+    pub fn write(self, log: &Log) -> Result<(), Failure> {
+        if let Some(file) = self.json {
+            file.write(&log.write())?;
+        }
+        if let Some(file) = self.hgrm {
+            file.write(&hgrm::render(&log.calls.as_ref().map_or_else(Latencies::default, uac::Report::latency)))?;
+        }
+        if let Some(file) = self.html {
+            file.write(&html::render(log))?;
+        }
+        Ok(())
+    }
+}
+
 /// One line per second, for pipes and files.
 struct Lines;
 
@@ -314,6 +338,7 @@ impl Called {
 impl Written {
     /// Runs the plan, shows it, writes it down, and says how the program is to end.
     pub fn run(&self, plan: &Plan) -> super::Outcome {
+        let files = self.open()?;
         process::catch_stop_signals();
         let log = match (self.quiet, Screen::open(plan)) {
             (true, _) => run::run(plan, &mut ())?,
@@ -321,26 +346,14 @@ impl Written {
             (false, None) => run::run(plan, &mut Lines)?,
         };
         answer(format_args!("{}", report::render(&log)));
-        self.write(&log)?;
+        files.write(&log)?;
         Ok(self.judge(&log))
     }
 
-    /// Writes what was asked for.
-    pub fn write(&self, log: &Log) -> Result<(), Failure> {
-        let write = |path: &Path, text: String| {
-            std::fs::write(path, text)
-                .map_err(|error| Failure::new(Exit::Environment, "write", format!("{}: {error}", path.display())))
-        };
-        if let Some(path) = &self.json {
-            write(path, log.write())?;
-        }
-        if let Some(path) = &self.hgrm {
-            write(path, hgrm::render(&log.calls.as_ref().map_or_else(Latencies::default, uac::Report::latency)))?;
-        }
-        if let Some(path) = &self.html {
-            write(path, html::render(log))?;
-        }
-        Ok(())
+    /// Opens the files that were asked for.
+    pub fn open(&self) -> Result<Files, Failure> {
+        let open = |path: &Option<PathBuf>| path.as_deref().map(ResultFile::open).transpose();
+        Ok(Files { json: open(&self.json)?, hgrm: open(&self.hgrm)?, html: open(&self.html)? })
     }
 
     /// Looks at the assertions and at what makes a result none.

@@ -24,7 +24,7 @@ pub fn run(args: &Args) -> Outcome {
         log.add(&other?);
     }
     answer(format_args!("{}", crate::report::render(&log)));
-    args.written.write(&log)?;
+    args.written.open()?.write(&log)?;
     Ok(args.written.judge(&log))
 }
 

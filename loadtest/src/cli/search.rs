@@ -1,6 +1,7 @@
 //! `viahop-load search`: the highest rate an element sustains.
 
 use super::options::{Called, Calling, positive, read_cores, shards};
+use super::result_file::ResultFile;
 use super::{Cores, Outcome};
 use crate::clock::{SECOND_NS, ns};
 use crate::endpoint::{Endpoint, parse_target};
@@ -74,6 +75,7 @@ struct Report<'a> {
 }
 
 pub fn run(args: &Args) -> Outcome {
+    let file = args.json.as_deref().map(ResultFile::open).transpose()?;
     process::catch_stop_signals();
     let mut trials = Vec::new();
     let parameters = Parameters { first: args.calling.rate as u64, rise: args.rise, confirmations: args.confirmations };
@@ -86,11 +88,10 @@ pub fn run(args: &Args) -> Outcome {
     })?;
     answer(format_args!("{}", setup(args)?));
     let valid = conclude(args, found)?;
-    if let Some(path) = &args.json {
+    if let Some(file) = file {
         let report = Report { machine: crate::usage::machine(), found, valid, trials: &trials };
         let text = serde_json::to_string_pretty(&report).expect("names and numbers are JSON");
-        std::fs::write(path, text)
-            .map_err(|error| Failure::new(Exit::Environment, "write", format!("{}: {error}", path.display())))?;
+        file.write(&text)?;
     }
     Ok(if valid { ExitCode::SUCCESS } else { ExitCode::from(Exit::Failed as u8) })
 }
