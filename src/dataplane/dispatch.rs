@@ -420,10 +420,7 @@ impl Dispatcher {
         //= RFC 3261 section 16.11
         //# If the address does not match the proxy, the message MUST be silently
         //# discarded.
-        let Top { token, digest, comma, value_start } = match pop::top(message, row) {
-            Ok(top) => top,
-            Err(reason) => return Err(reason),
-        };
+        let Top { token, digest, comma, value_start } = pop::top(message, row)?;
         if let Some(digest) = digest {
             self.router.expect(digest);
         }

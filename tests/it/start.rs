@@ -63,7 +63,7 @@ fn a_new_configuration_is_advised_only_where_there_is_none() {
         (folder.0.clone(), "Is a directory", "name the file in it"),
         (folder.write("binary.toml", ""), "valid UTF-8", "text in UTF-8"),
     ];
-    std::fs::write(&rows[2].0, [0xff, 0xfe]).unwrap();
+    fs::write(&rows[2].0, [0xff, 0xfe]).unwrap();
     for (path, said, help) in rows {
         let (code, _, stderr) = output(&mut viahop(&["check", path.to_str().unwrap()]));
         assert_eq!(code, 3, "{stderr}");
@@ -146,7 +146,7 @@ fn an_answer_that_cannot_be_written_is_said_and_one_that_nobody_reads_is_not() {
             let output = command.stderr(std::process::Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
             (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
         };
-        let (code, stderr) = ended(std::fs::File::options().write(true).open("/dev/full").unwrap().into());
+        let (code, stderr) = ended(fs::File::options().write(true).open("/dev/full").unwrap().into());
         assert_eq!(code, 4, "{args:?}: {stderr}");
         assert!(stderr.contains("error: cannot write to standard output: No space left"), "{args:?}: {stderr}");
         let (reader, writer) = std::io::pipe().unwrap();

@@ -851,8 +851,8 @@ mod tests {
         fn send(&mut self, octets: &[u8], tally: Tally) {
             let from = Sender::Stream { id: StreamId::new(0, 0, 1).unwrap(), listener: None };
             let (to, counters) = (self.client.local_addr().unwrap(), &self.end.counters.streams);
-            let mesh = &mut self.end.mesh;
-            self.streams.send(from, to, [octets, b""], tally, None, 0, mesh, counters, &mut self.fates);
+            let (tables, mesh) = (self.end.shared.tables.load(), &mut self.end.mesh);
+            self.streams.send(from, to, [octets, b""], tally, None, 0, mesh, &tables, counters, &mut self.fates);
         }
 
         fn flush(&mut self) {
