@@ -166,11 +166,11 @@ fn check_record(
     // Of the NOTIFYs only those get one whose dialog came with a token.
     let may = !is_known && !in_dialog || method == b"NOTIFY" && value("route").windows(3).any(|part| part == b"vh=");
     let is_path = method == b"REGISTER";
-    let sender = world.backend_at(arrival.from);
+    let sender = world.speaker(arrival);
     let ends = match from {
-        Sender::Egress if sender.is_none() => {
-            arrival.listener.map(|listener| (listener, arrival.from, arrival.local, world.backend_at(to).unwrap()))
-        }
+        Sender::Egress if sender.is_none() => arrival
+            .listener
+            .map(|listener| (listener, home_of(before, arrival.from), arrival.local, world.backend_at(to).unwrap())),
         Sender::Listener { index, local } => sender.map(|backend| (index, to, local, backend)).filter(|_| !is_path),
         Sender::Egress => None,
         Sender::Connect { .. } | Sender::Stream { .. } => panic!("there are only datagrams"),
@@ -401,21 +401,26 @@ pub fn check_way_back(number: usize, octets: &[u8], arrival: &Arrival, outcome: 
     };
     let back = world::receive(number, &response, Arrival { from: to, listener, local, stream: None });
 
-    let request = Message::read(octets).unwrap();
-    let via = Parameterized::read(request.values("via")[0]);
-    let port = match via.param("rport") {
-        Some(_) => arrival.from.port(),
-        None => host_and_port(via.head).1.unwrap_or(default_port(via.head)),
-    };
     let home = match arrival.listener {
         Some(index) => Sender::Listener { index, local: arrival.local },
         None => Sender::Egress,
     };
     let backend = worlds_backend(number, to);
-    let expected = Verdict::Forward { to: SocketAddr::new(arrival.from.ip(), port), from: home, backend };
+    let to_client = home_of(&Message::read(octets).unwrap(), arrival.from);
+    let expected = Verdict::Forward { to: to_client, from: home, backend };
     assert_eq!(back.verdict, expected, "{}", response.escape_ascii());
     assert_eq!(Octets(&back.sent), Octets(&[b"SIP/2.0 200 OK\r\n", behind_ours].concat()));
     check(&world::worlds()[number], &response, &Arrival { from: to, listener, local, stream: None }, &back);
+}
+
+/// Where responses to a request from `source` go, and requests of its dialog (RFC 3261 18.2.2, RFC 3581 4).
+fn home_of(request: &Message, source: SocketAddr) -> SocketAddr {
+    let via = Parameterized::read(request.values("via")[0]);
+    let port = match via.param("rport") {
+        Some(_) => source.port(),
+        None => host_and_port(via.head).1.unwrap_or(default_port(via.head)),
+    };
+    SocketAddr::new(source.ip(), port)
 }
 
 /// The port that stands for none in a sent-by (RFC 3261 18.1.1, RFC 7118 5.2.2), by what the Via says of the transport.

@@ -156,6 +156,15 @@ impl World {
         self.tables.backends.iter().position(|backend| backend.address == address).map(|index| index as u16)
     }
 
+    /// The backend that what arrives so comes from: one that places calls from another port than its own is known by its host, if it
+    /// is alone there.
+    pub fn speaker(&self, arrival: &Arrival) -> Option<u16> {
+        let host = |at: &SocketAddr| at.ip() == arrival.from.ip();
+        let mut there = self.tables.backends.iter().map(|backend| backend.address).filter(host);
+        let alone = there.next().filter(|_| there.next().is_none() && self.is_inside(arrival));
+        self.backend_at(arrival.from).or_else(|| self.backend_at(alone?))
+    }
+
     /// Whether what arrives so comes from inside.
     pub fn is_inside(&self, arrival: &Arrival) -> bool {
         let in_network = match arrival.from.ip() {
