@@ -401,7 +401,7 @@ impl<'a> Call<'a> {
         let Verdict::Forward { to, from, .. } = outcome.verdict else { panic!("{:?}", outcome.verdict) };
         let listener =
             Sender::Listener { index: self.arrival.listener.expect("a listener"), local: self.arrival.local };
-        assert_eq!((to, from), (self.arrival.from, listener));
+        assert_eq!((to, from), (self.home(), listener));
     }
 
     /// From inside, a token chooses where a datagram goes: touched, it is refused.
