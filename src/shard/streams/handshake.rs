@@ -202,13 +202,6 @@ impl Streams {
         }
     }
 
-    /// Notes that `peer` can be connected to.
-    pub(super) fn reached(&mut self, peer: SocketAddr) {
-        if let Some(target) = self.by_target.get_mut(&peer) {
-            target.failures = 0;
-        }
-    }
-
     /// Ends the connection in `slot`, whose TLS has failed.
     pub(super) fn fail(
         &mut self,

@@ -4,7 +4,8 @@
 //! It is asked for where the connection comes from one of the networks of `proxy_protocol`, and read nowhere else: anybody
 //! could write one. It stands in front of everything, of TLS too.
 
-use super::{Streams, source_of};
+use super::Streams;
+use super::admit::source_of;
 use crate::dataplane::counters::{Ended, StreamCounters};
 use crate::shard::outbox::Fates;
 use ppp::{HeaderResult, PartialResult, v1, v2};

@@ -14,8 +14,9 @@
 //! All else about them is as about the connections that clients share: what comes on them is from inside, what cannot be
 //! delivered is answered, and after a failure the backend has a moment's peace, whoever asks for it.
 
+use super::Streams;
 use super::connection::Connection;
-use super::{HALF_CLOSED_MS, Streams};
+use super::sweep::HALF_CLOSED_MS;
 use crate::dataplane::counters::{Ended, StreamCounters, Tally};
 use crate::dataplane::route::Arrival;
 use crate::dataplane::tables::{ProxyHeader, Tables};
@@ -140,7 +141,7 @@ impl Streams {
             }
             self.end(slot, Ended::Closed, now_ms, counters, fates);
         }
-        if self.by_target.get(&to).is_some_and(|target| now_ms < target.not_before_ms) {
+        if self.by_target.get(&to).is_some_and(|target| target.waits(now_ms)) {
             return Err(());
         }
         if self.proxied.count() >= self.limits.proxied

@@ -14,8 +14,9 @@
 use super::connection::{Origin, State};
 use super::handshake;
 use super::proxied::Client;
+use super::send::{Undelivered, Why};
 use super::wire::Broken as BrokenWire;
-use super::{Ended, READ, ROOM, Streams, Undelivered, Why};
+use super::{Ended, READ, ROOM, Streams};
 use crate::dataplane::counters::{Kind, Tally};
 use crate::dataplane::frame::{Broken, Frame, LINE_END, PING, PONG};
 use crate::dataplane::limits::{HEAD_MAX, PAYLOAD_MAX};

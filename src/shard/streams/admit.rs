@@ -1,0 +1,95 @@
+//! Who may have a connection: what is accepted at a listener, and how many of one source.
+
+use super::connection::{Connection, Origin};
+use super::websocket::WebSocket;
+use super::{HELD_MAX, Streams};
+use crate::dataplane::counters::{Ended, StreamCounters};
+use crate::dataplane::tables::Tables;
+use crate::sys::tcp;
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::AsRawFd;
+
+/// Connections accepted in one turn of a listener, so that nobody keeps the shard to himself.
+const ACCEPTS: usize = 64;
+
+/// How long accepting pauses when no descriptor is left, in milliseconds.
+const PAUSE_MS: u64 = 1000;
+
+impl Streams {
+    /// Takes connections that wait at listener number `place` of this list.
+    pub(super) fn accept(&mut self, place: usize, now_ms: u64, tables: &Tables, counters: &StreamCounters) {
+        for _ in 0..ACCEPTS {
+            let Some(listener) = self.listeners.get(place) else { return };
+            let (index, tells_local, transport) = (listener.index, listener.tells_local, listener.transport);
+            let origins = listener.origins.clone();
+            let (socket, peer) = match tcp::accept(&listener.socket) {
+                Ok(Some(taken)) => taken,
+                Ok(None) => return,
+                Err(_) => return self.pause(now_ms, counters),
+            };
+            counters.accepted.add(1);
+            // Who comes by a proxy is known when the proxy has said it.
+            let listens = tables.listeners.get(index as usize);
+            let is_proxied = listens.is_some_and(|one| one.proxies.iter().any(|network| network.has(peer.ip())));
+            let source = (!is_proxied).then(|| source_of(peer.ip()));
+            let wire = self.admit(source).and_then(|()| self.wire_of(socket, index, transport, peer, counters));
+            let taken = wire.and_then(|wire| {
+                let generation = self.next_generation();
+                let mut connection = Connection::new(wire, peer, Some(index), Origin::Accepted, generation, now_ms);
+                connection.websocket = transport.is_websocket().then(|| Box::new(WebSocket::new(origins.clone())));
+                if tells_local {
+                    connection.local = connection.wire.socket().local_addr().ok().map(|address| address.ip());
+                }
+                connection.source = source;
+                connection.prelude = is_proxied.then(Box::default);
+                self.insert(connection).map_err(|_| Ended::Limit)
+            });
+            match taken {
+                Ok(_) => self.count(source),
+                Err(ended) => counters.ended[ended as usize].add(1),
+            }
+        }
+    }
+
+    /// Counts a connection with those of its source.
+    pub(super) fn count(&mut self, source: Option<IpAddr>) {
+        source.into_iter().for_each(|source| *self.by_source.entry(source).or_default() += 1);
+    }
+
+    /// Whether there is room for a connection from `source`.
+    pub(super) fn admit(&self, source: Option<IpAddr>) -> Result<(), Ended> {
+        let of_source = source.and_then(|source| self.by_source.get(&source).copied()).unwrap_or_default();
+        match () {
+            () if self.open_beside_proxied() >= self.limits.connections || self.held >= HELD_MAX => Err(Ended::Limit),
+            () if of_source >= self.limits.per_source => Err(Ended::SourceLimit),
+            () => Ok(()),
+        }
+    }
+
+    /// Connections that count against what there may be: those that are for one client have a bound of their own.
+    pub(super) fn open_beside_proxied(&self) -> usize {
+        self.open - self.proxied.count()
+    }
+
+    /// Accepts nothing for a while: each attempt would fail for want of a descriptor, and the listener stays ready.
+    pub(super) fn pause(&mut self, now_ms: u64, counters: &StreamCounters) {
+        counters.pauses.add(1);
+        self.paused_until_ms = Some(now_ms + PAUSE_MS);
+        self.listen(false);
+    }
+
+    pub(super) fn listen(&mut self, wanted: bool) {
+        for (place, listener) in self.listeners.iter().enumerate() {
+            // It can fail only for a descriptor that is not in the set.
+            self.poller.set_interest(listener.socket.as_raw_fd(), self.first + place as u32, wanted, false).ok();
+        }
+    }
+}
+
+/// Whose connections count together: an IPv4 address, or the /64 that one site of IPv6 has.
+pub(super) fn source_of(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+    }
+}

@@ -1,0 +1,129 @@
+//! Whom we connect to: backends, and clients whose connection is gone.
+//!
+//! One connection for all that goes to an address, opened with the first message. Where none can be opened, the next attempt waits.
+
+use super::Streams;
+use super::connection::{Connection, Origin};
+use super::proxied::Client;
+use super::wire::Wire;
+use crate::dataplane::counters::{Ended, StreamCounters};
+use crate::dataplane::tables::Tables;
+use crate::shard::outbox::Fates;
+use crate::sys::tcp;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+/// After the first failure to connect the next attempt is made at once; then it waits as long, and twice as long each time.
+const BACK_OFF_MS: u64 = 100;
+/// At most so long.
+const BACK_OFF_MAX_MS: u64 = 5000;
+
+/// Somebody we connect to.
+#[derive(Debug, Default)]
+pub(super) struct Target {
+    slot: Option<usize>,
+    /// Attempts that have failed since the last that has not.
+    failures: u32,
+    /// No attempt before this.
+    not_before_ms: u64,
+}
+
+impl Target {
+    /// Whether it is too early for another attempt.
+    pub(super) fn waits(&self, now_ms: u64) -> bool {
+        now_ms < self.not_before_ms
+    }
+
+    /// Whether nothing has to be remembered of it any more.
+    pub(super) fn is_over(&self, now_ms: u64) -> bool {
+        self.slot.is_none() && now_ms >= self.not_before_ms + BACK_OFF_MAX_MS
+    }
+}
+
+impl Streams {
+    /// The slot of a connection to `to`, which may still be being opened. For `listener`, if it is to no backend.
+    pub(super) fn connect(
+        &mut self,
+        to: SocketAddr,
+        listener: Option<u8>,
+        now_ms: u64,
+        tables: &Tables,
+        counters: &StreamCounters,
+        fates: &mut impl Fates,
+    ) -> Result<usize, ()> {
+        if let Some(slot) = self.by_target.get(&to).and_then(|target| target.slot) {
+            if !self.speaks_otherwise(slot, tables) {
+                return Ok(slot);
+            }
+            self.end(slot, Ended::Closed, now_ms, counters, fates);
+        }
+        let target = self.by_target.entry(to).or_default();
+        if target.waits(now_ms) || listener.is_some_and(|index| self.only_accepts(index)) {
+            // Who is at an address that a client gave, no certificate could tell; and nobody listens in a browser.
+            return Err(());
+        }
+        let slot = self.open(to, listener, None, now_ms, tables, counters)?;
+        self.by_target.entry(to).or_default().slot = Some(slot);
+        Ok(slot)
+    }
+
+    /// Whether `tables`, which may have come after the last sweep, forbid that anything is sent on the connection in `slot`.
+    pub(super) fn speaks_otherwise(&self, slot: usize, tables: &Tables) -> bool {
+        let connection = self.slots.get(slot).and_then(Option::as_deref);
+        connection.is_some_and(|connection| connection.speaks_otherwise(tables))
+    }
+
+    /// Begins to open a connection to `to`: for `listener`, if it is to no backend; for `client` alone, if it is for one.
+    pub(super) fn open(
+        &mut self,
+        to: SocketAddr,
+        listener: Option<u8>,
+        client: Option<Client>,
+        now_ms: u64,
+        tables: &Tables,
+        counters: &StreamCounters,
+    ) -> Result<usize, ()> {
+        counters.opened.add(1);
+        let local = match to {
+            SocketAddr::V4(_) => self.limits.egress_v4.map(IpAddr::V4),
+            SocketAddr::V6(_) => self.limits.egress_v6.map(IpAddr::V6),
+        };
+        // Backends have a place of their own: clients that fill all there is must not cut the cluster off.
+        let is_full = listener.is_some() && self.open_beside_proxied() >= self.limits.connections;
+        let socket = if is_full { Err(io::ErrorKind::QuotaExceeded.into()) } else { tcp::connect(to, local) };
+        let generation = self.next_generation();
+        let inserted = socket.and_then(|socket| {
+            let preface = client.map_or(Ok(Vec::new()), |client| client.header())?;
+            let wire = Wire::new(socket, self.session_to(to, listener, tables)?).behind(preface);
+            let connection = Connection::new(wire, to, listener, Origin::Opened, generation, now_ms);
+            self.insert(connection.on_behalf_of(client, now_ms))
+        });
+        inserted.map_err(|_| {
+            counters.ended[if is_full { Ended::Limit } else { Ended::ConnectFailed } as usize].add(1);
+            self.lost(usize::MAX, to, true, listener.is_some(), now_ms);
+        })
+    }
+
+    /// Notes that `peer` can be connected to.
+    pub(super) fn reached(&mut self, peer: SocketAddr) {
+        if let Some(target) = self.by_target.get_mut(&peer) {
+            target.failures = 0;
+        }
+    }
+
+    /// The connection to `to` that was in `slot` is gone. `is_client`: it is no backend, and nothing is remembered of it.
+    pub(super) fn lost(&mut self, slot: usize, to: SocketAddr, was_connecting: bool, is_client: bool, now_ms: u64) {
+        if is_client && !was_connecting {
+            self.by_target.remove(&to);
+            return;
+        }
+        let target = self.by_target.entry(to).or_default();
+        target.slot = target.slot.filter(|&shared| shared != slot);
+        // Attempts that were made together fail together, and count as one.
+        if was_connecting && !target.waits(now_ms) {
+            let wait = BACK_OFF_MS << target.failures.min(10);
+            target.failures += 1;
+            target.not_before_ms = now_ms + wait.min(BACK_OFF_MAX_MS);
+        }
+    }
+}

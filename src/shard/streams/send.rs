@@ -1,0 +1,316 @@
+//! What leaves by connections: queued at one, sent with the end of the turn, or given back as undelivered.
+
+use super::connection::{Origin, State};
+use super::proxied::Client;
+use super::{HELD_MAX, Streams};
+use crate::dataplane::counters::{Ended, StreamCounters, Tally};
+use crate::dataplane::tables::Tables;
+use crate::dataplane::transport::StreamId;
+use crate::dataplane::verdict::{DropReason, Sender};
+use crate::link::{Handed, Mesh};
+use crate::shard::outbox::Fates;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+
+/// What a request could not be delivered for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The client's connection is gone: 430 (RFC 5626 5.3.1).
+    FlowGone,
+    /// There is no way to the server: 503 (RFC 3261 16.9).
+    Unreachable,
+}
+
+/// A request that could not be delivered.
+#[derive(Debug)]
+pub struct Undelivered {
+    /// The request as it was to be sent.
+    pub octets: Box<[u8]>,
+    /// Where to.
+    pub to: SocketAddr,
+    /// The backend, if it was to go to one.
+    pub backend: Option<u16>,
+    /// Why not.
+    pub why: Why,
+    /// Whether no connection could be opened at all.
+    pub was_connecting: bool,
+}
+
+impl Streams {
+    /// Takes a message that is to leave by `from`, to whoever is at `to`: queues it at its connection, which is opened if
+    /// it has to be, hands it to the shard that has the connection, or gives it up. With `client`, the connection to a
+    /// backend is the client's own.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one caller for each way a message comes, which has them all at hand"
+    )]
+    pub fn send(
+        &mut self,
+        from: Sender,
+        to: SocketAddr,
+        parts: [&[u8]; 2],
+        tally: Tally,
+        client: Option<Client>,
+        now_ms: u64,
+        mesh: &mut Mesh,
+        tables: &Tables,
+        counters: &StreamCounters,
+        fates: &mut impl Fates,
+    ) {
+        let slot = match from {
+            Sender::Stream { id, .. } if mesh.leads_to(id.shard()) => {
+                let handed = Handed::Message { from, to, octets: parts.concat().into(), tally };
+                return match mesh.hand(id.shard(), handed) {
+                    true => fates.handed_over(),
+                    false => fates.lost(DropReason::HandoffFull),
+                };
+            }
+            Sender::Stream { id, listener } => match (self.find(id, to), tally) {
+                (Some(slot), _) => Ok(slot),
+                // RFC 3261 18.2.2: where it cannot go down the connection it is to go down, a response goes down another.
+                (None, Tally::Response(..)) if listener.is_some() => {
+                    self.connect(to, listener, now_ms, tables, counters, fates).map_err(|()| Why::FlowGone)
+                }
+                _ => Err(Why::FlowGone),
+            },
+            Sender::Connect { listener } => {
+                let slot = match client.filter(|_| listener.is_none()) {
+                    Some(client) => self.connect_for(client, to, now_ms, tables, counters, fates),
+                    None => self.connect(to, listener, now_ms, tables, counters, fates),
+                };
+                if slot.is_err() && listener.is_none() {
+                    // A backend may not be tried again for longer than it is suspected, and others could have its requests.
+                    fates.refused(to);
+                }
+                slot.map_err(|()| Why::Unreachable)
+            }
+            Sender::Egress | Sender::Listener { .. } => Err(Why::Unreachable),
+        };
+        let len = parts[0].len() + parts[1].len();
+        let is_full = self.held + len > HELD_MAX;
+        if let Ok(slot) = slot
+            && is_full
+        {
+            // What was queued earlier in this turn does not wait for the kernel, only for the end of the turn.
+            self.flush_one(slot, now_ms, counters, fates);
+        }
+        let held = slot.ok().and_then(|slot| Some((self.connection(slot)?, slot)));
+        let why = match (held, slot) {
+            (None, Err(why)) => why,
+            (None, Ok(_)) => Why::FlowGone,
+            (Some((connection, slot)), _) if !connection.has_room(len) || is_full && !connection.is_clear() => {
+                // A client that does not read is closed, but none for what others hold. A backend's connection carries
+                // everybody's calls.
+                if connection.origin == Origin::Accepted && !connection.has_room(len) {
+                    self.end(slot, Ended::Unread, now_ms, counters, fates);
+                }
+                match tally {
+                    Tally::Request(_) => Why::Unreachable,
+                    _ => return fates.lost(DropReason::SendBacklogFull),
+                }
+            }
+            (Some((connection, slot)), _) => {
+                connection.note_goes(parts[0], tally, now_ms);
+                let before = connection.held();
+                connection.push(parts, Some(tally));
+                let grown = connection.held() - before;
+                self.held += grown;
+                fates.waiting(1);
+                return self.note_dirty(slot);
+            }
+        };
+        match tally {
+            Tally::Request(backend) => {
+                let octets = parts.concat().into();
+                self.undelivered.push(Undelivered { octets, to, backend, why, was_connecting: true });
+            }
+            _ if why == Why::FlowGone => fates.lost(DropReason::FlowGone),
+            _ => fates.lost(DropReason::ConnectionFailed),
+        }
+    }
+
+    pub(super) fn note_dirty(&mut self, slot: usize) {
+        if let Some(connection) = self.connection(slot)
+            && !connection.is_dirty
+        {
+            connection.is_dirty = true;
+            self.dirty.push(slot);
+        }
+    }
+
+    /// Messages that are still to be sent on connection `id` to `to`.
+    pub(super) fn queued(&mut self, id: StreamId, to: SocketAddr) -> usize {
+        let slot = self.find(id, to);
+        slot.and_then(|slot| self.connection(slot)).map_or(0, |connection| connection.queued())
+    }
+
+    /// The slot of connection `id`, if it is there and leads to the host of `to`. A token may be of a process that had more
+    /// shards.
+    pub(super) fn find(&mut self, id: StreamId, to: SocketAddr) -> Option<usize> {
+        if id.shard() != self.shard {
+            return None;
+        }
+        let connection = self.connection(id.slot())?;
+        let is_it = connection.generation == id.generation() && connection.peer.ip() == to.ip();
+        (is_it && connection.state != State::Closing).then(|| id.slot())
+    }
+
+    /// Sends what connections have to send, as far as their kernel takes it.
+    pub(super) fn flush(&mut self, now_ms: u64, counters: &StreamCounters, fates: &mut impl Fates) {
+        while let Some(slot) = self.dirty.pop() {
+            self.flush_one(slot, now_ms, counters, fates);
+        }
+    }
+
+    pub(super) fn flush_one(&mut self, slot: usize, now_ms: u64, counters: &StreamCounters, fates: &mut impl Fates) {
+        let number = self.number_of(slot);
+        let Some(connection) = self.slots.get_mut(slot).and_then(Option::as_deref_mut) else { return };
+        connection.is_dirty = false;
+        if connection.state == State::Connecting {
+            return;
+        }
+        let before = connection.held();
+        let flushed = connection.flush(now_ms, |tally| {
+            fates.waiting(-1);
+            fates.sent(tally);
+        });
+        self.held = (self.held + connection.held()).saturating_sub(before);
+        let is_done = !connection.wants_write();
+        let may_end = connection.state == State::HalfClosed && connection.unanswered == 0;
+        let idle_ms = self.limits.proxied_idle_ms;
+        let is_left = is_done && connection.is_over_for_client(now_ms, idle_ms) == Some(Ended::ClientGone);
+        match flushed {
+            Err(_) => return self.end(slot, Ended::Reset, now_ms, counters, fates),
+            Ok(()) if is_done && may_end => return self.end(slot, Ended::Closed, now_ms, counters, fates),
+            Ok(()) if is_left => return self.end(slot, Ended::ClientGone, now_ms, counters, fates),
+            Ok(()) => {}
+        }
+        if is_done && connection.state == State::Closing {
+            // The other side learns that nothing more will come; what it still says is read and thrown away.
+            connection.wire.shut();
+        }
+        if connection.wants_writable == is_done {
+            connection.wants_writable = !is_done;
+            let readable = connection.state != State::HalfClosed && !connection.is_in_line;
+            let fd = connection.wire.socket().as_raw_fd();
+            self.poller.set_interest(fd, number, readable, !is_done).ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::cluster::tests::{cluster, keys, text};
+    use crate::dataplane::limits::{FRAME_MAX, SEND_BACKLOG_MAX};
+    use crate::link::{ShardEnd, link};
+    use crate::shard::streams::StreamLimits;
+    use crate::shard::streams::connection::Connection;
+    use crate::shard::streams::wire::Wire;
+    use crate::sys::errors::Unreachable;
+    use crate::sys::poll::Poller;
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+
+    const RESPONSE: Tally = Tally::Response(None, 200);
+
+    /// Others have sent 64 MiB of messages that are not whole.
+    #[test]
+    fn what_others_hold_costs_nobody_his_connection_nor_a_message_that_the_kernel_takes() {
+        let mut bench = Bench::new();
+        bench.streams.held = HELD_MAX;
+        for _ in 0..3 {
+            bench.send(b"answer", RESPONSE);
+        }
+        bench.flush();
+        bench.client.read_exact(&mut [0; 18]).unwrap();
+        assert_eq!((bench.fates.sent, bench.fates.waiting), (3, 0));
+
+        let large = vec![b'x'; FRAME_MAX];
+        while bench.fates.lost.is_empty() {
+            bench.send(&large, RESPONSE);
+        }
+        assert_eq!(bench.fates.lost, [DropReason::SendBacklogFull]);
+        assert!(bench.streams.held <= HELD_MAX + FRAME_MAX + 100, "{}", bench.streams.held);
+        bench.send(b"request", Tally::Request(None));
+        let undelivered = bench.streams.undelivered.pop().unwrap();
+        assert_eq!((&undelivered.octets[..], undelivered.why), (&b"request"[..], Why::Unreachable));
+        assert!(bench.streams.slots[0].is_some());
+    }
+
+    #[test]
+    fn who_does_not_read_is_closed_for_what_waits_for_him() {
+        let mut bench = Bench::new();
+        let large = vec![b'x'; FRAME_MAX];
+        while bench.streams.slots[0].is_some() {
+            bench.send(&large, RESPONSE);
+            bench.flush();
+            assert!(bench.streams.held <= SEND_BACKLOG_MAX + FRAME_MAX, "{}", bench.streams.held);
+        }
+        assert_eq!(bench.end.counters.streams.ended[Ended::Unread as usize].get(), 1);
+        assert_eq!((bench.streams.held, bench.fates.waiting), (0, 0));
+    }
+
+    /// The connections of a shard: one, of a client.
+    struct Bench {
+        streams: Streams,
+        end: ShardEnd,
+        client: TcpStream,
+        fates: Fate,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let tables = cluster(&text(&[1]), None).tables(1, &keys(), false, None);
+            let (_, mut ends) = link(vec![Box::new(|| ())], 1, tables);
+            let (poller, limits) = (Poller::new().unwrap(), StreamLimits::default());
+            let mut streams = Streams::new(0, poller, 0, Vec::new(), limits, Arc::default()).unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (socket, peer) = listener.accept().unwrap();
+            socket.set_nonblocking(true).unwrap();
+            streams.insert(Connection::new(Wire::new(socket, None), peer, Some(0), Origin::Accepted, 1, 0)).unwrap();
+            Bench { streams, end: ends.remove(0), client, fates: Fate::default() }
+        }
+
+        fn send(&mut self, octets: &[u8], tally: Tally) {
+            let from = Sender::Stream { id: StreamId::new(0, 0, 1).unwrap(), listener: None };
+            let (to, counters) = (self.client.local_addr().unwrap(), &self.end.counters.streams);
+            let (tables, mesh) = (self.end.shared.tables.load(), &mut self.end.mesh);
+            self.streams.send(from, to, [octets, b""], tally, None, 0, mesh, &tables, counters, &mut self.fates);
+        }
+
+        fn flush(&mut self) {
+            self.streams.flush(0, &self.end.counters.streams, &mut self.fates);
+        }
+    }
+
+    /// What has become of messages.
+    #[derive(Default)]
+    struct Fate {
+        sent: usize,
+        lost: Vec<DropReason>,
+        waiting: i64,
+    }
+
+    impl Fates for Fate {
+        fn sent(&mut self, _: Tally) {
+            self.sent += 1;
+        }
+
+        fn lost(&mut self, reason: DropReason) {
+            self.lost.push(reason);
+        }
+
+        fn unreachable(&mut self, _: Unreachable) {}
+
+        fn refused(&mut self, _: SocketAddr) {}
+
+        fn handed_over(&mut self) {}
+
+        fn waiting(&mut self, change: i64) {
+            self.waiting += change;
+        }
+    }
+}
