@@ -493,11 +493,14 @@ fn switched_off(entry: &Entry, is_probed: bool) -> Option<(String, &'static str)
         return Some((drains("disabled (flag 4)"), "no new calls; those it has stay"));
     }
     if entry.flags & flag::INACTIVE != 0 {
-        return match entry.flags & flag::PROBING != 0 {
+        let why = match entry.flags & flag::PROBING != 0 {
             true if is_probed => None,
-            true => Some((drains("inactive (flag 1)"), "nothing probes this pool, so it stays inactive")),
-            false => Some((drains("inactive (flag 1)"), "with flags 9 an answer to a probe makes it active")),
+            true => Some("nothing probes this pool, so it stays inactive"),
+            false => Some("with flags 9 an answer to a probe makes it active"),
         };
+        if let Some(why) = why {
+            return Some((drains("inactive (flag 1)"), why));
+        }
     }
     (weight(entry) == 0).then(|| (drains("of weight 0"), "no new calls; those it has stay"))
 }
@@ -701,15 +704,16 @@ mod tests {
 
     #[test]
     fn what_is_switched_off_drains_with_a_note() {
-        let text = "1 sip:a 4\n1 sip:b 1\n1 sip:c 9\n1 sip:d 0 0 weight=0\n1 sip:e;transport=sctp 4\n";
+        let text =
+            "1 sip:a 4\n1 sip:b 1\n1 sip:c 9\n1 sip:d 0 0 weight=0\n1 sip:e;transport=sctp 4\n1 sip:f 9 0 weight=0\n";
         let (made, said) = read(text, true);
-        assert_eq!(made, ["a:5060 drain", "b:5060 drain", "c:5060 c:5060 100 0", "d:5060 drain"]);
+        assert_eq!(made, ["a:5060 drain", "b:5060 drain", "c:5060 c:5060 100 0", "d:5060 drain", "f:5060 drain"]);
         assert_eq!(said[1], "1:3 `sip:a` is disabled (flag 4): it drains | no new calls; those it has stay");
-        assert_eq!(said.iter().filter(|said| said.contains("it drains")).count(), 3, "{said:?}");
+        assert_eq!(said.iter().filter(|said| said.contains("it drains")).count(), 4, "{said:?}");
         let list = entries(text);
         let Set { rows, remarks } = backends(&list, 1, true);
         assert!(rows[4].1.as_ref().is_err_and(|problem| problem.severity == Severity::Note));
-        assert!(remarks[..3].iter().all(|remark| remark.severity == Severity::Note));
+        assert!(remarks[..4].iter().all(|remark| remark.severity == Severity::Note));
         assert_eq!(read(text, false).0[2], "c:5060 drain", "without a probe nobody would wake it");
     }
 
