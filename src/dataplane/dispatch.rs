@@ -219,6 +219,7 @@ impl Dispatcher {
         let mut place = None;
         let decision = self.router.route(&input, &mut self.edits, &mut place)?;
         let forwarded = self.forward(tables, transaction, decision, arrival, room);
+        // Kept for explanations, and only now: a copy of what was just written has to wait for it.
         self.decision = place;
         forwarded
     }
@@ -421,7 +422,9 @@ impl Dispatcher {
         //# If the address does not match the proxy, the message MUST be silently
         //# discarded.
         let Top { token, digest, comma, value_start } = pop::top(message, row)?;
-        if let Some(digest) = digest {
+        if code >= 200
+            && let Some(digest) = digest
+        {
             self.router.expect(digest);
         }
         let listener_known =
