@@ -555,6 +555,20 @@ fn who_asks_for_no_rport_is_called_where_its_responses_go() {
     assert!(path.receive(plain(out).as_bytes(), source).is_forward());
 }
 
+/// A registration and the calls to it meet at one server, however their user is escaped (RFC 3261 10.3).
+#[test]
+fn an_escaped_user_has_the_server_of_the_same_user_in_plain() {
+    for affinity in [Affinity::Aor, Affinity::RuriUser] {
+        let mut path = Path::new(Tables::new(1, settings(), vec![PoolParts { affinity, ..pool(&BACKENDS) }], None));
+        let mut target_of =
+            |uri: &str| target(&path.receive(request("INVITE", "call", uri, "", "").as_bytes(), CLIENT));
+        for number in 0..20 {
+            let plain = target_of(&format!("sip:o'brien+{number}@example.net"));
+            assert_eq!(target_of(&format!("sip:%6f%27brien%2B{number}@example.net")), plain, "{number}");
+        }
+    }
+}
+
 /// Over TCP a backend places its calls from a port of the kernel's choice: it is known by its host, if no other is there.
 #[test]
 fn a_call_that_a_backend_places_from_another_port_is_recorded() {

@@ -41,7 +41,7 @@ pub fn with_key<T>(
         Affinity::Aor => with_user_at_host(message, Some(request.uri), then),
         Affinity::From => with_user_at_host(message, of(message, &request.from), then),
         Affinity::To => with_user_at_host(message, of(message, &request.to), then),
-        Affinity::RuriUser => then(user(message, &request.uri)),
+        Affinity::RuriUser => with_text(then, |text| put_user(text, message, &request.uri)),
         Affinity::Source => with_text(then, |text| {
             text.put_address(source);
         }),
@@ -74,7 +74,7 @@ fn user<'a>(message: &'a [u8], uri: &Uri) -> &'a [u8] {
 fn with_user_at_host<T>(message: &[u8], uri: Option<Uri>, then: impl FnOnce(&[u8]) -> T) -> T {
     with_text(then, |text| {
         let Some(uri) = uri else { return };
-        text.put(user(message, &uri));
+        put_user(text, message, &uri);
         if uri.is_sip() {
             text.put(b"@");
             for octet in uri.host.of(message) {
@@ -82,6 +82,27 @@ fn with_user_at_host<T>(message: &[u8], uri: Option<Uri>, then: impl FnOnce(&[u8
             }
         }
     })
+}
+
+/// Writes the user part of a URI in its canonical form: `%27` and `'` name one user.
+//= RFC 3261 section 10.3
+//# any escaped characters MUST be converted to their unescaped
+//# form.
+fn put_user(text: &mut Text<'_>, message: &[u8], uri: &Uri) {
+    let user = user(message, uri);
+    let mut rest = &user[..user.len().min(KEY_MAX)];
+    while let Some(at) = memchr::memchr(b'%', rest) {
+        let octet = rest.get(at + 1..at + 3).and_then(escaped);
+        text.put(&rest[..at]).put(&[octet.unwrap_or(b'%')]);
+        rest = &rest[at + if octet.is_some() { 3 } else { 1 }..];
+    }
+    text.put(rest);
+}
+
+/// The octet that two hexadecimal digits say.
+fn escaped(digits: &[u8]) -> Option<u8> {
+    let digit = |octet: u8| char::from(octet).to_digit(16).map(|digit| digit as u8);
+    Some(digit(digits[0])? << 4 | digit(digits[1])?)
 }
 
 fn with_text<T>(then: impl FnOnce(&[u8]) -> T, write: impl FnOnce(&mut Text<'_>)) -> T {
@@ -113,4 +134,34 @@ pub fn other_call(message: &[u8], scan: &Scan, method: Method) -> Option<Span> {
     let end = find(message, value.start as usize, value.end as usize, [b';']);
     let call_id = validate::trim(message, Span { end: end as u32, ..value });
     grammar::is_call_id(message, call_id).then_some(call_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_of_a_user_are_undone_and_what_is_none_stands_for_itself() {
+        for (written, canonical) in [
+            ("sip:bob@a", "bob"),
+            ("sip:o%27brien@a", "o'brien"),
+            ("sip:%2b49%37@a", "+497"),
+            ("sip:%@a", "%"),
+            ("sip:a%2@a", "a%2"),
+            ("sip:%zz%4a@a", "%zzJ"),
+            ("sip:%2537@a", "%37"),
+            ("tel:+49%2d30;phone-context=a", "+49-30"),
+        ] {
+            let uri = uri::parse(written.as_bytes(), Span::new(0, written.len())).unwrap();
+            let key = with_text(
+                |key| String::from_utf8_lossy(key).into_owned(),
+                |text| put_user(text, written.as_bytes(), &uri),
+            );
+            assert_eq!(key, canonical, "{written}");
+        }
+        // Of a longer one, its first part: not nothing, which many would share.
+        let long = format!("sip:{}@a", "x".repeat(2 * KEY_MAX));
+        let uri = uri::parse(long.as_bytes(), Span::new(0, long.len())).unwrap();
+        assert_eq!(with_text(<[u8]>::len, |text| put_user(text, long.as_bytes(), &uri)), KEY_MAX);
+    }
 }
