@@ -153,13 +153,24 @@ pub struct Scan {
     rows: [Row; 16],
 }
 
-/// Which kinds of rows there are.
+/// Which kinds of rows there are, two bits each: whether there is a row of the kind, and whether there is more than one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Kinds {
-    /// A bit for each kind that there is a row of.
-    seen: u16,
-    /// A bit for each kind that there is more than one row of.
-    repeated: u16,
+pub(super) struct Kinds(u32);
+
+impl Kinds {
+    /// The bit of the kind with this index: that there is one.
+    const fn one(kind: usize) -> u32 {
+        1 << (2 * (kind & 15))
+    }
+
+    /// And that there are more.
+    const fn more(kind: usize) -> u32 {
+        Kinds::one(kind) << 1
+    }
+
+    const fn has(self, bit: u32) -> bool {
+        self.0 & bit != 0
+    }
 }
 
 /// Index of the row that takes what nobody asks for. Writing it costs less than the branch around it.
@@ -181,28 +192,30 @@ impl Scan {
     /// Whether there is a row of `kind`.
     #[inline(always)]
     pub const fn has(&self, kind: HeaderKind) -> bool {
-        self.kinds.seen >> kind as u16 & 1 != 0
+        self.kinds.has(Kinds::one(kind as usize))
     }
 
     /// Whether there is more than one row of `kind`.
     #[inline(always)]
     pub const fn is_repeated(&self, kind: HeaderKind) -> bool {
-        self.kinds.repeated >> kind as u16 & 1 != 0
+        self.kinds.has(Kinds::more(kind as usize))
     }
 
     /// A kind of which RFC 3261 7.3.1 allows one row only and of which there are more, if there is one.
     #[inline(always)]
     pub fn ambiguous(&self) -> Option<HeaderKind> {
-        const SINGLE: u16 = {
+        const SINGLE: u32 = {
             let mut bits = 0;
             let mut i = 0;
             while i < NAMES.len() {
-                bits |= (NAMES[i].1.is_single() as u16) << NAMES[i].1 as u16;
+                if NAMES[i].1.is_single() {
+                    bits |= Kinds::more(NAMES[i].1 as usize);
+                }
                 i += 1;
             }
             bits
         };
-        if self.kinds.repeated & SINGLE == 0 {
+        if !self.kinds.has(SINGLE) {
             return None;
         }
         NAMES.iter().map(|&(_, kind)| kind).find(|&kind| kind.is_single() && self.is_repeated(kind))
@@ -222,10 +235,10 @@ impl Scan {
     /// noted before, and goes to [`Scan::note`] in the end: a local variable, so that it stays in a register.
     #[inline(always)]
     pub(super) fn put(&mut self, kinds: &mut Kinds, kind: usize, row: Row) -> usize {
-        let bit = 1u16 << (kind & 15);
-        let place = if kinds.seen & bit == 0 { kind } else { DISCARD } & 15;
-        kinds.repeated |= kinds.seen & bit;
-        kinds.seen |= bit;
+        let bit = Kinds::one(kind);
+        let again = kinds.0 & bit;
+        let place = if again == 0 { kind } else { DISCARD } & 15;
+        kinds.0 |= again << 1 | bit;
         self.rows[place] = row;
         place
     }
@@ -237,6 +250,8 @@ impl Scan {
     }
 
     /// Lets the row put last, to `place`, end at `end` instead: a folded line belongs to it.
+    #[cold]
+    #[inline(never)]
     pub(super) fn extend(&mut self, place: usize, end: usize) {
         self.rows[place & 15].end = end as u32;
     }
@@ -248,6 +263,6 @@ impl Scan {
             && self.body == other.body
             && self.faults == other.faults
             && self.kinds == other.kinds
-            && (0..KINDS).all(|kind| self.kinds.seen >> kind & 1 == 0 || self.rows[kind] == other.rows[kind])
+            && (0..KINDS).all(|kind| !self.kinds.has(Kinds::one(kind)) || self.rows[kind] == other.rows[kind])
     }
 }

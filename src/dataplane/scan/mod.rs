@@ -23,7 +23,7 @@
 //! from it:
 //!
 //! 1. They read *regular* messages only and hand any other to the twin: regular is a message that begins with its start
-//!    line, whose lines all end with CRLF, whose header names are shorter than 32 octets, hold no `_` and are followed
+//!    line, whose lines all end with CRLF, whose header names have 32 octets at most, hold no `_` and are followed
 //!    by their colon at once. Folded lines are regular. So is practically every message on a wire; the twin sees the
 //!    legal oddities and all that is malformed, and what is hard to get right is written once, slowly.
 //! 2. Line ends are looked for 64 octets at a time, as a bit mask for LF and one for CR. `lf ^ (cr << 1)` is zero
@@ -33,7 +33,8 @@
 //!    what SIP is made of, and a restart costs about as much as a whole line does here.
 //! 4. A name takes one load of 32 octets: how many may stand in a name, then one look-up by first letter and length
 //!    (`sip/header.rs`) and one compare. No branch depends on which header it is, for no predictor knows their order.
-//! 5. Reads never leave the message. The block in which it ends is replaced by its last 64 octets, shifted.
+//! 5. Reads never leave the message. The block in which it ends is replaced by its last 64 octets, shifted. Some blocks ahead
+//!    of what is read the memory is asked for: an instruction that waits for it holds back all that depend on it.
 
 mod index;
 mod rows;

@@ -77,37 +77,30 @@ impl HeaderKind {
 pub const OTHER: usize = 15;
 const _: () = assert!(KINDS <= OTHER);
 
-/// The only name of some first letter and length.
-#[derive(Clone, Copy)]
-#[repr(align(32))]
-pub struct Candidate {
-    /// The name in lower case, zero-padded.
-    pub name: [u8; 16],
-    /// A bit for each octet the name has.
-    pub mask: u16,
-}
+/// Octets of a name in the table that names are looked up in: the longest of ours has 14.
+const ROOM: usize = 16;
 
 /// What a name is looked up in; in one piece, so that one register leads to both tables.
+#[repr(align(64))]
 struct Lookup {
-    /// Each name at the index of its kind, a compact one 16 places behind: the place says the kind, which spares a load. The
-    /// one at [`OTHER`] agrees with every name that shares first letter and length with none of ours: its mask asks for nothing.
-    candidates: [Candidate; 32],
-    /// `(first letter, length)` to a place in `candidates`. No two names share both.
-    places: [u8; 32 << 5],
+    /// Two names of each kind, the compact one behind the long one, in lower case and padded with zeros. Where a name stands says
+    /// its kind, which spares a load. That of [`OTHER`] is all zeros: no header's name is.
+    names: [u8; 2 * (OTHER + 1) * ROOM],
+    /// `(first letter, length)` to an offset in `names`. No two names share both.
+    offsets: [u16; 1 << 11],
 }
 
 static LOOKUP: Lookup = {
-    let candidates = [Candidate { name: [0; 16], mask: 0 }; 32];
-    let mut lookup = Lookup { candidates, places: [OTHER as u8; 32 << 5] };
+    let names = [0; 2 * (OTHER + 1) * ROOM];
+    let mut lookup = Lookup { names, offsets: [(2 * OTHER * ROOM) as u16; 1 << 11] };
     let mut i = 0;
     while i < NAMES.len() {
         let name = NAMES[i].0.as_bytes();
-        let place = place(i);
-        lookup.places[slot(name[0], name.len())] = place as u8;
+        let offset = (2 * NAMES[i].1 as usize + (name.len() == 1) as usize) * ROOM;
+        lookup.offsets[slot(name[0], name.len())] = offset as u16;
         let mut j = 0;
         while j < name.len() {
-            lookup.candidates[place].name[j] = name[j];
-            lookup.candidates[place].mask |= 1 << j;
+            lookup.names[offset + j] = name[j];
             j += 1;
         }
         i += 1;
@@ -115,26 +108,23 @@ static LOOKUP: Lookup = {
     lookup
 };
 
-/// Where among the candidates the name with this index in [`NAMES`] stands.
-const fn place(name: usize) -> usize {
-    let is_compact = NAMES[name].0.len() == 1;
-    NAMES[name].1 as usize + if is_compact { 16 } else { 0 }
-}
-
 const fn slot(first: u8, len: usize) -> usize {
-    len << 5 | (first & 0x1f) as usize
+    ((first & 0x1f) as usize) << 6 | len
 }
 
-/// The only name of ours that a name of `len` octets beginning with `first` can be, and the index of its kind; `len` is below
-/// 32.
+/// The only name of ours that a name of `len` octets beginning with `first` can be, in lower case and padded with zeros, and the
+/// index of its kind; [`OTHER`] if there is none. `len` is 1 to 32.
 ///
-/// Whether it is that name is for the caller to compare, folding case by setting bit 5. Among `token` characters that
-/// is exact: apart from letters and `-`, only `_` and control characters become a letter or `-` by it, and the latter
-/// are no token characters.
+/// Whether it is that name is for the caller to compare, its first `len` octets, folding case by setting bit 5. Among
+/// `token` characters that is exact: apart from letters and `-`, only `_` and control characters become a letter or `-` by
+/// it, and the latter are no token characters.
 #[inline(always)]
-pub fn candidate(first: u8, len: usize) -> (&'static Candidate, usize) {
-    let place = LOOKUP.places[slot(first, len) & 1023] as usize;
-    (&LOOKUP.candidates[place & 31], place & 15)
+pub fn candidate(first: u8, len: usize) -> (&'static [u8; ROOM], usize) {
+    const LAST: usize = (2 * OTHER + 1) * ROOM;
+    // Whole places up to the last one, which every offset is: said in bits, it takes no test.
+    let offset = LOOKUP.offsets[slot(first, len) & 0x7ff] as usize & LAST;
+    let name = LOOKUP.names[offset..].first_chunk().expect("the last place is whole");
+    (name, offset / (2 * ROOM))
 }
 
 #[cfg(test)]
@@ -144,16 +134,15 @@ mod tests {
     #[test]
     fn no_two_names_share_first_letter_and_length() {
         for (text, kind) in NAMES {
-            let (candidate, index) = candidate(text.as_bytes()[0], text.len());
+            let (name, index) = candidate(text.as_bytes()[0], text.len());
             assert_eq!(index, kind as usize, "{text} collides");
-            assert_eq!(&candidate.name[..text.len()], text.as_bytes());
-            assert_eq!(candidate.mask.count_ones() as usize, text.len());
+            assert_eq!(&name[..text.len()], text.as_bytes());
         }
     }
 
     #[test]
     fn a_name_longer_than_all_of_ours_has_no_candidate() {
-        for len in [15, 31] {
+        for len in [15, 31, 32] {
             assert_eq!(candidate(b'v', len).1, OTHER, "{len}");
         }
     }

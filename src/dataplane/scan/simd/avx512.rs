@@ -51,7 +51,7 @@ impl Arm for Avx512 {
 
     /// All of them at once, however many: how many lines end in a block is what no predictor knows.
     #[inline(always)]
-    unsafe fn add_lines(room: &mut [MaybeUninit<u32>; LINES], count: usize, lf: u64, base: usize) -> Option<usize> {
+    unsafe fn add_ends(room: &mut [MaybeUninit<u32>; LINES], count: usize, lf: u64, base: usize) -> Option<usize> {
         /// Lines that are written at once. A regular header takes four octets at least, so that a block with more has folds of
         /// nothing.
         const AT_ONCE: usize = 16;
@@ -73,7 +73,7 @@ impl Arm for Avx512 {
         unsafe {
             let places = _mm512_maskz_compress_epi8(lf, _mm512_loadu_si512(PLACES.as_ptr().cast()));
             let places = _mm512_cvtepu8_epi32(_mm512_castsi512_si128(places));
-            let offsets = _mm512_add_epi32(places, _mm512_set1_epi32(base as i32));
+            let offsets = _mm512_add_epi32(places, _mm512_set1_epi32(base as i32 - 1));
             _mm512_storeu_si512(place.as_mut_ptr().cast(), offsets);
         }
         Some(count + lines)

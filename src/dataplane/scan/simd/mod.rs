@@ -39,20 +39,25 @@ trait Arm {
     /// Bit `i` says whether octet `i` of `window`, with bit 5 set, equals octet `i` of `name`.
     unsafe fn equal_folded(window: &[u8; WINDOW], name: &[u8; 16]) -> u16;
 
-    /// Writes the offsets of the bits of `lf`, `base` added, from place `count` of `room` on, and what it likes behind them.
-    /// Returns the new count; `None` if there are more than it can write.
+    /// Writes where lines end, that is, the offset of each bit of `lf` less one, `base` added, from place `count` of `room` on, and
+    /// what it likes behind them. Returns the new count; `None` if there are more than it can write.
     #[inline(always)]
-    unsafe fn add_lines(room: &mut [MaybeUninit<u32>; LINES], count: usize, lf: u64, base: usize) -> Option<usize> {
-        add_lines(room, count, lf, base)
+    unsafe fn add_ends(room: &mut [MaybeUninit<u32>; LINES], count: usize, lf: u64, base: usize) -> Option<usize> {
+        add_ends(room, count, lf, base)
     }
 }
 
 /// Octets per mask of line ends.
 const BLOCK: usize = 64;
+/// Octets between the block that is read and the line that is asked for: five blocks, about as long as memory takes to answer.
+const AHEAD: usize = 6 * BLOCK;
 /// Octets looked at for a header name. A message with a longer name is not regular.
 const WINDOW: usize = 32;
 /// Most lines of a regular message. More is legal, rare, and left to the scalar twin.
 const LINES: usize = 256;
+
+/// Octets of the CRLF that ends a line.
+const LINE_END: u32 = 2;
 
 /// One of the scan's implementations, chosen once.
 #[derive(Clone, Copy, Debug)]
@@ -128,40 +133,43 @@ unsafe fn scan<A: Arm>(message: &[u8], scan: &mut Scan) {
 unsafe fn scan_regular<A: Arm>(message: &[u8], scan: &mut Scan) -> Option<()> {
     let mut room = [const { MaybeUninit::uninit() }; LINES];
     // SAFETY: the caller vouches for the CPU.
-    let lines = unsafe { find_lines::<A>(message, &mut room) }?;
+    let ends = unsafe { find_ends::<A>(message, &mut room) }?;
 
-    let (&empty_line, lines) = lines.split_last()?;
-    let (&first, lines) = lines.split_first()?;
+    let (&empty_line, ends) = ends.split_last()?;
+    let (&first, ends) = ends.split_first()?;
+    let mut start = first + LINE_END;
+    if grammar::is_blank(*message.get(start as usize)?) {
+        return None;
+    }
     scan.clear();
-    scan.start_line = Span { start: 0, end: first - 1 };
-    scan.headers = first + 1;
-    scan.body = empty_line + 1;
-    let mut start = first + 1;
-    let mut place = None;
+    scan.start_line = Span { start: 0, end: first };
+    scan.headers = start;
+    scan.body = empty_line + LINE_END;
+    let mut place = header::OTHER;
     let mut kinds = Kinds::default();
-    for &lf in lines {
+    for &end in ends {
         // SAFETY: as above.
         match unsafe { read_name::<A>(message, start as usize) } {
-            Some((kind, colon)) => {
-                place = Some(scan.put(&mut kinds, kind, Row { start, value: colon + 1, end: lf - 1 }))
+            Some((kind, len)) => {
+                place = scan.put(&mut kinds, kind, Row { start, value: start + len as u32 + 1, end });
             }
-            None if grammar::is_blank(message[start as usize]) => scan.extend(place?, lf as usize - 1),
+            None if grammar::is_blank(message[start as usize]) => scan.extend(place, end as usize),
             None => return None,
         }
-        start = lf + 1;
+        start = end + LINE_END;
     }
     scan.note(kinds);
     Some(())
 }
 
-/// The offsets of the LFs of the header section, the empty line's included. `None` unless each line ends with CRLF, up
-/// to an empty one.
+/// Where the lines of the header section end, the empty one included: the offsets of their CRs. `None` unless each line ends
+/// with CRLF, up to an empty one.
 ///
 /// # Safety
 ///
 /// The CPU has `A`'s instruction set.
 #[inline(always)]
-unsafe fn find_lines<'a, A: Arm>(message: &[u8], room: &'a mut [MaybeUninit<u32>; LINES]) -> Option<&'a [u32]> {
+unsafe fn find_ends<'a, A: Arm>(message: &[u8], room: &'a mut [MaybeUninit<u32>; LINES]) -> Option<&'a [u32]> {
     if message.first() == Some(&b'\r') {
         return None;
     }
@@ -170,6 +178,7 @@ unsafe fn find_lines<'a, A: Arm>(message: &[u8], room: &'a mut [MaybeUninit<u32>
     // What a block hands on to the next one: whether its last octet is CR; which of its last two octets are LF.
     let (mut cr_before, mut lf_before) = (0, 0);
     loop {
+        prefetch(message.as_ptr().wrapping_add(base + AHEAD));
         let (lf, cr) = match message.get(base..base + BLOCK) {
             // SAFETY: the caller vouches for the CPU.
             Some(block) => unsafe { A::line_ends(block.first_chunk()?) },
@@ -189,7 +198,7 @@ unsafe fn find_lines<'a, A: Arm>(message: &[u8], room: &'a mut [MaybeUninit<u32>
         let empty_line = lf & (lf << 2 | lf_before);
         if strays | empty_line == 0 {
             // SAFETY: as above.
-            count = unsafe { A::add_lines(room, count, lf, base) }?;
+            count = unsafe { A::add_ends(room, count, lf, base) }?;
             cr_before = cr >> 63;
             lf_before = lf >> 62;
             base += BLOCK;
@@ -201,65 +210,67 @@ unsafe fn find_lines<'a, A: Arm>(message: &[u8], room: &'a mut [MaybeUninit<u32>
             return None;
         }
         // SAFETY: as above.
-        count = unsafe { A::add_lines(room, count, lf & header, base) }?;
-        let lines: &[MaybeUninit<u32>] = &room[..count];
-        // SAFETY: `Arm::add_lines` wrote the first `count` elements, and a `MaybeUninit<u32>` is laid out as a `u32`.
-        return Some(unsafe { core::slice::from_raw_parts(lines.as_ptr().cast(), lines.len()) });
+        count = unsafe { A::add_ends(room, count, lf & header, base) }?;
+        let ends: &[MaybeUninit<u32>] = &room[..count];
+        // SAFETY: `Arm::add_ends` wrote the first `count` elements, and a `MaybeUninit<u32>` is laid out as a `u32`.
+        return Some(unsafe { core::slice::from_raw_parts(ends.as_ptr().cast(), ends.len()) });
     }
 }
 
-/// Appends the offsets of the bits of `lf` and returns the new count. The first three are written whether they are there
-/// or not: most blocks have one or two, and what is written too much is overwritten by the next block.
+/// [`Arm::add_ends`] of most arms. The first three are written whether they are there or not: most blocks have one or two, and
+/// what is written too much is overwritten by the next block.
 #[inline(always)]
-fn add_lines(room: &mut [MaybeUninit<u32>; LINES], count: usize, lf: u64, base: usize) -> Option<usize> {
+fn add_ends(room: &mut [MaybeUninit<u32>; LINES], count: usize, lf: u64, base: usize) -> Option<usize> {
+    let before = (base as u32).wrapping_sub(1);
     let first: &mut [MaybeUninit<u32>; 3] = room.get_mut(count..)?.first_chunk_mut()?;
     let mut rest = lf;
     for place in first {
-        place.write(base as u32 + rest.trailing_zeros());
+        place.write(before.wrapping_add(rest.trailing_zeros()));
         rest &= rest.wrapping_sub(1);
     }
     let mut place = count + 3;
     while rest != 0 {
-        room.get_mut(place)?.write(base as u32 + rest.trailing_zeros());
+        room.get_mut(place)?.write(before.wrapping_add(rest.trailing_zeros()));
         rest &= rest - 1;
         place += 1;
     }
     Some(count + lf.count_ones() as usize)
 }
 
-/// The index of the header name at `start`, and the offset of the colon behind it. `None` unless the line is a name and
-/// a colon, and the name of the kind everybody uses.
+/// The index of the header name at `start`, and its length. `None` unless the line is a name and a colon, and the name of the
+/// kind everybody uses.
 ///
 /// # Safety
 ///
 /// The CPU has `A`'s instruction set.
 #[inline(always)]
-unsafe fn read_name<A: Arm>(message: &[u8], start: usize) -> Option<(usize, u32)> {
+unsafe fn read_name<A: Arm>(message: &[u8], start: usize) -> Option<(usize, usize)> {
     let mut padded = MaybeUninit::uninit();
-    let window = match message.get(start..start + WINDOW) {
-        Some(window) => window.first_chunk()?,
+    // The colon behind the longest name, too.
+    let octets: &[u8; WINDOW + 1] = match message.get(start..start + WINDOW + 1) {
+        Some(octets) => octets.first_chunk()?,
         None => pad(message, start, &mut padded),
     };
+    let window = octets.first_chunk()?;
     // SAFETY: the caller vouches for the CPU.
     let len = unsafe { A::name_len(window) };
-    if len.wrapping_sub(1) >= WINDOW - 1 || window[len] != b':' {
+    if len == 0 || octets[len] != b':' {
         return None;
     }
-    let (candidate, kind) = header::candidate(window[0], len);
+    let (name, kind) = header::candidate(window[0], len);
     // SAFETY: as above.
-    let equal = unsafe { A::equal_folded(window, &candidate.name) };
+    let equal = unsafe { A::equal_folded(window, name) };
     // No branch: Contact is as long as Call-ID and begins like it, and may stand anywhere.
-    let is_it = equal & candidate.mask == candidate.mask;
-    let kind = core::hint::select_unpredictable(is_it, kind, header::OTHER);
-    Some((kind, (start + len) as u32))
+    let is_it = u64::from(!equal) & ((1 << len) - 1) == 0;
+    Some((core::hint::select_unpredictable(is_it, kind, header::OTHER), len))
 }
 
 /// The octets from `at` on, zero-padded.
 #[cold]
 #[inline(never)]
-fn pad<'a>(message: &[u8], at: usize, padded: &'a mut MaybeUninit<[u8; WINDOW]>) -> &'a [u8; WINDOW] {
+fn pad<'a>(message: &[u8], at: usize, padded: &'a mut MaybeUninit<[u8; WINDOW + 1]>) -> &'a [u8; WINDOW + 1] {
     let rest = message.get(at..).unwrap_or_default();
-    let padded = padded.write([0; WINDOW]);
+    let padded = padded.write([0; WINDOW + 1]);
     padded[..rest.len()].copy_from_slice(rest);
     padded
 }
@@ -346,6 +357,22 @@ mod tests {
                     let lines = line.repeat(count);
                     let message = format!("INVITE a SIP/2.0\r\nFrom: a\r\n{lines}{behind}\r\nbody\r\n\r\n");
                     super::super::assert_arms_agree(message.as_bytes());
+                }
+            }
+        }
+    }
+
+    /// The longest name of a regular message and its neighbours, as the last header but one and as the last.
+    #[test]
+    fn names_as_long_as_a_window_are_read_as_the_twin_reads_them() {
+        for len in [1, 2, 14, 15, 16, 17, WINDOW - 1, WINDOW, WINDOW + 1] {
+            for first in ["x", "v", "m", "i", "_"] {
+                for behind in [":", "", " :", "_:"] {
+                    let name = format!("{first}{}{behind}", "x".repeat(len - 1));
+                    for more in ["", "l: 0\r\n\r\nand a body which is longer than the window of a name"] {
+                        let message = format!("BYE a SIP/2.0\r\nVia: b\r\n{name}c\r\n{more}\r\n");
+                        super::super::assert_arms_agree(message.as_bytes());
+                    }
                 }
             }
         }
