@@ -498,6 +498,34 @@ fn what_many_connections_bring_leaves_in_datagrams_with_one_call_for_32() {
     bench.assert_balanced();
 }
 
+/// Two hundred strangers begin messages of 60,000 octets and let them be, and somebody's INVITE comes in two pieces.
+#[test]
+fn messages_that_are_not_whole_hold_what_all_may_hold_and_not_more() {
+    let limits = StreamLimits { held: 1 << 20, ..StreamLimits::default() };
+    let (mut bench, at) = Bench::new().listen(Transport::Tcp, limits, Credentials::default());
+    let mut connect = || {
+        let connection = TcpStream::connect(at).unwrap();
+        bench.turn_streams([FIRST]);
+        connection
+    };
+    let (strangers, mut client): (Vec<_>, _) = ((0..200).map(|_| connect()).collect(), connect());
+    let numbers = FIRST + 1..=FIRST + 201;
+    let request = bench.request();
+    let beginning = String::from_utf8(request.clone()).unwrap().replace("Length: 0", "Length: 65000");
+    for mut stranger in &strangers {
+        stranger.write_all(&[beginning.as_bytes(), &[b'x'; 60_000]].concat()).unwrap();
+    }
+    client.write_all(&request[..200]).unwrap();
+    bench.turn_streams(numbers.clone());
+    client.write_all(&request[200..]).unwrap();
+    bench.turn_streams(numbers);
+    assert_eq!(bench.sent_calls(), [1]);
+
+    let ended = bench.counters().streams.ended[Ended::Limit as usize].get();
+    assert_eq!(ended, 200 - (1 << 20) / (beginning.len() as u64 + 60_000));
+    bench.assert_balanced();
+}
+
 /// Tables of this generation, with one backend that is reached so.
 fn tables_towards(generation: u64, server: &TcpListener, transport: Transport) -> Tables {
     let at = server.local_addr().unwrap().to_string();

@@ -226,6 +226,7 @@ pub fn plan(resolved: &Resolved, shards: usize) -> Plan {
             proxied_idle_ms: ms(streams.proxied_idle),
             egress_v4: config.egress_v4,
             egress_v6: config.egress_v6,
+            ..StreamLimits::default()
         },
         egress_v4: has(true).then(|| config.egress_v4.unwrap_or(Ipv4Addr::UNSPECIFIED)),
         egress_v6: has(false).then(|| config.egress_v6.unwrap_or(Ipv6Addr::UNSPECIFIED)),

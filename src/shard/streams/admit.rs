@@ -1,8 +1,8 @@
 //! Who may have a connection: what is accepted at a listener, and how many of one source.
 
+use super::Streams;
 use super::connection::{Connection, Origin};
 use super::websocket::WebSocket;
-use super::{HELD_MAX, Streams};
 use crate::dataplane::counters::{Ended, StreamCounters};
 use crate::dataplane::tables::Tables;
 use crate::sys::tcp;
@@ -60,7 +60,9 @@ impl Streams {
     pub(super) fn admit(&self, source: Option<IpAddr>) -> Result<(), Ended> {
         let of_source = source.and_then(|source| self.by_source.get(&source).copied()).unwrap_or_default();
         match () {
-            () if self.open_beside_proxied() >= self.limits.connections || self.held >= HELD_MAX => Err(Ended::Limit),
+            () if self.open_beside_proxied() >= self.limits.connections || self.held >= self.limits.held => {
+                Err(Ended::Limit)
+            }
             () if of_source >= self.limits.per_source => Err(Ended::SourceLimit),
             () => Ok(()),
         }

@@ -184,9 +184,13 @@ impl Connection {
 
     /// Octets that are kept for it.
     pub fn held(&self) -> usize {
-        let assembled = self.websocket.as_ref().map_or(0, |websocket| websocket.held());
         let queue = self.queue.len() * size_of::<Queued>();
-        self.partial.len() + self.out.len() + queue + self.wire.held() + assembled
+        self.partial.len() + self.out.len() + queue + self.wire.held() + self.assembled()
+    }
+
+    /// Octets of a message in fragments that have come, if it is a WebSocket.
+    pub fn assembled(&self) -> usize {
+        self.websocket.as_ref().map_or(0, |websocket| websocket.held())
     }
 
     /// Messages that are still to be sent.

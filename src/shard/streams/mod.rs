@@ -16,8 +16,8 @@
 //! Connections, in all and of one source; octets held for one and for all; how long a message may take from its first octet
 //! to its last, how long the other side may take to read, how long nothing may happen. Whoever passes a bound loses this
 //! connection, and nobody else loses anything: of a backend's connection only the message is refused that does not fit. What is
-//! held for all is nobody's doing alone: beyond that bound no connection is accepted and none ends, and of messages those are
-//! refused that the kernel does not take at once.
+//! held for all is nobody's doing alone: beyond that bound no connection is accepted, of messages those are refused that the kernel does
+//! not take at once, and no connection ends but a client's that has sent more of a message that is not whole than most messages are long.
 
 mod admit;
 pub mod connection;
@@ -34,7 +34,7 @@ pub mod websocket;
 mod wire;
 
 use crate::dataplane::counters::{Ended, Handshake, StreamCounters, Tally};
-use crate::dataplane::limits::FRAME_MAX;
+use crate::dataplane::limits::{FRAME_MAX, SEND_BACKLOG_MAX};
 use crate::dataplane::transport::{StreamId, Transport};
 use crate::dataplane::verdict::DropReason;
 use crate::link::HandshakeFailed;
@@ -56,10 +56,6 @@ use std::sync::Arc;
 use std::time::Instant;
 use websocket::Origins;
 use wire::Wire;
-
-/// Octets held for all connections of a shard: 64 MiB, as much as 64 whose other side reads nothing may have. Beyond it a connection
-/// that has nothing to send still gets one message, which is held only if the kernel has no room for it.
-const HELD_MAX: usize = 64 << 20;
 
 /// Octets read at a time: a burst of some fifty messages. More waits in the kernel, so that nobody keeps the shard to
 /// himself.
@@ -87,6 +83,9 @@ pub struct StreamLimits {
     pub proxied: usize,
     /// How long no message may go or come on one of these, in milliseconds.
     pub proxied_idle_ms: u64,
+    /// Octets held for all connections of a shard. Beyond it a connection that has nothing to send still gets one message, which is
+    /// held only if the kernel has no room for it; and no client's message is waited for that is not whole and longer than most.
+    pub held: usize,
     /// The address to connect from, if it is not for the kernel to choose.
     pub egress_v4: Option<Ipv4Addr>,
     /// Likewise for IPv6.
@@ -105,6 +104,8 @@ impl Default for StreamLimits {
             handshake_ms: 5000,
             proxied: 10_000,
             proxied_idle_ms: 300_000,
+            // As much as 64 may have whose other side reads nothing.
+            held: 64 * SEND_BACKLOG_MAX,
             egress_v4: None,
             egress_v6: None,
         }

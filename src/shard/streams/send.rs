@@ -1,8 +1,8 @@
 //! What leaves by connections: queued at one, sent with the end of the turn, or given back as undelivered.
 
+use super::Streams;
 use super::connection::{Origin, State};
 use super::proxied::Client;
-use super::{HELD_MAX, Streams};
 use crate::dataplane::counters::{Ended, StreamCounters, Tally};
 use crate::dataplane::tables::Tables;
 use crate::dataplane::transport::StreamId;
@@ -87,7 +87,7 @@ impl Streams {
             Sender::Egress | Sender::Listener { .. } => Err(Why::Unreachable),
         };
         let len = parts[0].len() + parts[1].len();
-        let is_full = self.held + len > HELD_MAX;
+        let is_full = self.held + len > self.limits.held;
         if let Ok(slot) = slot
             && is_full
         {
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn what_others_hold_costs_nobody_his_connection_nor_a_message_that_the_kernel_takes() {
         let mut bench = Bench::new();
-        bench.streams.held = HELD_MAX;
+        bench.streams.held = bench.streams.limits.held;
         for _ in 0..3 {
             bench.send(b"answer", RESPONSE);
         }
@@ -232,7 +232,7 @@ mod tests {
             bench.send(&large, RESPONSE);
         }
         assert_eq!(bench.fates.lost, [DropReason::SendBacklogFull]);
-        assert!(bench.streams.held <= HELD_MAX + FRAME_MAX + 100, "{}", bench.streams.held);
+        assert!(bench.streams.held <= bench.streams.limits.held + FRAME_MAX + 100, "{}", bench.streams.held);
         bench.send(b"request", Tally::Request(None));
         let undelivered = bench.streams.undelivered.pop().unwrap();
         assert_eq!((&undelivered.octets[..], undelivered.why), (&b"request"[..], Why::Unreachable));

@@ -41,6 +41,10 @@ use std::time::Instant;
 /// Octets read at a time where a message has begun: it is read into memory of its own.
 const READ_ON: usize = 16 << 10;
 
+/// Octets of a message that is not whole which a client's connection may hold where too much is held for all: more than most messages
+/// are long, and a fraction of what one may be.
+const PIECE_MAX: usize = 4096;
+
 /// Messages of a connection that may wait to be sent where a ping is still answered. What is noted of a pong takes six times what a
 /// ping does on its way here; somebody who asks whether the connection is alive has an answer in the first.
 const PONG_QUEUE_MAX: usize = 1024;
@@ -220,6 +224,7 @@ impl<I: Io> Shard<I> {
         let Some(connection) = streams.slots.get_mut(slot).and_then(Option::as_deref_mut) else { return };
         let generation = connection.generation;
         let began = connection.partial.len();
+        let unfinished = began + connection.assembled();
         let mut buffer = std::mem::take(if began > 0 { &mut connection.partial } else { &mut streams.room });
         if began > 0 {
             buffer.resize(began + READ_ON + connection.wire.margin(), 0);
@@ -238,7 +243,7 @@ impl<I: Io> Shard<I> {
                 false => self.frames(slot, &mut buffer[..len], now_ms),
             };
         }
-        let (mut has_closed, mut failure) = (false, None);
+        let (mut has_closed, mut failure, mut is_too_much) = (false, None, false);
         let Some(streams) = &mut self.streams else { return };
         let connection = streams.slots.get_mut(slot).and_then(Option::as_deref_mut);
         // Dealing with the messages may have ended the connection, and another may have its slot.
@@ -256,7 +261,10 @@ impl<I: Io> Shard<I> {
             // A message in fragments begins with its first.
             let assembling = connection.websocket.as_ref().and_then(|websocket| websocket.assembling_since_ms());
             connection.partial_since_ms = assembling.or(connection.partial_since_ms);
-            streams.held = (streams.held + rest.len()).saturating_sub(began);
+            let is_left = rest.len() + connection.assembled();
+            streams.held = (streams.held + is_left).saturating_sub(unfinished);
+            let may_wait = is_left <= PIECE_MAX || connection.origin == Origin::Opened;
+            is_too_much = !may_wait && streams.held > streams.limits.held;
             if began > 0 {
                 let rest = rest.len();
                 buffer.copy_within(at..at + rest, 0);
@@ -268,6 +276,11 @@ impl<I: Io> Shard<I> {
         }
         if began == 0 {
             streams.room = buffer;
+        }
+        if is_too_much {
+            return self.with_ledger(|streams, link, ledger| {
+                streams.end(slot, Ended::Limit, now_ms, &link.counters.streams, ledger);
+            });
         }
         match read {
             Ok(Some(0)) => self.on_end(slot, generation, Ended::Closed, now_ms),
