@@ -37,11 +37,33 @@ fn plan(args: &Args) -> Result<Plan, crate::failure::Failure> {
     let mut callees = args.called.config(cores, args.calling.password.as_deref())?;
     callees.segments = args.calling.gso;
     let target = args.target.unwrap_or(callees.backends[0]);
+    let calls = args.calling.config(target, shards(args.cores.as_deref().unwrap_or_default()))?;
+    callees.timers = calls.timers;
     Ok(Plan {
-        calls: Some(args.calling.config(target, shards(args.cores.as_deref().unwrap_or_default()))?),
+        calls: Some(calls),
         callees: Some(callees),
         straight: args.target.is_none(),
         until_ns: u64::MAX,
         lateness_max_ns: ns(*args.calling.lateness_max),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn callees_repeat_and_give_up_by_the_t1_that_is_given_for_both() {
+        let plan = plan(&Line::parse_from(["run", "--t1", "20ms"]).args).unwrap();
+        let timers = plan.callees.unwrap().timers;
+        assert_eq!(timers.give_up_ns(), 1_280_000_000);
+        assert_eq!(timers, plan.calls.unwrap().timers);
+    }
 }

@@ -171,6 +171,7 @@ fn attempt(args: &Args, target: Option<Endpoint>, rate: u64) -> Result<Trial, Fa
     let straight = target.is_none();
     let target = target.unwrap_or(callees.backends[0]);
     let mut calls = args.calling.config(target, shards(args.cores.as_deref().unwrap_or_default()))?;
+    callees.timers = calls.timers;
     calls.rate = rate as f64;
     calls.duration_ns = (args.calling.seconds * SECOND_NS as f64) as u64;
     calls.drain_ns = calls.hold_ns + ns(DRAIN_MAX.min(args.calling.drain));
