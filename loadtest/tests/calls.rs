@@ -139,6 +139,27 @@ fn a_request_that_nobody_answers_is_sent_eleven_times_and_given_up() {
     assert_eq!((called.lines[0].sent, called.lines[0].retransmissions), (10, 100));
 }
 
+//= RFC 6076 section 4.3.1
+//# In some
+//# cases, a non-100 Trying provisional message is not received, but rather a 200 message
+//# is received as the first status message instead.  In these
+//# situations, the 200 message would be used to calculate the interval.
+#[test]
+fn every_call_that_comes_about_has_one_session_request_delay_and_no_other_has() {
+    let uas = callees(1, PATIENT);
+    // Every other 180 is lost.
+    let meddler = Meddler::start(uas.addresses().to_vec(), |_, octets| {
+        let lost = octets.starts_with(b"SIP/2.0 180") && call_number(&octets).is_multiple_of(2);
+        if lost { vec![] } else { vec![(octets, 0)] }
+    });
+    for (scenario, delays) in [("reinvite", 100), ("busy", 0), ("cancel", 0)] {
+        let target = if scenario == "cancel" { uas.addresses()[0] } else { meddler.address };
+        let called = Uac::start(callers(target, 100, scenario)).unwrap().join();
+        assert_eq!(called.counts.completed, 100, "{scenario}: {:?}", called.lines);
+        assert_eq!(called.ringing.count(), delays, "{scenario}");
+    }
+}
+
 //= RFC 3261 section 13.3.1.4
 // The 200 goes out again at the same times, which are those of Timer G as well, until the ACK comes or 64 T1 are over
 // (Timer H).

@@ -69,6 +69,8 @@ pub struct Call {
     pub early: Option<Method>,
     /// When the request was due.
     pub due_ns: u64,
+    /// When the first provisional response other than 100 came; 0: not yet.
+    pub status_ns: u64,
     /// The gap before its next retransmission.
     pub interval_ns: u64,
     /// When there is something to do: send again, next step, give up.
@@ -173,6 +175,7 @@ impl Call {
             remote_cseq: 0,
             early: None,
             due_ns: 0,
+            status_ns: 0,
             interval_ns: 0,
             timer_ns: 0,
             give_up_ns: 0,

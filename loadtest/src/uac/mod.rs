@@ -299,8 +299,8 @@ pub struct Report {
     pub sent: Tally,
     /// Messages that came, by kind.
     pub received: Tally,
-    /// From the scheduled time of an INVITE to its first provisional response other than 100: the Session Request Delay of
-    /// RFC 6076 4.3.1.
+    /// From the scheduled time of a call to the first provisional response other than 100 to its INVITE, or to the 200 where
+    /// none came before: the Session Request Delay of RFC 6076 4.3.1, of calls that came about.
     pub ringing: Latencies,
     /// From the scheduled time of a call to the moment its first request was in the kernel's hands.
     pub lateness: Latencies,

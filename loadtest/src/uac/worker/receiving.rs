@@ -238,11 +238,9 @@ impl Shard {
             }
             self.arm(slot);
         }
-        let call = &self.calls[slot as usize];
-        if code > 100 && call.interval_ns != 0 {
-            self.report.ringing.record(now.saturating_sub(call.due_ns));
-            // Marks that it has been recorded: an INVITE in Proceeding has no retransmissions left to time.
-            self.calls[slot as usize].interval_ns = 0;
+        let call = &mut self.calls[slot as usize];
+        if code > 100 && call.status_ns == 0 {
+            call.status_ns = now;
         }
     }
 
@@ -254,9 +252,20 @@ impl Shard {
         let took = now.saturating_sub(call.due_ns);
         call.timer_ns = u64::MAX;
         let invite = send.method == Method::Invite;
+        let session = invite && code < 300 && !call.peer.is_known();
         let opens = invite || send.method == Method::Subscribe;
         if opens && code < 300 && !self.learn(response) {
             return self.fail(slot, "2xx without Contact", now);
+        }
+        //= RFC 6076 section 4.3
+        //# SRD for
+        //# session requests ending in a failure MUST NOT be combined in the same
+        //# result with successful requests.
+        // So it is counted here, and only of the INVITE that opens the session; one whose first word is the 200 has it then.
+        if session {
+            let call = &self.calls[slot as usize];
+            let status_ns = if call.status_ns == 0 { now } else { call.status_ns };
+            self.report.ringing.record(status_ns.saturating_sub(call.due_ns));
         }
         if invite {
             self.acknowledge(slot, code, message);

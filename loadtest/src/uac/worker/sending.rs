@@ -22,6 +22,7 @@ impl Shard {
         call.transaction = call.transaction.wrapping_add(2);
         call.cseq += 1;
         call.cancel = Cancel::No;
+        call.status_ns = 0;
         if method == Method::Invite {
             (call.invite, call.invite_cseq) = (call.transaction, call.cseq);
         }
