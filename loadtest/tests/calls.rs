@@ -160,6 +160,17 @@ fn every_call_that_comes_about_has_one_session_request_delay_and_no_other_has() 
     }
 }
 
+#[test]
+fn requests_of_one_name_in_one_scenario_are_counted_apart() {
+    let text = "name = \"x\"\n[[step]]\nsend = \"INVITE\"\n[[step]]\npause = \"1ms\"\n[[step]]\nsend = \"INVITE\"\n\
+                [[step]]\nsend = \"BYE\"\n";
+    let uas = callees(1, PATIENT);
+    let mix = Scenario::read("x.toml", text).unwrap().into();
+    let called = Uac::start(uac::Config { mix, ..callers(uas.addresses()[0], 10, "call") }).unwrap().join();
+    let lines: Vec<_> = called.lines.iter().map(|line| (&*line.step, line.opens, line.answered)).collect();
+    assert_eq!(lines, [("INVITE", true, 10), ("INVITE 2", false, 10), ("BYE", false, 10)]);
+}
+
 //= RFC 3261 section 13.3.1.4
 // The 200 goes out again at the same times, which are those of Timer G as well, until the ACK comes or 64 T1 are over
 // (Timer H).

@@ -521,7 +521,7 @@ fn cannot_start(error: io::Error) -> Failure {
 fn lines(mix: &Mix) -> (Vec<Line>, Vec<Vec<usize>>) {
     let (mut lines, mut places) = (Vec::new(), Vec::new());
     for scenario in mix.scenarios() {
-        let mut of_scenario = Vec::new();
+        let (mut of_scenario, first) = (Vec::new(), lines.len());
         for (index, step) in scenario.steps.iter().enumerate() {
             of_scenario.push(lines.len());
             let (name, method, expect) = match step {
@@ -529,9 +529,15 @@ fn lines(mix: &Mix) -> (Vec<Line>, Vec<Vec<usize>>) {
                 Step::Receive(receive) => (&receive.name, receive.method, 0),
                 Step::Send(send) => (&send.name, send.method, send.expect),
             };
+            // Reports add up what has one name.
+            let (mut step, mut number) = (name.clone(), 1);
+            while lines[first..].iter().any(|line: &Line| line.step == step) {
+                number += 1;
+                step = format!("{name} {number}").into();
+            }
             lines.push(Line {
                 scenario: scenario.name.clone(),
-                step: name.clone(),
+                step,
                 method: method.name().into(),
                 expect,
                 opens: index == 0,
