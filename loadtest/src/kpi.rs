@@ -1,6 +1,6 @@
 //! The metrics of RFC 6076 that can be had from a run's counts: what share of sessions and registrations came about.
 
-use crate::uac::{Line, Report};
+use crate::uac::{Line, NO_ROOM, Report};
 
 /// Shares in percent; `None` where there was nothing to take a share of.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -9,7 +9,7 @@ pub struct Kpis {
     pub ser: Option<f64>,
     /// Session Establishment Effectiveness Ratio (4.7): INVITEs that got 200, or whose callee was busy or did not want.
     pub seer: Option<f64>,
-    /// Ineffective Session Attempts (4.8): INVITEs that got 408, 500, 503 or 504, or nothing.
+    /// Ineffective Session Attempts (4.8): INVITEs that got 408, 500, 503 or 504, or nothing, or lost their connection.
     pub isa: Option<f64>,
     /// Ineffective Registration Attempts (4.2): REGISTERs that did not get 200.
     pub ira: Option<f64>,
@@ -52,11 +52,16 @@ fn outcomes(line: &Line) -> impl Iterator<Item = (u16, u64)> + '_ {
     //# When a
     //# timeout error is received from the transaction layer, it MUST be
     //# treated as if a 408 (Request Timeout) status code has been received.
-    let code = |reason: &str| match reason.starts_with("timeout") {
-        true => 408,
-        false => reason.parse().unwrap_or(0),
+    // And what went wrong with a connection as a 503.
+    let of_transport = |reason: &str| ["connection", "TLS", "WebSocket"].iter().any(|word| reason.starts_with(word));
+    let code = move |reason: &str| match reason {
+        reason if reason.starts_with("timeout") => 408,
+        reason if of_transport(reason) => 503,
+        reason => reason.parse().unwrap_or(0),
     };
-    let failures = line.failures.iter().map(move |(reason, count)| (code(reason), *count));
+    // Of a call that there was no room for nothing was asked.
+    let attempts = line.failures.iter().filter(|(reason, _)| &***reason != NO_ROOM);
+    let failures = attempts.map(move |(reason, count)| (code(reason), *count));
     failures.chain([(line.expect, line.answered)])
 }
 
@@ -83,5 +88,18 @@ mod tests {
         assert_eq!(kpis.isa, Some(4.0));
         assert_eq!(kpis.ira, Some(10.0));
         assert_eq!(Kpis::of(&Report::default()), Kpis::default());
+    }
+
+    //= RFC 3261 section 8.1.3.1
+    //# If a fatal transport error is reported by the transport layer
+    //# (generally, due to fatal ICMP errors in UDP or connection failures in
+    //# TCP), the condition MUST be treated as a 503 (Service Unavailable)
+    //# status code.
+    #[test]
+    fn a_connection_that_failed_is_an_ineffective_attempt_and_a_call_not_made_is_none() {
+        let failures = [("connection refused", 2), ("TLS: the other side refused", 1), (NO_ROOM, 100)];
+        let lines = vec![line("INVITE", 200, 7, &failures)];
+        let kpis = Kpis::of(&Report { lines, ..Report::default() });
+        assert_eq!((kpis.isa, kpis.ser), (Some(30.0), Some(70.0)));
     }
 }

@@ -46,6 +46,9 @@ use worker::Worker;
 /// Messages that are kept with what was wrong about them. All are counted.
 pub const WRONGS_LISTED: usize = 32;
 
+/// Why a call failed that was not placed: [`Config::calls_max`].
+pub const NO_ROOM: &str = "no room for more calls";
+
 /// How long after the time of the last call a shard that has fallen behind may go on placing calls, in nanoseconds. What is
 /// due beyond that is not placed and counted in [`Counts::unplaced`], so that a rate that no machine can do ends too.
 pub const OVERTIME_NS: u64 = 2 * SECOND_NS;

@@ -15,7 +15,7 @@ mod sending;
 
 use super::call::{Call, Cancel, State};
 use super::request::{SLOTS_MAX, Stationery};
-use super::{Command, Config, Counts, OVERTIME_NS, Report, Snapshot, lines};
+use super::{Command, Config, Counts, NO_ROOM, OVERTIME_NS, Report, Snapshot, lines};
 use crate::clock::{SECOND_NS, now_ns};
 use crate::impair::BadNetwork;
 use crate::latency::Latencies;
@@ -368,7 +368,7 @@ impl Shard {
         self.next_number += self.config.cores.len() as u64;
         let scenario = self.config.mix.choose(self.rng.next_unit());
         let Some(slot) = self.free_slot() else {
-            self.count_failure(self.places[scenario][0], "no room for more calls");
+            self.count_failure(self.places[scenario][0], NO_ROOM);
             self.report.counts.failed += 1;
             return;
         };
