@@ -171,6 +171,35 @@ fn requests_of_one_name_in_one_scenario_are_counted_apart() {
     assert_eq!(lines, [("INVITE", true, 10), ("INVITE 2", false, 10), ("BYE", false, 10)]);
 }
 
+//= RFC 3261 section 12.1.1
+//# When a UAS responds to a request with a response that establishes a
+//# dialog (such as a 2xx to INVITE), the UAS MUST copy all Record-Route
+//# header field values from the request into the response
+#[test]
+fn a_subscription_goes_along_the_route_that_the_element_recorded() {
+    let uas = callees(1, PATIENT);
+    let without_route = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counter = std::sync::Arc::clone(&without_route);
+    let meddler = Meddler::start(uas.addresses().to_vec(), move |way, octets| {
+        let text = String::from_utf8(octets).unwrap();
+        if way == Way::There && text.starts_with("SUBSCRIBE") {
+            if text.contains("\r\nCSeq: 1 ") {
+                return vec![(text.replacen("\r\n", "\r\nRecord-Route: <sip:element.example;lr>\r\n", 1).into(), 0)];
+            }
+            let routed = text.contains("\r\nRoute: <sip:element.example;lr>\r\n");
+            counter.fetch_add(u64::from(!routed), std::sync::atomic::Ordering::Relaxed);
+        }
+        // RFC 6665 3.1.1: 200-class responses to SUBSCRIBE have an Expires, of no more than was asked for.
+        let grants = text.contains("\r\nExpires: 600\r\n") || text.contains("\r\nExpires: 0\r\n");
+        let granted = way == Way::There || !text.contains(" SUBSCRIBE\r\n") || grants;
+        if granted { vec![(text.into(), 0)] } else { vec![] }
+    });
+    let config = uac::Config { timers: timers(BRISK), ..callers(meddler.address, 50, "subscribe") };
+    let called = Uac::start(config).unwrap().join();
+    assert_eq!((called.counts.completed, called.counts.altered), (50, 0), "{:?}", called.lines);
+    assert_eq!(without_route.load(std::sync::atomic::Ordering::Relaxed), 0);
+}
+
 //= RFC 3261 section 13.3.1.4
 // The 200 goes out again at the same times, which are those of Timer G as well, until the ACK comes or 64 T1 are over
 // (Timer H).

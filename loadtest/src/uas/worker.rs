@@ -407,13 +407,15 @@ impl Shard {
     fn answer(&mut self, request: &Request<'_>, code: u16, carries: Carries) {
         let to_tag = to_tag(request.key);
         let mut out = Text::new(&mut self.scratch);
-        let echoed = echo(request.message, request.from, &to_tag, false, &mut out);
+        let subscribed = code == 200 && request.method == Method::Subscribe;
+        let echoed = echo(request.message, request.from, &to_tag, subscribed, &mut out);
         let to = destination(request.message, request.from);
         let (Some(echoed), Some(to), Some(len)) = (echoed, to, out.finish()) else {
             self.backends[request.place].counts.malformed += 1;
             return;
         };
-        let register = (request.method == Method::Register && code == 200).then_some(request.message);
+        let registered = code == 200 && request.method == Method::Register;
+        let grants = (registered || subscribed).then_some(request.message);
         let challenge = match (&self.shared.config.realm, carries) {
             (Some(realm), Carries::Challenge) => realm.challenge(request.digest),
             _ => String::new(),
@@ -422,7 +424,7 @@ impl Shard {
         backend.make_room(&mut self.streams);
         let level = request.call.map_or(0, |slot| self.calls[slot as usize].order.next(&backend.sender));
         let kind = Kind::response(code, request.method);
-        let response = Response { to, level, kind, carries, register, challenge: &challenge };
+        let response = Response { to, level, kind, carries, grants, challenge: &challenge };
         backend.send(&response, &self.scratch[..len], &echoed);
     }
 
@@ -433,7 +435,7 @@ impl Shard {
         backend.make_room(&mut self.streams);
         let level = call.order.next(&backend.sender);
         let kind = Kind::response(code, Method::Invite);
-        let response = Response { to: call.to, level, kind, carries, register: None, challenge: "" };
+        let response = Response { to: call.to, level, kind, carries, grants: None, challenge: "" };
         backend.send(&response, &call.rows, &call.echoed);
     }
 

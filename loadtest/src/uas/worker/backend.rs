@@ -6,7 +6,7 @@ use crate::endpoint::Transport;
 use crate::rng::mix;
 use crate::seal::{Sealed, code_digits, put_seal};
 use crate::sip::answer::{Echoed, reason};
-use crate::sip::message::{Message, Name};
+use crate::sip::message::{Message, Method, Name};
 use crate::sip::text::{Text, hex};
 use crate::streams::Streams;
 use crate::sys::address::Address;
@@ -58,8 +58,8 @@ pub(super) struct Response<'a> {
     pub(super) level: u8,
     pub(super) kind: Kind,
     pub(super) carries: Carries,
-    /// The REGISTER whose bindings it confirms.
-    pub(super) register: Option<&'a Message<'a>>,
+    /// The REGISTER whose bindings it confirms, or the SUBSCRIBE it accepts: for as long as was asked.
+    pub(super) grants: Option<&'a Message<'a>>,
     /// The value of WWW-Authenticate.
     pub(super) challenge: &'a str,
 }
@@ -102,13 +102,13 @@ impl Backend {
 
     /// Writes a response into the room that has been made and lets it wait for the next flush. `rows` are those it copies.
     pub(super) fn send(&mut self, response: &Response<'_>, rows: &[u8], echoed: &Echoed) {
-        let Response { to, level, kind, carries, register, challenge } = *response;
+        let Response { to, level, kind, carries, grants, challenge } = *response;
         let body = if carries == Carries::Sdp { &self.sdp[..] } else { &[] };
         let content_type = if body.is_empty() { &[][..] } else { b"application/sdp" };
         let own_contact = if matches!(carries, Carries::Contact | Carries::Sdp) { &self.contact[..] } else { &[] };
-        let registered = register.and_then(|register| register.value(Name::Contact));
-        let contact = registered.unwrap_or(own_contact);
-        let expires = register.map_or(&[][..], |register| register.value(Name::Expires).unwrap_or(b"3600"));
+        let register = grants.filter(|_| kind.method == Method::Register);
+        let contact = register.and_then(|register| register.value(Name::Contact)).unwrap_or(own_contact);
+        let expires = grants.map_or(&[][..], |asked| asked.value(Name::Expires).unwrap_or(b"3600"));
         let digits = code_digits(kind.code);
         let mut out = Text::new(self.sender.room());
         out.put(b"SIP/2.0 ");
