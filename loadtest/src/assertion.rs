@@ -182,7 +182,7 @@ mod tests {
     use crate::uac;
 
     fn log(failed: u64, latency_ns: u64) -> Log {
-        let mut line = uac::Line::default();
+        let mut line = uac::Line { expect: 200, ..uac::Line::default() };
         line.latency.record(latency_ns);
         let counts = uac::Counts { placed: 1000, failed, ..uac::Counts::default() };
         Log { calls: Some(uac::Report { counts, lines: vec![line], ..uac::Report::default() }), ..Log::new() }

@@ -198,6 +198,7 @@ fn a_subscription_goes_along_the_route_that_the_element_recorded() {
     let called = Uac::start(config).unwrap().join();
     assert_eq!((called.counts.completed, called.counts.altered), (50, 0), "{:?}", called.lines);
     assert_eq!(without_route.load(std::sync::atomic::Ordering::Relaxed), 0);
+    assert_eq!(called.latency().count(), 100, "the wait for a NOTIFY is no latency of a request");
 }
 
 //= RFC 3261 section 13.3.1.4

@@ -325,10 +325,11 @@ pub struct Report {
 }
 
 impl Report {
-    /// All requests' latencies in one.
+    /// The latencies of all requests sent in one. How long a request of the callee was waited for is its own affair.
     pub fn latency(&self) -> Latencies {
         let mut all = Latencies::default();
-        self.lines.iter().for_each(|line| all.add(&line.latency));
+        let sent = self.lines.iter().filter(|line| line.expect != 0);
+        sent.for_each(|line| all.add(&line.latency));
         all
     }
 
