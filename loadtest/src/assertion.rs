@@ -1,5 +1,6 @@
 //! `--assert 'failed==0' --assert 'p99<2ms'`: what a run has to come to, for scripts.
 
+use crate::latency::{Latencies, Short};
 use crate::log::Log;
 use std::fmt;
 
@@ -28,8 +29,8 @@ enum Metric {
     Count(fn(&Log) -> u64),
     Percent(fn(&Log) -> f64),
     Plain(fn(&Log) -> f64),
-    /// In nanoseconds.
-    Time(fn(&Log) -> u64),
+    /// In nanoseconds; `None` where nothing was measured.
+    Time(fn(&Log) -> Option<u64>),
 }
 
 /// Every name an assertion may use, and what it stands for. Documented in `docs/load.md`.
@@ -76,9 +77,9 @@ const METRICS: &[(&str, Metric)] = &[
     ("p99.9", Metric::Time(|log| latency(log, 0.999))),
     ("p99.99", Metric::Time(|log| latency(log, 0.9999))),
     ("max", Metric::Time(|log| latency(log, 1.0))),
-    ("srd_p99", Metric::Time(|log| calls(log, |calls| calls.ringing.at(0.99)))),
-    ("lateness_p99", Metric::Time(|log| calls(log, |calls| calls.lateness.at(0.99)))),
-    ("lateness_p99.9", Metric::Time(|log| calls(log, |calls| calls.lateness.at(0.999)))),
+    ("srd_p99", Metric::Time(|log| at(&log.calls.as_ref()?.ringing, 0.99))),
+    ("lateness_p99", Metric::Time(|log| at(&log.calls.as_ref()?.lateness, 0.99))),
+    ("lateness_p99.9", Metric::Time(|log| at(&log.calls.as_ref()?.lateness, 0.999))),
 ];
 
 fn calls(log: &Log, figure: impl Fn(&crate::uac::Report) -> u64) -> u64 {
@@ -94,8 +95,12 @@ fn missing(log: &Log) -> u64 {
     log.flows().iter().filter_map(|flow| u64::try_from(flow.missing()?).ok()).sum()
 }
 
-fn latency(log: &Log, quantile: f64) -> u64 {
-    calls(log, |calls| calls.latency().at(quantile))
+fn latency(log: &Log, quantile: f64) -> Option<u64> {
+    at(&log.calls.as_ref()?.latency(), quantile)
+}
+
+fn at(latencies: &Latencies, quantile: f64) -> Option<u64> {
+    (latencies.count() > 0).then(|| latencies.at(quantile))
 }
 
 impl Assertion {
@@ -122,9 +127,9 @@ impl Assertion {
         Ok(Assertion { text: text.to_owned(), metric: *metric, compare, value })
     }
 
-    /// Whether the run came to it.
+    /// Whether the run came to it. Of a time that was never measured nothing holds: where all calls failed none was fast.
     pub fn holds(&self, log: &Log) -> bool {
-        let seen = self.seen(log);
+        let Some(seen) = self.seen(log) else { return false };
         match self.compare {
             Compare::Above => seen > self.value,
             Compare::AtLeast => seen >= self.value,
@@ -141,15 +146,15 @@ impl Assertion {
             Metric::Count(count) => count(log).to_string(),
             Metric::Percent(share) => format!("{:.4}%", share(log)),
             Metric::Plain(figure) => format!("{:.1}", figure(log)),
-            Metric::Time(time) => crate::latency::Short(time(log)).to_string(),
+            Metric::Time(time) => time(log).map_or("not measured".to_owned(), |ns| Short(ns).to_string()),
         }
     }
 
-    fn seen(&self, log: &Log) -> f64 {
+    fn seen(&self, log: &Log) -> Option<f64> {
         match self.metric {
-            Metric::Count(count) => count(log) as f64,
-            Metric::Percent(figure) | Metric::Plain(figure) => figure(log),
-            Metric::Time(time) => time(log) as f64,
+            Metric::Count(count) => Some(count(log) as f64),
+            Metric::Percent(figure) | Metric::Plain(figure) => Some(figure(log)),
+            Metric::Time(time) => time(log).map(|ns| ns as f64),
         }
     }
 }
@@ -205,6 +210,17 @@ mod tests {
             assert_eq!(Assertion::read(text).unwrap().holds(&log), holds, "{text}");
         }
         assert_eq!(Assertion::read("p99<2ms").unwrap().seen_text(&log), "1.50ms");
+    }
+
+    #[test]
+    fn a_time_that_was_never_measured_holds_nothing() {
+        let mut log = log(1000, 1);
+        log.calls.as_mut().unwrap().lines.clear();
+        for text in ["p99<2ms", "max>=0ms", "srd_p99<2ms", "lateness_p99.9<1s"] {
+            let assertion = Assertion::read(text).unwrap();
+            assert!(!assertion.holds(&log) && !assertion.holds(&Log::new()), "{text}");
+            assert_eq!(assertion.seen_text(&log), "not measured");
+        }
     }
 
     #[test]
