@@ -68,8 +68,9 @@ impl Backend {
     pub(super) fn new(index: usize, mouth: Mouth, slow_ns: u64) -> Backend {
         let (address, transport) = (mouth.local(), mouth.transport());
         let sdp = format!(
-            "v=0\r\no=bob 2890844527 2890844527 IN IP4 {ip}\r\ns=-\r\nc=IN IP4 {ip}\r\nt=0 0\r\n\
+            "v=0\r\no=bob 2890844527 2890844527 IN IP{version} {ip}\r\ns=-\r\nc=IN IP{version} {ip}\r\nt=0 0\r\n\
              m=audio 49172 RTP/AVP 8 101\r\na=rtpmap:8 PCMA/8000\r\na=rtpmap:101 telephone-event/8000\r\na=sendrecv\r\n",
+            version = if address.is_ipv4() { 4 } else { 6 },
             ip = address.ip()
         );
         Backend {
@@ -267,4 +268,20 @@ impl Backend {
 /// The tag of a backend's To: the same for every copy of a request, as RFC 3261 8.2.7 wants it from a stateless server.
 pub(super) fn to_tag(key: u64) -> [u8; 16] {
     hex(mix(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::Endpoint;
+
+    // RFC 4566 5.7: what follows IP4 is an IPv4 address, what follows IP6 one of IPv6.
+    #[test]
+    fn an_answer_says_of_which_kind_its_address_is() {
+        for (address, said) in [("127.0.0.1:0", "IN IP4 127.0.0.1\r\n"), ("[::1]:0", "IN IP6 ::1\r\n")] {
+            let endpoint = Endpoint { transport: Transport::Udp, address: address.parse().unwrap() };
+            let backend = Backend::new(0, Mouth::open(endpoint).unwrap(), 0);
+            assert_eq!(String::from_utf8(backend.sdp).unwrap().matches(said).count(), 2, "{address}");
+        }
+    }
 }
