@@ -201,6 +201,16 @@ fn a_subscription_goes_along_the_route_that_the_element_recorded() {
     assert_eq!(called.latency().count(), 100, "the wait for a NOTIFY is no latency of a request");
 }
 
+#[test]
+fn who_was_busy_is_busy_when_called_again_at_once() {
+    let again = "[[step]]\nsend = \"INVITE\"\nexpect = 486\n";
+    let text = format!("name = \"x\"\ncallee = \"busy\"\n{again}{again}");
+    let uas = callees(1, PATIENT);
+    let mix = Scenario::read("x.toml", &text).unwrap().into();
+    let called = Uac::start(uac::Config { mix, ..callers(uas.addresses()[0], 10, "call") }).unwrap().join();
+    assert_eq!(called.counts.completed, 10, "{:?}", called.lines);
+}
+
 //= RFC 3261 section 13.3.1.4
 // The 200 goes out again at the same times, which are those of Timer G as well, until the ACK comes or 64 T1 are over
 // (Timer H).

@@ -33,8 +33,13 @@ impl Shard {
             // (14.2).
             self.answer(request, 500, Carries::Nothing);
         } else {
+            let failed = call.code >= 300;
             self.begin(slot, request);
-            self.finish(slot, 200, request.now);
+            match failed {
+                // Who was refused calls again.
+                true => self.ring(slot, Manner::of(request.user), request.now),
+                false => self.finish(slot, 200, request.now),
+            }
         }
     }
 
