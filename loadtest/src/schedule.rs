@@ -68,14 +68,19 @@ impl Schedule {
     pub fn set_rate(&mut self, rate: f64, now_ns: u64) {
         // A call that was due already stays due: a change of rate forgives nothing.
         let overdue = self.next_ns <= now_ns;
+        let before = self.rate;
         self.rate = if rate.is_finite() { rate.max(0.0) } else { 0.0 };
         self.since_ns = now_ns;
         self.gaps = 0;
-        self.next_ns = match self.rate > 0.0 {
-            true if overdue => self.next_ns,
-            true => now_ns,
-            false => u64::MAX,
-        };
+        if self.rate == 0.0 {
+            self.next_ns = u64::MAX;
+        } else if !overdue {
+            // What is left of the gap becomes longer or shorter; were it forgotten, each change would place a call. After a pause
+            // nothing is left of it.
+            let left_ns = (self.next_ns - now_ns) as f64 * (before / self.rate);
+            self.next_ns = now_ns.saturating_add(left_ns as u64);
+            self.since_ns = self.next_ns;
+        }
     }
 }
 
@@ -104,6 +109,24 @@ mod tests {
         let short = times.windows(2).filter(|pair| pair[1] - pair[0] < 1_000_000).count();
         assert!((62_000..64_500).contains(&short), "a share of 1 - 1/e of the gaps is below the mean: {short}");
         assert_eq!(times, due(Arrivals::Poisson, 1000.0, 100_000), "the seed decides");
+    }
+
+    #[test]
+    fn a_rate_that_is_changed_again_and_again_is_still_a_rate() {
+        for arrivals in [Arrivals::Constant, Arrivals::Poisson] {
+            let mut schedule = Schedule::new(arrivals, 10.0, 0, 1);
+            let (mut placed, mut rate) = (0, 10.0);
+            // A key every 20 ms for 60 s: up by a hundredth, and down again.
+            for now_ns in (0..60 * SECOND_NS).step_by(20_000_000) {
+                while schedule.next_ns() <= now_ns {
+                    schedule.take();
+                    placed += 1;
+                }
+                rate = if rate > 10.0 { 10.0 } else { 10.1 };
+                schedule.set_rate(rate, now_ns);
+            }
+            assert!((500..700).contains(&placed), "{arrivals:?}: {placed} in 60 s at 10 a second");
+        }
     }
 
     #[test]
