@@ -196,6 +196,19 @@ fn a_mix_is_a_file_of_scenarios_that_lie_beside_it() {
 }
 
 #[test]
+fn two_scenarios_of_one_name_are_refused_unless_they_are_the_same() {
+    let dir = Dir::new("names");
+    let path = dir.path("mine.toml");
+    std::fs::write(&path, "name = \"call\"\ncallee = \"busy\"\n[[step]]\nsend = \"INVITE\"\nexpect = 486\n").unwrap();
+    let output = run(&["run", "--listen", ANY, "--scenario", "call", "--scenario", &path, "-m", "10", "-q"]);
+    assert_eq!(output.code, 3, "{}", output.all());
+    assert!(output.stderr.contains("are called `call`") && output.stderr.contains(&path), "{}", output.all());
+    let output = run(&["run", "--listen", ANY, "--scenario", "mix", "--scenario", "call=2", "-m", "10", "-q"]);
+    assert_eq!(output.code, 0, "{}", output.all());
+    assert_eq!(output.stdout.matches("call INVITE").count(), 1, "{}", output.stdout);
+}
+
+#[test]
 fn what_is_no_command_line_ends_with_2() {
     for args in [
         &["run", "--rate", "0"][..],

@@ -420,7 +420,16 @@ fn mix(texts: &[String]) -> Result<Mix, Failure> {
         // The parts of a mix share its weight.
         let own = read_scenarios(name)?;
         let total: f64 = own.iter().map(|(_, weight)| weight).sum();
-        parts.extend(own.into_iter().map(|(scenario, part)| (scenario, part / total * weight)));
+        for (scenario, part) in own {
+            // The report goes by names.
+            if parts.iter().any(|(other, _): &(Scenario, f64)| other.name == scenario.name && *other != scenario) {
+                let what = format!("two scenarios that are not the same are called `{}`", scenario.name);
+                return Err(Failure::new(Exit::Config, "scenario", what).help(format!(
+                    "the report would add them up: write another name = into the file of one ({name})"
+                )));
+            }
+            parts.push((scenario, part / total * weight));
+        }
     }
     Mix::new(parts).ok_or_else(|| Failure::new(Exit::Usage, "scenario", "no scenario has a weight above 0"))
 }
