@@ -80,6 +80,27 @@ fn a_register_is_accepted_with_the_right_password_and_no_other() {
 }
 
 #[test]
+fn a_password_is_proven_to_a_proxy_and_to_the_registrar_behind_it() {
+    let realm = Realm::new("SHA-256", "secret");
+    let backends = vec![any_port()];
+    let uas = Uas::start(uas::Config { backends, realm, timers: timers(PATIENT), ..uas::Config::default() }).unwrap();
+    let proxy = Meddler::start(uas.addresses().to_vec(), |way, octets| {
+        let text = String::from_utf8(octets).unwrap();
+        // What has no proof for the proxy goes to the registrar without any; its 401 becomes the proxy's 407.
+        let (to_proxy, from_proxy) = (text.contains("\r\nProxy-Authorization: "), text.contains("CSeq: 1 "));
+        let text = match way {
+            Way::There if !to_proxy => text.replace("\r\nAuthorization: ", "\r\nX-Authorization: "),
+            Way::Back if from_proxy => text.replace("SIP/2.0 401", "SIP/2.0 407").replace("\r\nWWW-", "\r\nProxy-"),
+            _ => text,
+        };
+        vec![(text.into(), 0)]
+    });
+    let config = callers(proxy.address, 20, "register");
+    let called = Uac::start(uac::Config { password: Some("secret".into()), ..config }).unwrap().join();
+    assert_eq!((called.counts.completed, called.lines[0].challenged), (20, 40), "{:?}", called.lines);
+}
+
+#[test]
 fn shards_sockets_and_a_mix_share_one_run() {
     let uas = Uas::start(uas::Config { backends: vec![any_port(); 3], cores: vec![None; 2], ..uas::Config::default() })
         .unwrap();

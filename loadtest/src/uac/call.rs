@@ -81,7 +81,7 @@ pub struct Call {
     /// Its messages among those that are about to leave.
     pub order: Order,
     pub peer: Peer,
-    /// The row with credentials, once a challenge has asked for them; with its line end.
+    /// The rows with credentials, once a challenge has asked for them, with their line ends: one for servers, one for proxies.
     pub credentials: Vec<u8>,
 }
 

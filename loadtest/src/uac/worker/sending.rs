@@ -213,8 +213,11 @@ impl Shard {
             crate::sip::value::auth_param(challenge, b"stale").is_some_and(|stale| stale.eq_ignore_ascii_case(b"true"))
         };
         let call = &self.calls[slot as usize];
-        // Refused once is refused, unless only the nonce was too old; and nobody is asked for ever.
-        if !call.credentials.is_empty() && (!message.values(asks).any(stale) || call.cseq > 8) {
+        // A proxy may ask, and the server behind it too: each has a row of its own (RFC 3261 22.2, 22.3). Refused once is
+        // refused, unless only the nonce was too old; and nobody is asked for ever.
+        let rows = call.credentials.split_inclusive(|octet| *octet == b'\n');
+        let (given, others): (Vec<&[u8]>, Vec<&[u8]>) = rows.partition(|row| row.starts_with(answers.as_bytes()));
+        if !given.is_empty() && (!message.values(asks).any(stale) || call.cseq > 8) {
             return false;
         }
         let stationery = &self.ports[usize::from(call.port)].stationery;
@@ -236,9 +239,10 @@ impl Shard {
         let Some(credentials) = message.values(asks).find_map(|challenge| digest::answer(challenge, &asked)) else {
             return false;
         };
+        let others = others.concat();
         let line = self.line_of(slot);
         let call = &mut self.calls[slot as usize];
-        call.credentials = format!("{answers}: {credentials}\r\n").into_bytes();
+        call.credentials = [&others, format!("{answers}: {credentials}\r\n").as_bytes()].concat();
         let due = call.due_ns;
         if let Some(line) = line {
             self.report.lines[line].challenged += 1;
