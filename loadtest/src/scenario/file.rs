@@ -142,6 +142,20 @@ fn read_scenario(file: &File, file_steps: &[Spanned<FileStep>]) -> Result<Scenar
         };
         steps.push(read?);
     }
+    let is_bye = |step: &Step| match step {
+        Step::Pause(_) => false,
+        Step::Receive(receive) => receive.method == Method::Bye,
+        Step::Send(send) => send.method == Method::Bye,
+    };
+    let after_bye = steps.iter().zip(file_steps).skip_while(|(step, _)| !is_bye(step));
+    let again = |(step, _): &(&Step, _)| matches!(step, Step::Send(send) if send.method == Method::Invite);
+    if let Some((_, place)) = after_bye.into_iter().find(again) {
+        // RFC 3261 8.1.1.4: it would need a Call-ID of its own, and a scenario has one.
+        return Err((
+            place.span(),
+            "after its BYE a call is over; another INVITE is another call, and another scenario".into(),
+        ));
+    }
     if !matches!(steps.first(), Some(Step::Send(_))) {
         return Err((file_steps[0].span(), "the first step is a request".to_owned()));
     }
@@ -238,6 +252,8 @@ mod tests {
             ("pause = \"1s\"", "first step", ":3:1:"),
             ("pause = \"1s\"\nsend = \"BYE\"", "either", ":3:1:"),
             ("receive = \"ACK\"", "wait for", ":4:11:"),
+            ("send = \"BYE\"\n[[step]]\nsend = \"INVITE\"", "another call", ":5:1:"),
+            ("send = \"INVITE\"\n[[step]]\nreceive = \"BYE\"\n[[step]]\nsend = \"INVITE\"", "another call", ":7:1:"),
             ("receive = \"NOTIFY\"\nbody = \"sdp\"", "either", ":3:1:"),
             ("send = \"INVITE\"\nbody = \"json\"", "unknown variant `json`", ":5:8:"),
             ("pause = \"hold\"\nchallenge = true", "either", ":3:1:"),
