@@ -142,10 +142,12 @@ impl Sockets {
             shared_port: true,
             receive_buffer: plan.receive_buffer,
             send_buffer: plan.send_buffer.max(PAYLOAD_MAX),
-            errors: true,
+            // Everybody knows the port of a listener, so anybody can make up ICMP about a backend that it sent to; and a
+            // receive that fails for what became of an answer says nothing of the queue, by which overload is seen.
+            errors: false,
             tell_local: true,
         };
-        let egress = Options { shared_port: plan.egress_shared, tell_local: false, ..listener };
+        let egress = Options { shared_port: plan.egress_shared, errors: true, tell_local: false, ..listener };
         let open = |address, options| {
             UdpSocket::bind(address, options).map_err(|error| OpenError { protocol: "udp", address, error })
         };

@@ -2,8 +2,9 @@
 
 use crate::dialogs::{Servers, assert_completed, caller};
 use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, config, free_port, sipp_uac, sipp_uas};
-use crate::support::has_peer;
-use std::net::UdpSocket;
+use crate::support::{has_peer, skip};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -74,6 +75,42 @@ fn ask(client: &UdpSocket, listen: u16, call: &str) -> Option<u16> {
             return text.lines().find_map(|line| line.strip_prefix("Server: ")).and_then(|port| port.parse().ok());
         }
     }
+}
+
+/// An ICMP message that says of a datagram from `from` to `to`, both ports of 127.0.0.1, that nobody listens there.
+fn port_unreachable(from: u16, to: u16) -> Vec<u8> {
+    let mut icmp = vec![3, 3, 0, 0, 0, 0, 0, 0];
+    icmp.extend([0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 127, 0, 0, 1, 127, 0, 0, 1]);
+    icmp.extend([from.to_be_bytes(), to.to_be_bytes(), [0, 8], [0, 0]].concat());
+    let sum: u32 = icmp.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
+    icmp
+}
+
+#[test]
+fn what_strangers_say_of_a_backend_by_icmp_moves_no_call() {
+    let Ok(stranger) = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)) else {
+        return skip("raw sockets");
+    };
+    let servers: Vec<Server> = (0..2).map(|_| Server::start(0)).collect();
+    let ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
+    let listen = free_port();
+    let viahop = Viahop::start("icmp", &config(listen, &ports, PROBED).replace("shards = 2", "shards = 1"));
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    for call in 0..50 {
+        let call = format!("call-{call}");
+        let before = ask(&client, listen, &call);
+        for &port in &ports {
+            // Whoever knows a backend's address can make this up; the port it would come from is in every Via.
+            let to = SocketAddr::from(([127, 0, 0, 1], 0)).into();
+            stranger.send_to(&port_unreachable(listen, port), &to).unwrap();
+        }
+        assert_eq!(ask(&client, listen, &call), before, "{call} moved");
+    }
+    assert!(!viahop.log().contains("event=\"backend_refused\""), "{}", viahop.log());
+    viahop.end();
 }
 
 const PROBED: &str = "health = { interval = \"500ms\", timeout = \"200ms\", fall = 3, rise = 2 }";

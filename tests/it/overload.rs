@@ -1,7 +1,8 @@
 //! More than viahop can carry: calls that are up go on, new ones are refused, and it is over when the surge is.
 
 use crate::live::{PATIENCE, UNPROBED, Viahop, alone, config, free_port};
-use std::net::UdpSocket;
+use socket2::SockRef;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,19 @@ fn surge(target: u16, is_over: &AtomicBool, refused: &AtomicU64) {
     }
 }
 
+/// Sends what viahop answers itself, as fast as it can, from a port that refuses all answers.
+fn ask_and_refuse(target: u16, is_over: &AtomicBool) {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    // Connected elsewhere it takes nothing from viahop, to which the kernel says so (ICMP).
+    socket.connect("127.0.0.1:9").unwrap();
+    let text = String::from_utf8(request("OPTIONS", "refusing", "")).unwrap();
+    let text = text.replace("sip:bob@example.net SIP", &format!("sip:127.0.0.1:{target} SIP"));
+    while !is_over.load(Ordering::Relaxed) {
+        SockRef::from(&socket).send_to(text.as_bytes(), &SocketAddr::from(([127, 0, 0, 1], target)).into()).ok();
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
+
 /// Sends `message` every 20 ms until it is answered: how long that took, and the status line.
 fn ask(client: &UdpSocket, target: u16, message: &[u8]) -> Option<(Duration, String)> {
     let start = Instant::now();
@@ -82,6 +96,7 @@ fn in_a_surge_new_calls_are_refused_those_that_are_up_end_and_afterwards_all_are
         for _ in 0..2 {
             scope.spawn(|| surge(listen, &surge_is_over, &refused));
         }
+        scope.spawn(|| ask_and_refuse(listen, &surge_is_over));
         let start = Instant::now();
         while refused.load(Ordering::Relaxed) < 100 && start.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(10));
