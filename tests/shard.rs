@@ -34,6 +34,7 @@ const LISTENER: usize = 0;
 const EGRESS: usize = 1;
 const EAGAIN: i32 = 11;
 const EPERM: i32 = 1;
+const EMSGSIZE: i32 = 90;
 const ECONNREFUSED: i32 = 111;
 /// The number under which a shard's connections begin to become ready.
 const FIRST: u32 = 10;
@@ -341,6 +342,22 @@ fn a_backend_that_refused_is_passed_over_from_the_next_message_on() {
     for (before, after) in first.iter().zip(&second) {
         assert!(before == after || *before == gone, "the calls of other backends stay where they are");
     }
+    bench.assert_balanced();
+}
+
+#[test]
+fn a_backend_behind_a_path_of_shorter_packets_keeps_its_calls() {
+    let mut bench = Bench::new();
+    let mut send_all = || {
+        (0..32).for_each(|call| bench.arrive(request_of_call(call)));
+        bench.turn();
+        let sent: Vec<_> = bench.shard.io_mut().sent.drain(..).map(|(_, to, _)| to).collect();
+        bench.shard.io_mut().reports.push_back(Unreachable { to: sent[0], code: EMSGSIZE });
+        bench.turn();
+        sent
+    };
+    assert_eq!(send_all(), send_all());
+    assert!(bench.control.signals.try_recv().is_err());
     bench.assert_balanced();
 }
 

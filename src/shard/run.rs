@@ -434,7 +434,9 @@ impl Fates for Ledger<'_> {
     }
 
     fn unreachable(&mut self, report: Unreachable) {
-        self.unreachable.push(report);
+        if report.is_of_destination() {
+            self.unreachable.push(report);
+        }
     }
 
     fn waiting(&mut self, change: i64) {

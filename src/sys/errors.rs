@@ -17,6 +17,14 @@ pub struct Unreachable {
     pub code: i32,
 }
 
+impl Unreachable {
+    /// Whether that says something of the destination. That packets on the way there are shorter does not: the kernel has made a
+    /// note of it, and what is sent from now on goes in fragments.
+    pub fn is_of_destination(&self) -> bool {
+        self.code != libc::EMSGSIZE
+    }
+}
+
 /// What is said of a destination to which no connection could be opened.
 pub const CONNECTION_REFUSED: i32 = libc::ECONNREFUSED;
 
