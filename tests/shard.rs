@@ -35,6 +35,7 @@ const EGRESS: usize = 1;
 const EAGAIN: i32 = 11;
 const EPERM: i32 = 1;
 const EMSGSIZE: i32 = 90;
+const ENOBUFS: i32 = 105;
 const ECONNREFUSED: i32 = 111;
 /// The number under which a shard's connections begin to become ready.
 const FIRST: u32 = 10;
@@ -402,6 +403,19 @@ fn a_message_that_cannot_be_sent_is_counted_and_the_others_go() {
     bench.turn();
     assert_eq!(bench.sent_calls(), [1, 3, 4]);
     assert_eq!(bench.dropped(DropReason::SendFailed), 1);
+    bench.assert_balanced();
+}
+
+#[test]
+fn a_message_that_a_full_queue_of_a_card_dropped_keeps_no_other_waiting() {
+    let mut bench = Bench::new();
+    (1..=4).for_each(|call| bench.arrive(request_of_call(call)));
+    bench.shard.io_mut().script = [Send::Take(1), Send::Fail(ENOBUFS)].into();
+    bench.turn();
+    assert_eq!(bench.sent_calls(), [1, 3, 4]);
+    assert!(!bench.shard.is_waiting(EGRESS));
+    assert_eq!(bench.dropped(DropReason::SendBacklogFull), 1);
+    assert!(bench.control.signals.try_recv().is_err(), "it says nothing of the backend");
     bench.assert_balanced();
 }
 
@@ -788,8 +802,9 @@ fn accounts_balance_under_any_mix_of_faults() {
                 bench.arrive(octets);
             }
             for _ in 0..next(6) {
-                let step = match next(6) {
+                let step = match next(7) {
                     0 => Send::Fail(EAGAIN),
+                    3 => Send::Fail(ENOBUFS),
                     1 => Send::Fail(ECONNREFUSED),
                     2 => Send::Fail(EPERM),
                     _ => Send::Take(next(32) as usize),

@@ -6,7 +6,8 @@
 //! | it says | what that means | what becomes of the message |
 //! |---|---|---|
 //! | fewer than asked for | the next one has a problem: asking again tells which | |
-//! | `EAGAIN`, `ENOBUFS` | its buffers are full | waits here, up to [`SEND_BACKLOG_MAX`] octets a socket |
+//! | `EAGAIN` | the socket's buffer is full | waits here, up to [`SEND_BACKLOG_MAX`] octets a socket |
+//! | `ENOBUFS` | a queue below is full, of one card among several maybe | dropped there: `send_backlog_full` |
 //! | `ECONNREFUSED` and the like, with a report on the error queue | an *earlier* datagram was lost | sent again at once |
 //! | anything, without a report | this one cannot be sent | dropped: `send_failed` |
 //!
@@ -17,7 +18,7 @@ use crate::dataplane::counters::Tally;
 use crate::dataplane::limits::{BATCH, SEND_BACKLOG_MAX};
 use crate::dataplane::verdict::DropReason;
 use crate::sys::errors::Unreachable;
-use crate::sys::mmsg::{Outgoing, ReceiveBatch, is_full};
+use crate::sys::mmsg::{Outgoing, ReceiveBatch, is_dropped, is_full};
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
@@ -203,7 +204,7 @@ fn side_by_side(leaving: &mut [Leaving]) {
     });
 }
 
-/// Sends `outgoing` and returns how many of them are dealt with: all, unless the kernel's buffers are full.
+/// Sends `outgoing` and returns how many of them are dealt with: all, unless the socket's buffer is full.
 #[inline]
 fn send(
     io: &mut impl Io,
@@ -223,6 +224,10 @@ fn send(
                 }
             }
             Err(error) if is_full(&error) => return at,
+            Err(error) if is_dropped(&error) => {
+                fates.lost(DropReason::SendBacklogFull);
+                (at, tries) = (at + 1, 0);
+            }
             Err(error) => {
                 tries += 1;
                 let about_others = take_reports(io, socket, fates) || error.kind() == io::ErrorKind::Interrupted;

@@ -194,9 +194,15 @@ impl SendBatch {
     }
 }
 
-/// Whether a send failed because the kernel's buffers are full: it may work later.
+/// Whether a send failed because the socket's buffer is full: it works when the socket is writable.
 pub fn is_full(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS))
+    error.raw_os_error() == Some(libc::EAGAIN)
+}
+
+/// Whether the datagram was dropped because a queue below the socket is full, of which nothing tells when it is not: the socket is
+/// writable all the time.
+pub fn is_dropped(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
 /// Writes the control message that makes the kernel send from `source`.
