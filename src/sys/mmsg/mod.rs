@@ -233,6 +233,30 @@ mod tests {
     }
 
     #[test]
+    fn word_of_shorter_packets_on_one_way_breaks_no_run_on_another() {
+        let Ok(router) =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::RAW, Some(socket2::Protocol::ICMPV4))
+        else {
+            return println!("skipped: this process may not play a router");
+        };
+        let server = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), &Options { errors: true, ..OPTIONS }).unwrap();
+        let client = bind("127.0.0.1:0");
+        let text = [b'x'; 200];
+        let outgoing = [Outgoing { to: client.address(), parts: [&text, b""], from: None, pads: false }; 8];
+        let mut batch = SendBatch::with_runs(8);
+        // "Fragmentation needed", packets of 1,300 octets, of a datagram to 127.0.0.9: its headers.
+        let mut icmp = vec![3, 4, 0, 0, 0, 0, 0x05, 0x14];
+        icmp.extend([0x45, 0, 0x05, 0x78, 0, 0, 0x40, 0, 64, 17, 0, 0, 127, 0, 0, 1, 127, 0, 0, 9]);
+        icmp.extend([server.address().port().to_be_bytes(), [0, 9], [0, 8], [0, 0]].concat());
+        let sum: u32 = icmp.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+        icmp[2..4].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
+        router.send_to(&icmp, &SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        assert_eq!(batch.send(server.as_raw_fd(), &outgoing).unwrap(), 8);
+        assert_eq!(batch.fill(&outgoing), 1, "they go as a run still");
+        assert!(crate::sys::errors::next(server.as_raw_fd()).is_some_and(|report| !report.is_of_destination()));
+    }
+
+    #[test]
     fn an_empty_socket_gives_nothing_and_an_error_names_the_first_datagram() {
         let socket = bind("127.0.0.1:0");
         let mut batch = ReceiveBatch::new(2, 100);

@@ -113,6 +113,7 @@ impl SendBatch {
     /// wants runs puts them side by side.
     pub fn send(&mut self, fd: RawFd, datagrams: &[Outgoing<'_>]) -> io::Result<usize> {
         let datagrams = &datagrams[..datagrams.len().min(self.headers.len())];
+        let mut asked_again = false;
         loop {
             let headers = self.fill(datagrams);
             // SAFETY: `fill` has set these headers to addresses, parts and control messages of `self`. The octets that the
@@ -126,6 +127,11 @@ impl SendBatch {
             let error = io::Error::last_os_error();
             let (run, segment) = self.run(datagrams);
             self.segment_max = match error.raw_os_error() {
+                // A router may have said that of what was sent earlier, to whomever: it is told once.
+                Some(libc::EMSGSIZE) if run > 1 && !asked_again => {
+                    asked_again = true;
+                    continue;
+                }
                 // Through this device, or encrypted on this way, nothing goes in runs.
                 Some(libc::EIO) if run > 1 => 0,
                 // Packets on this way are shorter.
@@ -137,7 +143,7 @@ impl SendBatch {
 
     /// Sets the arrays for `datagrams`, and returns how many headers that takes.
     #[inline]
-    fn fill(&mut self, datagrams: &[Outgoing<'_>]) -> usize {
+    pub(super) fn fill(&mut self, datagrams: &[Outgoing<'_>]) -> usize {
         let (mut at, mut headers, mut parts) = (0, 0, 0);
         while let Some(first) = datagrams.get(at) {
             let (run, segment) = self.run(&datagrams[at..]);
