@@ -46,6 +46,29 @@ fn reset(stream: TcpStream) {
 }
 
 #[test]
+fn what_came_before_the_end_is_dealt_with_however_many_connections_are_busy() {
+    const DATAGRAMS: usize = 2000;
+    let (listen, backend) = (free_port(), Backend::new());
+    let config = config(listen, &[udp(backend.port())], "").replace("shards = 2", "shards = 1");
+    let mut viahop = Viahop::start("busy-end", &config);
+    let mut streams: Vec<_> = (0..300).map(|_| TcpStream::connect(("127.0.0.1", listen)).unwrap()).collect();
+    viahop.wait_until("connected", PATIENCE, |_| viahop.metric("viahop_connections", "") >= 300.0);
+    viahop.process.signal("STOP");
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let text = request("OPTIONS", "UDP", socket.local_addr().unwrap(), "late", EMPTY);
+    for _ in 0..DATAGRAMS {
+        socket.send_to(text.as_bytes(), ("127.0.0.1", listen)).unwrap();
+    }
+    viahop.process.signal("INT");
+    viahop.process.signal("CONT");
+    while viahop.process.0.try_wait().unwrap().is_none() {
+        streams.retain_mut(|stream| stream.write_all(b"\r\n\r\n").is_ok());
+    }
+    let log = viahop.log();
+    assert!(log.contains(&format!(" forwarded={DATAGRAMS} ")), "{log}");
+}
+
+#[test]
 fn a_reset_at_any_moment_ends_its_own_connection_and_no_other() {
     let (listen, backend) = (free_port(), Backend::new());
     let viahop = Viahop::start("resets", &config(listen, &[udp(backend.port())], ""));
