@@ -257,6 +257,19 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_go_in_a_run_nor_by_itself_breaks_no_run() {
+        let (server, client) = (bind("[::]:0"), bind("[::1]:0"));
+        let text = [b'x'; 200];
+        let outgoing = [Outgoing { to: client.address(), parts: [&text, b""], from: None, pads: false }; 8];
+        let mut batch = SendBatch::with_runs(8);
+        // An address that another node has taken over.
+        let gone = Some("2001:db8::1".parse().unwrap());
+        let error = batch.send(server.as_raw_fd(), &outgoing.map(|one| Outgoing { from: gone, ..one })).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(batch.fill(&outgoing), 1, "they go as a run still");
+    }
+
+    #[test]
     fn an_empty_socket_gives_nothing_and_an_error_names_the_first_datagram() {
         let socket = bind("127.0.0.1:0");
         let mut batch = ReceiveBatch::new(2, 100);

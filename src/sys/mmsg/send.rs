@@ -126,7 +126,7 @@ impl SendBatch {
             }
             let error = io::Error::last_os_error();
             let (run, segment) = self.run(datagrams);
-            self.segment_max = match error.raw_os_error() {
+            let segment_max = match error.raw_os_error() {
                 // A router may have said that of what was sent earlier, to whomever: it is told once.
                 Some(libc::EMSGSIZE) if run > 1 && !asked_again => {
                     asked_again = true;
@@ -138,6 +138,10 @@ impl SendBatch {
                 Some(libc::EINVAL | libc::EMSGSIZE) if run > 1 => segment - 1,
                 _ => return Err(error),
             };
+            // What goes by itself no better was not refused for its run: our address that it is to leave from may be gone.
+            let sent = self.send(fd, &datagrams[..1])?;
+            self.segment_max = segment_max;
+            return Ok(sent);
         }
     }
 
