@@ -121,7 +121,10 @@ impl Cluster {
                     max_open: backend.max_open.div_ceil(shards.max(1) as u32),
                     priority: backend.priority,
                     detector,
-                    outlier: old.map_or_else(Outlier::default, |old| old.outlier.clone()),
+                    // Likewise, nobody would ever end an ejection.
+                    outlier: old
+                        .filter(|_| pool.outlier.is_some())
+                        .map_or_else(Outlier::default, |old| old.outlier.clone()),
                     back_s: old.and_then(|old| old.back_s),
                     last_probe: old.and_then(|old| old.last_probe),
                     changed_at: old.map_or(now, |old| old.changed_at),
@@ -472,6 +475,16 @@ pub mod tests {
         let up: Vec<bool> = tables.backends.iter().map(|backend| backend.is_up).collect();
         assert_eq!(up, [false, false, true, true]);
         assert!(tables.backends.iter().all(|backend| backend.serves == tables::Serves::Calls), "their dialogs go on");
+    }
+
+    #[test]
+    fn an_ejection_ends_with_a_reload_that_wants_none() {
+        let mut before = cluster(&text(&[1, 2]), None);
+        let limits = before.pools[0].outlier.clone().unwrap();
+        before.pools[0].backends[1].outlier.eject(&limits);
+        let takes_new = |text: &str| cluster(text, Some(&before)).pools[0].backends[1].takes_new();
+        assert!(!takes_new(&text(&[1, 2])), "a reload as such pardons nobody");
+        assert!(takes_new(&text(&[1, 2]).replace("backend =", "outlier = { on = false }\nbackend =")));
     }
 
     #[test]
