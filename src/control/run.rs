@@ -12,8 +12,8 @@
 //!
 //! Ways to get this wrong, and what catches each: a bad file replaces a running configuration (a reload is read,
 //! resolved and compared in full before anything of it is used); a reload forgets which backends are down (`Cluster::new`
-//! takes them over); reloads in quick succession starve probes (a watch whose backend did not change goes on); a refusal
-//! floods the log (`Limiter`).
+//! takes them over); reloads in quick succession starve probes (a watch whose backend did not change goes on, and so does
+//! the count of its outcomes); a refusal floods the log (`Limiter`).
 
 mod limiter;
 mod operate;

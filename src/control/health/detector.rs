@@ -58,7 +58,7 @@ pub struct Detector {
     rise: u32,
     is_up: bool,
     is_proven: bool,
-    /// Outcomes in a row that speak against the state. Below `fall` when up, below `rise` when down.
+    /// Outcomes in a row that speak against the state: not yet enough of them, but after a reload that asks for fewer.
     against: u32,
     /// Successes in a row since it rose, up to [`CALM`].
     calm: u32,
@@ -79,10 +79,11 @@ impl Detector {
         Detector { fall, rise, is_up: true, is_proven: false, against: 0, calm: 0, has_risen: false, flaps: 0 }
     }
 
-    /// The same state under other thresholds: after a reload.
+    /// The same under other thresholds: after a reload. What speaks against the state is kept, or reloads in quick succession
+    /// would keep a dead backend up.
     #[must_use]
     pub fn with_thresholds(&self, fall: u32, rise: u32) -> Detector {
-        Detector { fall, rise, against: 0, ..self.clone() }
+        Detector { fall, rise, ..self.clone() }
     }
 
     /// One that knows nothing yet, with the same thresholds.
@@ -172,6 +173,20 @@ mod tests {
     fn an_unproven_backend_falls_at_its_first_failure() {
         assert_eq!(states(&[Timeout]), "-");
         assert_eq!(states(&[Unwell(503)]), "-");
+    }
+
+    #[test]
+    fn reloads_between_probes_neither_keep_the_dead_up_nor_the_living_down() {
+        let mut detector = Detector::new(3, 2);
+        let mut on = |outcome| {
+            detector = detector.with_thresholds(3, 2);
+            detector.on_outcome(outcome);
+            detector.is_up()
+        };
+        let seen = [Alive(200), Timeout, Timeout, Timeout, Alive(200), Alive(200)].map(&mut on);
+        assert_eq!(seen, [true, true, true, false, false, true]);
+        detector.on_outcome(Timeout);
+        assert!(detector.with_thresholds(1, 2).on_outcome(Timeout), "one more than enough is enough");
     }
 
     #[test]
