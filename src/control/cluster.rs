@@ -265,9 +265,11 @@ pub enum Turn {
 
 impl Pool {
     /// Whether so few backends take new keys that all that are ready are used: when most seem dead at once, it is rather
-    /// the probes or the network between that fail, and the living would not carry the load of all.
+    /// the probes or the network between that fail, and the living would not carry the load of all. Whom the operator has
+    /// emptied by a weight of 0 does not seem dead.
     pub fn panics(&self) -> bool {
-        let ready = self.backends.iter().filter(|backend| backend.state.now == State::Ready).count();
+        let is_meant_to = |backend: &&Backend| backend.state.now == State::Ready && backend.weight.now > 0;
+        let ready = self.backends.iter().filter(is_meant_to).count();
         let taking = self.backends.iter().filter(|backend| backend.takes_new()).count();
         taking * 100 < ready * self.panic as usize
     }
@@ -510,6 +512,8 @@ pub mod tests {
         assert_eq!(ups(&cluster), 2);
         cluster.pools[0].backends[1].detector.on_outcome(Outcome::Timeout);
         assert_eq!(ups(&cluster), 3, "one of three: panic");
+        cluster.pools[0].backends[1].weight.now = 0;
+        assert_eq!(ups(&cluster), 1, "one of the two that are meant to: none");
     }
 
     #[test]
