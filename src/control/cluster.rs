@@ -255,7 +255,7 @@ fn tenths(since: u64, slow_start: Duration) -> u32 {
 pub enum Turn {
     /// It takes no new keys for so many seconds.
     Ejected(Sickness, u64),
-    /// It would have been ejected, but too many are already.
+    /// It would have been ejected, but too many are already, or it is the last.
     Spared(Sickness),
     /// Its ejection is over.
     Back,
@@ -278,6 +278,7 @@ impl Pool {
     fn on_second(&mut self) -> Vec<(usize, Turn)> {
         let mut turns = Vec::new();
         let mut ejected = self.backends.iter().filter(|backend| backend.outlier.is_ejected()).count();
+        let mut taking = self.backends.iter().filter(|backend| backend.takes_new()).count();
         let count = self.backends.len();
         for (index, backend) in self.backends.iter_mut().enumerate() {
             if let Some(since) = &mut backend.back_s {
@@ -295,12 +296,14 @@ impl Pool {
             let sickness = backend.outlier.on_second(backend.traffic(), limits);
             if was_ejected && !backend.outlier.is_ejected() {
                 ejected -= 1;
+                taking += usize::from(backend.takes_new());
                 backend.starts_slowly(self.slow_start);
                 turns.push((index, Turn::Back));
             }
             match sickness.filter(|_| backend.takes_new()) {
-                Some(sickness) if ejected < most_ejected(count, limits) => {
-                    ejected += 1;
+                // Never the last that takes new keys: half of its answers are more than none.
+                Some(sickness) if ejected < most_ejected(count, limits) && taking > 1 => {
+                    (ejected, taking) = (ejected + 1, taking - 1);
                     turns.push((index, Turn::Ejected(sickness, backend.outlier.eject(limits))));
                 }
                 Some(sickness) => turns.push((index, Turn::Spared(sickness))),
@@ -477,6 +480,26 @@ pub mod tests {
         let up: Vec<bool> = tables.backends.iter().map(|backend| backend.is_up).collect();
         assert_eq!(up, [false, false, true, true]);
         assert!(tables.backends.iter().all(|backend| backend.serves == tables::Serves::Calls), "their dialogs go on");
+    }
+
+    #[test]
+    fn the_last_that_takes_new_keys_is_never_ejected_whatever_took_the_others() {
+        for others in [State::Drain, State::Maint, State::Ready] {
+            let most = "outlier = { max_ejected = 100 }\nbackend =";
+            let mut cluster = cluster(&text(&[1, 2, 3]).replace("backend =", most), None);
+            for other in &mut cluster.pools[0].backends[..2] {
+                other.state.now = others;
+                other.detector.on_outcome(Outcome::Refused);
+            }
+            let mut turns = Vec::new();
+            for _ in 0..2 {
+                let shard = cluster.pools[0].backends[2].counters.shard(0).unwrap();
+                shard.responses[4].add(50);
+                shard.unavailable.add(50);
+                turns = cluster.on_second();
+            }
+            assert!(matches!(turns[..], [((0, 2), Turn::Spared(_))]), "{others}: {turns:?}");
+        }
     }
 
     #[test]

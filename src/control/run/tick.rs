@@ -37,7 +37,7 @@ impl Control {
                 }
                 Turn::Spared(reason) => {
                     if let Some(not_shown) = self.limiter.allow("backend_spared") {
-                        let note = "not ejected: `max_ejected` of its pool are already";
+                        let note = "not ejected: `max_ejected` of its pool are already, or no other takes new calls";
                         warn!(event = "backend_spared", %pool, backend = %name, %address, %reason, note, not_shown);
                     }
                 }
