@@ -7,6 +7,7 @@
 
 use super::{port_owner, steering};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread;
@@ -41,7 +42,7 @@ const PORT_LINGERS: Duration = Duration::from_secs(3);
 
 /// Everything started but the control loop.
 pub struct Service {
-    runtime: Runtime,
+    runtime: ManuallyDrop<Runtime>,
     setup: Setup,
     shards: Vec<Running>,
 }
@@ -134,11 +135,13 @@ impl Service {
     }
 }
 
-/// The tokio runtime of the control plane: one thread, this one.
-pub fn runtime() -> Result<Runtime, Problem> {
+/// The tokio runtime of the control plane: one thread, this one. It ends with the process and is never dropped: that would
+/// wait for whatever it reads aside, a name or a file, however long the resolver or the file system hangs.
+pub fn runtime() -> Result<ManuallyDrop<Runtime>, Problem> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
+        .map(ManuallyDrop::new)
         .map_err(|error| Problem::environment(format!("cannot start the control plane: {error}")))
 }
 

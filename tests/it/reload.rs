@@ -2,6 +2,7 @@
 
 use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, config, free_port, sipp_uac, sipp_uas};
 use crate::support::has_peer;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -59,6 +60,18 @@ fn a_bad_file_changes_nothing_and_is_shown_in_the_log_and_the_metrics() {
     viahop.write_config(&good);
     viahop.process.signal("HUP");
     viahop.wait_until("taken", PATIENCE, |status| status["reload"]["ok"] == true && status["generation"] == 2);
+    viahop.end();
+}
+
+#[test]
+fn a_file_that_hangs_while_it_is_read_does_not_keep_the_process() {
+    let viahop = Viahop::start("hangs", &config(free_port(), &[free_port()], UNPROBED));
+    let path = viahop.folder.0.join("viahop.toml");
+    std::fs::remove_file(&path).unwrap();
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    viahop.process.signal("HUP");
+    // Who reads it waits for somebody who writes, as for a server of NFS that is gone. Opened, it is being read.
+    let _silent = std::fs::File::options().write(true).open(&path).unwrap();
     viahop.end();
 }
 
@@ -150,7 +163,7 @@ fn metrics_are_clean_for_promtool_and_every_name_is_documented() {
     if has_peer("promtool") {
         let path = viahop.folder.write("metrics.txt", &text);
         let (code, stdout, stderr) = crate::live::output(
-            std::process::Command::new("sh").args(["-c", &format!("promtool check metrics < {}", path.display())]),
+            Command::new("sh").args(["-c", &format!("promtool check metrics < {}", path.display())]),
         );
         assert_eq!((code, &stdout[..], &stderr[..]), (0, "", ""));
     }
