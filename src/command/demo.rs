@@ -9,7 +9,7 @@
 //! Callers and servers are those of `viahop-load`, which shares no code with the balancer and notices every message that
 //! reaches another server than its call's. What is claimed at the end was counted by them.
 
-use super::service::Service;
+use super::service::{Service, runtime};
 use super::{FAILED, environment, fail};
 use crate::cli;
 use std::io::IsTerminal;
@@ -321,7 +321,7 @@ impl Balancer {
         let loaded = parse(Source { name: "built-in".into(), text })?;
         let secret = secret::ephemeral(&loaded.config.token_keys).map_err(environment)?;
         let origin = Origin::Flags(Box::new(loaded.clone()));
-        let (service, _) = Service::start(loaded, origin, secret, Arc::default())?;
+        let (service, _) = Service::start(runtime().map_err(environment)?, loaded, origin, secret, Arc::default())?;
         let (orders, queue) = mpsc::channel(1);
         let view = service.view();
         let shards = view.fixed.shards.len();

@@ -1,12 +1,14 @@
 //! `viahop run`: balance until told to stop.
 
-use super::service::Service;
+use super::service::{Service, runtime};
 use super::{FAILED, USAGE, environment, fail, flags, log, tell};
 use crate::cli;
+use std::io;
 use std::panic;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info};
 use viahop::control::config::problem::{Problem, Report};
@@ -27,30 +29,38 @@ pub fn run(args: &cli::Run) -> ExitCode {
         return ExitCode::from(USAGE);
     }
     match start(args) {
-        Ok((service, warnings)) => {
+        Ok((service, hangups, warnings)) => {
             tell(&warnings);
-            serve(service)
+            serve(service, hangups)
         }
         Err(report) => fail(&report),
     }
 }
 
-fn start(args: &cli::Run) -> Result<(Service, Report), Report> {
+fn start(args: &cli::Run) -> Result<(Service, Signal, Report), Report> {
+    let runtime = runtime().map_err(environment)?;
+    // A reload that is ordered while the start takes its time, for a name or a port, is done after it: without a handler
+    // SIGHUP ends the process, which systemd takes for the end that was wanted.
+    let hangups = runtime.block_on(async { signal(SignalKind::hangup()) }).map_err(deaf)?;
     let origin = flags::origin(args)?;
     let loaded = origin.load()?;
     let events = Arc::<Events>::default();
     log::start(&loaded.config.log, &events);
     log_panics();
     let secret = secret::obtain(&loaded.config.secret, &loaded.config.token_keys).map_err(environment)?;
-    Service::start(loaded, origin, secret, events)
+    let (service, warnings) = Service::start(runtime, loaded, origin, secret, events)?;
+    Ok((service, hangups, warnings))
 }
 
-fn serve(service: Service) -> ExitCode {
+fn deaf(error: io::Error) -> Report {
+    environment(Problem::environment(format!("cannot listen for signals of the system: {error}")))
+}
+
+fn serve(service: Service, hangups: Signal) -> ExitCode {
     let (order, orders) = mpsc::channel(8);
-    let listening = service.runtime().block_on(async { listen_to_the_system(order) });
+    let listening = service.runtime().block_on(async { listen_to_the_system(hangups, order) });
     if let Err(error) = listening {
-        let problem = Problem::environment(format!("cannot listen for signals of the system: {error}"));
-        return fail(&environment(problem));
+        return fail(&deaf(error));
     }
     let view = service.view();
     announce(&view);

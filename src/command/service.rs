@@ -53,6 +53,7 @@ impl Service {
     /// # Errors
     /// What is wrong, where, and what to do.
     pub fn start(
+        runtime: ManuallyDrop<Runtime>,
         loaded: Loaded,
         origin: Origin,
         secret: Obtained,
@@ -62,7 +63,6 @@ impl Service {
         let about = |problem: Problem| Report { source: source.clone(), problems: vec![problem] };
         let cores = cores(&loaded.config.cores).map_err(about)?;
         machine().map_err(about)?;
-        let runtime = runtime().map_err(about)?;
         let (resolved, mut warnings) = runtime.block_on(resolve(loaded, &secret.keys))?;
         warnings.problems.extend(secret.remarks);
         let config = resolved.config.clone();

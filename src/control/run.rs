@@ -48,6 +48,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tick::Seen;
 use tokio::net::TcpListener;
+use tokio::signal::unix as system;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
@@ -159,13 +160,13 @@ const QUIET_S: u32 = 5;
 /// How long shards pass over a backend that refused and that nobody probes.
 const SUSPICION: Duration = Duration::from_secs(2);
 
-/// Passes the signals of the system on as orders until the task is dropped.
+/// Passes the signals of the system on as orders until the task is dropped. `hangup` is listened to since before the
+/// configuration was read.
 ///
 /// # Errors
 /// Handlers cannot be installed.
-pub fn listen_to_the_system(orders: mpsc::Sender<Order>) -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut hangup = signal(SignalKind::hangup())?;
+pub fn listen_to_the_system(mut hangup: system::Signal, orders: mpsc::Sender<Order>) -> std::io::Result<()> {
+    use system::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::spawn(async move {

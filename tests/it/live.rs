@@ -148,7 +148,7 @@ impl Viahop {
         self.wait_for_life();
     }
 
-    fn wait_for_life(&mut self) {
+    pub fn wait_for_life(&mut self) {
         let until = Instant::now() + PATIENCE;
         while ureq::get(format!("http://{}/live", self.admin)).call().is_err() {
             let ended = self.process.0.try_wait().unwrap();
@@ -223,7 +223,8 @@ impl Viahop {
     }
 }
 
-fn launch(folder: &Folder, log: &str) -> (Process, PathBuf) {
+/// `viahop run` of what is in `folder`, with its log there under this name.
+pub fn launch(folder: &Folder, log: &str) -> (Process, PathBuf) {
     let log = folder.0.join(log);
     (launch_with(folder, fs::File::create(&log).unwrap()), log)
 }

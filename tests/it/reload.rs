@@ -1,6 +1,8 @@
 //! Reloads under load, drains, and what both leave behind.
 
-use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, config, free_port, sipp_uac, sipp_uas};
+use crate::live::{
+    Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, config, free_port, launch, sipp_uac, sipp_uas,
+};
 use crate::support::has_peer;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -72,6 +74,27 @@ fn a_file_that_hangs_while_it_is_read_does_not_keep_the_process() {
     viahop.process.signal("HUP");
     // Who reads it waits for somebody who writes, as for a server of NFS that is gone. Opened, it is being read.
     let _silent = std::fs::File::options().write(true).open(&path).unwrap();
+    viahop.end();
+}
+
+#[test]
+fn a_reload_that_is_ordered_during_the_start_is_done_after_it() {
+    let mut viahop = Viahop::start("early", &config(free_port(), &[free_port()], UNPROBED));
+    viahop.process.signal("KILL");
+    assert!(viahop.process.wait(PATIENCE).is_some());
+    let [path, aside] = ["viahop.toml", "aside"].map(|name| viahop.folder.0.join(name));
+    std::fs::rename(&path, &aside).unwrap();
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    (viahop.process, viahop.log) = launch(&viahop.folder, "log-2");
+    // Opened, it is being read: the start has come that far, and no further.
+    let mut halted = std::fs::File::options().write(true).open(&path).unwrap();
+    let text = std::fs::read(&aside).unwrap();
+    std::fs::rename(&aside, &path).unwrap();
+    viahop.process.signal("HUP");
+    std::io::Write::write_all(&mut halted, &text).unwrap();
+    drop(halted);
+    viahop.wait_for_life();
+    viahop.wait_until("the reload", PATIENCE, |status| status["generation"] == 2);
     viahop.end();
 }
 
