@@ -16,6 +16,7 @@ use super::events::Events;
 use super::metrics;
 use super::socket::CtlSocket;
 use super::view::View;
+use super::visitors::Visitors;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, RawQuery, State};
@@ -65,7 +66,7 @@ pub struct Desk {
 /// The listener failed for good.
 pub async fn serve(listener: TcpListener, desk: Desk) -> io::Result<()> {
     let is_remote = !listener.local_addr()?.ip().is_loopback();
-    axum::serve(listener, router(desk, is_remote)).await
+    axum::serve(Visitors::of(listener), router(desk, is_remote)).await
 }
 
 /// Serves `viahop ctl` until the task is dropped, and gives the place of the socket up then.
@@ -74,7 +75,7 @@ pub async fn serve(listener: TcpListener, desk: Desk) -> io::Result<()> {
 /// The listener failed for good.
 pub async fn serve_ctl(socket: CtlSocket, desk: Desk) -> io::Result<()> {
     let CtlSocket { listener, place: _place } = socket;
-    axum::serve(listener, router(desk, false)).await
+    axum::serve(Visitors::of(listener), router(desk, false)).await
 }
 
 fn router(desk: Desk, is_remote: bool) -> Router {

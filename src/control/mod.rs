@@ -29,4 +29,5 @@ pub mod secret;
 pub mod socket;
 pub mod steering;
 pub mod view;
+mod visitors;
 pub mod witness;

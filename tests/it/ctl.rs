@@ -194,6 +194,20 @@ fn a_draining_backend_gets_no_new_call_and_every_request_of_its_calls() {
 }
 
 #[test]
+fn silent_connections_to_the_endpoint_take_few_descriptors_and_not_the_socket() {
+    let (viahop, _servers, phone) = stage("ctl-silent", 1, PROBED);
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", viahop.process.0.id())).unwrap().count();
+    let before = descriptors();
+    let silent: Vec<_> = (0..100).map(|_| std::net::TcpStream::connect(viahop.admin).unwrap()).collect();
+    let said = ctl_ok(&viahop, &["status"]);
+    assert!(said.contains("ready") && phone.ask("OPTIONS", "meanwhile", "", "").starts_with("SIP/2.0 200"));
+    let more = descriptors().saturating_sub(before);
+    assert!((1..80).contains(&more), "{more} for 100 connections");
+    drop(silent);
+    viahop.end();
+}
+
+#[test]
 fn a_backend_in_maintenance_gets_nothing_not_even_probes_until_it_is_ready() {
     let (viahop, servers, phone) = stage("ctl-maint", 2, PROBED);
     let ids: Vec<String> = (0..40).map(|n| format!("call-{n}")).collect();
