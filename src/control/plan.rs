@@ -10,7 +10,8 @@ use serde::Serialize;
 pub struct Plan {
     /// Every pool of either.
     pub pools: Vec<PoolPlan>,
-    /// What differs beside pools: `routes`, `policy`, `names that mean us`, `listeners`, `token keys`.
+    /// What differs beside pools: `routes`, `policy`, `names that mean us`, `listeners`, `token keys`,
+    /// `certificates`, `drain`.
     pub also: Vec<&'static str>,
 }
 
@@ -102,11 +103,16 @@ fn compare(old: &Pool, new: &Pool, moved: usize) -> PoolPlan {
     let mut details: Vec<String> = Vec::new();
     details.extend(differs("affinity", &old.affinity, &new.affinity, in_words));
     details.extend(differs("strategy", &old.strategy, &new.strategy, in_words));
+    // All backends of a pool have these of it.
+    let reach = |pool: &Pool| pool.backends.first().map(|one| one.reach);
     let rest = [
         ("health", old.health != new.health),
         ("outlier", old.outlier != new.outlier),
         ("slow_start", old.slow_start != new.slow_start),
         ("panic", old.panic != new.panic),
+        ("mtu", reach(old).map(|reach| reach.datagram_max) != reach(new).map(|reach| reach.datagram_max)),
+        ("pad", reach(old).map(|reach| reach.pads) != reach(new).map(|reach| reach.pads)),
+        ("send_proxy", reach(old).map(|reach| reach.proxy_header) != reach(new).map(|reach| reach.proxy_header)),
     ];
     details.extend(rest.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned()));
     let mut backends: Vec<BackendPlan> = Vec::new();
@@ -117,10 +123,12 @@ fn compare(old: &Pool, new: &Pool, moved: usize) -> PoolPlan {
         match old.backends.iter().find(|before| before.name == one.name) {
             None => add(one, Change::Added, Vec::new()),
             Some(before) => {
-                let address = differs("address", &before.place, &one.place, |place| place.address.to_string());
                 let number = |number: &u32| number.to_string();
                 let details: Vec<String> = [
-                    address,
+                    differs("address", &before.place.address, &one.place.address, ToString::to_string),
+                    differs("our address", &before.place.local, &one.place.local, ToString::to_string),
+                    differs("transport", &before.place.transport, &one.place.transport, ToString::to_string),
+                    differs("max_message_size", &before.reach.message_max, &one.reach.message_max, number),
                     differs("weight", &before.weight.now, &one.weight.now, number),
                     differs("priority", &before.priority, &one.priority, number),
                     // Each shard's part is what is kept of it, which nobody wrote.
@@ -181,6 +189,15 @@ mod tests {
         assert_eq!(changed.pools[0].backends[0].details, ["weight 100 -> 200"]);
         let same = plan(&text(&[1, 2]), &text(&[1, 2]));
         assert_eq!((same.pools[0].change, same.pools[0].keys_moved), (Change::Same, Some(0.0)));
+    }
+
+    #[test]
+    fn how_messages_get_there_is_told_in_the_words_of_the_file() {
+        let tcp = text(&[1]).replace(":1\"", ":1;transport=tcp\"");
+        let all = tcp.replace("name =", "mtu = 1500\nname =").replace("tcp\" }", "tcp\", max_message_size = 4000 }");
+        let plan = plan(&text(&[1]), &all);
+        assert_eq!(plan.pools[0].details, ["mtu"]);
+        assert_eq!(plan.pools[0].backends[0].details, ["transport udp -> tcp", "max_message_size 65535 -> 4000"]);
     }
 
     #[test]

@@ -295,6 +295,11 @@ fn a_dry_run_tells_what_would_change_and_changes_nothing() {
     for part in [format!("+ {}", servers[3].name()), format!("- {}", servers[2].name()), "nothing of this".into()] {
         assert!(said.contains(&part), "{part} is missing in\n{said}");
     }
+    // What is not of the cluster is told as well.
+    viahop.write_config(&config(listen, &ports[..3], UNPROBED).replace("shards", "drain = \"9s\"\nshards"));
+    let said = ctl_ok(&viahop, &["reload", "--dry-run"]);
+    assert!(said.contains("changed besides: drain") && !said.contains("nothing would change"), "{said}");
+    viahop.write_config(&config(listen, &[ports[0], ports[1], ports[3]], UNPROBED));
     let claimed = ctl_json(&viahop, &["reload", "--dry-run"])["plan"]["pools"][0]["keys_moved"].as_f64().unwrap();
     assert_eq!(
         (viahop.status()["generation"].as_u64(), viahop.status()["backends"].as_array().unwrap().len()),

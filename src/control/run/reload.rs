@@ -6,7 +6,7 @@ use crate::control::ask::{Answer, Refused};
 use crate::control::clock::unix_now;
 use crate::control::cluster::{Cluster, moved_slots};
 use crate::control::config::problem::{Problem, Report, Source};
-use crate::control::config::{Config, Listen, Loaded};
+use crate::control::config::{Config, Listen, Loaded, PoolTls};
 use crate::control::list_watch::Event;
 use crate::control::plan::Plan;
 use crate::control::resolve::{Resolved, resolve};
@@ -99,27 +99,39 @@ impl Control {
     /// What would change, and nothing else.
     pub(super) fn rehearse(&self, outcome: Result<Read, Report>) -> Answer {
         let Read { resolved, warnings, keys, fingerprint } = outcome.map_err(|report| refused_file(&report))?;
-        let are_renewed = resolved.credentials().servers != self.shared.credentials.load().servers;
+        let beside = self.differs_beside_the_cluster(&resolved, &fingerprint);
         let after = Cluster::new(resolved, Some(&self.cluster), self.counters.len(), unix_now(), &fingerprint);
         let before = self.shared.tables.load_full();
         let tables = after.tables(before.generation + 1, &keys, self.drain.is_some(), Some(&before));
         let mut plan = Plan::new((&self.cluster, &before), (&after, &tables));
-        plan.also.extend((fingerprint != self.fingerprint).then_some("token keys"));
-        plan.also.extend(are_renewed.then_some("certificates"));
+        plan.also.extend(beside);
         Ok(json!({ "applied": false, "plan": plan, "warnings": shown(&warnings) }))
+    }
+
+    /// What of `resolved` differs from what is in force and is not in the cluster.
+    fn differs_beside_the_cluster(&self, resolved: &Resolved, fingerprint: &str) -> Vec<&'static str> {
+        let pools = |config: &Config| -> Vec<(String, PoolTls)> {
+            config.pools.iter().filter_map(|pool| Some((pool.name.clone(), pool.tls.clone()?))).collect()
+        };
+        let are_renewed = resolved.credentials().servers != self.shared.credentials.load().servers;
+        let rows = [
+            ("token keys", fingerprint != self.fingerprint),
+            ("certificates", are_renewed || pools(&resolved.config) != pools(&self.config)),
+            ("drain", resolved.config.drain != self.config.drain),
+        ];
+        rows.into_iter().filter(|row| row.1).map(|row| row.0).collect()
     }
 
     pub(super) fn reload(&mut self, outcome: Result<Read, Report>, of_lists: bool) -> Answer {
         match outcome {
             Ok(Read { resolved, warnings, keys, fingerprint }) => {
-                let are_rotated = fingerprint != self.fingerprint;
+                let beside = self.differs_beside_the_cluster(&resolved, &fingerprint);
                 warnings.tell(false);
                 (self.keys, self.fingerprint) = (keys, fingerprint);
                 self.config = resolved.config.clone();
                 // Until the tables are swapped, they may send by TLS to whom these credentials leave out; from then on, to whom
                 // those before left out.
                 let (credentials, before) = (resolved.credentials(), self.shared.credentials.load_full());
-                let are_renewed = credentials.servers != before.servers;
                 let credentials = credentials.taking_over(&before);
                 self.shared.credentials.store(Arc::new(credentials.clone().keeping_clients_of(&before)));
                 self.view.credentials = Arc::new(credentials);
@@ -143,8 +155,7 @@ impl Control {
                 let generation = after.generation;
                 info!(event = "reloaded", generation, hash = %self.cluster.hash, keys_moved = moved.join(","));
                 let mut plan = Plan::new((&cluster_before, &before), (&self.cluster, &after));
-                plan.also.extend(are_rotated.then_some("token keys"));
-                plan.also.extend(are_renewed.then_some("certificates"));
+                plan.also.extend(beside);
                 Ok(json!({ "applied": true, "generation": generation, "plan": plan, "warnings": shown(&warnings) }))
             }
             Err(report) => {
