@@ -10,6 +10,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
+use std::collections::BTreeMap;
 use std::fmt::Error;
 use std::fs;
 use std::sync::Arc;
@@ -325,16 +326,21 @@ fn connections(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
         }),
     )?;
     let listeners = view.fixed.listeners.iter().zip(&view.credentials.servers);
-    let certificates = listeners.flat_map(|((name, _), server)| {
-        let all = server.iter().flat_map(|server| &server.certificates);
-        all.map(move |one| (name, one))
-    });
+    // Those of one name, with another kind of key each, are one series: Prometheus keeps but one of two.
+    let mut expiries: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for ((listener, _), server) in listeners {
+        for one in server.iter().flat_map(|server| &server.certificates) {
+            let Some(expires_at) = one.expires_at else { continue };
+            let named = one.names.first().map_or("", String::as_str);
+            let first = expiries.entry((listener, named)).or_insert(expires_at);
+            *first = expires_at.min(*first);
+        }
+    }
     out.gauge(
         "viahop_certificate_expires_timestamp_seconds",
         "Until when a listener's certificate is valid, in seconds since 1970",
-        certificates.filter_map(|(listener, one)| {
-            let named = one.names.first().map_or("", String::as_str);
-            Some((vec![("listener", &**listener), ("certificate", named)], one.expires_at? as f64))
+        expiries.into_iter().map(|((listener, certificate), expires_at)| {
+            (vec![("listener", listener), ("certificate", certificate)], expires_at as f64)
         }),
     )?;
     out.counter(

@@ -365,6 +365,18 @@ fn certificates_are_read_again_and_connections_stay() {
 }
 
 #[test]
+fn certificates_of_one_name_are_one_series_that_says_when_the_first_of_them_ends() {
+    let (papers, backend) = (Papers::new("tls-series"), Backend::new());
+    papers.write("b", &papers.authority.issue_until(&["a.example"], 2040));
+    let tls = format!("{}, more = [{{ {} }}]", papers.issue("a", &["a.example"]), papers.pair("b"));
+    let viahop = Viahop::start("tls-series", &config(ports(), &tls, &udp(backend.port()), UNPROBED));
+    let text = viahop.metrics();
+    let rows: Vec<&str> = text.lines().filter(|row| row.starts_with("viahop_certificate_expires")).collect();
+    assert!(matches!(rows[..], [row] if row.ends_with("\"a.example\"} 2208988800.0")), "{rows:?}");
+    viahop.end();
+}
+
+#[test]
 fn clients_without_the_right_certificate_stay_out_where_one_is_required() {
     let (papers, ports, backend) = (Papers::new("tls-mutual"), ports(), Backend::new());
     let own = papers.issue("a", &["a.example"]);
