@@ -194,6 +194,21 @@ fn a_draining_backend_gets_no_new_call_and_every_request_of_its_calls() {
 }
 
 #[test]
+fn a_pool_is_said_to_be_empty_when_new_calls_are_refused_and_not_when_it_panics() {
+    for (pool, is_empty) in [("", true), ("panic = 1\n", false)] {
+        let (viahop, mut servers, phone) = stage("ctl-empty", 2, &format!("{pool}{PROBED}"));
+        ctl_ok(&viahop, &["backend", &servers[0].name(), "drain"]);
+        drop(servers.pop());
+        viahop.wait_until("the other is down", PATIENCE, |status| status["backends"][1]["state"] == "down");
+        if is_empty {
+            assert!(phone.ask("INVITE", "nowhere", "", "").starts_with("SIP/2.0 503"));
+        }
+        let log = viahop.end();
+        assert_eq!((log.contains("pool_empty"), log.contains("pool_panic")), (is_empty, !is_empty), "{log}");
+    }
+}
+
+#[test]
 fn silent_connections_to_the_endpoint_take_few_descriptors_and_not_the_socket() {
     let (viahop, _servers, phone) = stage("ctl-silent", 1, PROBED);
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", viahop.process.0.id())).unwrap().count();
