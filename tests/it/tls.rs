@@ -411,6 +411,10 @@ impl Cluster {
 
     /// One that asks its clients for a certificate.
     fn asking(issued: &Issued, clients: Option<RootCertStore>) -> Cluster {
+        Cluster::of(issued, clients, serve)
+    }
+
+    fn of(issued: &Issued, clients: Option<RootCertStore>, serve: fn(Sealed<ServerConnection>)) -> Cluster {
         let (chain, key) = tls_of(issued);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone());
@@ -448,6 +452,20 @@ fn serve(stream: Sealed<ServerConnection>) {
         let vias = rows(&heard, "Via").join(" | ");
         client.say(answer(&heard, "200 OK", &format!("X-Vias: {vias}\r\n{EMPTY}")));
     }
+}
+
+/// Answers and closes, with one write: what is read of the answer has the end behind it.
+fn answer_and_close(stream: Sealed<ServerConnection>) {
+    let mut client = Client { stream, came: Vec::new() };
+    let Ok(heard) = client.listen() else { return };
+    let StreamOwned { mut conn, mut sock } = client.stream;
+    conn.writer().write_all(answer(&heard, "200 OK", EMPTY).as_bytes()).unwrap();
+    conn.send_close_notify();
+    let mut sealed = Vec::new();
+    while conn.wants_write() {
+        conn.write_tls(&mut sealed).unwrap();
+    }
+    sock.write_all(&sealed).ok();
 }
 
 fn udp_call(port: u16, call: &str) -> String {
@@ -586,6 +604,19 @@ fn a_backend_that_asks_for_a_certificate_is_shown_one_and_without_it_requests_ar
     };
     viahop.wait_until("it is refused", PATIENCE, refused);
     viahop.wait_until("it is told", PATIENCE, |_| viahop.log().contains("CertificateRequired"));
+    viahop.end();
+}
+
+#[test]
+fn a_backend_that_closes_behind_its_answer_has_answered_the_probe() {
+    let (papers, ports) = (Papers::new("tls-closes"), ports());
+    let own = papers.issue("a", &["a.example"]);
+    let cluster = Cluster::of(&papers.authority.issue(&["localhost"]), None, answer_and_close);
+    let pool = format!("tls = {{ ca = \"{}\" }}", papers.path("ca.pem"));
+    let viahop = Viahop::start("tls-closes", &config(ports, &own, &cluster.uri(), &pool));
+    viahop.wait_until("it is probed", PATIENCE, |status| !status["backends"][0]["last_probe"].is_null());
+    let backend = &viahop.status()["backends"][0];
+    assert_eq!((&backend["last_probe"], &backend["state"]), (&"options_ok (200)".into(), &"up".into()));
     viahop.end();
 }
 

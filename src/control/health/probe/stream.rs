@@ -77,8 +77,10 @@ impl Stream {
         let has_closed = session.has_closed();
         // An alert of ours goes too.
         self.flush().await?;
-        came.extend_from_slice(&room[..opened.map_err(|failure| io::Error::other(failure.text))?]);
-        if has_closed { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+        let opened = opened.map_err(|failure| io::Error::other(failure.text))?;
+        came.extend_from_slice(&room[..opened]);
+        // Whoever closes behind its answer has answered.
+        if has_closed && opened == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 
     async fn flush(&mut self) -> io::Result<()> {
