@@ -247,8 +247,12 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
             order = orders.recv() => match order {
                 Some(Order::Reload) if reading.is_some() => read_again = true,
                 Some(Order::Reload) => reading = Some(control.start_reading(false, None)),
-                Some(Order::Drain) if control.drain.is_none() => control.start_drain(),
-                Some(Order::Drain | Order::Stop) | None => break,
+                Some(Order::Drain) => {
+                    if control.drain_on_signal() {
+                        break;
+                    }
+                }
+                Some(Order::Stop) | None => break,
             },
             outcome = async { (&mut reading.as_mut().expect("polled only if there is one").task).await }, if reading.is_some() => {
                 let done = reading.take();
@@ -345,6 +349,8 @@ struct Watched {
 struct Drain {
     deadline: Instant,
     quiet_s: u32,
+    /// Whether a signal asked for it.
+    by_signal: bool,
 }
 
 impl Drain {
@@ -499,10 +505,18 @@ impl Control {
         }
     }
 
+    /// A SIGTERM. Returns whether it is the second: one behind `viahop ctl drain` is the first, since supervisors send it.
+    fn drain_on_signal(&mut self) -> bool {
+        if self.drain.is_none() {
+            self.start_drain();
+        }
+        self.drain.as_mut().is_some_and(|drain| std::mem::replace(&mut drain.by_signal, true))
+    }
+
     fn start_drain(&mut self) {
         let deadline = self.config.drain;
         info!(event = "draining", deadline_s = deadline.as_secs(), note = "a second SIGTERM ends at once");
-        self.drain = Some(Drain { deadline: Instant::now() + deadline, quiet_s: 0 });
+        self.drain = Some(Drain { deadline: Instant::now() + deadline, quiet_s: 0, by_signal: false });
         self.view.is_draining = true;
         self.publish(None);
     }

@@ -209,6 +209,17 @@ fn a_pool_is_said_to_be_empty_when_new_calls_are_refused_and_not_when_it_panics(
 }
 
 #[test]
+fn a_sigterm_behind_a_drain_leaves_it_its_time_and_a_second_one_does_not() {
+    let (mut viahop, _servers, _phone) = stage("ctl-term", 1, PROBED);
+    ctl_ok(&viahop, &["drain"]);
+    viahop.process.signal("TERM");
+    assert!(viahop.process.wait(Duration::from_secs(1)).is_none(), "{}", viahop.log());
+    viahop.process.signal("TERM");
+    let status = viahop.process.wait(Duration::from_secs(2));
+    assert_eq!(status.and_then(|status| status.code()), Some(0), "{}", viahop.log());
+}
+
+#[test]
 fn silent_connections_to_the_endpoint_take_few_descriptors_and_not_the_socket() {
     let (viahop, _servers, phone) = stage("ctl-silent", 1, PROBED);
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", viahop.process.0.id())).unwrap().count();
