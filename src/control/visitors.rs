@@ -15,20 +15,29 @@ use tokio::time::{Instant, Sleep, sleep};
 /// Connections at a time, of HTTP and of the socket each. One more waits until another has ended.
 const VISITORS_MAX: usize = 64;
 
-/// How long nothing may be read from a connection or written to it. Longer than `viahop ctl` waits for an answer, 120 s.
-const SILENCE_MAX: Duration = Duration::from_secs(130);
+/// How long nothing may be said on a connection.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// Between an answer and the next question: a probe of an orchestrator that finds no room asks again, and may kill a process that does
+    /// not answer the third time.
+    idle: Duration,
+    /// Between a question and its answer: longer than `viahop ctl` waits for one, 120 s.
+    asked: Duration,
+}
+
+const PATIENCE: Patience = Patience { idle: Duration::from_secs(10), asked: Duration::from_secs(130) };
 
 /// A listener that lets in no more than there is room for.
 pub struct Visitors<L> {
     listener: L,
     room: Arc<Semaphore>,
-    silence: Duration,
+    patience: Patience,
 }
 
 impl<L> Visitors<L> {
     /// Those who come to `listener`.
     pub fn of(listener: L) -> Visitors<L> {
-        Visitors { listener, room: Arc::new(Semaphore::new(VISITORS_MAX)), silence: SILENCE_MAX }
+        Visitors { listener, room: Arc::new(Semaphore::new(VISITORS_MAX)), patience: PATIENCE }
     }
 }
 
@@ -39,7 +48,10 @@ impl<L: Listener> Listener for Visitors<L> {
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         let place = self.room.clone().acquire_owned().await.expect("nobody closes it");
         let (stream, address) = self.listener.accept().await;
-        (Visitor { stream, silence: self.silence, until: Box::pin(sleep(self.silence)), _place: place }, address)
+        (
+            Visitor { stream, patience: self.patience, until: Box::pin(sleep(self.patience.idle)), _place: place },
+            address,
+        )
     }
 
     fn local_addr(&self) -> io::Result<L::Addr> {
@@ -50,19 +62,24 @@ impl<L: Listener> Listener for Visitors<L> {
 /// A connection, and its place.
 pub struct Visitor<S> {
     stream: S,
-    silence: Duration,
+    patience: Patience,
     until: Pin<Box<Sleep>>,
     _place: OwnedSemaphorePermit,
 }
 
 impl<S> Visitor<S> {
-    /// Passes on what became of a read or write, unless nothing has for too long.
-    fn heed<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    /// Passes on what became of a read or write, behind which it may be silent for so long, unless it has been for too long.
+    fn heed<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        outcome: Poll<io::Result<T>>,
+        silence: Duration,
+    ) -> Poll<io::Result<T>> {
         if outcome.is_pending() {
             ready!(self.until.as_mut().poll(cx));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        self.until.as_mut().reset(Instant::now() + self.silence);
+        self.until.as_mut().reset(Instant::now() + silence);
         outcome
     }
 }
@@ -70,14 +87,16 @@ impl<S> Visitor<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for Visitor<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.stream).poll_read(cx, room);
-        self.heed(cx, outcome)
+        let silence = self.patience.asked;
+        self.heed(cx, outcome, silence)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Visitor<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write(cx, octets);
-        self.heed(cx, outcome)
+        let silence = self.patience.idle;
+        self.heed(cx, outcome, silence)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -98,13 +117,20 @@ mod tests {
     use std::net::TcpStream;
     use tokio::net::TcpListener;
 
+    /// Takes longer than one may be silent who asks nothing.
+    async fn slow() -> &'static str {
+        sleep(Duration::from_millis(500)).await;
+        "here"
+    }
+
     #[tokio::test]
-    async fn who_is_silent_makes_room_for_who_asks() {
+    async fn who_is_silent_makes_room_for_who_asks_and_waits_for_an_answer() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let room = Arc::new(Semaphore::new(2));
-        let visitors = Visitors { listener, room, silence: Duration::from_millis(200) };
-        tokio::spawn(async { axum::serve(visitors, Router::new().route("/", get(|| async { "here" }))).await });
+        let short = Duration::from_millis(200);
+        let visitors = Visitors { listener, room, patience: Patience { idle: short, ..PATIENCE } };
+        tokio::spawn(async { axum::serve(visitors, Router::new().route("/", get(slow))).await });
         let asked = tokio::task::spawn_blocking(move || {
             let connect = || TcpStream::connect(address).unwrap();
             let (_silent, mut late) = ([connect(), connect()], connect());
