@@ -153,15 +153,11 @@ async fn ready(State(shown): State<Shown>) -> Response {
     if view.is_ready {
         return "ready\n".into_response();
     }
-    let why = if view.is_draining { "draining\n".to_owned() } else { unready(&view) };
+    let why = match view.is_draining {
+        true => "draining\n".to_owned(),
+        false => format!("no backend takes new calls in: {}\n", view.empty_pools.join(", ")),
+    };
     (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
-}
-
-fn unready(view: &View) -> String {
-    let mut pools: Vec<&str> = view.backends.iter().map(|backend| &backend.pool[..]).collect();
-    pools.dedup();
-    pools.retain(|pool| !view.backends.iter().any(|backend| &*backend.pool == *pool && backend.takes_new));
-    format!("no backend takes new calls in: {}\n", pools.join(", "))
 }
 
 async fn status(State(shown): State<Shown>) -> Response {

@@ -231,17 +231,17 @@ impl Cluster {
         pool.backends.iter().find(|one| *one.name == *name)
     }
 
+    /// Where its backends are.
+    pub fn addresses(&self) -> resolve::Addresses {
+        self.backends().map(|(_, backend)| (backend.name.clone(), backend.place.address)).collect()
+    }
+
     /// A second passed. Returns what it brought, with the indexes of pool and backend.
     pub fn on_second(&mut self) -> Vec<((usize, usize), Turn)> {
         let pools = self.pools.iter_mut().enumerate();
         pools
             .flat_map(|(pool, one)| one.on_second().into_iter().map(move |(index, turn)| ((pool, index), turn)))
             .collect()
-    }
-
-    /// Whether every pool has a backend that takes new keys.
-    pub fn is_ready(&self) -> bool {
-        self.pools.iter().all(|pool| pool.backends.iter().any(Backend::takes_new))
     }
 }
 
@@ -264,6 +264,11 @@ pub enum Turn {
 }
 
 impl Pool {
+    /// Whether no backend gets new keys.
+    pub fn is_empty(&self) -> bool {
+        !self.panics() && !self.backends.iter().any(Backend::takes_new)
+    }
+
     /// Whether so few backends take new keys that all that are ready are used: when most seem dead at once, it is rather
     /// the probes or the network between that fail, and the living would not carry the load of all. Whom the operator has
     /// emptied by a weight of 0 does not seem dead.
@@ -428,7 +433,7 @@ pub mod tests {
     pub fn cluster(text: &str, before: Option<&Cluster>) -> Cluster {
         let loaded = parse(Source { name: "viahop.toml".into(), text: text.into() }).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (resolved, _) = runtime.block_on(resolve::resolve(loaded, &keys())).unwrap();
+        let (resolved, _) = runtime.block_on(resolve::resolve(loaded, &keys(), &resolve::Addresses::new())).unwrap();
         Cluster::new(resolved, before, 1, 1000, "f")
     }
 
@@ -453,7 +458,7 @@ pub mod tests {
         let up: Vec<bool> = after.pools[0].backends.iter().map(|backend| backend.detector.is_up()).collect();
         assert_eq!(up, [true, false]);
         assert!(Arc::ptr_eq(&before.pools[0].backends[1].counters, &after.pools[0].backends[1].counters));
-        assert!(after.is_ready());
+        assert!(!after.pools[0].is_empty());
     }
 
     #[test]
@@ -548,7 +553,7 @@ pub mod tests {
         let after = cluster(&at(3), Some(&before));
         let moved = after.backend("proxies", "a").unwrap();
         assert_eq!((moved.state.now, moved.weight.now, moved.place.address.port()), (State::Drain, 7, 3));
-        assert!(!moved.takes_new() && after.is_ready());
+        assert!(!moved.takes_new() && !after.pools[0].is_empty());
     }
 
     #[test]

@@ -56,12 +56,16 @@ pub struct Place {
     pub proxy_header: Option<ProxyHeader>,
 }
 
-/// Asks for everything `loaded` names. `keys` are those that its backends will be known by.
+/// Where backends are, by their names.
+pub type Addresses = HashMap<Box<str>, SocketAddr>;
+
+/// Asks for everything `loaded` names. `keys` are those that its backends will be known by. A backend whose name has several
+/// addresses stays where it is `running`, if that is one of them still: resolvers give them by turns, and its calls are there.
 ///
 /// # Errors
 /// A name has no address, no way leads to a backend, two backends of a pool are the same, or tokens could not tell two
 /// apart.
-pub async fn resolve(loaded: Loaded, keys: &Keys) -> Result<(Resolved, Report), Report> {
+pub async fn resolve(loaded: Loaded, keys: &Keys, running: &Addresses) -> Result<(Resolved, Report), Report> {
     let Loaded { config, warnings: mut problems, source } = loaded;
     let mut backends = Vec::new();
     for pool in &config.pools {
@@ -70,7 +74,7 @@ pub async fn resolve(loaded: Loaded, keys: &Keys) -> Result<(Resolved, Report), 
         for backend in &pool.backends {
             let at = backend.at.clone();
             let within = |problem: Problem| problem.within(backend.source.clone());
-            match place(&backend.target, &config).await {
+            match place(&backend.target, &config, running.get(&*backend.name)).await {
                 Ok((place, others)) => {
                     if let Some(first) = seen.insert(place.address, &backend.name) {
                         let title = format!("backends `{first}` and `{}` are both {}", backend.name, place.address);
@@ -176,8 +180,8 @@ struct Missing {
 }
 
 /// Where `target` is, and how many other addresses it has.
-async fn place(target: &HostPort, config: &Config) -> Result<(Place, usize), Missing> {
-    let addresses: Vec<SocketAddr> = match target.address() {
+async fn place(target: &HostPort, config: &Config, running: Option<&SocketAddr>) -> Result<(Place, usize), Missing> {
+    let mut addresses: Vec<SocketAddr> = match target.address() {
         Some(address) => vec![address],
         None => look_up(target).await.map_err(|error| Missing {
             title: format!("`{}` has no address", target.host),
@@ -185,6 +189,7 @@ async fn place(target: &HostPort, config: &Config) -> Result<(Place, usize), Mis
             help: format!("check the name with `getent hosts {}`, or write an address", target.host),
         })?,
     };
+    put_first(running, &mut addresses);
     let mut refused = None;
     for &address in &addresses {
         match local_towards(address, config) {
@@ -207,6 +212,11 @@ async fn place(target: &HostPort, config: &Config) -> Result<(Place, usize), Mis
             help: "write an address".into(),
         },
     })
+}
+
+/// Puts the address that is `running` in front, if it is among them; the others keep their order.
+fn put_first(running: Option<&SocketAddr>, addresses: &mut [SocketAddr]) {
+    addresses.sort_by_key(|address| Some(address) != running);
 }
 
 async fn look_up(target: &HostPort) -> io::Result<Vec<SocketAddr>> {
@@ -289,7 +299,7 @@ mod tests {
     fn resolved(text: &str) -> Result<(Resolved, Report), Report> {
         let loaded = parse(Source { name: "viahop.toml".into(), text: text.into() }).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(resolve(loaded, &keys()))
+        runtime.block_on(resolve(loaded, &keys(), &Addresses::new()))
     }
 
     fn keys() -> Keys {
@@ -379,6 +389,22 @@ mod tests {
         ] {
             assert!(resolved.own.contains(&own), "{own:?} is not among {:?}", resolved.own);
         }
+    }
+
+    /// A resolver that gives the addresses of a name by turns would move a backend, and its calls, with any reload.
+    #[test]
+    fn of_the_addresses_of_a_name_the_one_that_is_running_stays() {
+        let [one, two, three]: [SocketAddr; 3] =
+            ["192.0.2.1:5060", "192.0.2.2:5060", "192.0.2.3:5060"].map(|text| text.parse().unwrap());
+        let first = |running: Option<&SocketAddr>| {
+            let mut addresses = [two, three, one];
+            put_first(running, &mut addresses);
+            addresses
+        };
+        assert_eq!(first(Some(&one)), [one, two, three]);
+        assert_eq!(first(Some(&two)), [two, three, one]);
+        assert_eq!(first(Some(&"192.0.2.4:5060".parse().unwrap())), [two, three, one], "it is gone");
+        assert_eq!(first(None), [two, three, one]);
     }
 
     #[test]

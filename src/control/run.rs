@@ -23,7 +23,7 @@ mod tick;
 use super::admin;
 use super::ask::{Ask, Asked};
 use super::clock::unix_now;
-use super::cluster::{Backend, Cluster, moved_slots};
+use super::cluster::{Cluster, moved_slots};
 use super::config::problem::{Report, Source};
 use super::config::{Config, Health, Loaded, Socket, load};
 use super::connections::Listings;
@@ -451,8 +451,7 @@ impl Control {
             warn!(event = "backend_down", %pool, backend = %backend_name, %address, reason = %outcome);
             self.publish(Some(Reason::BackendDown));
             if let Some(pool) = self.cluster.pools.iter().find(|one| one.name == pool)
-                && !pool.backends.iter().any(Backend::takes_new)
-                && !pool.panics()
+                && pool.is_empty()
             {
                 let remedy = "if these servers do not answer OPTIONS: `health = { probe = false }`, or `--no-probe`";
                 error!(event = "pool_empty", pool = %pool.name, effect = "new requests are answered 503", remedy);

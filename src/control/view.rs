@@ -26,6 +26,8 @@ pub struct View {
     pub is_draining: bool,
     /// Whether it should get calls: not draining, and every pool has a backend.
     pub is_ready: bool,
+    /// Pools in which no backend gets new calls.
+    pub empty_pools: Vec<Box<str>>,
     /// The last reload, or the start.
     pub reload: Reload,
     /// What connections begin TLS with.
@@ -171,6 +173,7 @@ impl View {
             config_hash: String::new(),
             is_draining: false,
             is_ready: false,
+            empty_pools: Vec::new(),
             reload,
             credentials: Arc::default(),
             backends: Vec::new(),
@@ -186,7 +189,9 @@ impl View {
     pub fn take(&mut self, cluster: &Cluster, generation: u64) {
         self.generation = generation;
         self.config_hash.clone_from(&cluster.hash);
-        self.is_ready = cluster.is_ready() && !self.is_draining;
+        let empty = cluster.pools.iter().filter(|pool| pool.is_empty());
+        self.empty_pools = empty.map(|pool| pool.name.clone()).collect();
+        self.is_ready = self.empty_pools.is_empty() && !self.is_draining;
         self.backends = cluster
             .backends()
             .map(|((pool, _), backend)| BackendView {

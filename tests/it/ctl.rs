@@ -203,6 +203,7 @@ fn a_pool_is_said_to_be_empty_when_new_calls_are_refused_and_not_when_it_panics(
         if is_empty {
             assert!(phone.ask("INVITE", "nowhere", "", "").starts_with("SIP/2.0 503"));
         }
+        assert_eq!(viahop.status()["ready"], !is_empty);
         let log = viahop.end();
         assert_eq!((log.contains("pool_empty"), log.contains("pool_panic")), (is_empty, !is_empty), "{log}");
     }

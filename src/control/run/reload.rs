@@ -49,6 +49,7 @@ impl Control {
     /// Reads the configuration beside the loop: a name may take seconds.
     pub(super) fn start_reading(&self, dry_run: bool, reply: Option<oneshot::Sender<Answer>>) -> Reading {
         let (origin, running, secret) = (self.origin.clone(), self.config.clone(), self.secret.clone());
+        let addresses = self.cluster.addresses();
         let task = tokio::spawn(async move {
             let loaded = aside(move || origin.load()).await?;
             let problems = fixed_by_the_start(&running, &loaded.config);
@@ -61,7 +62,7 @@ impl Control {
             })
             .await?;
             let Obtained { keys, fingerprint, remarks, .. } = obtained;
-            let (resolved, mut warnings) = resolve(loaded, &keys).await?;
+            let (resolved, mut warnings) = resolve(loaded, &keys, &addresses).await?;
             warnings.problems.extend(remarks);
             Ok(Some(Read { resolved, warnings, keys, fingerprint }))
         });
@@ -73,13 +74,14 @@ impl Control {
     pub(super) fn start_reading_lists(&self) -> Reading {
         let (running, source, is_well) = (self.config.clone(), self.source.clone(), self.view.reload.ok);
         let (keys, fingerprint) = (self.keys.clone(), self.fingerprint.clone());
+        let addresses = self.cluster.addresses();
         let task = tokio::spawn(async move {
             let loaded = Loaded { config: running.clone(), warnings: Vec::new(), source };
             let loaded = aside(move || loaded.with_lists_of_this_moment()).await?;
             if is_well && loaded.config == running {
                 return Ok(None);
             }
-            let (resolved, warnings) = resolve(loaded, &keys).await?;
+            let (resolved, warnings) = resolve(loaded, &keys, &addresses).await?;
             Ok(Some(Read { resolved, warnings, keys, fingerprint }))
         });
         Reading { task, of_lists: true, dry_run: false, reply: None }
