@@ -106,7 +106,8 @@ impl Cluster {
                     Some(old) => old.detector.with_thresholds(thresholds.0, thresholds.1),
                     None => Detector::new(thresholds.0, thresholds.1),
                 };
-                Backend {
+                let state = named.map_or(Setting::new(backend.state), |old| old.state.reloaded(backend.state));
+                let mut made = Backend {
                     name: backend.name.into(),
                     place,
                     reach: Reach {
@@ -116,7 +117,7 @@ impl Cluster {
                         proxy_header: place.proxy_header,
                         pads: pool.pads,
                     },
-                    state: named.map_or(Setting::new(backend.state), |old| old.state.reloaded(backend.state)),
+                    state: Setting { now: old.map_or(state.now, |old| old.state.now), ..state },
                     weight: named.map_or(Setting::new(backend.weight), |old| old.weight.reloaded(backend.weight)),
                     max_open: backend.max_open.div_ceil(shards.max(1) as u32),
                     priority: backend.priority,
@@ -129,7 +130,9 @@ impl Cluster {
                     last_probe: old.and_then(|old| old.last_probe),
                     changed_at: old.map_or(now, |old| old.changed_at),
                     counters: old.map_or_else(|| Arc::new(BackendCounters::new(shards)), |old| old.counters.clone()),
-                }
+                };
+                made.put_into(state.now, pool.slow_start, now);
+                made
             });
             Pool {
                 backends: backends.collect(),
@@ -505,6 +508,20 @@ pub mod tests {
             }
             assert!(matches!(turns[..], [((0, 2), Turn::Spared(_))]), "{others}: {turns:?}");
         }
+    }
+
+    #[test]
+    fn who_comes_out_of_maintenance_by_the_file_begins_afresh_and_slowly_too() {
+        let ready = text(&[1, 2]).replace("backend =", "slow_start = \"20s\"\nbackend =");
+        let maint = ready.replacen("\" }", "\", state = \"maint\" }", 1);
+        assert_ne!(ready, maint);
+        let mut before = cluster(&maint, None);
+        before.pools[0].backends[0].detector.on_outcome(Outcome::Refused);
+        before.pools[0].backends[0].changed_at = 7;
+        let after = cluster(&ready, Some(&before));
+        let one = &after.pools[0].backends[0];
+        assert!(one.takes_new() && one.back_s == Some(0) && one.changed_at > 7, "{one:?}");
+        assert_eq!(after.pools[0].backends[1].back_s, None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::{Control, Watched};
 use crate::control::ask::{Answer, BackendChange, Follow, Refused, find};
 use crate::control::clock::unix_now;
-use crate::control::cluster::{Backend, moved_slots};
+use crate::control::cluster::moved_slots;
 use crate::control::config::WEIGHT_MAX;
 use crate::control::operator::State;
 use crate::control::view::Reason;
@@ -55,7 +55,6 @@ impl Control {
         // Whether it lives is not known yet if it comes out of maintenance: do not wait for its turn.
         let its_watch = |watched: &&Watched| watched.pool == pool.name && watched.name == backend.name;
         self.watches.iter().filter(its_watch).for_each(|watched| watched.watch.hurry());
-        let is_empty = !pool.backends.iter().any(Backend::takes_new);
         Ok(json!({
             "pool": pool.name,
             "backend": backend.name,
@@ -63,7 +62,7 @@ impl Control {
             "weight": weight,
             "keys_moved": keys_moved,
             "generation": after.generation,
-            "pool_is_empty": is_empty,
+            "pool_is_empty": pool.is_empty(),
         }))
     }
 
