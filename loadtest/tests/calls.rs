@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::{Meddler, PATIENT, Way, any_port, call_number, callers, timers};
+use support::{Meddler, PATIENT, Puppet, Way, answer, any_port, call_number, callers, timers};
 use viahop_load::clock::{MS_NS, SECOND_NS};
 use viahop_load::digest::{ALGORITHMS, Realm};
 use viahop_load::impair::Impairment;
@@ -531,4 +531,25 @@ fn the_rate_can_be_changed_and_paused_while_it_runs() {
     uac.stop();
     let report = uac.join();
     assert_eq!(report.counts.completed, report.counts.placed);
+}
+
+//= RFC 3261 section 13.2.2.4
+//# The UAC core MUST generate an ACK request for each 2xx received from
+//# the transaction layer.
+#[test]
+fn a_200_without_contact_fails_its_call_and_is_acknowledged_and_ended_all_the_same() {
+    let puppet = Puppet::start(|message| match message.starts_with("ACK") {
+        true => vec![],
+        false => vec![answer(message, "200 OK", "them", "")],
+    });
+    let called = Uac::start(callers(puppet.address, 5, "call")).unwrap().join();
+    assert_eq!(called.lines[0].failures.get("2xx without Contact"), Some(&5), "{:?}", called.lines);
+    assert_eq!((called.counts.failed, called.ringing.count()), (5, 0));
+    let heard = puppet.heard();
+    for method in ["ACK", "BYE"] {
+        let those: Vec<_> = heard.iter().filter(|message| message.starts_with(method)).collect();
+        assert_eq!(those.len(), 5, "{heard:?}");
+        let whole = |message: &&String| message.contains(" sip:callee") && message.contains(">;tag=them\r\n");
+        assert!(those.iter().all(whole), "{those:?}");
+    }
 }

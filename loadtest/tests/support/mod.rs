@@ -77,6 +77,68 @@ impl Drop for Meddler {
     }
 }
 
+/// A callee that does as a test says.
+pub struct Puppet {
+    pub address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Vec<String>>>,
+}
+
+impl Puppet {
+    /// `play` gets each message and gives back what its sender is sent.
+    pub fn start(mut play: impl FnMut(&str) -> Vec<String> + Send + 'static) -> Puppet {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let run = move || {
+            let (mut room, mut heard) = (vec![0; 65_536], Vec::new());
+            loop {
+                match socket.recv_from(&mut room) {
+                    Ok((len, from)) => {
+                        let message = String::from_utf8(room[..len].to_vec()).unwrap();
+                        for text in play(&message) {
+                            let _ = socket.send_to(text.as_bytes(), from);
+                        }
+                        heard.push(message);
+                    }
+                    // Nothing comes any more, or ICMP about a caller that is gone.
+                    Err(_) if stopped.load(Ordering::Relaxed) => return heard,
+                    Err(_) => {}
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("puppet".into()).spawn(run).unwrap();
+        Puppet { address, stop, thread: Some(thread) }
+    }
+
+    /// All that has come, in order.
+    pub fn heard(mut self) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Puppet {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// An answer without a body. `line` is status and reason, `rows` are further rows with their line ends.
+pub fn answer(request: &str, line: &str, to_tag: &str, rows: &str) -> String {
+    let mut text = format!("SIP/2.0 {line}\r\n");
+    for row in request.lines() {
+        if ["Via:", "From:", "To:", "Call-ID:", "CSeq:"].iter().any(|name| row.starts_with(name)) {
+            let tag = if row.starts_with("To:") && !row.contains(";tag=") { to_tag } else { "" };
+            let tag = if tag.is_empty() { String::new() } else { format!(";tag={tag}") };
+            text += &format!("{row}{tag}\r\n");
+        }
+    }
+    format!("{text}{rows}Content-Length: 0\r\n\r\n")
+}
+
 /// The timers of RFC 3261 with `t1_ms` in place of 500 ms, all in proportion.
 pub fn timers(t1_ms: u64) -> Timers {
     let ms = 1_000_000;

@@ -254,21 +254,22 @@ impl Shard {
         let invite = send.method == Method::Invite;
         let session = invite && code < 300 && !call.peer.is_known();
         let opens = invite || send.method == Method::Subscribe;
-        if opens && code < 300 && !self.learn(response) {
-            return self.fail(slot, "2xx without Contact", now);
-        }
+        let described = !opens || code >= 300 || self.learn(response);
         //= RFC 6076 section 4.3
         //# SRD for
         //# session requests ending in a failure MUST NOT be combined in the same
         //# result with successful requests.
         // So it is counted here, and only of the INVITE that opens the session; one whose first word is the 200 has it then.
-        if session {
+        if session && described {
             let call = &self.calls[slot as usize];
             let status_ns = if call.status_ns == 0 { now } else { call.status_ns };
             self.report.ringing.record(status_ns.saturating_sub(call.due_ns));
         }
         if invite {
             self.acknowledge(slot, code, message);
+        }
+        if !described {
+            return self.fail(slot, "2xx without Contact", now);
         }
         if matches!(code, 401 | 407) && send.expect != code && self.authorize(send, response) {
             return;
@@ -296,16 +297,19 @@ impl Shard {
         self.run_step(slot, now, now);
     }
 
-    /// Takes the dialog from a 2xx. `false`: it does not describe one.
+    /// Takes the dialog from a 2xx. `false`: it does not describe one; without Contact it is taken to be with whom the request
+    /// was for, so that it can be ended.
     pub(super) fn learn(&mut self, response: &Response<'_>) -> bool {
         let call = &mut self.calls[response.slot as usize];
         let message = response.message;
-        let (Some(contact), Some(to)) = (message.value(Name::Contact), message.value(Name::To)) else { return false };
-        let target = uri(split_first(contact).0);
+        let to = message.value(Name::To).unwrap_or_default();
+        let contact = message.value(Name::Contact).map(|contact| uri(split_first(contact).0));
         // A second INVITE renews the remote target and leaves the route set as it is (RFC 3261 12.2.1.2).
         if call.peer.is_known() {
-            call.peer.retarget(target);
-            return true;
+            if let Some(target) = contact {
+                call.peer.retarget(target);
+            }
+            return contact.is_some();
         }
         //= RFC 3261 section 12.1.2
         //# The route set MUST be set to the list of URIs in the Record-Route
@@ -324,8 +328,9 @@ impl Shard {
             let hop = uri_host_port(uri(first)).and_then(|(host, port)| address(host, port));
             call.next_hop = hop.map_or(self.target, Address::from);
         }
-        call.peer.learn(tag(to).unwrap_or_default(), target, routes.iter().rev().copied());
-        true
+        // The To of the response is that of the request, whose URI is also its Request-URI.
+        call.peer.learn(tag(to).unwrap_or_default(), contact.unwrap_or(uri(to)), routes.iter().rev().copied());
+        contact.is_some()
     }
 
     pub(super) fn fail(&mut self, slot: u32, reason: &str, now: u64) {

@@ -170,6 +170,9 @@ impl Shard {
     pub(super) fn acknowledge(&mut self, slot: u32, code: u16, message: &Message<'_>) {
         let call = &self.calls[slot as usize];
         let (invite, cseq) = (call.invite, call.invite_cseq);
+        if code < 300 && !call.peer.is_known() {
+            return;
+        }
         self.report.counts.requests += 1;
         if code < 300 {
             self.send(slot, &Sketch::bare(Method::Ack, invite.wrapping_add(1), cseq));
@@ -193,8 +196,7 @@ impl Shard {
     pub(super) fn acknowledge_again(&mut self, response: &Response<'_>) {
         let call = &self.calls[response.slot as usize];
         let of_invite = response.message.value(Name::CSeq).is_some_and(|cseq| cseq.ends_with(b"INVITE"));
-        let dialog = call.peer.is_known() || response.code >= 300;
-        if of_invite && dialog && response.transaction == call.invite {
+        if of_invite && response.transaction == call.invite {
             self.acknowledge(response.slot, response.code, response.message);
         }
     }
