@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::HashMap;
 use support::{Meddler, PATIENT, Puppet, Way, answer, any_port, call_number, callers, timers};
 use viahop_load::clock::{MS_NS, SECOND_NS};
 use viahop_load::digest::{ALGORITHMS, Realm};
@@ -552,4 +553,73 @@ fn a_200_without_contact_fails_its_call_and_is_acknowledged_and_ended_all_the_sa
         let whole = |message: &&String| message.contains(" sip:callee") && message.contains(">;tag=them\r\n");
         assert!(those.iter().all(whole), "{those:?}");
     }
+}
+
+//= RFC 3261 section 17.1.1.2
+//# Any retransmissions of the final response that
+//# are received while in the "Completed" state MUST cause the ACK to be
+//# re-passed to the transport layer for retransmission
+#[test]
+fn a_challenge_that_comes_again_after_the_call_is_up_gets_its_ack_again() {
+    let mut challenges = HashMap::new();
+    let puppet = Puppet::start(move |message| {
+        let call_id = row(message, "Call-ID: ").to_owned();
+        match message.split(' ').next().unwrap() {
+            "INVITE" if !message.contains("\r\nAuthorization: ") => {
+                let asks = "WWW-Authenticate: Digest realm=\"r\", nonce=\"n\"\r\n";
+                let challenge = answer(message, "401 Unauthorized", "proxy", asks);
+                challenges.insert(call_id, challenge.clone());
+                vec![challenge]
+            }
+            // Once while the INVITE is under way again, and once after its 200, which has another tag and a next hop.
+            "INVITE" => {
+                let again = challenges[&call_id].clone();
+                let rows = "Contact: <sip:them@127.0.0.1:9>\r\nRecord-Route: <sip:127.0.0.1:9;lr>\r\n";
+                vec![again.clone(), answer(message, "200 OK", "them", rows), again]
+            }
+            _ => vec![],
+        }
+    });
+    let config =
+        uac::Config { password: Some("secret".into()), drain_ns: 100 * MS_NS, ..callers(puppet.address, 5, "call") };
+    let called = Uac::start(config).unwrap().join();
+    assert_eq!((called.lines[0].answered, called.counts.copies), (5, 10), "{:?}", called.counts);
+    assert_eq!(called.counts.wrong, 0, "{:?}", called.wrongs);
+    let heard = puppet.heard();
+    let acks: Vec<_> = heard.iter().filter(|message| message.starts_with("ACK")).collect();
+    assert_eq!(acks.len(), 15, "{acks:?}");
+    for ack in acks {
+        let invite = heard.iter().find(|message| row(message, "Via: ") == row(ack, "Via: ")).unwrap();
+        assert_eq!(invite.replacen("INVITE", "ACK", 1).lines().next(), ack.lines().next());
+        assert_eq!(row(ack, "CSeq: "), "1 ACK");
+        assert_eq!(row(ack, "To: "), format!("{};tag=proxy", row(invite, "To: ")));
+    }
+}
+
+#[test]
+fn a_200_that_comes_again_while_the_next_invite_is_under_way_gets_its_ack_again() {
+    let mut first = HashMap::new();
+    let puppet = Puppet::start(move |message| {
+        let ok = answer(message, "200 OK", "them", "Contact: <sip:them@127.0.0.1:9>\r\n");
+        match (message.split(' ').next().unwrap(), row(message, "CSeq: ")) {
+            ("ACK", _) => vec![],
+            ("INVITE", "1 INVITE") => {
+                first.insert(row(message, "Call-ID: ").to_owned(), ok.clone());
+                vec![ok]
+            }
+            ("INVITE", _) => vec![first[row(message, "Call-ID: ")].clone(), ok],
+            _ => vec![ok],
+        }
+    });
+    let called = Uac::start(callers(puppet.address, 5, "reinvite")).unwrap().join();
+    assert_eq!((called.counts.completed, called.counts.copies, called.counts.wrong), (5, 5, 0), "{:?}", called.wrongs);
+    let heard = puppet.heard();
+    let acks = |cseq| heard.iter().filter(|message| row(message, "CSeq: ") == cseq).collect::<Vec<_>>();
+    assert_eq!((acks("1 ACK").len(), acks("2 ACK").len()), (10, 5), "{heard:?}");
+    assert!(acks("1 ACK").iter().all(|ack| acks("1 ACK").iter().filter(|other| other == &ack).count() == 2));
+}
+
+/// The value of a row, which begins with `name`.
+fn row<'a>(message: &'a str, name: &str) -> &'a str {
+    message.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default()
 }

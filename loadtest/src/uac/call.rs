@@ -63,6 +63,8 @@ pub struct Call {
     pub invite: u8,
     pub cseq: u32,
     pub invite_cseq: u32,
+    /// CSeq number of the request that opened the dialog. What came before it knows nothing of the dialog.
+    pub opened_cseq: u32,
     /// CSeq number of the callee's last request.
     pub remote_cseq: u32,
     /// Method of a request that came before its step.
@@ -172,6 +174,7 @@ impl Call {
             invite: 0,
             cseq: 0,
             invite_cseq: 0,
+            opened_cseq: 0,
             remote_cseq: 0,
             early: None,
             due_ns: 0,
@@ -193,6 +196,11 @@ impl Call {
         let mut credentials = std::mem::take(&mut self.credentials);
         credentials.clear();
         *self = Call { generation: self.generation + 1, peer, credentials, ..Call::free() };
+    }
+
+    /// Whether the request with this CSeq number, or its ACK, belongs to the dialog.
+    pub fn is_in_dialog(&self, cseq: u32) -> bool {
+        self.peer.is_known() && cseq >= self.opened_cseq
     }
 
     /// When the timer has to fire, given what is going on.

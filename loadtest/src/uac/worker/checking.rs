@@ -40,15 +40,15 @@ impl Shard {
             return Err(("From", from));
         }
         let cseq_row = message.value(Name::CSeq).unwrap_or_default();
-        if cseq(cseq_row).is_none_or(|(number, method)| !self.is_own_cseq(slot, transaction, number, method)) {
-            return Err(("CSeq", cseq_row));
-        }
+        let own = cseq(cseq_row).filter(|(number, method)| self.is_own_cseq(slot, transaction, *number, method));
+        let Some((number, _)) = own else { return Err(("CSeq", cseq_row)) };
         let to = message.value(Name::To).unwrap_or_default();
         match tag(to) {
             //= RFC 3261 section 8.2.6.2
-            // Everything but a 100 carries a tag, and within a dialog it is the dialog's.
+            // Everything but a 100 carries a tag, and within a dialog it is the dialog's. A late copy of the challenge that came
+            // before may have another.
             None if code > 100 => Err(("To tag", to)),
-            Some(tag) if call.peer.is_known() && tag != call.peer.tag() => Err(("To tag", to)),
+            Some(tag) if call.is_in_dialog(number) && tag != call.peer.tag() => Err(("To tag", to)),
             _ => Ok(()),
         }
     }

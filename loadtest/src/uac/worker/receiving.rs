@@ -210,7 +210,7 @@ impl Shard {
         if !waiting || transaction != call.transaction {
             if code >= 200 {
                 self.report.counts.copies += 1;
-                self.acknowledge_again(response);
+                self.acknowledge(response);
             }
             return;
         }
@@ -245,7 +245,7 @@ impl Shard {
     }
 
     pub(super) fn on_final(&mut self, response: &Response<'_>) {
-        let Response { message, code, slot, now, .. } = *response;
+        let Response { code, slot, now, .. } = *response;
         let config = Arc::clone(&self.config);
         let Some(send) = self.step(&config, slot) else { return self.release(slot) };
         let call = &mut self.calls[slot as usize];
@@ -266,7 +266,7 @@ impl Shard {
             self.report.ringing.record(status_ns.saturating_sub(call.due_ns));
         }
         if invite {
-            self.acknowledge(slot, code, message);
+            self.acknowledge(response);
         }
         if !described {
             return self.fail(slot, "2xx without Contact", now);
@@ -328,6 +328,7 @@ impl Shard {
             let hop = uri_host_port(uri(first)).and_then(|(host, port)| address(host, port));
             call.next_hop = hop.map_or(self.target, Address::from);
         }
+        call.opened_cseq = call.cseq;
         // The To of the response is that of the request, whose URI is also its Request-URI.
         call.peer.learn(tag(to).unwrap_or_default(), contact.unwrap_or(uri(to)), routes.iter().rev().copied());
         contact.is_some()

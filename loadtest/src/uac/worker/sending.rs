@@ -5,9 +5,9 @@ use super::{Response, Shard, Sketch};
 use crate::digest;
 use crate::digest::Asked;
 use crate::scenario::{Body, Send, Step};
-use crate::sip::message::{Message, Method, Name};
+use crate::sip::message::{Method, Name};
 use crate::sip::text::Text;
-use crate::sip::value::tag;
+use crate::sip::value::{cseq, tag};
 use crate::tally::Kind;
 use crate::uac::Config;
 use crate::uac::call::{Cancel, State};
@@ -59,7 +59,8 @@ impl Shard {
         let port = &self.ports[usize::from(call.port)];
         let lane = &mut self.lanes[port.lane];
         let id = port.stationery.id(slot, call.generation);
-        let in_dialog = call.peer.is_known();
+        let in_dialog = call.is_in_dialog(cseq);
+        let next_hop = if in_dialog { call.next_hop } else { self.target };
         let callee = self.config.mix.scenario(usize::from(call.scenario)).callee.as_bytes();
         let request = Request { method, body, expires, callee, transaction, cseq, in_dialog, failure_tag };
         lane.make_room(&mut self.streams, &mut self.report.counts);
@@ -69,7 +70,7 @@ impl Shard {
             Some(len) => {
                 let call = &mut self.calls[slot as usize];
                 let level = call.order.next(&lane.sender);
-                lane.sender.push_at(len, port.peer.unwrap_or(call.next_hop), level);
+                lane.sender.push_at(len, port.peer.unwrap_or(next_hop), level);
                 self.report.sent.note(Kind::request(method));
             }
             None => self.report.counts.unsent += 1,
@@ -166,38 +167,28 @@ impl Shard {
         self.send(slot, &Sketch::bare(Method::Cancel, invite, cseq));
     }
 
-    /// Sends the ACK of an INVITE's final response.
-    pub(super) fn acknowledge(&mut self, slot: u32, code: u16, message: &Message<'_>) {
-        let call = &self.calls[slot as usize];
-        let (invite, cseq) = (call.invite, call.invite_cseq);
-        if code < 300 && !call.peer.is_known() {
-            return;
-        }
-        self.report.counts.requests += 1;
-        if code < 300 {
-            self.send(slot, &Sketch::bare(Method::Ack, invite.wrapping_add(1), cseq));
-            return;
-        }
-        //= RFC 3261 section 17.1.1.3
-        //# The To header field in the ACK MUST equal the To header field in the
-        //# response being acknowledged, and therefore will usually differ from
-        //# the To header field in the original request by the addition of the
-        //# tag parameter.
-        let failure_tag = message.value(Name::To).and_then(tag).unwrap_or_default();
-        self.send(slot, &Sketch { failure_tag, ..Sketch::bare(Method::Ack, invite, cseq) });
-    }
-
     //= RFC 3261 section 13.2.2.4
     //# The
     //# ACK MUST be passed to the client transport every time a
     //# retransmission of the 2xx final response that triggered the ACK
     //# arrives.
     // A failure that comes again gets its ACK again, too (17.1.1.2, Completed).
-    pub(super) fn acknowledge_again(&mut self, response: &Response<'_>) {
-        let call = &self.calls[response.slot as usize];
-        let of_invite = response.message.value(Name::CSeq).is_some_and(|cseq| cseq.ends_with(b"INVITE"));
-        if of_invite && response.transaction == call.invite {
-            self.acknowledge(response.slot, response.code, response.message);
+    /// Sends the ACK of a final response, if it is one to an INVITE: the current one or, as late copies are, one before it.
+    pub(super) fn acknowledge(&mut self, response: &Response<'_>) {
+        let Response { message, code, slot, transaction, .. } = *response;
+        let Some((number, b"INVITE")) = message.value(Name::CSeq).and_then(cseq) else { return };
+        if code >= 300 {
+            //= RFC 3261 section 17.1.1.3
+            //# The To header field in the ACK MUST equal the To header field in the
+            //# response being acknowledged, and therefore will usually differ from
+            //# the To header field in the original request by the addition of the
+            //# tag parameter.
+            let failure_tag = message.value(Name::To).and_then(tag).unwrap_or_default();
+            self.report.counts.requests += 1;
+            self.send(slot, &Sketch { failure_tag, ..Sketch::bare(Method::Ack, transaction, number) });
+        } else if self.calls[slot as usize].is_in_dialog(number) {
+            self.report.counts.requests += 1;
+            self.send(slot, &Sketch::bare(Method::Ack, transaction.wrapping_add(1), number));
         }
     }
 
