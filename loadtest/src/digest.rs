@@ -23,7 +23,8 @@ pub struct Asked<'a> {
     pub cnonce: u64,
 }
 
-/// The credentials for a challenge, without the name of the header field. `None`: it asks for what is not known here.
+/// The credentials for a challenge, without the name of the header field, or for a further request those that answered it
+/// before. `None`: it asks for what is not known here.
 pub fn answer(challenge: &[u8], asked: &Asked<'_>) -> Option<String> {
     let scheme = challenge.split(|octet| *octet == b' ').next()?;
     if !scheme.eq_ignore_ascii_case(b"Digest") {
@@ -40,7 +41,13 @@ pub fn answer(challenge: &[u8], asked: &Asked<'_>) -> Option<String> {
     };
     let Asked { user, password, method, uri, cnonce } = *asked;
     let cnonce = format!("{cnonce:016x}");
-    let once = qop.map(|qop| ("00000001", &*cnonce, qop));
+    //= RFC 7616 section 3.4
+    //# The nc value is the hexadecimal count of the number of requests
+    //# (including the current request) that the client has sent with the
+    //# nonce value in this request.
+    let before = param(b"nc").and_then(|nc| u32::from_str_radix(nc, 16).ok()).unwrap_or(0);
+    let nc = format!("{:08x}", before.wrapping_add(1));
+    let once = qop.map(|qop| (&*nc, &*cnonce, qop));
     let response = response(hash, [user, realm, password], [method, uri], nonce, once);
     let mut text = format!(
         "Digest username=\"{user}\", realm=\"{realm}\", nonce=\"{nonce}\", uri=\"{uri}\", response=\"{response}\", algorithm={algorithm}"
@@ -49,7 +56,7 @@ pub fn answer(challenge: &[u8], asked: &Asked<'_>) -> Option<String> {
         let _ = write!(text, ", opaque=\"{opaque}\"");
     }
     if let Some(qop) = qop {
-        let _ = write!(text, ", qop={qop}, cnonce=\"{cnonce}\", nc=00000001");
+        let _ = write!(text, ", qop={qop}, cnonce=\"{cnonce}\", nc={nc}");
     }
     Some(text)
 }
@@ -199,6 +206,30 @@ mod tests {
             assert_eq!(realm.check(Some(b"Digest"), "REGISTER", 5), Proof::Missing);
         }
         assert!(Realm::new("SHA-1", "secret").is_none());
+    }
+
+    #[test]
+    fn who_asks_again_with_the_same_nonce_counts_on() {
+        let challenge = "Digest realm=\"r, x\", nonce=\"n=\", opaque=\"o\", algorithm=SHA-256, qop=\"auth\"";
+        let mut credentials = challenge.to_owned();
+        for nc in ["00000001", "00000002", "00000003"] {
+            let asked = Asked {
+                user: "alice",
+                password: "secret",
+                method: "INVITE",
+                uri: "sip:x",
+                cnonce: 0x0123_4567_89ab_cdef,
+            };
+            credentials = answer(credentials.as_bytes(), &asked).unwrap();
+            let hash = digits::<Sha256>;
+            let (a1, a2) = (hash("alice:r, x:secret"), hash("INVITE:sip:x"));
+            let response = hash(&format!("{a1}:n=:{nc}:0123456789abcdef:auth:{a2}"));
+            let expected = format!(
+                "Digest username=\"alice\", realm=\"r, x\", nonce=\"n=\", uri=\"sip:x\", response=\"{response}\", \
+                 algorithm=SHA-256, opaque=\"o\", qop=auth, cnonce=\"0123456789abcdef\", nc={nc}"
+            );
+            assert_eq!(credentials, expected);
+        }
     }
 
     #[test]

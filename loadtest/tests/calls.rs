@@ -623,3 +623,25 @@ fn a_200_that_comes_again_while_the_next_invite_is_under_way_gets_its_ack_again(
 fn row<'a>(message: &'a str, name: &str) -> &'a str {
     message.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default()
 }
+
+#[test]
+fn credentials_for_a_proxy_count_on_when_the_server_behind_it_asks_too() {
+    let puppet = Puppet::start(|message| {
+        let asks = |realm| format!("Digest realm=\"{realm}\", nonce=\"{realm}\", qop=\"auth\"\r\n");
+        let given = |name| !row(message, name).is_empty();
+        vec![match (given("Proxy-Authorization: "), given("Authorization: ")) {
+            (false, _) => answer(message, "407 P", "p", &format!("Proxy-Authenticate: {}", asks("p"))),
+            (true, false) => answer(message, "401 S", "s", &format!("WWW-Authenticate: {}", asks("s"))),
+            (true, true) => answer(message, "200 OK", "s", ""),
+        }]
+    });
+    let config = uac::Config { password: Some("secret".into()), ..callers(puppet.address, 5, "register") };
+    let called = Uac::start(config).unwrap().join();
+    assert_eq!((called.counts.completed, called.lines[0].challenged), (5, 10), "{:?}", called.lines);
+    let heard = puppet.heard();
+    let nc = |name| heard.iter().filter_map(move |message| row(message, name).split("nc=").nth(1)).collect::<Vec<_>>();
+    let mut proxys = nc("Proxy-Authorization: ");
+    proxys.sort_unstable();
+    assert_eq!(proxys, [["00000001"; 5], ["00000002"; 5]].concat());
+    assert_eq!(nc("Authorization: "), ["00000001"; 5]);
+}

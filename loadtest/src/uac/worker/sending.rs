@@ -232,10 +232,15 @@ impl Shard {
         let Some(credentials) = message.values(asks).find_map(|challenge| digest::answer(challenge, &asked)) else {
             return false;
         };
-        let others = others.concat();
+        // The other's row goes out again as well, and counts on.
+        let renew = |row: &[u8]| {
+            let (name, before) = std::str::from_utf8(row).ok()?.trim_end().split_once(": ")?;
+            Some(format!("{name}: {}\r\n", digest::answer(before.as_bytes(), &asked)?))
+        };
+        let others: String = others.into_iter().filter_map(renew).collect();
         let line = self.line_of(slot);
         let call = &mut self.calls[slot as usize];
-        call.credentials = [&others, format!("{answers}: {credentials}\r\n").as_bytes()].concat();
+        call.credentials = format!("{others}{answers}: {credentials}\r\n").into();
         let due = call.due_ns;
         if let Some(line) = line {
             self.report.lines[line].challenged += 1;
