@@ -645,3 +645,80 @@ fn credentials_for_a_proxy_count_on_when_the_server_behind_it_asks_too() {
     assert_eq!(proxys, [["00000001"; 5], ["00000002"; 5]].concat());
     assert_eq!(nc("Authorization: "), ["00000001"; 5]);
 }
+
+//= RFC 3264 section 6.1
+//# If a stream is offered as sendonly, the corresponding stream MUST be
+//# marked as recvonly or inactive in the answer.
+#[test]
+fn who_is_put_on_hold_and_back_answers_each_offer_with_a_version_of_its_own() {
+    let puppet = Puppet::start(|message| match (message.starts_with("SIP/2.0"), row(message, "CSeq: ")) {
+        (false, "1 ACK") => vec![of_callee(message, "INVITE", 1, "v=0\r\na=sendonly\r\n")],
+        (true, "1 INVITE") => vec![of_callee(message, "ACK", 1, ""), of_callee(message, "UPDATE", 2, "v=0\r\n")],
+        (true, "2 UPDATE") => vec![of_callee(message, "INFO", 3, "")],
+        (true, _) | (_, "2 ACK") => vec![],
+        (false, _) => vec![answer(message, "200 OK", "them", "Contact: <sip:them@127.0.0.1:9>\r\n")],
+    });
+    let hold_ns = 300 * MS_NS;
+    let called = Uac::start(uac::Config { hold_ns, ..callers(puppet.address, 5, "call") }).unwrap().join();
+    let counts = called.counts;
+    assert_eq!((counts.completed, counts.requests_received, counts.unexpected), (5, 20, 0), "{:?}", called.wrongs);
+    let heard = puppet.heard();
+    let answers = |cseq| {
+        heard.iter().filter(|message| message.starts_with("SIP") && row(message, "CSeq: ") == cseq).collect::<Vec<_>>()
+    };
+    for (cseq, version, direction) in [("1 INVITE", "2890844527", "recvonly"), ("2 UPDATE", "2890844528", "sendrecv")] {
+        let whole = |answer: &&&String| {
+            let sdp = format!("o=alice 2890844526 {version} IN IP4");
+            answer.contains(&sdp)
+                && answer.ends_with(&format!("a={direction}\r\n"))
+                && row(answer, "Contact: ").starts_with("<sip:caller")
+        };
+        assert_eq!(answers(cseq).iter().filter(whole).count(), 5, "{cseq}: {:?}", answers(cseq));
+    }
+    assert!(answers("3 INFO").iter().all(|answer| answer.starts_with("SIP/2.0 200") && answer.ends_with("\r\n\r\n")));
+    let byes: Vec<_> = heard.iter().filter(|message| message.starts_with("BYE sip:moved@")).collect();
+    assert_eq!(byes.len(), 5, "{heard:?}");
+}
+
+//= RFC 3261 section 14.2
+//# A UAS that receives an INVITE on a dialog while an INVITE it had sent
+//# on that dialog is in progress MUST return a 491 (Request Pending)
+//# response to the received INVITE.
+#[test]
+fn an_invite_of_the_callee_that_crosses_the_callers_is_refused() {
+    let mut pending = HashMap::new();
+    let puppet = Puppet::start(move |message| {
+        let call_id = row(message, "Call-ID: ").to_owned();
+        let ok = answer(message, "200 OK", "them", "Contact: <sip:them@127.0.0.1:9>\r\n");
+        match (message.starts_with("SIP/2.0"), row(message, "CSeq: ")) {
+            (false, "2 INVITE") => {
+                pending.insert(call_id, ok);
+                vec![of_callee(message, "INVITE", 1, "v=0\r\n")]
+            }
+            (true, _) if message.starts_with("SIP/2.0 491 ") => {
+                vec![of_callee(message, "ACK", 1, ""), pending[&call_id].clone()]
+            }
+            (true, _) | (_, "1 ACK" | "2 ACK") => vec![],
+            (false, _) => vec![ok],
+        }
+    });
+    let called = Uac::start(callers(puppet.address, 5, "reinvite")).unwrap().join();
+    assert_eq!((called.counts.completed, called.counts.unexpected), (5, 0), "{:?}", called.wrongs);
+    assert!(
+        puppet.heard().iter().any(|message| message.starts_with("BYE sip:them@")),
+        "what was refused moves nothing"
+    );
+}
+
+/// A request of the callee, in the call that a request or an answer of the caller belongs to.
+fn of_callee(message: &str, method: &str, cseq: u32, body: &str) -> String {
+    let names = if message.starts_with("SIP/2.0") { ["From: ", "To: "] } else { ["To: ", "From: "] };
+    let [from, to] = names.map(|name| row(message, name));
+    format!(
+        "{method} sip:caller@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1;rport;branch=z9hG4bK{cseq}{method}\r\nMax-Forwards: 70\r\n\
+         From: {from}\r\nTo: {to}\r\nCall-ID: {}\r\nCSeq: {cseq} {method}\r\nContact: <sip:moved@127.0.0.1:9>\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        row(message, "Call-ID: "),
+        body.len()
+    )
+}

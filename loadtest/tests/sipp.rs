@@ -32,6 +32,22 @@ fn our_callers_and_sipps_callee_agree_on_every_call() {
     assert_eq!((counts.retransmissions, counts.wrong, counts.strays), (0, 0, 0), "{:?}", called.wrongs);
 }
 
+/// As Asterisk and FreeSWITCH do: the callee moves media and its Contact with a second INVITE, refreshes the session with an
+/// UPDATE, asks whether the caller is there. SIPp fails a call whose answers lack what they must have.
+#[test]
+fn a_callee_that_asks_within_the_call_gets_its_answers() {
+    let at = free_port();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sipp-asks.xml");
+    let args = ["-sf", script, "-i", "127.0.0.1", "-p", &at.port().to_string(), "-m", "50", "-timeout", "20"];
+    let Some(mut callee) = sipp(&args) else { return };
+    wait_until_taken(at);
+    let called =
+        Uac::start(uac::Config { rate: 100.0, hold_ns: 300 * MS_NS, ..callers(at, 50, "call") }).unwrap().join();
+    let counts = called.counts;
+    assert_eq!((counts.completed, counts.wrong, counts.unexpected), (50, 0, 0), "{counts:?} {:?}", called.wrongs);
+    assert_eq!(wait(&mut callee, Duration::from_secs(20)), Some(0), "SIPp ends with 0 when no call has failed");
+}
+
 #[test]
 fn sipps_caller_and_our_callees_agree_on_every_call() {
     let uas = Uas::start(uas::Config { backends: vec![any_port()], ..uas::Config::default() }).unwrap();

@@ -49,6 +49,7 @@ pub const fn reason(code: u16) -> &'static str {
         481 => "Call/Transaction Does Not Exist",
         486 => "Busy Here",
         487 => "Request Terminated",
+        491 => "Request Pending",
         500 => "Server Internal Error",
         503 => "Service Unavailable",
         600 => "Busy Everywhere",

@@ -29,6 +29,41 @@ pub enum State {
     Receiving,
 }
 
+/// Which way media go, as our last session description has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Inactive,
+    RecvOnly,
+    SendOnly,
+    SendRecv,
+}
+
+impl Direction {
+    /// The answer to an offer.
+    pub fn answering(offer: &[u8]) -> Direction {
+        //= RFC 3264 section 6.1
+        //# If a stream is offered as sendonly, the corresponding stream MUST be
+        //# marked as recvonly or inactive in the answer.
+        let mut lines = offer.split(|octet| *octet == b'\n').map(<[u8]>::trim_ascii_end);
+        let answer = lines.find_map(|line| match line {
+            b"a=inactive" => Some(Direction::Inactive),
+            b"a=recvonly" => Some(Direction::SendOnly),
+            b"a=sendonly" => Some(Direction::RecvOnly),
+            _ => None,
+        });
+        answer.unwrap_or(Direction::SendRecv)
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Direction::Inactive => "inactive",
+            Direction::RecvOnly => "recvonly",
+            Direction::SendOnly => "sendonly",
+            Direction::SendRecv => "sendrecv",
+        }
+    }
+}
+
 /// How far a CANCEL is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cancel {
@@ -67,6 +102,9 @@ pub struct Call {
     pub opened_cseq: u32,
     /// CSeq number of the callee's last request.
     pub remote_cseq: u32,
+    /// Our session description: which way media go, and how often that has changed.
+    pub direction: Direction,
+    pub turns: u32,
     /// Method of a request that came before its step.
     pub early: Option<Method>,
     /// When the request was due.
@@ -176,6 +214,8 @@ impl Call {
             invite_cseq: 0,
             opened_cseq: 0,
             remote_cseq: 0,
+            direction: Direction::SendRecv,
+            turns: 0,
             early: None,
             due_ns: 0,
             status_ns: 0,
@@ -196,6 +236,17 @@ impl Call {
         let mut credentials = std::mem::take(&mut self.credentials);
         credentials.clear();
         *self = Call { generation: self.generation + 1, peer, credentials, ..Call::free() };
+    }
+
+    /// Whether a request of ours is under way.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Calling | State::Proceeding)
+    }
+
+    /// Our next session description has this direction.
+    pub fn turn(&mut self, direction: Direction) {
+        self.turns += u32::from(direction != self.direction);
+        self.direction = direction;
     }
 
     /// Whether the request with this CSeq number, or its ACK, belongs to the dialog.

@@ -14,6 +14,15 @@ use std::net::SocketAddr;
 /// What RFC 3261 8.1.1.7 puts before every branch.
 const COOKIE: &[u8] = b"z9hG4bK";
 
+/// What callers answer, for INVITE and what is answered to the callee.
+pub const ALLOW: &[u8] = b"Allow: INVITE, ACK, BYE, CANCEL, INFO, MESSAGE, NOTIFY, OPTIONS, UPDATE\r\n";
+
+/// Octets of a session description of ours, at most.
+pub const SDP_MAX: usize = 512;
+
+/// Where the version of a session description starts.
+const SDP_VERSION: u64 = 2_890_844_526;
+
 /// Bits of a call's identity that hold its place; the rest is the place's generation.
 const SLOT_BITS: u32 = 24;
 
@@ -31,7 +40,8 @@ pub struct Stationery {
     host: Vec<u8>,
     /// `@TARGET`.
     at_target: Vec<u8>,
-    sdp: Vec<u8>,
+    /// A session description, up to its version and from there up to its direction.
+    sdp: [Vec<u8>; 2],
     /// Makes the identities of this run and shard differ from all others.
     key: u64,
     users: u64,
@@ -62,9 +72,9 @@ impl Stationery {
             SocketAddr::V6(local) => format!("[{}]", local.ip()),
         };
         let sdp = format!(
-            "v=0\r\no=alice 2890844526 2890844526 IN IP{version} {ip}\r\ns=-\r\nc=IN IP{version} {ip}\r\nt=0 0\r\n\
+            " IN IP{version} {ip}\r\ns=-\r\nc=IN IP{version} {ip}\r\nt=0 0\r\n\
              m=audio 49170 RTP/AVP 8 0 101\r\na=rtpmap:8 PCMA/8000\r\na=rtpmap:0 PCMU/8000\r\n\
-             a=rtpmap:101 telephone-event/8000\r\na=fmtp:101 0-15\r\na=sendrecv\r\n",
+             a=rtpmap:101 telephone-event/8000\r\na=fmtp:101 0-15\r\na=",
             version = if local.is_ipv4() { 4 } else { 6 },
             ip = local.ip(),
         );
@@ -73,7 +83,7 @@ impl Stationery {
             at_local: format!("@{local}{}", config.transport.uri_param()).into(),
             at_target: format!("@{}", config.target).into(),
             host: host.into(),
-            sdp: sdp.into(),
+            sdp: ["v=0\r\no=alice 2890844526 ".into(), sdp.into()],
             key,
             users: config.users.max(1),
         }
@@ -175,29 +185,27 @@ impl Stationery {
             out.put(b" ");
             out.put(request.method.name().as_bytes());
         });
-        let contact = has_contact(request.method).then(|| {
-            value(out, b"Contact: ", |out| {
-                out.put(b"<sip:caller");
-                out.put_number(user);
-                out.put(&self.at_local);
-                out.put(b">");
-            })
-        });
+        let contact = has_contact(request.method).then(|| value(out, b"Contact: ", |out| self.put_contact(out, call)));
         // ACK repeats the credentials of its INVITE (RFC 3261 22.1), CANCEL has none.
         if request.method != Method::Cancel {
             out.put(&call.credentials);
         }
         out.put(b"User-Agent: viahop-load\r\n");
         if request.method == Method::Invite {
-            out.put(b"Allow: INVITE, ACK, BYE, CANCEL, OPTIONS, NOTIFY\r\n");
+            out.put(ALLOW);
         }
         let event = (request.method == Method::Subscribe).then(|| value(out, b"Event: ", |out| out.put(b"presence")));
         let usual = (request.method == Method::Register).then_some(3600);
         let expires =
             request.expires.or(usual).map(|expires| value(out, b"Expires: ", |out| out.put_number(u64::from(expires))));
+        let mut room = [0; SDP_MAX];
+        let mut sdp = Text::new(&mut room);
+        if request.body == Body::Sdp {
+            self.put_sdp(&mut sdp, call);
+        }
         let (body, content_type) = match request.body {
             Body::None => (&[][..], &[][..]),
-            Body::Sdp => (&self.sdp[..], &b"application/sdp"[..]),
+            Body::Sdp => (sdp.octets(), &b"application/sdp"[..]),
             Body::Text => (&b"Watson, come here."[..], &b"text/plain"[..]),
         };
         let written = out.octets();
@@ -226,6 +234,28 @@ impl Stationery {
         out.put_number(body.len() as u64);
         out.put(b"\r\n\r\n");
         out.put(body);
+    }
+
+    /// The caller's session description, an offer or an answer.
+    pub fn put_sdp(&self, out: &mut Text<'_>, call: &Call) {
+        let [head, tail] = &self.sdp;
+        out.put(head);
+        //= RFC 3264 section 8
+        //# if the version in the origin line does not
+        //# increment, the SDP MUST be identical to the SDP with that version
+        //# number.
+        out.put_number(SDP_VERSION + u64::from(call.turns));
+        out.put(tail);
+        out.put(call.direction.name().as_bytes());
+        out.put(b"\r\n");
+    }
+
+    /// The value of the caller's Contact.
+    pub fn put_contact(&self, out: &mut Text<'_>, call: &Call) {
+        out.put(b"<sip:caller");
+        out.put_number(call.number % self.users);
+        out.put(&self.at_local);
+        out.put(b">");
     }
 
     fn put_start(&self, out: &mut Text<'_>, call: &Call, request: &Request<'_>, user: u64) {

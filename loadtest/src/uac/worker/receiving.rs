@@ -5,15 +5,15 @@ use super::{Io, Response, Shard};
 use crate::clock::now_ns;
 use crate::scenario::Step;
 use crate::seal::{Sealed, code_digits, put_seal};
-use crate::sip::answer::{Echoed, Span, destination, echo};
+use crate::sip::answer::{Echoed, Span, destination, echo, reason};
 use crate::sip::message::{Malformed, Message, Method, Name, Rows, Start};
 use crate::sip::text::Text;
 use crate::sip::value::{address, cseq, param, split, split_first, tag, uri, uri_host_port};
 use crate::sys::address::Address;
 use crate::sys::batch::drain_errors;
 use crate::tally::Kind;
-use crate::uac::call::{Cancel, State};
-use crate::uac::request::Stationery;
+use crate::uac::call::{Cancel, Direction, State};
+use crate::uac::request::{ALLOW, SDP_MAX, Stationery};
 use std::sync::Arc;
 
 /// Receives of one socket in a row before the others get their turn.
@@ -85,28 +85,73 @@ impl Shard {
         self.check_seal(message);
         let slot = self.call_of(port, message);
         let in_dialog = message.value(Name::To).and_then(tag).is_some();
+        let refreshes = matches!(method, Method::Invite | Method::Update);
+        let offers = method == Method::Invite || (refreshes && !message.body.is_empty());
+        let code = match slot {
+            None if in_dialog => 481,
+            //= RFC 3261 section 14.2
+            //# A UAS that receives an INVITE on a dialog while an INVITE it had sent
+            //# on that dialog is in progress MUST return a 491 (Request Pending)
+            //# response to the received INVITE.
+            // The same for offers in an UPDATE (RFC 3311 5.2).
+            Some(slot) if offers && self.calls[slot as usize].is_waiting() && self.offers(slot) => 491,
+            _ => 200,
+        };
+        let call = slot.filter(|_| code == 200).map(|slot| &mut self.calls[slot as usize]);
+        let call = call.map(|call| {
+            if offers {
+                call.turn(Direction::answering(message.body));
+            }
+            (&*call, &self.ports[usize::from(call.port)].stationery)
+        });
+        let (mut room, mut contact_room) = ([0; SDP_MAX], [0; 128]);
+        let (mut body, mut contact) = (Text::new(&mut room), Text::new(&mut contact_room));
+        if let Some((call, stationery)) = call.filter(|_| refreshes) {
+            stationery.put_contact(&mut contact, call);
+            if offers {
+                stationery.put_sdp(&mut body, call);
+            }
+        }
+        let (body, contact) = (body.octets(), contact.octets());
+        let content_type = if body.is_empty() { &[][..] } else { b"application/sdp" };
         let lane = &mut self.lanes[self.ports[port].lane];
         lane.make_room(&mut self.streams, &mut self.report.counts);
         let mut out = Text::new(lane.sender.room());
-        let (code, line) = match slot.is_some() || !in_dialog {
-            true => (200, "SIP/2.0 200 OK\r\n"),
-            false => (481, "SIP/2.0 481 Call/Transaction Does Not Exist\r\n"),
-        };
-        out.put(line.as_bytes());
+        let digits = code_digits(code);
+        for part in [b"SIP/2.0 ", &digits[..], b" ", reason(code).as_bytes(), b"\r\n"] {
+            out.put(part);
+        }
         let echoed = echo(message, from, b"viahop-load", false, &mut out);
         let written = out.octets();
         let of = |span: fn(&Echoed) -> Span| echoed.as_ref().map_or(&[][..], |echoed| span(echoed).of(written));
         let sealed = Sealed {
-            start: &code_digits(code),
+            start: &digits,
             from: of(|echoed| echoed.from),
             to: of(|echoed| echoed.to),
             call_id: of(|echoed| echoed.call_id),
             cseq: of(|echoed| echoed.cseq),
+            contact,
+            content_type,
+            body,
             ..Sealed::default()
         };
         let seal = sealed.digest();
         put_seal(&mut out, seal);
-        out.put(b"Content-Length: 0\r\n\r\n");
+        if !contact.is_empty() {
+            for part in [b"Contact: ", contact, b"\r\n"] {
+                out.put(part);
+            }
+        }
+        if refreshes || method == Method::Options {
+            out.put(ALLOW);
+        }
+        if !body.is_empty() {
+            out.put(b"Content-Type: application/sdp\r\n");
+        }
+        out.put(b"Content-Length: ");
+        out.put_number(body.len() as u64);
+        out.put(b"\r\n\r\n");
+        out.put(body);
         match (echoed, destination(message, from), out.finish()) {
             (Some(_), Some(to), Some(len)) => {
                 lane.sender.push(len, to);
@@ -115,7 +160,7 @@ impl Shard {
             _ => self.report.counts.malformed += 1,
         }
         if let Some(slot) = slot {
-            self.receive_request(slot, message, method, now);
+            self.receive_request(slot, message, method, code, now);
         }
     }
 
@@ -129,7 +174,7 @@ impl Shard {
     }
 
     /// Takes a request of the callee into its call, if it is not a copy.
-    pub(super) fn receive_request(&mut self, slot: u32, message: &Message<'_>, method: Method, now: u64) {
+    pub(super) fn receive_request(&mut self, slot: u32, message: &Message<'_>, method: Method, code: u16, now: u64) {
         let Some((number, _)) = message.value(Name::CSeq).and_then(cseq) else { return };
         let config = Arc::clone(&self.config);
         let call = &mut self.calls[slot as usize];
@@ -138,6 +183,14 @@ impl Shard {
             return;
         }
         call.remote_cseq = number;
+        //= RFC 3261 section 12.2.2
+        //# When a UAS receives a target refresh request, it MUST replace the
+        //# dialog's remote target URI with the URI from the Contact header field
+        //# in that request, if present.
+        let refreshes = matches!(method, Method::Invite | Method::Update) && code == 200 && call.peer.is_known();
+        if let Some(contact) = message.value(Name::Contact).filter(|_| refreshes) {
+            call.peer.retarget(uri(split_first(contact).0));
+        }
         let scenario = config.mix.scenario(usize::from(call.scenario));
         match scenario.steps.get(usize::from(call.step)) {
             Some(Step::Receive(receive)) if call.state == State::Receiving && receive.method == method => {
@@ -145,6 +198,8 @@ impl Shard {
             }
             // RFC 6665 4.1.2.4: a NOTIFY may well overtake the response to its SUBSCRIBE.
             _ if scenario.awaits(method, usize::from(call.step)) => call.early = Some(method),
+            // What a callee may ask in any call, such as a server that refreshes its sessions or lets media take another way.
+            _ if is_usual(method) => {}
             _ => {
                 self.report.counts.unexpected += 1;
                 self.list("unexpected", message, method.name().as_bytes());
@@ -206,8 +261,7 @@ impl Shard {
             }
             return;
         }
-        let waiting = matches!(call.state, State::Calling | State::Proceeding);
-        if !waiting || transaction != call.transaction {
+        if !call.is_waiting() || transaction != call.transaction {
             if code >= 200 {
                 self.report.counts.copies += 1;
                 self.acknowledge(response);
@@ -360,4 +414,10 @@ impl Shard {
             None => drop(failures.insert(reason.into(), 1)),
         }
     }
+}
+
+/// Whether a callee may send this in a call without anybody waiting for it.
+fn is_usual(method: Method) -> bool {
+    use Method::{Info, Invite, Message, Notify, Options, Update};
+    matches!(method, Info | Invite | Message | Notify | Options | Update)
 }

@@ -10,7 +10,7 @@ use crate::sip::text::Text;
 use crate::sip::value::{cseq, tag};
 use crate::tally::Kind;
 use crate::uac::Config;
-use crate::uac::call::{Cancel, State};
+use crate::uac::call::{Cancel, Direction, State};
 use crate::uac::request::Request;
 use std::sync::Arc;
 
@@ -18,7 +18,11 @@ impl Shard {
     pub(super) fn begin_request(&mut self, slot: u32, method: Method, due: u64, now: u64) {
         let timers = self.config.timers;
         let line = self.line_of(slot);
+        let offers = self.offers(slot);
         let call = &mut self.calls[slot as usize];
+        if offers {
+            call.turn(Direction::SendRecv);
+        }
         call.transaction = call.transaction.wrapping_add(2);
         call.cseq += 1;
         call.cancel = Cancel::No;
@@ -85,6 +89,11 @@ impl Shard {
             Some(Step::Send(send)) if !call.closing => Some(send),
             _ => None,
         }
+    }
+
+    /// Whether the step's request has an offer, or asks for one.
+    pub(super) fn offers(&self, slot: u32) -> bool {
+        self.step(&self.config, slot).is_some_and(|send| send.method == Method::Invite || send.body == Body::Sdp)
     }
 
     pub(super) fn line_of(&self, slot: u32) -> Option<usize> {
