@@ -122,3 +122,31 @@ fn a_header_is_wanted_from_proxies_and_refused_from_everybody_else() {
     viahop.wait_for_metric("viahop_connections_ended_total", "proxy_header", 2.0);
     viahop.end();
 }
+
+/// Such a proxy listens on one IPv6 socket for both families, and passes addresses on as that has them.
+#[test]
+fn clients_over_ipv4_behind_a_proxy_that_writes_them_as_ipv6_are_told_apart_and_named_by_ipv4() {
+    let (listen, backend) = (free_port(), Backend::new());
+    let text = format!(
+        "[balancer]\nshards = 1\n[[listen]]\naddress = \"tcp:127.0.0.1:{listen}\"\nproxy_protocol = [\"127.0.0.1\"]\n\
+         [streams]\nmax_per_source = 1\n[[pool]]\n{UNPROBED}\nbackend = [{{ uri = \"{}\" }}]\n",
+        udp(backend.port())
+    );
+    let viahop = Viahop::start("mapped", &text);
+    let mut binary = b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24".to_vec();
+    binary.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 8]);
+    binary.extend([0; 15]);
+    binary.extend([1, 0x0f, 0xa0, 0x13, 0xc4]);
+    let headers = [b"PROXY TCP6 ::ffff:192.0.2.7 ::ffff:127.0.0.1 4000 5060\r\n".to_vec(), binary];
+    let mut clients = Vec::new();
+    for (header, host) in headers.into_iter().zip(["192.0.2.7", "192.0.2.8"]) {
+        let mut client = Client::connect(listen);
+        client.say([header, request("OPTIONS", "TCP", "10.0.0.1;rport", host, EMPTY).into_bytes()].concat());
+        let (sent, from) = backend.hear();
+        assert!(rows(&sent, "Via")[1].contains(&format!(";received={host};rport=4000")), "{sent}");
+        backend.say(&answer(&sent, "200 OK", ""), from);
+        assert!(client.hear().starts_with("SIP/2.0 200"));
+        clients.push(client);
+    }
+    viahop.end();
+}

@@ -112,6 +112,8 @@ impl Streams {
         };
         connection.prelude = None;
         let Some(client) = client else { return true };
+        // A proxy that listens on one socket for both families writes IPv4 addresses as that has them: `::ffff:192.0.2.7`.
+        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         let source = Some(source_of(client.ip()));
         (connection.peer, connection.active_ms) = (client, now_ms);
         if let Err(ended) = self.admit(source) {
