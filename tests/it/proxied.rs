@@ -150,3 +150,24 @@ fn clients_over_ipv4_behind_a_proxy_that_writes_them_as_ipv6_are_told_apart_and_
     }
     viahop.end();
 }
+
+#[test]
+fn as_many_may_come_by_a_proxy_as_there_may_be() {
+    let (listen, backend) = (free_port(), Backend::new());
+    let text = format!(
+        "[balancer]\nshards = 1\n[[listen]]\naddress = \"tcp:127.0.0.1:{listen}\"\nproxy_protocol = [\"127.0.0.1\"]\n\
+         [streams]\nmax_connections = 2\n[[pool]]\n{UNPROBED}\nbackend = [{{ uri = \"{}\" }}]\n",
+        udp(backend.port())
+    );
+    let viahop = Viahop::start("proxied-caps", &text);
+    let mut clients = [7, 8].map(|host| {
+        let mut client = Client::connect(listen);
+        client.say(format!("PROXY TCP4 192.0.2.{host} 127.0.0.1 4000 5060\r\n\r\n\r\n"));
+        assert_eq!(client.hear(), "\r\n");
+        client
+    });
+    assert_eq!(Client::connect(listen).hear_the_end(), "");
+    clients[0].say("\r\n\r\n");
+    assert_eq!(clients[0].hear(), "\r\n");
+    viahop.end();
+}

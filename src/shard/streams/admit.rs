@@ -58,14 +58,16 @@ impl Streams {
 
     /// Whether there is room for a connection from `source`.
     pub(super) fn admit(&self, source: Option<IpAddr>) -> Result<(), Ended> {
-        let of_source = source.and_then(|source| self.by_source.get(&source).copied()).unwrap_or_default();
-        match () {
-            () if self.open_beside_proxied() >= self.limits.connections || self.held >= self.limits.held => {
-                Err(Ended::Limit)
-            }
-            () if of_source >= self.limits.per_source => Err(Ended::SourceLimit),
-            () => Ok(()),
+        if self.open_beside_proxied() >= self.limits.connections || self.held >= self.limits.held {
+            return Err(Ended::Limit);
         }
+        self.admit_of(source)
+    }
+
+    /// Whether `source` may have another, wherever there is room.
+    pub(super) fn admit_of(&self, source: Option<IpAddr>) -> Result<(), Ended> {
+        let of_source = source.and_then(|source| self.by_source.get(&source).copied()).unwrap_or_default();
+        if of_source >= self.limits.per_source { Err(Ended::SourceLimit) } else { Ok(()) }
     }
 
     /// Connections that count against what there may be: those that are for one client have a bound of their own.

@@ -116,7 +116,7 @@ impl Streams {
         let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         let source = Some(source_of(client.ip()));
         (connection.peer, connection.active_ms) = (client, now_ms);
-        if let Err(ended) = self.admit(source) {
+        if let Err(ended) = self.admit_of(source) {
             self.end(slot, ended, now_ms, counters, fates);
             return false;
         }
