@@ -24,6 +24,40 @@ pub const CARRIED: usize = 20 << 10;
 /// sent, so it is sent before more is sealed.
 pub const SEALED_MAX: usize = 64 << 10;
 
+/// Octets of the header of a record (RFC 8446 5.1).
+const HEADER: usize = 5;
+
+/// Where records end in what comes: rustls keeps what is not whole, and does not say how much that is.
+#[derive(Debug, Default)]
+struct Records {
+    /// The two octets of a header that came last: in the end the length of what is behind it.
+    len: [u8; 2],
+    /// Octets that have come of a record that is not whole.
+    begun: usize,
+}
+
+impl Records {
+    fn pass(&mut self, mut octets: &[u8]) {
+        while let Some(&first) = octets.first() {
+            let mut taken = 1;
+            if self.begun < HEADER {
+                self.len = [self.len[1], first];
+            } else {
+                taken = octets.len().min(self.whole() - self.begun);
+            }
+            self.begun += taken;
+            octets = &octets[taken..];
+            if self.begun >= HEADER && self.begun == self.whole() {
+                self.begun = 0;
+            }
+        }
+    }
+
+    fn whole(&self) -> usize {
+        HEADER + usize::from(u16::from_be_bytes(self.len))
+    }
+}
+
 /// Why a session is of no use any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -59,6 +93,7 @@ impl From<io::Error> for Failure {
 #[derive(Debug)]
 pub struct Session {
     tls: Connection,
+    records: Records,
     has_closed: bool,
     failure: Option<Failure>,
 }
@@ -82,7 +117,7 @@ impl Session {
 
     fn new(mut tls: Connection) -> Session {
         tls.set_buffer_limit(Some(SEALED_MAX));
-        Session { tls, has_closed: false, failure: None }
+        Session { tls, records: Records::default(), has_closed: false, failure: None }
     }
 
     /// Whether messages have to wait.
@@ -96,6 +131,11 @@ impl Session {
             Some(HandshakeKind::Resumed) => Handshake::Resumed,
             _ => Handshake::Full,
         }
+    }
+
+    /// Octets that have come of a record that is not whole.
+    pub fn unopened(&self) -> usize {
+        self.records.begun
     }
 
     /// Whether the other side has said that nothing more will come.
@@ -125,6 +165,7 @@ impl Session {
     pub fn open(&mut self, room: &mut [u8], start: usize, len: usize) -> Result<usize, Failure> {
         debug_assert!(start >= CARRIED && start + len <= room.len());
         let mut opened = 0;
+        self.records.pass(&room[start..start + len]);
         match self.open_on(room, start..start + len, &mut opened) {
             Err(failure) if opened == 0 => Err(failure),
             outcome => {

@@ -239,6 +239,34 @@ fn long_messages_pass_in_both_directions_and_a_reader_that_stops_is_closed() {
     viahop.end();
 }
 
+/// Sixteen thousand octets of a record wait with TLS, and none of them is a message that has begun.
+#[test]
+fn who_begins_a_record_and_does_not_end_it_is_closed_and_what_it_holds_is_counted() {
+    let (papers, ports, backend) = (Papers::new("tls-amid"), ports(), Backend::new());
+    let tls = papers.issue("a", &["a.example"]);
+    let more = "[streams]\nframe_timeout = \"2s\"\n";
+    let viahop = Viahop::start("tls-amid", &(more.to_owned() + &config(ports, &tls, &udp(backend.port()), UNPROBED)));
+    let phone = Phone::new(&papers, ports[1], &version::TLS13, None);
+    let mut both = [phone.connect("a.example"), phone.connect("a.example")];
+    for client in &mut both {
+        client.say("\r\n\r\n");
+        assert_eq!(client.hear(), "\r\n");
+    }
+    let [mut amid, mut silent] = both;
+    amid.stream.sock.write_all(&[&[0x17, 3, 3, 0x40, 0][..], &[0; 16_000]].concat()).unwrap();
+    let held = |viahop: &Viahop| viahop.metric("viahop_connections_held_bytes", "");
+    viahop.wait_until("it is counted", PATIENCE, |_| held(&viahop) == 16_005.0);
+    // New keys are a whole record: nothing is waited for behind it.
+    silent.stream.conn.refresh_traffic_keys().unwrap();
+    silent.stream.conn.complete_io(&mut silent.stream.sock).unwrap();
+    viahop.wait_for_metric("viahop_connections_ended_total", "reason=\"slow\"", 1.0);
+    viahop.wait_until("it is given back", PATIENCE, |_| held(&viahop) == 0.0);
+    std::thread::sleep(Duration::from_millis(2500));
+    silent.say("\r\n\r\n");
+    assert_eq!(silent.hear(), "\r\n");
+    viahop.end();
+}
+
 #[test]
 fn what_is_no_tls_is_counted_by_what_it_is_and_harms_nobody() {
     let (papers, ports, backend) = (Papers::new("tls-bad"), ports(), Backend::new());

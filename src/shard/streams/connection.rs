@@ -193,6 +193,11 @@ impl Connection {
         self.websocket.as_ref().map_or(0, |websocket| websocket.held())
     }
 
+    /// Octets that have come and are kept elsewhere than in [`Connection::partial`], until what they belong to is whole.
+    pub fn unopened(&self) -> usize {
+        self.assembled() + self.wire.unopened()
+    }
+
     /// Messages that are still to be sent.
     pub fn queued(&self) -> usize {
         self.queue.len()

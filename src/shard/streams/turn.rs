@@ -224,7 +224,7 @@ impl<I: Io> Shard<I> {
         let Some(connection) = streams.slots.get_mut(slot).and_then(Option::as_deref_mut) else { return };
         let generation = connection.generation;
         let began = connection.partial.len();
-        let unfinished = began + connection.assembled();
+        let unfinished = began + connection.unopened();
         let mut buffer = std::mem::take(if began > 0 { &mut connection.partial } else { &mut streams.room });
         if began > 0 {
             buffer.resize(began + READ_ON + connection.wire.margin(), 0);
@@ -253,7 +253,7 @@ impl<I: Io> Shard<I> {
             // A line end is no message that has begun; behind a ping of ours it is the answer.
             let is_pong = rest == PONG && connection.origin == Origin::Opened;
             let rest = if is_pong || connection.state == State::Closing { &[] } else { rest };
-            let has_begun = !rest.is_empty() && rest != PONG;
+            let has_begun = !rest.is_empty() && rest != PONG || connection.wire.unopened() > 0;
             connection.partial_since_ms = match connection.partial_since_ms.filter(|_| at == 0) {
                 Some(since) if has_begun => Some(since),
                 _ => has_begun.then_some(now_ms),
@@ -261,7 +261,7 @@ impl<I: Io> Shard<I> {
             // A message in fragments begins with its first.
             let assembling = connection.websocket.as_ref().and_then(|websocket| websocket.assembling_since_ms());
             connection.partial_since_ms = assembling.or(connection.partial_since_ms);
-            let is_left = rest.len() + connection.assembled();
+            let is_left = rest.len() + connection.unopened();
             streams.held = (streams.held + is_left).saturating_sub(unfinished);
             let may_wait = is_left <= PIECE_MAX || connection.origin == Origin::Opened;
             is_too_much = !may_wait && streams.held > streams.limits.held;

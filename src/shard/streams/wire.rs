@@ -76,7 +76,12 @@ impl Wire {
 
     /// Octets kept beside those that are to be written.
     pub fn held(&self) -> usize {
-        self.sealed
+        self.sealed + self.unopened()
+    }
+
+    /// Octets of these that have come, and are no whole record yet.
+    pub fn unopened(&self) -> usize {
+        self.session.as_ref().map_or(0, |session| session.unopened())
     }
 
     /// Octets that [`Wire::read`] needs beside those it is to read.
