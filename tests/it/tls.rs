@@ -268,6 +268,27 @@ fn who_begins_a_record_and_does_not_end_it_is_closed_and_what_it_holds_is_counte
 }
 
 #[test]
+fn who_says_goodbye_behind_what_is_refused_is_told_why() {
+    let (papers, ports, backend) = (Papers::new("tls-goodbye"), ports(), Backend::new());
+    let tls = papers.issue("a", &["a.example"]);
+    let viahop = Viahop::start("tls-goodbye", &config(ports, &tls, &udp(backend.port()), UNPROBED));
+    let mut client = Phone::new(&papers, ports[1], &version::TLS13, None).connect("a.example");
+    let text = request("OPTIONS", "TLS", client.address(), "goodbye", "");
+    client.stream.conn.writer().write_all(text.as_bytes()).unwrap();
+    client.stream.conn.send_close_notify();
+    // Both in one segment.
+    let mut sealed = Vec::new();
+    while client.stream.conn.wants_write() {
+        client.stream.conn.write_tls(&mut sealed).unwrap();
+    }
+    client.stream.sock.write_all(&sealed).unwrap();
+    let heard = client.hear_the_end();
+    assert!(heard.starts_with("SIP/2.0 400 Missing Content-Length\r\n"), "{heard}");
+    viahop.wait_for_metric("viahop_connections_ended_total", "reason=\"bad_frame\"", 1.0);
+    viahop.end();
+}
+
+#[test]
 fn what_is_no_tls_is_counted_by_what_it_is_and_harms_nobody() {
     let (papers, ports, backend) = (Papers::new("tls-bad"), ports(), Backend::new());
     let tls = papers.issue("a", &["a.example"]);

@@ -312,6 +312,10 @@ impl<I: Io> Shard<I> {
             if connection.state == State::Handshaking {
                 return streams.fail(slot, handshake::closed(), now_ms, &link.counters.streams, ledger);
             }
+            if connection.state == State::Closing && ended == Ended::Closed {
+                // TLS has said it in the same read: what it did is answered first.
+                return;
+            }
             // A browser that has closed its WebSocket waits for nothing.
             let waits = connection.origin == Origin::Accepted
                 && connection.websocket.is_none()
