@@ -416,6 +416,20 @@ fn what_is_no_sip_or_could_be_read_twice_is_refused_and_closed_alone() {
     viahop.end();
 }
 
+/// A phone that closes when it was refused, and comes again, would soon have a source's share of connections that are gone.
+#[test]
+fn who_closes_behind_a_503_of_ours_leaves_nothing_behind() {
+    let listen = free_port();
+    let viahop = Viahop::start("refused", &config(listen, &[tcp(free_port())], ""));
+    for call in ["one", "two"] {
+        let mut client = Client::connect(listen);
+        client.say(request("OPTIONS", "TCP", client.address(), call, EMPTY));
+        assert!(client.hear().starts_with("SIP/2.0 503"));
+    }
+    viahop.wait_until("both are gone", PATIENCE, |_| viahop.metric("viahop_connections", "") == 0.0);
+    viahop.end();
+}
+
 #[test]
 fn one_source_has_its_share_of_connections_and_no_more() {
     let (listen, backend) = (free_port(), Backend::new());

@@ -481,6 +481,16 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// Notes that a request is answered by us that was to be answered by somebody else.
+    fn note_answered(&mut self, from: Sender) {
+        let Sender::Stream { id, .. } = from else { return };
+        let streams = self.streams.as_mut().filter(|_| id.shard() == self.number);
+        let connection = streams.and_then(|streams| streams.connection(id.slot()));
+        if let Some(connection) = connection.filter(|connection| connection.generation == id.generation()) {
+            connection.unanswered = connection.unanswered.saturating_sub(1);
+        }
+    }
+
     /// Where the next head is written.
     fn place_for_head(&mut self) -> Range<usize> {
         if self.heads_used + HEAD_MAX > HEADS {
@@ -619,6 +629,7 @@ impl<I: Io> Shard<I> {
         let (head, tail) = (place.start..place.start + room.head_len, room.tail.clone());
         let Verdict::Forward { to, from, .. } = room.verdict else { return self.link.counters.dropped[lost].add(1) };
         let tally = Tally::Reply(Answer::Status(code));
+        self.note_answered(from);
         self.depart(&answer, Leaving { to, local: None, head, slot: 0, tail, pads: false, tally }, from, None, now_ms);
     }
 
