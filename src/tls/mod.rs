@@ -52,6 +52,8 @@ pub struct Certificate {
     signed: Arc<CertifiedKey>,
     /// The names that it is for: of `sip:` URIs, or, if there are none, of DNS (RFC 5922 7.1).
     pub names: Vec<String>,
+    /// Those of DNS: what browsers ask for, also where there is a `sip:` URI.
+    hosts: Vec<String>,
     /// From when it is valid, in seconds since 1970.
     pub begins_at: Option<u64>,
     /// Until when.
@@ -73,7 +75,7 @@ impl Certificate {
     pub fn read(chain: &[u8], key: &[u8]) -> Result<Certificate, Fault> {
         let chain = certificates(chain).map_err(Fault::Certificate)?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| Fault::Key(format!("no private key: {error}")))?;
-        let (names, begins_at, expires_at) = match chain.first().map(about) {
+        let About { names, hosts, begins_at, expires_at } = match chain.first().map(about) {
             Some(Ok(about)) => about,
             Some(Err(error)) => return Err(Fault::Certificate(error)),
             None => return Err(Fault::Certificate("no certificate".into())),
@@ -82,21 +84,30 @@ impl Certificate {
             rustls::Error::InconsistentKeys(_) => Fault::Mismatch,
             error => Fault::Key(error.to_string()),
         })?;
-        Ok(Certificate { signed: Arc::new(signed), names, begins_at, expires_at })
+        Ok(Certificate { signed: Arc::new(signed), names, hosts, begins_at, expires_at })
     }
 
     /// Whether it is for `name`, in whole or by a wildcard for one label: clients decide what they accept.
     pub fn is_for(&self, name: &str) -> bool {
-        let below = name.split_once('.').map(|(_, rest)| rest);
-        self.names.iter().any(|own| {
-            own.eq_ignore_ascii_case(name)
-                || own.strip_prefix("*.").zip(below).is_some_and(|(own, rest)| own.eq_ignore_ascii_case(rest))
-        })
+        is_among(name, &self.names)
     }
 }
 
+fn is_among(name: &str, listed: &[String]) -> bool {
+    let below = name.split_once('.').map(|(_, rest)| rest);
+    listed.iter().any(|own| {
+        own.eq_ignore_ascii_case(name)
+            || own.strip_prefix("*.").zip(below).is_some_and(|(own, rest)| own.eq_ignore_ascii_case(rest))
+    })
+}
+
 /// The names in a certificate, and from when until when it is valid.
-type About = (Vec<String>, Option<u64>, Option<u64>);
+struct About {
+    names: Vec<String>,
+    hosts: Vec<String>,
+    begins_at: Option<u64>,
+    expires_at: Option<u64>,
+}
 
 fn about(certificate: &CertificateDer<'_>) -> Result<About, String> {
     let read = webpki::EndEntityCert::try_from(certificate).map_err(|error| format!("unreadable: {error}"))?;
@@ -114,7 +125,8 @@ fn about(certificate: &CertificateDer<'_>) -> Result<About, String> {
         Some(webpki::Error::CertExpired { not_after, .. }) => Some(not_after.as_secs()),
         _ => None,
     };
-    Ok((identity::names(&read), begins_at, expires_at))
+    let hosts = read.valid_dns_names().map(str::to_owned).collect();
+    Ok(About { names: identity::names(&read), hosts, begins_at, expires_at })
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -224,7 +236,9 @@ impl ResolvesServerCert for ByName {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let can_sign = |one: &&Certificate| one.signed.key.choose_scheme(hello.signature_schemes()).is_some();
         let able = || self.0.iter().filter(can_sign);
-        let named = hello.server_name().and_then(|name| able().find(|one| one.is_for(name)));
+        let named = hello.server_name().and_then(|name| {
+            able().find(|one| one.is_for(name)).or_else(|| able().find(|one| is_among(name, &one.hosts)))
+        });
         named.or_else(|| able().next()).map(|one| one.signed.clone())
     }
 }

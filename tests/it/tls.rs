@@ -267,6 +267,18 @@ fn who_begins_a_record_and_does_not_end_it_is_closed_and_what_it_holds_is_counte
     viahop.end();
 }
 
+/// A certificate for a SIP domain, and for the name that browsers know.
+#[test]
+fn who_asks_for_a_dns_name_beside_a_sip_domain_gets_its_certificate() {
+    let (papers, ports, backend) = (Papers::new("tls-beside"), ports(), Backend::new());
+    let first = papers.issue("a", &["a.example"]);
+    let tls = format!("{first}, more = [{{ {} }}]", papers.issue("b", &["sip:b.example", "*.web.b.example"]));
+    let viahop = Viahop::start("tls-beside", &config(ports, &tls, &udp(backend.port()), UNPROBED));
+    let mut client = Phone::new(&papers, ports[1], &version::TLS13, None).connect("phone.web.b.example");
+    client.call("beside", &backend);
+    viahop.end();
+}
+
 #[test]
 fn who_says_goodbye_behind_what_is_refused_is_told_why() {
     let (papers, ports, backend) = (Papers::new("tls-goodbye"), ports(), Backend::new());
