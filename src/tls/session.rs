@@ -24,6 +24,13 @@ pub const CARRIED: usize = 20 << 10;
 /// sent, so it is sent before more is sealed.
 pub const SEALED_MAX: usize = 64 << 10;
 
+/// Octets of whole records with nothing in them to open behind which a client has to be in the middle of a message of TLS: the only one
+/// that it may send after the handshake is five octets long, and of these 32 are taken in a row.
+const SILENT_MAX: usize = 4096;
+
+/// Octets that rustls keeps of a message of TLS at most.
+const MESSAGE_MAX: usize = 64 << 10;
+
 /// Octets of the header of a record (RFC 8446 5.1).
 const HEADER: usize = 5;
 
@@ -34,6 +41,8 @@ struct Records {
     len: [u8; 2],
     /// Octets that have come of a record that is not whole.
     begun: usize,
+    /// Octets of whole ones since something was opened.
+    silent: usize,
 }
 
 impl Records {
@@ -48,6 +57,7 @@ impl Records {
             self.begun += taken;
             octets = &octets[taken..];
             if self.begun >= HEADER && self.begun == self.whole() {
+                self.silent = (self.silent + self.begun).min(MESSAGE_MAX);
                 self.begun = 0;
             }
         }
@@ -133,9 +143,14 @@ impl Session {
         }
     }
 
-    /// Octets that have come of a record that is not whole.
+    /// Octets that have come of a record that is not whole, and of whole ones that may be part of a message of TLS itself.
     pub fn unopened(&self) -> usize {
-        self.records.begun
+        self.records.begun + self.records.silent
+    }
+
+    /// Whether the other side has begun something that it has to end. Tickets of servers may be long, and come several at a time.
+    pub fn has_begun(&self) -> bool {
+        self.records.begun > 0 || matches!(self.tls, Connection::Server(_)) && self.records.silent > SILENT_MAX
     }
 
     /// Whether the other side has said that nothing more will come.
@@ -164,9 +179,13 @@ impl Session {
     /// [`Session::take_failure`] has the rest to say. There may be an alert to send.
     pub fn open(&mut self, room: &mut [u8], start: usize, len: usize) -> Result<usize, Failure> {
         debug_assert!(start >= CARRIED && start + len <= room.len());
-        let mut opened = 0;
+        let (mut opened, was_handshaking) = (0, self.is_handshaking());
         self.records.pass(&room[start..start + len]);
-        match self.open_on(room, start..start + len, &mut opened) {
+        let outcome = self.open_on(room, start..start + len, &mut opened);
+        if opened > 0 || was_handshaking {
+            self.records.silent = 0;
+        }
+        match outcome {
             Err(failure) if opened == 0 => Err(failure),
             outcome => {
                 self.failure = outcome.err();

@@ -253,7 +253,7 @@ impl<I: Io> Shard<I> {
             // A line end is no message that has begun; behind a ping of ours it is the answer.
             let is_pong = rest == PONG && connection.origin == Origin::Opened;
             let rest = if is_pong || connection.state == State::Closing { &[] } else { rest };
-            let has_begun = !rest.is_empty() && rest != PONG || connection.wire.unopened() > 0;
+            let has_begun = !rest.is_empty() && rest != PONG || connection.wire.has_begun();
             connection.partial_since_ms = match connection.partial_since_ms.filter(|_| at == 0) {
                 Some(since) if has_begun => Some(since),
                 _ => has_begun.then_some(now_ms),

@@ -79,9 +79,14 @@ impl Wire {
         self.sealed + self.unopened()
     }
 
-    /// Octets of these that have come, and are no whole record yet.
+    /// Octets of these that have come, and are nothing whole that could be opened.
     pub fn unopened(&self) -> usize {
         self.session.as_ref().map_or(0, |session| session.unopened())
+    }
+
+    /// Whether the other side has begun something that TLS opens only when all of it is there.
+    pub fn has_begun(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.has_begun())
     }
 
     /// Octets that [`Wire::read`] needs beside those it is to read.
