@@ -20,7 +20,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use tungstenite::handshake::machine::TryParse;
 use tungstenite::handshake::server::{Request, create_response, write_response};
-use tungstenite::http::header::{CONTENT_LENGTH, HeaderValue, ORIGIN, SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING};
+use tungstenite::http::header::{
+    CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, ORIGIN, SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING, UPGRADE,
+};
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
@@ -196,13 +198,19 @@ impl WebSocket {
         let Some(end) = end_of_request(within) else {
             return if octets.len() < REQUEST_MAX { (0, Event::Partial) } else { refused(Upgrade::Malformed) };
         };
-        let Ok(Some((len, request))) = Request::try_parse(within) else { return refused(Upgrade::Malformed) };
+        let Ok(Some((len, mut request))) = Request::try_parse(within) else { return refused(Upgrade::Malformed) };
         // A line that ends with LF alone, or a body, and where the frames begin is read in two ways.
         let has_bare_end = within[..end].windows(2).any(|two| two[1] == b'\n' && two[0] != b'\r');
         let has_body = request.headers().contains_key(TRANSFER_ENCODING)
             || request.headers().get_all(CONTENT_LENGTH).iter().any(|len| len != "0");
         if has_bare_end || has_body {
             return refused(Upgrade::Malformed);
+        }
+        // tungstenite looks at the first row of each, and wants no other protocol beside ours.
+        for (name, token) in [(CONNECTION, "Upgrade"), (UPGRADE, "websocket")] {
+            if lists(&request, &name, token) {
+                request.headers_mut().insert(name, HeaderValue::from_static(token));
+            }
         }
         let Ok(mut response) = create_response(&request) else { return refused(Upgrade::Malformed) };
         let mut origins = request.headers().get_all(ORIGIN).iter();
@@ -213,9 +221,7 @@ impl WebSocket {
         //= RFC 7118 section 4.1
         //# The 101 reply from the server MUST contain "sip"
         //# in its corresponding Sec-WebSocket-Protocol header.
-        let mut offered = request.headers().get_all(SEC_WEBSOCKET_PROTOCOL).iter();
-        let is_sip = |name: &[u8]| name.trim_ascii().eq_ignore_ascii_case(b"sip");
-        if !offered.any(|row| row.as_bytes().split(|&octet| octet == b',').any(is_sip)) {
+        if !lists(&request, &SEC_WEBSOCKET_PROTOCOL, "sip") {
             return refused(Upgrade::Subprotocol);
         }
         response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("sip"));
@@ -246,6 +252,12 @@ fn on_close(octets: &[u8]) -> Event {
 /// Whether a frame brings nothing of a message.
 fn is_idle(opcode: OpCode, len: u64) -> bool {
     matches!(opcode, OpCode::Control(_)) || len == 0
+}
+
+/// Whether `token` is among what the rows of this name list (RFC 9110 5.2).
+fn lists(request: &Request, name: &HeaderName, token: &str) -> bool {
+    let is_it = |one: &[u8]| one.trim_ascii().eq_ignore_ascii_case(token.as_bytes());
+    request.headers().get_all(name).iter().any(|row| row.as_bytes().split(|&octet| octet == b',').any(is_it))
 }
 
 /// How long a request is, with the empty line that ends it.
@@ -346,6 +358,23 @@ mod tests {
 
     fn next(socket: &mut WebSocket, mut octets: Vec<u8>) -> Event {
         socket.next(&mut octets, 0).1
+    }
+
+    #[test]
+    fn what_is_a_list_may_stand_in_rows_and_beside_others() {
+        let connection = "Connection: keep-alive, Upgrade\r\n";
+        for (row, rows) in [
+            (connection, "Connection: keep-alive\r\nConnection: Upgrade\r\n"),
+            (connection, "connection:upgrade\r\nConnection: TE\r\n"),
+            ("Upgrade: websocket\r\n", "Upgrade: h2c, WebSocket\r\n"),
+            ("Upgrade: websocket\r\n", "Upgrade: h2c\r\nUpgrade: websocket\r\n"),
+        ] {
+            let text = String::from_utf8(request("Sec-WebSocket-Protocol: sip\r\n")).unwrap();
+            let event = next(&mut socket(), text.replace(row, rows).into_bytes());
+            assert!(matches!(event, Event::Open(_)), "{rows}: {event:?}");
+            let event = next(&mut socket(), text.replace(row, "").into_bytes());
+            assert!(matches!(event, Event::Refused(Upgrade::Malformed, _)), "{event:?}");
+        }
     }
 
     #[test]
