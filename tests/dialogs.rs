@@ -569,6 +569,24 @@ fn an_escaped_user_has_the_server_of_the_same_user_in_plain() {
     }
 }
 
+/// A gateway of ours, say: its ACK and BYE came back to itself, for a token leads who is inside to the client, and here it is that.
+#[test]
+fn the_dialog_of_an_inside_host_that_called_a_backend_goes_both_ways() {
+    let inside = vec![Network { address: "10.0.0.0".parse().unwrap(), prefix: 8 }];
+    let mut path = Path::new(Tables::new(1, Settings { inside, ..settings() }, vec![pool(&BACKENDS)], None));
+    let (gateway, uri) = ("10.0.0.99:5060", format!("sip:b@{}", BACKENDS[0]));
+    let invite = path.receive(request("INVITE", "call", &uri, "", "").replace(CLIENT, gateway).as_bytes(), gateway);
+    let route = format!("Route: {}\r\n", invite.rows("record-route").remove(0));
+    for method in ["ACK", "BYE"] {
+        for uri in [&uri[..], "sip:b@phone.invalid"] {
+            let by_gateway = request(method, "call", uri, ";tag=2", &route);
+            assert_eq!(target(&path.receive(by_gateway.as_bytes(), gateway)), BACKENDS[0], "{method} {uri}");
+        }
+        let by_backend = request(method, "call", "sip:a@phone.invalid", ";tag=1", &route);
+        assert_eq!(target(&path.receive(by_backend.as_bytes(), BACKENDS[0])), gateway);
+    }
+}
+
 /// Over TCP a backend places its calls from a port of the kernel's choice: it is known by its host, if no other is there.
 #[test]
 fn a_call_that_a_backend_places_from_another_port_is_recorded() {

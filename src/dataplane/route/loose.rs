@@ -143,7 +143,7 @@ impl Router {
         };
         let Flow { listener, to, local, stream } = token.client;
         let decision = Decision { to, from: Sender::Egress, backend: None, how: How::Token, rule: None, popped };
-        if inside {
+        if inside && !is_by_client(input, token) {
             let index = listener.filter(|&index| (index as usize) < tables.listeners.len()).ok_or(FLOW_GONE)?;
             let from = match (stream, tables.transport(index).is_stream()) {
                 (Some(id), true) => Sender::Stream { id, listener },
@@ -161,6 +161,10 @@ impl Router {
         let &index = tables.by_id.get(&backend).ok_or(GONE)?;
         let backend = tables.backends.get(index as usize).ok_or(GONE)?;
         if backend.serves != Serves::Calls || self.suspects.contains(&index) {
+            if inside {
+                // No key decides there: it goes where the rest of it says.
+                return Ok(ByToken::Nothing);
+            }
             // Another server may share its state; one that does not answers 481 itself.
             self.orphaned += 1;
             return Ok(ByToken::Orphan(backend.address));
@@ -172,6 +176,12 @@ impl Router {
             ..decision
         }))
     }
+}
+
+/// Whether a request from inside is the client's of this dialog and not the backend's: a host of ours that is no backend has called one.
+fn is_by_client(input: &Input<'_>, token: RouteToken) -> bool {
+    let (ip, is_dialog) = (input.arrival.from.ip(), token.purpose != Purpose::Flow);
+    is_dialog && token.client.to.ip() == ip && !input.tables.backends.iter().any(|backend| backend.address.ip() == ip)
 }
 
 /// What the Route value `uri`, which is ours, holds.

@@ -13,8 +13,8 @@
 //!   the pool of the first rule that matches; in it, by its strategy, the backend of the request's key
 //!   no backend is up: 503
 //! from inside:
-//!   the same repairs; a token of a dialog or flow was in the Route: to the client it names; if it does not verify,
-//!   403; if we have left the address it came to, 430                                                          O-4
+//!   the same repairs; a token of a dialog or flow was in the Route: to the client it names, or from that client to
+//!   the backend; if it does not verify, 403; if we have left the address it came to, 430                      O-4
 //!   the next Route or the Request-URI must be an address, and the request goes there; else 404
 //! ```
 //!
