@@ -475,6 +475,19 @@ fn a_backend_with_a_limit_gets_no_more_invites_than_that_until_one_is_answered()
     assert_eq!(next.count(), 1);
 }
 
+/// One INVITE that is refused once its backend is known, here for a fold that shared connections are kept from, held a place for 180 s.
+#[test]
+fn an_invite_that_is_refused_after_all_takes_no_place_at_a_backend_with_a_limit() {
+    let mut limited = pool(&BACKENDS[..1]);
+    limited.backends[0].max_open = 1;
+    limited.backends[0].reach.transport = Transport::Tcp;
+    let mut path = Path::new(Tables::new(1, settings(), vec![limited], None));
+    let folded = to_bob("INVITE", "folded", "", "").replace("To: ", "To:\r\n ");
+    assert_eq!(code(&path.receive(folded.as_bytes(), CLIENT)), 400);
+    assert!(path.receive(to_bob("INVITE", "next", "", "").as_bytes(), CLIENT).is_forward());
+    assert_eq!(code(&path.receive(to_bob("INVITE", "third", "", "").as_bytes(), CLIENT)), 503);
+}
+
 /// What belongs to an INVITE that found its backend full goes where that went, whoever is full by then.
 #[test]
 fn retransmission_cancel_and_ack_of_a_diverted_invite_follow_it() {

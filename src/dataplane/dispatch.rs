@@ -221,7 +221,8 @@ impl Dispatcher {
         let forwarded = self.forward(tables, transaction, decision, arrival, room);
         // Kept for explanations, and only now: a copy of what was just written has to wait for it.
         self.decision = place;
-        forwarded
+        // An INVITE that is refused after all rings nowhere.
+        forwarded.inspect_err(|_| self.router.settle(transaction, now_ms))
     }
 
     /// What needs no backend: an ACK for an answer of ours, an OPTIONS that asks us, a stranger on the egress port.
