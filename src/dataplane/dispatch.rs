@@ -432,7 +432,9 @@ impl Dispatcher {
             |flow: &token::Flow| flow.listener.is_none_or(|index| (index as usize) < tables.listeners.len());
         let flow = digest.and_then(|digest| token.verify(&tables.keys, digest)).filter(listener_known);
         let Some((flow, digest)) = flow.zip(digest) else { return Err(DropReason::ResponseForged) };
-        if code >= 200 && scan.value(HeaderKind::CSeq).is_some_and(|cseq| cseq.of(message).ends_with(b"INVITE")) {
+        if code >= 200
+            && scan.value(HeaderKind::CSeq).is_some_and(|cseq| cseq.of(message).trim_ascii_end().ends_with(b"INVITE"))
+        {
             self.router.answered(digest, now_ms);
         }
         let mut next = Via::default();
