@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use support::{BACKENDS, CLIENT, LB, Outcome, Path, address, backend, pool, settings, tables};
 use viahop::dataplane::keys::Keys;
 use viahop::dataplane::route::Arrival;
+use viahop::dataplane::sip::uri::Scheme;
 use viahop::dataplane::tables::{Strategy as Choice, *};
 use viahop::dataplane::transport::Transport;
 use viahop::dataplane::verdict::{Answer, DropReason, Sender, Verdict};
@@ -579,6 +580,24 @@ fn an_escaped_user_has_the_server_of_the_same_user_in_plain() {
             let plain = target_of(&format!("sip:o'brien+{number}@example.net"));
             assert_eq!(target_of(&format!("sip:%6f%27brien%2B{number}@example.net")), plain, "{number}");
         }
+    }
+}
+
+/// Over TLS nothing goes to an address that is no backend's, and `transport=tcp` is what carries the TLS that `sips:` asks for.
+#[test]
+fn a_backend_that_calls_by_sips_is_not_carried_in_clear() {
+    let mut settings = settings();
+    settings.policy.schemes.push(Scheme::Sips);
+    settings.listeners.push(Listener {
+        name: "tcp".into(),
+        transport: Transport::Tcp,
+        ..settings.listeners[0].clone()
+    });
+    let mut path = Path::new(Tables::new(1, settings, vec![pool(&BACKENDS)], None));
+    let mut call = |uri| path.receive(request("INVITE", "call", uri, "", "").as_bytes(), BACKENDS[0]);
+    assert!(call("sip:b@203.0.113.9;transport=tcp").is_forward());
+    for uri in ["sips:b@203.0.113.9", "sips:b@203.0.113.9;transport=tcp", "sips:b@203.0.113.9:5060;transport=TCP"] {
+        assert_eq!(code(&call(uri)), 404, "{uri}");
     }
 }
 

@@ -501,10 +501,11 @@ fn target_of(input: &Input<'_>, uri: &Uri, inside: bool) -> Option<Target> {
 fn transport_of(message: &[u8], uri: &Uri) -> Transport {
     let value = uri.param(message, b"transport").and_then(|param| param.value);
     match value {
+        // Whatever it is carried by, TLS is meant.
+        _ if uri.scheme == Scheme::Sips => Transport::Tls,
         Some(value) if value.of(message).eq_ignore_ascii_case(b"tcp") => Transport::Tcp,
         Some(value) if value.of(message).eq_ignore_ascii_case(b"tls") => Transport::Tls,
         Some(value) if value.of(message).eq_ignore_ascii_case(b"ws") => Transport::Ws,
-        _ if uri.scheme == Scheme::Sips => Transport::Tls,
         _ => Transport::Udp,
     }
 }
