@@ -623,9 +623,8 @@ fn the_dialog_of_an_inside_host_that_called_a_backend_goes_both_ways() {
 #[test]
 fn a_call_that_a_backend_places_from_another_port_is_recorded() {
     let inside = vec![Network { address: "10.0.0.0".parse().unwrap(), prefix: 8 }];
-    let with = |backends: &[&str]| {
-        Path::new(Tables::new(1, Settings { inside: inside.clone(), ..settings() }, vec![pool(backends)], None))
-    };
+    let in_pools = |pools| Path::new(Tables::new(1, Settings { inside: inside.clone(), ..settings() }, pools, None));
+    let with = |backends: &[&str]| in_pools(vec![pool(backends)]);
     let place = |path: &mut Path| {
         let invite = request("INVITE", "call", "sip:a@192.168.0.2:5066", "", "");
         path.receive(invite.as_bytes(), "10.0.0.11:40001").rows("record-route")
@@ -634,6 +633,12 @@ fn a_call_that_a_backend_places_from_another_port_is_recorded() {
     let route = place(&mut path).remove(0);
     assert_eq!(target(&path.receive(in_dialog("BYE", "call", &route).as_bytes(), CLIENT)), "10.0.0.11:5060");
     assert!(place(&mut with(&["10.0.0.11:5060", "10.0.0.11:5070"])).is_empty(), "one of two");
+    // One that stands in two pools is one.
+    let mut registrars = PoolParts { name: "registrars".into(), ..pool(&BACKENDS) };
+    registrars.backends.iter_mut().for_each(|backend| backend.name = format!("registrar {}", backend.name).into());
+    let mut path = in_pools(vec![pool(&BACKENDS), registrars]);
+    let route = place(&mut path).remove(0);
+    assert_eq!(target(&path.receive(in_dialog("BYE", "call", &route).as_bytes(), CLIENT)), "10.0.0.11:5060");
 }
 
 // Path.

@@ -422,9 +422,10 @@ impl Tables {
     /// At most [`BACKENDS_MAX`](crate::dataplane::limits::BACKENDS_MAX) backends: the control plane refuses more.
     pub fn new(generation: u64, settings: Settings, parts: Vec<PoolParts>, previous: Option<&Tables>) -> Tables {
         let Settings { listeners, rules, inside, own, keys, policy, draining } = settings;
-        let (mut backends, mut pools) = (Vec::new(), Vec::new());
+        let (mut backends, mut pools) = (Vec::<Backend>::new(), Vec::new());
         let (mut datagram_max, mut can_be_full) = (u32::MAX, false);
-        let (mut by_address, mut by_host, mut by_id) = (AHashMap::new(), AHashMap::new(), AHashMap::new());
+        let (mut by_address, mut by_host, mut by_id) =
+            (AHashMap::new(), AHashMap::<_, Option<u16>>::new(), AHashMap::new());
         let mut sealed = AHashSet::new();
         for (pool, part) in parts.into_iter().enumerate() {
             let (mut contenders, mut up) = (Vec::new(), Vec::new());
@@ -439,7 +440,9 @@ impl Tables {
                 }
                 by_address.insert(backend.address, index);
                 let host = (backend.address.ip(), backend.reach.transport);
-                by_host.entry(host).and_modify(|one| *one = None).or_insert(Some(index));
+                // A server that stands in two pools is one.
+                let is_here = |other: &u16| backends[*other as usize].address == backend.address;
+                by_host.entry(host).and_modify(|one| *one = one.filter(is_here)).or_insert(Some(index));
                 by_id.insert(backend.id, index);
                 if backend.reach.transport.is_tls() {
                     sealed.insert(backend.address);
