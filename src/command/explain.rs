@@ -19,13 +19,16 @@ use viahop::control::operator::State;
 use viahop::control::resolve::{Addresses, resolve};
 use viahop::control::secret::{self, Obtained};
 use viahop::dataplane::dispatch::{Dispatcher, EgressPorts};
+use viahop::dataplane::frame::{Broken, Frame, Framer};
 use viahop::dataplane::limits::{DATAGRAM_MAX, HEAD_MAX};
 use viahop::dataplane::room::Room;
 use viahop::dataplane::route::route_token::{Purpose, RouteToken};
 use viahop::dataplane::route::table::SlotTable;
 use viahop::dataplane::route::{Arrival, Decision, How, Popped};
-use viahop::dataplane::scan::Scanner;
+use viahop::dataplane::scan::{Scan, Scanner};
 use viahop::dataplane::tables::Tables;
+use viahop::dataplane::transport::StreamId;
+use viahop::dataplane::validate::Refusal;
 use viahop::dataplane::verdict::{Answer, Verdict};
 
 /// Explains `args.message`.
@@ -77,12 +80,30 @@ fn explain(args: &cli::Explain, mut message: Vec<u8>) -> Result<ExitCode, Report
         remark!("error: {} octets are no datagram; {DATAGRAM_MAX} are the most", message.len());
         return Ok(ExitCode::from(FAILED));
     }
-    // What a backend sends comes to the ports towards backends.
-    let inside = tables.by_address.contains_key(&args.from);
-    let arrival = Arrival { from: args.from, listener: (!inside).then_some(listener as u8), local: None, stream: None };
+    // What a backend sends comes to the ports towards backends, unless it is said to come elsewhere.
+    let inside = tables.by_address.contains_key(&args.from) && wanted.is_none();
+    let transport = tables.transport(listener as u8);
+    let stream = if inside || !transport.is_stream() { None } else { StreamId::new(0, 0, 1) };
+    let arrival = Arrival { from: args.from, listener: (!inside).then_some(listener as u8), local: None, stream };
     let place = if inside { "a port towards backends".to_owned() } else { format!("listener {}", names[listener]) };
     say!("{} octets from {}, on {place}", message.len(), args.from);
-    print(&tables, egress, arrival, message, args.live);
+    // A WebSocket has frames of its own.
+    if stream.is_some() && !transport.is_websocket() {
+        match Framer::default().next(&Scanner::best(), &mut Scan::default(), &message) {
+            Frame::Message(len) => message.truncate(len),
+            Frame::Broken(Broken { refusal, head }) => {
+                message.truncate(head);
+                print(&tables, egress, arrival, message, Some(refusal), args.live);
+                say!("and the connection is closed");
+                return Ok(ExitCode::SUCCESS);
+            }
+            Frame::Partial | Frame::LineEnd | Frame::Ping => {
+                say!("no whole message: on a connection, viahop waits for the rest of it");
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    }
+    print(&tables, egress, arrival, message, None, args.live);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -152,11 +173,22 @@ fn decides_otherwise(there: &str, here: &str) -> Problem {
     )
 }
 
-fn print(tables: &Tables, egress: EgressPorts, arrival: Arrival, mut message: Vec<u8>, live: bool) {
+/// With `broken`, what came on a connection is no message, and refused for that.
+fn print(
+    tables: &Tables,
+    egress: EgressPorts,
+    arrival: Arrival,
+    mut message: Vec<u8>,
+    broken: Option<Option<Refusal>>,
+    live: bool,
+) {
     let mut head = vec![0; HEAD_MAX];
     let mut dispatcher = Dispatcher::new(Scanner::best(), egress);
     let mut room = Room::new(&mut message, &mut head);
-    dispatcher.on_datagram(tables, 0, arrival, &mut room);
+    match broken {
+        None => dispatcher.on_datagram(tables, 0, arrival, &mut room),
+        Some(refusal) => dispatcher.on_broken(tables, refusal, arrival, &mut room),
+    };
     let verdict = room.verdict;
     let sent = match verdict {
         Verdict::Drop(reason) => {
@@ -164,6 +196,8 @@ fn print(tables: &Tables, egress: EgressPorts, arrival: Arrival, mut message: Ve
             return;
         }
         Verdict::Reply { to, answer } => {
+            // An answer goes down the connection that asked.
+            let to = if arrival.stream.is_some() { arrival.from } else { to };
             match answer {
                 Answer::Status(code) => say!("answered by viahop itself: {code}, to {to}"),
                 Answer::Pong | Answer::Stun => say!("answered by viahop itself: STUN, to {to}"),
@@ -179,6 +213,9 @@ fn print(tables: &Tables, egress: EgressPorts, arrival: Arrival, mut message: Ve
             say!("sent to {to}");
             if !live && dispatcher.decision().is_some() {
                 say!("(the port in our Via is that of the shard that sends; without --live it stands as 0)");
+            }
+            if arrival.stream.is_some() {
+                say!("(the tokens name the client's connection, which is an invented one)");
             }
             room.output()
         }

@@ -285,6 +285,41 @@ fn explain_says_what_the_live_program_does() {
     viahop.end();
 }
 
+/// A message that a datagram may be is none on a connection without Content-Length.
+#[test]
+fn explain_takes_a_message_on_a_tcp_listener_from_a_stream() {
+    let port = free_port();
+    let text = config(port, &[free_port()], crate::live::UNPROBED).replacen(
+        "[[pool]]",
+        &format!("[[listen]]\naddress = \"tcp:127.0.0.1:{port}\"\n[[pool]]"),
+        1,
+    );
+    let viahop = Viahop::start("explain-stream", &text);
+    let file = viahop.folder.0.join("viahop.toml");
+    let explained = |message: &str, listener: &str| {
+        let path = viahop.folder.write("message.sip", message);
+        let args = ["explain", "-c", file.to_str().unwrap(), "--listener", listener, path.to_str().unwrap()];
+        let (code, stdout, stderr) = output(crate::live::viahop(&args).env("STATE_DIRECTORY", &viahop.folder.0));
+        assert_eq!((code, &stderr[..]), (0, ""));
+        stdout
+    };
+    let [udp, tcp] = ["udp", "tcp"].map(|transport| format!("{transport}:127.0.0.1:{port}"));
+    let without = "OPTIONS sip:bob@example.net SIP/2.0\r\nVia: SIP/2.0/TCP 127.0.0.1:5;branch=z9hG4bK1\r\nMax-Forwards: 70\r\n\
+                   From: <sip:a@example.net>;tag=1\r\nTo: <sip:bob@example.net>\r\nCall-ID: explain\r\nCSeq: 1 OPTIONS\r\n\
+                   User-Agent: long enough for an answer that says why\r\nAccept: application/sdp\r\n\r\n";
+    let with = without.replace("\r\n\r\n", "\r\nContent-Length: 0\r\n\r\n");
+    assert!(explained(without, &udp).contains("sent to "));
+    assert!(explained(&with, &tcp).contains("sent to "));
+    let refused = explained(without, &tcp);
+    assert!(refused.contains("400 Missing Content-Length") && refused.contains("closed"), "{refused}");
+    let mut client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    std::io::Write::write_all(&mut client, without.as_bytes()).unwrap();
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut client, &mut answer).unwrap();
+    assert!(answer.starts_with("SIP/2.0 400 Missing Content-Length"), "{answer}");
+    viahop.end();
+}
+
 #[test]
 fn explain_says_when_its_secret_is_not_that_of_the_running_viahop_and_makes_none() {
     let viahop = Viahop::start("explain-stranger", &config(free_port(), &[free_port()], crate::live::UNPROBED));
