@@ -476,6 +476,24 @@ fn a_backend_with_a_limit_gets_no_more_invites_than_that_until_one_is_answered()
     assert_eq!(next.count(), 1);
 }
 
+/// It may cross the final response on its way; its server is silent then (RFC 6026 7.1), or answers once more.
+#[test]
+fn an_invite_that_comes_again_behind_its_final_response_rings_no_more() {
+    let mut limited = pool(&BACKENDS[..1]);
+    limited.backends[0].max_open = 1;
+    let mut path = Path::new(Tables::new(1, settings(), vec![limited], None));
+    let invite = |path: &mut Path, call: &str| path.receive(to_bob("INVITE", call, "", "").as_bytes(), CLIENT);
+    let busy =
+        invite(&mut path, "first").text().replacen("INVITE sip:b@example.net SIP/2.0", "SIP/2.0 486 Busy Here", 1);
+    let answer = |path: &mut Path| assert!(path.receive(busy.as_bytes(), BACKENDS[0]).is_forward());
+    answer(&mut path);
+    assert!(invite(&mut path, "second").is_forward());
+    assert!(invite(&mut path, "first").is_forward());
+    // The second rings, and this is not its answer.
+    answer(&mut path);
+    assert_eq!(code(&invite(&mut path, "third")), 503);
+}
+
 /// One INVITE that is refused once its backend is known, here for a fold that shared connections are kept from, held a place for 180 s.
 #[test]
 fn an_invite_that_is_refused_after_all_takes_no_place_at_a_backend_with_a_limit() {

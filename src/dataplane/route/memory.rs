@@ -138,7 +138,9 @@ impl Memory {
         let in_use = entry.until() >= units(now_ms);
         let is_new = entry.digest != digest || !in_use;
         let evicted = entry.digest != digest && in_use;
-        *entry = new;
+        // What comes again behind its final response rings no more: its server need not say so a second time.
+        let has_ended = !is_new && entry.backend == new.backend && entry.expires & RINGING == 0;
+        *entry = Entry { expires: new.expires & if has_ended { !RINGING } else { u32::MAX }, ..new };
         Remembered { is_new, evicted }
     }
 }
@@ -182,6 +184,7 @@ mod tests {
         assert_eq!(memory.ringing(0), AHashMap::from_iter([(42, 2)]));
         assert_eq!(memory.keep(1, 1000, MEMORY_MS), Some(42));
         assert_eq!(memory.keep(1, 1000, MEMORY_MS), None, "answered once");
+        assert!(!memory.remember_ringing(1, 42, 1000, 10_000).is_new, "a retransmission behind the answer");
         assert_eq!(memory.ringing(1000), AHashMap::from_iter([(42, 1)]));
         assert!(memory.ringing(20_000).is_empty());
     }
