@@ -601,6 +601,23 @@ fn an_escaped_user_has_the_server_of_the_same_user_in_plain() {
     }
 }
 
+#[test]
+fn a_call_that_a_backend_places_goes_to_the_maddr_that_stands_for_the_host() {
+    let mut path = Path::new(tables());
+    let mut call = |uri, from| path.receive(request("INVITE", "call", uri, "", "").as_bytes(), from);
+    for uri in ["sip:b@example.com;maddr=203.0.113.9", "sip:b@203.0.113.77;x;maddr=203.0.113.9"] {
+        assert_eq!(target(&call(uri, BACKENDS[0])), "203.0.113.9:5060", "{uri}");
+        // Nobody outside chooses another next hop.
+        assert!(BACKENDS.contains(&&target(&call(uri, CLIENT))[..]), "{uri}");
+    }
+    // Ours is as if it were not there.
+    assert_eq!(target(&call("sip:b@203.0.113.9;maddr=192.0.2.100", BACKENDS[0])), "203.0.113.9:5060");
+    for uri in ["sip:b@203.0.113.9;maddr=224.0.1.75", "sip:b@203.0.113.9;maddr=example.com", "sip:b@203.0.113.9;maddr"]
+    {
+        assert_eq!(code(&call(uri, BACKENDS[0])), 404, "{uri}");
+    }
+}
+
 /// Over TLS nothing goes to an address that is no backend's, and `transport=tcp` is what carries the TLS that `sips:` asks for.
 #[test]
 fn a_backend_that_calls_by_sips_is_not_carried_in_clear() {

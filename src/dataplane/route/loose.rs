@@ -223,6 +223,7 @@ pub(super) fn strip_maddr(input: &Input<'_>, edits: &mut Edits) -> Uri {
         return uri;
     }
     edits.cut(maddr.whole);
+    uri.has_maddr = false;
     if let Some(transport) = uri.param(input.message, b"transport") {
         edits.cut(transport.whole);
     }

@@ -33,9 +33,10 @@ pub mod table;
 use crate::dataplane::limits::{BATCH, MEMORY_MS, RINGING_MS};
 use crate::dataplane::rewrite::edit::Edits;
 use crate::dataplane::scan::Scan;
+use crate::dataplane::sip::cursor::Param;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::Method;
-use crate::dataplane::sip::uri::{Scheme, Uri};
+use crate::dataplane::sip::uri::{Scheme, Uri, address};
 use crate::dataplane::tables::{Backend, Listener, Pool, Rule, Serves, Side, Strategy, Tables};
 use crate::dataplane::transport::{StreamId, Transport};
 use crate::dataplane::validate::{Refusal, Request};
@@ -483,6 +484,12 @@ struct Target {
 /// What `uri` names, if a request from that side may go there: a backend, and from inside any address.
 #[inline(always)]
 fn target_of(input: &Input<'_>, uri: &Uri, inside: bool) -> Option<Target> {
+    if inside
+        && uri.has_maddr
+        && let Some(maddr) = uri.param(input.message, b"maddr")
+    {
+        return at_maddr(input.message, uri, maddr);
+    }
     if !uri.is_sip()
         || !uri.host.of(input.message).first().is_some_and(|&octet| octet == b'[' || octet.is_ascii_digit())
     {
@@ -494,6 +501,17 @@ fn target_of(input: &Input<'_>, uri: &Uri, inside: bool) -> Option<Target> {
     }
     let transport = if inside { transport_of(input.message, uri) } else { Transport::Udp };
     Some(Target { to, transport })
+}
+
+/// What `maddr` of `uri` names: it stands for the host.
+//= RFC 3261 section 16.5
+//# If the Request-URI of the request contains an maddr parameter, the
+//# Request-URI MUST be placed into the target set as the only target
+//# URI, and the proxy MUST proceed to Section 16.6.
+#[cold]
+fn at_maddr(message: &[u8], uri: &Uri, maddr: Param) -> Option<Target> {
+    let to = SocketAddr::new(address(maddr.value?.of(message))?, uri.port);
+    Some(Target { to, transport: transport_of(message, uri) })
 }
 
 /// The transport that `uri` asks for; datagrams where it asks for none that there is.
