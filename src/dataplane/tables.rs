@@ -509,6 +509,11 @@ impl Tables {
         self.own.contains(&OwnName::Address(address))
     }
 
+    /// Whether a backend is at this host, whatever it speaks.
+    pub fn has_backend_at(&self, host: IpAddr) -> bool {
+        [Transport::Udp, Transport::Tcp, Transport::Tls].into_iter().any(|by| self.by_host.contains_key(&(host, by)))
+    }
+
     /// The backend that speaks from `source` by `transport`: the one at that address, or the only one of that host and transport.
     pub fn speaker(&self, source: SocketAddr, transport: Transport) -> Option<u16> {
         let by_host = || self.by_host.get(&(source.ip(), transport)).copied().flatten();

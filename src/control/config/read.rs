@@ -506,10 +506,22 @@ mod tests {
     #[test]
     fn a_rule_that_hides_others_and_a_priority_without_use_are_warned_about() {
         let text = "[[listen]]\naddress = \"udp:0.0.0.0\"\n[[pool]]\nname = \"a\"\nbackend = [{ uri = \"sip:a\", priority = 1 }]\n\
-                    [[route]]\npool = \"a\"\n[[route]]\nmethods = [\"INVITE\"]\npool = \"a\"\n";
+                    [[route]]\npool = \"a\"\n[[route]]\nmethods = [\"REGISTER\"]\npool = \"a\"\n";
         let loaded = load(text);
         assert_eq!(loaded.warnings.len(), 2);
         assert!(loaded.warnings.iter().all(|problem| problem.severity == Severity::Warning));
+    }
+
+    #[test]
+    fn a_rule_that_parts_an_invite_from_its_ack_or_cancel_is_warned_about() {
+        let said = |methods: &str| {
+            let rule = format!("[[route]]\nmethods = [{methods}]\npool = \"default\"\n");
+            problems(&format!("{LISTEN}{POOL}{rule}"))
+        };
+        assert_eq!(said("\"INVITE\", \"CANCEL\", \"ACK\""), [""; 0]);
+        let without = said("\"BYE\", \"INVITE\", \"CANCEL\"");
+        assert!(without[0].starts_with("6:19 a rule that takes INVITE without ACK | "), "{without:?}");
+        assert!(said("\"INVITE\"")[0].contains("INVITE without ACK and CANCEL"));
     }
 
     #[test]

@@ -181,7 +181,7 @@ impl Router {
 /// Whether a request from inside is the client's of this dialog and not the backend's: a host of ours that is no backend has called one.
 fn is_by_client(input: &Input<'_>, token: RouteToken) -> bool {
     let (ip, is_dialog) = (input.arrival.from.ip(), token.purpose != Purpose::Flow);
-    is_dialog && token.client.to.ip() == ip && !input.tables.backends.iter().any(|backend| backend.address.ip() == ip)
+    is_dialog && token.client.to.ip() == ip && !input.tables.has_backend_at(ip)
 }
 
 /// What the Route value `uri`, which is ours, holds.

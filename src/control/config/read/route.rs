@@ -63,6 +63,16 @@ impl Reader<'_> {
                 }
             }
         }
+        let missing = [Method::Ack, Method::Cancel].into_iter().filter(|one| !methods.contains(one));
+        let missing: Vec<&str> = missing.map(|one| one.name()).collect();
+        if let Some(invite) = list.iter().find(|value| value.get_ref() == Method::Invite.name())
+            && !missing.is_empty()
+        {
+            let title = format!("a rule that takes INVITE without {}", missing.join(" and "));
+            let label =
+                "those of its calls go to the pool of another rule: no call can be given up, no failure acknowledged";
+            self.warn(invite.span(), title, label);
+        }
         methods
     }
 
