@@ -514,14 +514,23 @@ mod tests {
 
     #[test]
     fn a_rule_that_parts_an_invite_from_its_ack_or_cancel_is_warned_about() {
-        let said = |methods: &str| {
-            let rule = format!("[[route]]\nmethods = [{methods}]\npool = \"default\"\n");
-            problems(&format!("{LISTEN}{POOL}{rule}"))
+        let said = |rules: &[(&str, &str)]| {
+            let rule =
+                |(methods, pool): &(&str, &str)| format!("[[route]]\nmethods = [{methods}]\npool = \"{pool}\"\n");
+            let rules: String = rules.iter().map(rule).collect();
+            problems(&format!("{LISTEN}{POOL}[[pool]]\nname = \"other\"\nbackend = [{{ uri = \"sip:b\" }}]\n{rules}"))
         };
-        assert_eq!(said("\"INVITE\", \"CANCEL\", \"ACK\""), [""; 0]);
-        let without = said("\"BYE\", \"INVITE\", \"CANCEL\"");
-        assert!(without[0].starts_with("6:19 a rule that takes INVITE without ACK | "), "{without:?}");
-        assert!(said("\"INVITE\"")[0].contains("INVITE without ACK and CANCEL"));
+        let without = said(&[("\"BYE\", \"INVITE\", \"CANCEL\"", "other")]);
+        assert!(without[0].starts_with("9:19 this rule takes INVITE without ACK | "), "{without:?}");
+        assert!(said(&[("\"INVITE\"", "other")])[0].contains("INVITE without ACK and CANCEL"));
+        assert!(said(&[("\"ACK\", \"CANCEL\"", "other"), ("\"INVITE\"", "default")])[0].contains("ACK and CANCEL"));
+        for all_in_one in [
+            &[("\"INVITE\", \"CANCEL\", \"ACK\"", "other")][..],
+            &[("\"INVITE\"", "default")],
+            &[("\"INVITE\"", "other"), ("\"ACK\", \"CANCEL\", \"BYE\"", "other")],
+        ] {
+            assert_eq!(said(all_in_one), [""; 0]);
+        }
     }
 
     #[test]

@@ -34,7 +34,34 @@ impl Reader<'_> {
             let label = "it has no condition, so the rules behind it are never reached";
             self.warn(route.pool.span(), "this rule matches everything", label);
         }
+        self.warn_of_parted_invites(routes, &read);
         read
+    }
+
+    /// An INVITE, its CANCEL and the ACK of its failure are one transaction, which has to come to one pool.
+    fn warn_of_parted_invites(&mut self, routes: &[file::Route], read: &[Route]) {
+        for (route, rule) in routes.iter().zip(read) {
+            let list = route.methods.as_ref().map(|list| list.get_ref().iter()).unwrap_or_default();
+            let Some(invite) = list.into_iter().find(|value| value.get_ref() == Method::Invite.name()) else {
+                continue;
+            };
+            // By a rule that asks no more of a request than this one does; without one, to the first pool.
+            let pool_of = |method: Method| {
+                let takes = |one: &&Route| {
+                    one.methods.as_ref().is_none_or(|methods| methods.contains(&method))
+                        && (one.domains.is_none() || one.domains == rule.domains)
+                        && (one.listeners.is_none() || one.listeners == rule.listeners)
+                };
+                read.iter().find(takes).map_or(0, |one| one.pool)
+            };
+            let parted = [Method::Ack, Method::Cancel].into_iter().filter(|&method| pool_of(method) != rule.pool);
+            let parted: Vec<&str> = parted.map(|method| method.name()).collect();
+            if !parted.is_empty() {
+                let title = format!("this rule takes INVITE without {}", parted.join(" and "));
+                let label = "what belongs to its calls goes to another pool, whose servers know nothing of them";
+                self.warn(invite.span(), title, label);
+            }
+        }
     }
 
     /// The index of what is called `name`.
@@ -62,16 +89,6 @@ impl Reader<'_> {
                     self.error(value.span(), format!("`{}` is no method viahop tells apart", value.get_ref()), label);
                 }
             }
-        }
-        let missing = [Method::Ack, Method::Cancel].into_iter().filter(|one| !methods.contains(one));
-        let missing: Vec<&str> = missing.map(|one| one.name()).collect();
-        if let Some(invite) = list.iter().find(|value| value.get_ref() == Method::Invite.name())
-            && !missing.is_empty()
-        {
-            let title = format!("a rule that takes INVITE without {}", missing.join(" and "));
-            let label =
-                "those of its calls go to the pool of another rule: no call can be given up, no failure acknowledged";
-            self.warn(invite.span(), title, label);
         }
         methods
     }
