@@ -64,6 +64,19 @@ impl<'a> Text<'a> {
         self.put(&hex(number));
     }
 
+    /// Ends a message: the type of its body if there is one, its length, the empty line, and the body.
+    pub fn put_body(&mut self, content_type: &[u8], body: &[u8]) {
+        if !body.is_empty() {
+            for part in [b"Content-Type: ", content_type, b"\r\n"] {
+                self.put(part);
+            }
+        }
+        self.put(b"Content-Length: ");
+        self.put_number(body.len() as u64);
+        self.put(b"\r\n\r\n");
+        self.put(body);
+    }
+
     /// What has been written so far.
     #[inline]
     pub fn octets(&self) -> &[u8] {

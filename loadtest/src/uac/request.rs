@@ -225,15 +225,7 @@ impl Stationery {
         };
         let seal = sealed.digest();
         put_seal(out, seal);
-        if !body.is_empty() {
-            out.put(b"Content-Type: ");
-            out.put(content_type);
-            out.put(b"\r\n");
-        }
-        out.put(b"Content-Length: ");
-        out.put_number(body.len() as u64);
-        out.put(b"\r\n\r\n");
-        out.put(body);
+        out.put_body(content_type, body);
     }
 
     /// The caller's session description, an offer or an answer.

@@ -145,13 +145,7 @@ impl Shard {
         if refreshes || method == Method::Options {
             out.put(ALLOW);
         }
-        if !body.is_empty() {
-            out.put(b"Content-Type: application/sdp\r\n");
-        }
-        out.put(b"Content-Length: ");
-        out.put_number(body.len() as u64);
-        out.put(b"\r\n\r\n");
-        out.put(body);
+        out.put_body(content_type, body);
         match (echoed, destination(message, from), out.finish()) {
             (Some(_), Some(to), Some(len)) => {
                 lane.sender.push(len, to);

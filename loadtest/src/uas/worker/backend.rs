@@ -147,13 +147,7 @@ impl Backend {
             ..Sealed::default()
         };
         put_seal(&mut out, sealed.digest());
-        if !body.is_empty() {
-            out.put(b"Content-Type: application/sdp\r\n");
-        }
-        out.put(b"Content-Length: ");
-        out.put_number(body.len() as u64);
-        out.put(b"\r\n\r\n");
-        out.put(body);
+        out.put_body(content_type, body);
         match out.finish() {
             Some(len) => {
                 self.sender.push_at(len, to, level);
