@@ -58,7 +58,7 @@ impl Reader<'_> {
             let parted: Vec<&str> = parted.map(|method| method.name()).collect();
             if !parted.is_empty() {
                 let title = format!("this rule takes INVITE without {}", parted.join(" and "));
-                let label = "what belongs to its calls goes to another pool, whose servers know nothing of them";
+                let label = "add them: as it is they go to another pool, whose servers know nothing of its calls";
                 self.warn(invite.span(), title, label);
             }
         }
