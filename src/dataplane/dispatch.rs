@@ -258,7 +258,17 @@ impl Dispatcher {
         if !asks_us {
             return Ok(None);
         }
-        let (code, reason) = if tables.draining { (503, "Draining") } else { (200, "OK") };
+        //= RFC 3261 section 8.2.2.3
+        //# If a UAS does not understand an option-tag listed in a Require header
+        //# field, it MUST respond by generating a response with status code 420
+        //# (Bad Extension).
+        let (code, reason) = match tables.draining {
+            true => (503, "Draining"),
+            false if validate::required_tags(message, &self.scan).next().is_some() => {
+                return Err(validate::BAD_EXTENSION);
+            }
+            false => (200, "OK"),
+        };
         Ok(Some(self.reply(tables, &Reply { code, reason, lists_unsupported: None }, arrival, room)))
     }
 

@@ -4,7 +4,7 @@
 //! that fails names the answer. Who asked is answered by the dispatcher: an ACK never, and a response never.
 
 use crate::dataplane::limits::{CALL_ID_MAX, START_LINE_MAX, VIA_ROWS_MAX};
-use crate::dataplane::scan::{Scan, Span, rows};
+use crate::dataplane::scan::{Scan, Span, rows, rows_named};
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::name_addr::NameAddr;
@@ -58,6 +58,8 @@ pub struct Request {
 
 /// A URI that would lead us, or stand in our start line, is of a scheme that the policy leaves out.
 pub const UNKNOWN_SCHEME: Refusal = Refusal::new(416, "Unsupported URI Scheme");
+/// A request asks for what we do not know, of proxies, or of us where it is for us itself.
+pub const BAD_EXTENSION: Refusal = Refusal::new(420, "Bad Extension");
 const BAD_START_LINE: Refusal = Refusal::new(400, "Bad Request-Line");
 
 /// Reads a request into `request`, which is left half-written when it is refused. `line` is what its start line was read
@@ -130,7 +132,7 @@ pub fn request(
         //
         // 8.2.2.3, 16.3 item 5. It must not stand in CANCEL and ACK, and is ignored there.
         if unsupported_tags(message, scan, policy).next().is_some() {
-            return Err(Refusal::new(420, "Bad Extension"));
+            return Err(BAD_EXTENSION);
         }
     }
     Ok(())
@@ -226,11 +228,21 @@ fn max_forwards(message: &[u8], scan: &Scan) -> Result<(Span, u8), Refusal> {
 
 /// The option tags of Proxy-Require that are not let through.
 pub fn unsupported_tags<'a>(message: &'a [u8], scan: &'a Scan, policy: &'a Policy) -> impl Iterator<Item = &'a [u8]> {
-    rows(message, scan, HeaderKind::ProxyRequire)
-        .flat_map(|row| row.span().of(message).split(|&octet| octet == b','))
+    let rows = rows(message, scan, HeaderKind::ProxyRequire).map(|row| row.span());
+    tags(message, rows)
+        .filter(|tag| !policy.proxy_require.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(tag)))
+}
+
+/// The option tags of Require: what a request that is for us itself asks of us, who know no extension (RFC 3261 8.2.2.3).
+pub fn required_tags<'a>(message: &'a [u8], scan: &'a Scan) -> impl Iterator<Item = &'a [u8]> {
+    tags(message, rows_named(message, scan, &[b"require"]))
+}
+
+fn tags(message: &[u8], values: impl Iterator<Item = Span>) -> impl Iterator<Item = &[u8]> {
+    values
+        .flat_map(|value| value.of(message).split(|&octet| octet == b','))
         .map(grammar::trim)
         .filter(|tag| !tag.is_empty())
-        .filter(|tag| !policy.proxy_require.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(tag)))
 }
 
 /// `span` without white space round it.

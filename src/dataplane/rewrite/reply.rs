@@ -26,7 +26,8 @@ pub struct Reply<'a> {
     pub code: u16,
     /// The reason phrase.
     pub reason: &'a str,
-    /// Asks for `Unsupported`: the tags of Proxy-Require that this policy does not let through (8.2.2.3).
+    /// Asks for `Unsupported`: the tags of Proxy-Require that this policy does not let through, or, where it lets all of them,
+    /// those of Require (8.2.2.3).
     pub lists_unsupported: Option<&'a Policy>,
 }
 
@@ -164,15 +165,24 @@ fn write_with(
         }
     }
     if let Some(policy) = reply.lists_unsupported {
-        let mut before: &[u8] = b"Unsupported: ";
-        for tag in validate::unsupported_tags(message, scan, policy) {
-            out.put(before).put(tag);
-            before = b", ";
+        let mut proxy_tags = validate::unsupported_tags(message, scan, policy).peekable();
+        if proxy_tags.peek().is_some() {
+            put_unsupported(out, proxy_tags);
+        } else {
+            put_unsupported(out, validate::required_tags(message, scan));
         }
-        out.put(b"\r\n");
     }
     out.put(names.content_length).put(b"\r\n");
     Ok(())
+}
+
+fn put_unsupported<'a>(out: &mut Text<'_>, tags: impl Iterator<Item = &'a [u8]>) {
+    let mut before: &[u8] = b"Unsupported: ";
+    for tag in tags {
+        out.put(before).put(tag);
+        before = b", ";
+    }
+    out.put(b"\r\n");
 }
 
 /// The value of the first row of `kind`, if it may be copied.
