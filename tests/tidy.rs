@@ -88,6 +88,7 @@ const LAWS: &[Law] = &[
             "ipnet",
             "ppp",
             "prometheus_client",
+            "sd_notify",
             "serde",
             "serde_json",
             "sha2",

@@ -5,7 +5,8 @@
 //!  dispatcher.list ─┘    secret ─────┤                       │
 //!        └────► list_watch ──────────┤                       │
 //!  OPTIONS ◄─► health ───────────────┼─► run (one loop) ─────┼─► view ─► admin: /metrics /ready /status.json
-//!  signals of shards, of the system ─┘      owns Cluster     └─► log
+//!  signals of shards, of the system ─┘      owns Cluster     │        └─► supervisor: systemd
+//!                                                            └─► log
 //! ```
 //!
 //! One thread, one tokio runtime, one loop that owns all state ([`run`]). Shards read what it publishes and never wait
@@ -28,6 +29,7 @@ pub mod run;
 pub mod secret;
 pub mod socket;
 pub mod steering;
+mod supervisor;
 pub mod view;
 mod visitors;
 pub mod witness;

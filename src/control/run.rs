@@ -35,6 +35,7 @@ use super::operator::State;
 use super::resolve::Place;
 use super::secret::Root;
 use super::socket::CtlSocket;
+use super::supervisor;
 use super::view::{Fixed, Reason, View};
 use super::witness::Witness;
 use crate::dataplane::keys::Keys;
@@ -205,6 +206,7 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
     serving.extend(admin.map(|listener| tokio::spawn(admin::serve(listener, desk.clone()))));
     // The task keeps the place of the socket, and gives it up when it ends.
     serving.extend(socket.map(|socket| tokio::spawn(admin::serve_ctl(socket, desk.clone()))));
+    tokio::spawn(supervisor::tell(views.subscribe()));
     if let Some(path) = place {
         info!(event = "ctl_socket", path = %path.display());
     }

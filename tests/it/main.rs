@@ -27,6 +27,7 @@ mod reload;
 mod start;
 mod steering;
 mod streams;
+mod supervisor;
 mod tls;
 mod torture;
 mod transports;
