@@ -49,6 +49,10 @@ pub enum Command {
     Health(Health),
     /// Print the version and what this build and machine make of it.
     Version,
+    /// Print what a shell needs to complete these commands and their flags.
+    Completions(Completions),
+    /// Write the manual pages, one for each command.
+    Man(Man),
 }
 
 /// `viahop run`
@@ -389,6 +393,28 @@ pub struct Health {
     /// How long to wait for an answer, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 1000)]
     pub timeout: u64,
+}
+
+/// `viahop completions`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Where shells look for it:
+  viahop completions bash > /etc/bash_completion.d/viahop
+  viahop completions zsh  > /usr/local/share/zsh/site-functions/_viahop
+  viahop completions fish > /etc/fish/completions/viahop.fish")]
+pub struct Completions {
+    /// The shell.
+    pub shell: clap_complete::Shell,
+}
+
+/// `viahop man`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Where man(1) looks for them:
+  viahop man /usr/local/share/man/man1")]
+pub struct Man {
+    /// Where to write them. It is made if it is not there.
+    pub folder: PathBuf,
 }
 
 /// Where HTTP is served.

@@ -27,6 +27,8 @@ fn obey(command: Command) -> ExitCode {
         Command::Doctor(args) => command::doctor::run(&args),
         Command::Health(args) => command::health::run(&args),
         Command::Version => command::version::run(),
+        Command::Completions(args) => command::describe::completions(&args),
+        Command::Man(args) => command::describe::man(&args),
     }
 }
 

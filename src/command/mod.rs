@@ -3,6 +3,7 @@
 //! | file | |
 //! |---|---|
 //! | `run`, `check`, `ctl`, `demo`, `init`, `import`, `explain`, `doctor`, `health`, `version` | a command |
+//! | `describe` | the commands `completions` and `man` |
 //! | `flags` | flags of `run` as a configuration |
 //! | `log` | its log lines |
 //! | `service` | sockets, shards and control plane, put together and started |
@@ -12,6 +13,7 @@
 pub mod check;
 pub mod ctl;
 pub mod demo;
+pub mod describe;
 pub mod doctor;
 pub mod explain;
 pub mod health;

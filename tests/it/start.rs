@@ -353,3 +353,31 @@ fn explain_says_when_its_secret_is_not_that_of_the_running_viahop_and_makes_none
     assert_eq!(explained_from(&viahop.folder.0, &["--live"]), "");
     viahop.end();
 }
+
+#[test]
+fn completions_and_manual_pages_come_from_the_command_line_itself() {
+    let (code, script, _) = output(&mut viahop(&["completions", "bash"]));
+    assert_eq!(code, 0);
+    // As bash does when somebody types the command and presses the tab key behind its last word.
+    let complete = |words: &[&str], last: &str| {
+        let line = words.join(" ");
+        let ask = format!(
+            "{script}\nCOMP_WORDS=({line} {last}); COMP_CWORD={}; _viahop viahop '{last}' x; echo ${{COMPREPLY[@]}}",
+            words.len()
+        );
+        output(Command::new("bash").args(["--norc", "-c", &ask])).1
+    };
+    assert_eq!(complete(&["viahop", "ctl", "backend", "x"], "dr"), "drain\n");
+    assert_eq!(complete(&["viahop", "run"], "--st"), "--steering\n");
+
+    let folder = Folder::new("man");
+    let pages = folder.0.join("man1");
+    let (code, _, told) = output(&mut viahop(&["man", pages.to_str().unwrap()]));
+    assert_eq!(code, 0, "{told}");
+    let page = |name: &str| fs::read_to_string(pages.join(name)).unwrap();
+    assert!(page("viahop.1").contains("Exit codes:"));
+    assert!(page("viahop-ctl-backend-drain.1").contains("what belongs to it still goes there"));
+    let (code, _, told) = output(&mut viahop(&["man", "/proc/man1"]));
+    assert_eq!(code, 4);
+    assert!(told.contains("help: name a folder"), "{told}");
+}

@@ -1,6 +1,7 @@
 //! The command line: one file per command. Here is what they share.
 
 mod compare;
+mod describe;
 mod hello;
 mod idle;
 mod options;
@@ -49,6 +50,8 @@ enum Command {
     Report(report::Args),
     Scenarios(scenarios::Args),
     Relay(relay::Args),
+    Completions(describe::Completions),
+    Man(describe::Man),
 }
 
 /// Runs the command line and says how the process is to end.
@@ -72,6 +75,8 @@ fn obey(command: Command) -> Outcome {
         Command::Report(args) => report::run(&args),
         Command::Scenarios(args) => scenarios::run(&args),
         Command::Relay(args) => relay::run(&args),
+        Command::Completions(args) => describe::completions(&args),
+        Command::Man(args) => describe::man(&args),
     }
 }
 
