@@ -82,6 +82,7 @@ const LAWS: &[Law] = &[
             "arc_swap",
             "axum",
             "getrandom",
+            "hickory_resolver",
             "hkdf",
             "humantime",
             "if_addrs",

@@ -9,7 +9,7 @@ use viahop::control::admin;
 use viahop::control::cluster::Cluster;
 use viahop::control::config::problem::{Problem, Report, Severity};
 use viahop::control::config::{Loaded, Secret, Socket, Steering, load};
-use viahop::control::resolve::{Addresses, resolve};
+use viahop::control::resolve::{InForce, resolve};
 use viahop::control::secret;
 use viahop::control::socket;
 use viahop::dataplane::tables::Tables;
@@ -73,7 +73,7 @@ fn online(loaded: Loaded) -> Result<(Report, Option<Found>), Report> {
     }
     .map_err(about)?;
     let runtime = service::runtime().map_err(environment)?;
-    let (resolved, mut report) = runtime.block_on(resolve(loaded, &secret.keys, &Addresses::new()))?;
+    let (resolved, mut report) = runtime.block_on(resolve(loaded, &secret.keys, &InForce::default()))?;
     report.problems.extend(secret.remarks);
     let mut plan = plan(&resolved, cores.len());
     match are_free(&plan.listeners, &plan.stream_addresses()) {

@@ -16,7 +16,7 @@ use viahop::control::config::load;
 use viahop::control::config::problem::{Problem, Report, Severity};
 use viahop::control::health::detector::Outcome;
 use viahop::control::operator::State;
-use viahop::control::resolve::{Addresses, resolve};
+use viahop::control::resolve::{InForce, resolve};
 use viahop::control::secret::{self, Obtained};
 use viahop::dataplane::dispatch::{Dispatcher, EgressPorts};
 use viahop::dataplane::frame::{Broken, Frame, Framer};
@@ -51,7 +51,7 @@ fn explain(args: &cli::Explain, mut message: Vec<u8>) -> Result<ExitCode, Report
     let obtained = secret::look_up(&loaded.config.secret, &loaded.config.token_keys).map_err(environment)?;
     let admin = loaded.config.admin;
     let (resolved, mut report) =
-        runtime().map_err(environment)?.block_on(resolve(loaded, &obtained.keys, &Addresses::new()))?;
+        runtime().map_err(environment)?.block_on(resolve(loaded, &obtained.keys, &InForce::default()))?;
     let Obtained { keys, fingerprint, remarks, .. } = obtained;
     report.problems.extend(remarks);
     tell(&report);

@@ -115,6 +115,7 @@ impl Written {
             health: file::Health { probe, ..file::Health::default() },
             backend: backends,
             list: None,
+            discover: None,
             set: None,
         });
         if let Some(path) = &args.secret_file {

@@ -47,6 +47,8 @@ mod tests {
             "advertise",
             "list",
             "set",
+            "discover",
+            "nameservers",
             "mtu",
             "inside",
             "aliases",

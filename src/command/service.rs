@@ -21,7 +21,7 @@ use viahop::control::cluster::Cluster;
 use viahop::control::config::problem::{Problem, Report, Severity};
 use viahop::control::config::{Config, Cores, EgressMode, Loaded};
 use viahop::control::events::Events;
-use viahop::control::resolve::{Addresses, Resolved, resolve};
+use viahop::control::resolve::{InForce, Resolved, resolve};
 use viahop::control::run::{Order, Origin, Setup, first_view, run};
 use viahop::control::secret::Obtained;
 use viahop::control::socket::{self, NoSocket, Opened};
@@ -63,7 +63,7 @@ impl Service {
         let about = |problem: Problem| Report { source: source.clone(), problems: vec![problem] };
         let cores = cores(&loaded.config.cores).map_err(about)?;
         machine().map_err(about)?;
-        let (resolved, mut warnings) = runtime.block_on(resolve(loaded, &secret.keys, &Addresses::new()))?;
+        let (resolved, mut warnings) = runtime.block_on(resolve(loaded, &secret.keys, &InForce::default()))?;
         warnings.problems.extend(secret.remarks);
         let config = resolved.config.clone();
         let mut plan = plan(&resolved, cores.len());

@@ -17,6 +17,7 @@ use crate::dataplane::tables::{
     self, BackendParts, Listener, Network, OwnName, PoolParts, Reach, Rule, Settings, Tables,
 };
 use sha2::{Digest, Sha256};
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -239,6 +240,13 @@ impl Cluster {
         self.backends().map(|(_, backend)| (backend.name.clone(), backend.place.address)).collect()
     }
 
+    /// Names of those who answered their last probe, whatever they answered.
+    pub fn answering(&self) -> HashSet<Box<str>> {
+        let answers =
+            |backend: &&Backend| matches!(backend.last_probe, Some((Outcome::Alive(_) | Outcome::Unwell(_), _)));
+        self.backends().map(|(_, backend)| backend).filter(answers).map(|backend| backend.name.clone()).collect()
+    }
+
     /// A second passed. Returns what it brought, with the indexes of pool and backend.
     pub fn on_second(&mut self) -> Vec<((usize, usize), Turn)> {
         let pools = self.pools.iter_mut().enumerate();
@@ -436,7 +444,7 @@ pub mod tests {
     pub fn cluster(text: &str, before: Option<&Cluster>) -> Cluster {
         let loaded = parse(Source { name: "viahop.toml".into(), text: text.into() }).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (resolved, _) = runtime.block_on(resolve::resolve(loaded, &keys(), &resolve::Addresses::new())).unwrap();
+        let (resolved, _) = runtime.block_on(resolve::resolve(loaded, &keys(), &resolve::InForce::default())).unwrap();
         Cluster::new(resolved, before, 1, 1000, "f")
     }
 

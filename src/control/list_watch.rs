@@ -32,6 +32,8 @@ pub enum Event {
     Changed(PathBuf),
     /// It was there and is gone.
     Vanished(PathBuf),
+    /// DNS says of a domain what it did not say before: of that watch is told in the same way.
+    Discovered,
 }
 
 /// A watch, which ends when it is dropped.
@@ -137,7 +139,7 @@ mod tests {
         let mut letter = |stamp: &Option<Stamp>| match watched.on_look(*stamp).map(|make| make(PathBuf::new())) {
             Some(Event::Changed(_)) => 'c',
             Some(Event::Vanished(_)) => 'v',
-            None => '.',
+            Some(Event::Discovered) | None => '.',
         };
         looks.iter().map(&mut letter).collect()
     }

@@ -18,6 +18,7 @@ pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod connections;
+mod discovery;
 pub mod events;
 pub mod health;
 pub mod list_watch;

@@ -4,11 +4,12 @@
 use super::config::address::HostPort;
 use super::config::problem::{Problem, Report, Severity};
 use super::config::{Backend, Config, Listen, Loaded, Pool};
+use super::discovery;
 use crate::dataplane::keys::Keys;
 use crate::dataplane::tables::{self, OwnName, ProxyHeader};
 use crate::dataplane::transport::Transport;
 use crate::tls::Credentials;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -59,14 +60,27 @@ pub struct Place {
 /// Where backends are, by their names.
 pub type Addresses = HashMap<Box<str>, SocketAddr>;
 
-/// Asks for everything `loaded` names. `keys` are those that its backends will be known by. A backend whose name has several
-/// addresses stays where it is `running`, if that is one of them still: resolvers give them by turns, and its calls are there.
+/// What is in force while something new is looked up; nothing, at a start.
+#[derive(Clone, Debug, Default)]
+pub struct InForce {
+    /// Where backends are.
+    pub addresses: Addresses,
+    /// The pools.
+    pub pools: Vec<Pool>,
+    /// Names of backends that answered their last probe, whatever they answered.
+    pub answering: HashSet<Box<str>>,
+}
+
+/// Asks for everything `loaded` names, the servers of domains first. `keys` are those that its backends will be known by. A
+/// backend whose name has several addresses stays where it is in force, if that is one of them still: resolvers give them by
+/// turns, and its calls are there.
 ///
 /// # Errors
 /// A name has no address, no way leads to a backend, two backends of a pool are the same, or tokens could not tell two
 /// apart.
-pub async fn resolve(loaded: Loaded, keys: &Keys, running: &Addresses) -> Result<(Resolved, Report), Report> {
-    let Loaded { config, warnings: mut problems, source } = loaded;
+pub async fn resolve(loaded: Loaded, keys: &Keys, in_force: &InForce) -> Result<(Resolved, Report), Report> {
+    let Loaded { mut config, warnings: mut problems, source } = loaded;
+    problems.extend(discovery::fill(&mut config, in_force).await);
     let mut backends = Vec::new();
     for pool in &config.pools {
         let mut places: Vec<Place> = Vec::new();
@@ -74,13 +88,13 @@ pub async fn resolve(loaded: Loaded, keys: &Keys, running: &Addresses) -> Result
         for backend in &pool.backends {
             let at = backend.at.clone();
             let within = |problem: Problem| problem.within(backend.source.clone());
-            match place(&backend.target, &config, running.get(&*backend.name)).await {
+            match place(backend, &config, in_force.addresses.get(&*backend.name)).await {
                 Ok((place, others)) => {
                     if let Some(first) = seen.insert(place.address, &backend.name) {
                         let title = format!("backends `{first}` and `{}` are both {}", backend.name, place.address);
                         let problem = Problem::error(at, title, "leave one of them out, or add up their weights");
                         problems.push(within(problem));
-                    } else if others > 0 {
+                    } else if others > 0 && backend.addresses.is_empty() {
                         let title = format!("`{}` has {} addresses", backend.target.host, others + 1);
                         let label = format!("{} is used; a backend is one server", place.address.ip());
                         let problem = Problem::warning(at, title, label).help("write a backend for each address");
@@ -179,9 +193,11 @@ struct Missing {
     help: String,
 }
 
-/// Where `target` is, and how many other addresses it has.
-async fn place(target: &HostPort, config: &Config, running: Option<&SocketAddr>) -> Result<(Place, usize), Missing> {
+/// Where `backend` is, and how many other addresses it has.
+async fn place(backend: &Backend, config: &Config, running: Option<&SocketAddr>) -> Result<(Place, usize), Missing> {
+    let target = &backend.target;
     let mut addresses: Vec<SocketAddr> = match target.address() {
+        _ if !backend.addresses.is_empty() => backend.addresses.clone(),
         Some(address) => vec![address],
         None => look_up(target).await.map_err(|error| Missing {
             title: format!("`{}` has no address", target.host),
@@ -299,7 +315,7 @@ mod tests {
     fn resolved(text: &str) -> Result<(Resolved, Report), Report> {
         let loaded = parse(Source { name: "viahop.toml".into(), text: text.into() }).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(resolve(loaded, &keys(), &Addresses::new()))
+        runtime.block_on(resolve(loaded, &keys(), &InForce::default()))
     }
 
     fn keys() -> Keys {

@@ -5,7 +5,7 @@
 //! select! ─┼─ reports of probes          ─► act ─┼─► a view to admin
 //!          ├─ signals of shards                  ├─► a line in the log
 //!          ├─ what `viahop ctl` asks             └─► an answer to whoever asked
-//!          ├─ lists that changed or vanished
+//!          ├─ lists that changed or vanished, domains with other servers
 //!          ├─ a configuration read in the background
 //!          └─ every second: how busy are the shards, what was dropped, is the drain over
 //! ```
@@ -27,6 +27,7 @@ use super::cluster::{Cluster, moved_slots};
 use super::config::problem::{Report, Source};
 use super::config::{Config, Health, Loaded, Socket, load};
 use super::connections::Listings;
+use super::discovery;
 use super::events::Events;
 use super::health::detector::Outcome;
 use super::health::probe::{self, Reports, Watch};
@@ -219,6 +220,7 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
         origin,
         wrong_file: None,
         lists: ListWatch::default(),
+        discovery: discovery::Watch::default(),
         list_to,
         secret,
         keys,
@@ -240,6 +242,7 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
     };
     control.watch();
     control.lists.follow(&control.config, &control.list_to);
+    control.discovery.follow(&control.config, &control.list_to);
     let mut reading: Option<Reading> = None;
     let (mut read_again, mut read_lists_again) = (false, false);
     let mut tick = tokio::time::interval(Duration::from_secs(1));
@@ -313,6 +316,7 @@ struct Control {
     /// What is wrong with the file on disk, if it was refused: lists that are right do not mend that.
     wrong_file: Option<String>,
     lists: ListWatch,
+    discovery: discovery::Watch,
     list_to: mpsc::Sender<Event>,
     secret: Root,
     keys: Keys,

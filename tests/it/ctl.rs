@@ -14,15 +14,15 @@ use viahop::sys::uninterrupted;
 type Received = Arc<Mutex<Vec<(String, String)>>>;
 
 /// A server that answers everything with a 200, as one that stays in the dialog does, and writes down what it was sent.
-struct Server {
-    port: u16,
+pub struct Server {
+    pub port: u16,
     received: Received,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Server {
-    fn start() -> Server {
+    pub fn start() -> Server {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
@@ -46,11 +46,11 @@ impl Server {
     }
 
     /// How many requests of this method it was sent.
-    fn count(&self, method: &str) -> usize {
+    pub fn count(&self, method: &str) -> usize {
         self.received.lock().unwrap().iter().filter(|(one, _)| one == method).count()
     }
 
-    fn has(&self, method: &str, call_id: &str) -> bool {
+    pub fn has(&self, method: &str, call_id: &str) -> bool {
         self.received.lock().unwrap().iter().any(|(one, id)| one == method && id == call_id)
     }
 }
@@ -86,13 +86,13 @@ fn answer(request: &str, port: u16) -> String {
 }
 
 /// A caller.
-struct Phone {
+pub struct Phone {
     socket: UdpSocket,
     target: u16,
 }
 
 impl Phone {
-    fn new(target: u16) -> Phone {
+    pub fn new(target: u16) -> Phone {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         Phone { socket, target }
@@ -119,13 +119,13 @@ impl Phone {
     }
 
     /// Begins a call. Returns the route set of its dialog, as header rows.
-    fn call(&self, call_id: &str) -> String {
+    pub fn call(&self, call_id: &str) -> String {
         let answer = self.ask("INVITE", call_id, "", "");
         assert!(answer.starts_with("SIP/2.0 200"), "{answer}");
         rows(&answer, "Record-Route").map(|value| format!("Route: {value}\r\n")).collect()
     }
 
-    fn hang_up(&self, call_id: &str, routes: &str) -> String {
+    pub fn hang_up(&self, call_id: &str, routes: &str) -> String {
         self.ask("BYE", call_id, ";tag=uas", routes)
     }
 }
@@ -146,7 +146,7 @@ fn ctl_json(viahop: &Viahop, args: &[&str]) -> Value {
     serde_json::from_str(&ctl_ok(viahop, &[args, &["--format", "json"]].concat())).unwrap()
 }
 
-const PROBED: &str = "health = { interval = \"200ms\", timeout = \"150ms\" }";
+pub const PROBED: &str = "health = { interval = \"200ms\", timeout = \"150ms\" }";
 
 /// A viahop over `count` servers, and a phone.
 fn stage(name: &str, count: usize, pool: &str) -> (Viahop, Vec<Server>, Phone) {

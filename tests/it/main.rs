@@ -13,6 +13,7 @@ mod browser;
 mod calls;
 mod ctl;
 mod dialogs;
+mod discovery;
 mod edge;
 mod faults;
 mod lists;

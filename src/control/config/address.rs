@@ -23,7 +23,7 @@ fn error<T>(at: Range<usize>, title: impl Into<String>, label: impl Into<String>
 }
 
 /// A host, by name or address, and a port.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostPort {
     /// A name in lower case, or an address without brackets.
     pub host: String,
@@ -236,6 +236,28 @@ pub fn backend_uri(text: &str) -> Result<(HostPort, Transport), AddressError> {
     Ok((host_port_at(authority, begin, transport)?, transport))
 }
 
+/// The URI of a domain whose servers are backends, written as that of one: its name, its port if one is written, and how messages
+/// get there.
+pub fn domain_uri(text: &str) -> Result<(String, Option<u16>, Transport), AddressError> {
+    let (HostPort { host, port }, transport) = backend_uri(text)?;
+    let authority = text.split(';').next().unwrap_or(text);
+    let begin = authority.find(':').map_or(0, |colon| colon + 1);
+    if host.parse::<IpAddr>().is_ok() {
+        let label = "DNS is asked for the servers of a domain: of an address, write `backend`";
+        return error(begin..authority.len(), format!("`{host}` is an address"), label);
+    }
+    Ok((host, authority[begin..].contains(':').then_some(port), transport))
+}
+
+/// `ADDRESS` or `ADDRESS:PORT` of a name server; without a port, 53.
+pub fn nameserver(text: &str) -> Result<SocketAddr, AddressError> {
+    let bare = text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+    match text.parse().ok().or(bare.ok()) {
+        Some(address) => Ok(address),
+        None => error(0..text.len(), format!("`{text}` is not an address"), "write `ADDRESS` or `ADDRESS:PORT`"),
+    }
+}
+
 /// `ADDRESS/BITS`, or an address alone.
 pub fn network(text: &str) -> Result<Network, AddressError> {
     if let Ok(address) = text.parse::<IpAddr>() {
@@ -272,6 +294,11 @@ mod tests {
         for uri in ["sip:a:5061;transport=tls", "sip:a;transport=tls", "sips:a", "sips:a;transport=tcp"] {
             assert_eq!(backend_uri(uri), Ok((host("a", 5061), Transport::Tls)), "{uri}");
         }
+        assert_eq!(domain_uri("sip:Example.NET"), Ok(("example.net".into(), None, Transport::Udp)));
+        assert_eq!(domain_uri("sips:a:5063"), Ok(("a".into(), Some(5063), Transport::Tls)));
+        assert_eq!(nameserver("127.0.0.1"), Ok("127.0.0.1:53".parse().unwrap()));
+        assert_eq!(nameserver("[::1]:8600"), Ok("[::1]:8600".parse().unwrap()));
+        assert_eq!(nameserver("::1"), Ok("[::1]:53".parse().unwrap()));
         assert_eq!(network("10.1.2.3/8").unwrap().prefix, 8);
         assert_eq!(network("::1").unwrap().prefix, 128);
     }
@@ -304,6 +331,12 @@ mod tests {
             ),
             (backend_uri("sips:a;transport=udp").unwrap_err(), 7..20, "leave this out"),
             (backend_uri("sips:a:506O").unwrap_err(), 10..11, "the letter O, not the digit 0"),
+            (
+                domain_uri("sip:10.0.0.1:5060;transport=tcp").unwrap_err(),
+                4..17,
+                "DNS is asked for the servers of a domain: of an address, write `backend`",
+            ),
+            (nameserver("dns.example.net").unwrap_err(), 0..15, "write `ADDRESS` or `ADDRESS:PORT`"),
             (listen("0.0.0.0:5060").unwrap_err(), 0..12, "write `udp:0.0.0.0:5060`"),
             (listen("sctp:0.0.0.0").unwrap_err(), 0..12, "write `udp:sctp:0.0.0.0`"),
             (

@@ -461,6 +461,7 @@ pub fn backends(entries: &[Entry], set: u32, is_probed: bool) -> Set<'_> {
                 (None, None) => Ok(Backend {
                     name,
                     target: entry.target.clone(),
+                    addresses: Vec::new(),
                     transport: entry.transport,
                     message_max: FRAME_MAX as u32,
                     max_open: 0,

@@ -71,6 +71,8 @@ pub struct Balancer {
     pub send_buffer: Value<i64>,
     /// How long to go on serving after SIGTERM.
     pub drain: Value<String>,
+    /// Name servers for `discover`.
+    pub nameservers: Value<Vec<Spanned<String>>>,
 }
 
 /// A key that tokens are signed with.
@@ -178,6 +180,8 @@ pub struct Pool {
     pub list: Value<String>,
     /// And which set of it.
     pub set: Value<i64>,
+    /// Or the domain whose servers they are, as a URI.
+    pub discover: Value<String>,
 }
 
 /// Passive health.

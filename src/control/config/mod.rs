@@ -8,6 +8,8 @@
 //! dispatcher.list ─────────┘   of pools that name one
 //! ```
 //!
+//! A pool whose backends DNS knows has none until `discovery` has asked for them.
+//!
 //! Names are looked up in `resolve`; sockets are tried in `check`.
 
 pub mod address;
@@ -79,6 +81,8 @@ pub struct Config {
     pub send_buffer: usize,
     /// How long to go on serving after SIGTERM, at most.
     pub drain: Duration,
+    /// Whom to ask for the servers of domains; empty: those that this machine asks.
+    pub nameservers: Vec<SocketAddr>,
     /// What is written to standard error.
     pub log: Log,
 }
@@ -178,6 +182,8 @@ pub struct Pool {
     pub backends: Vec<Backend>,
     /// The list they stand in, if it is not the configuration itself.
     pub list: Option<List>,
+    /// The domain whose servers they are, likewise.
+    pub discover: Option<Discover>,
 }
 
 impl Pool {
@@ -239,6 +245,19 @@ pub struct List {
     pub at: Range<usize>,
 }
 
+/// A domain whose servers are backends (RFC 3263 4.2).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Discover {
+    /// Its name, in lower case.
+    pub domain: String,
+    /// The port of all of them, if it is not for DNS to say.
+    pub port: Option<u16>,
+    /// How messages get there.
+    pub transport: Transport,
+    /// Where the configuration names it.
+    pub at: Range<usize>,
+}
+
 /// A server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Backend {
@@ -246,6 +265,8 @@ pub struct Backend {
     pub name: String,
     /// Where it is.
     pub target: HostPort,
+    /// The addresses of that, if it was DNS that named it; else they are looked up.
+    pub addresses: Vec<SocketAddr>,
     /// How messages get there.
     pub transport: Transport,
     /// Octets of the longest message that it takes over a stream.

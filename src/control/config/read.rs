@@ -87,6 +87,7 @@ impl Reader<'_> {
                 Duration::from_secs(32),
                 Duration::ZERO..=Duration::from_secs(86_400),
             ),
+            nameservers: self.nameservers(&balancer.nameservers, &file.pool),
             log: self.log(&file.log),
             listeners: listeners?,
             pools: pools?,

@@ -6,10 +6,10 @@ use crate::control::ask::{Answer, Refused};
 use crate::control::clock::unix_now;
 use crate::control::cluster::{Cluster, moved_slots};
 use crate::control::config::problem::{Problem, Report, Source};
-use crate::control::config::{Config, Listen, Loaded, PoolTls};
+use crate::control::config::{Config, Listen, Loaded, Pool, PoolTls};
 use crate::control::list_watch::Event;
 use crate::control::plan::Plan;
-use crate::control::resolve::{Resolved, resolve};
+use crate::control::resolve::{InForce, Resolved, resolve};
 use crate::control::secret::Obtained;
 use crate::control::view::{Reason, Reload};
 use crate::dataplane::keys::Keys;
@@ -49,7 +49,7 @@ impl Control {
     /// Reads the configuration beside the loop: a name may take seconds.
     pub(super) fn start_reading(&self, dry_run: bool, reply: Option<oneshot::Sender<Answer>>) -> Reading {
         let (origin, running, secret) = (self.origin.clone(), self.config.clone(), self.secret.clone());
-        let addresses = self.cluster.addresses();
+        let in_force = self.in_force();
         let task = tokio::spawn(async move {
             let loaded = aside(move || origin.load()).await?;
             let problems = fixed_by_the_start(&running, &loaded.config);
@@ -62,32 +62,42 @@ impl Control {
             })
             .await?;
             let Obtained { keys, fingerprint, remarks, .. } = obtained;
-            let (resolved, mut warnings) = resolve(loaded, &keys, &addresses).await?;
+            let (resolved, mut warnings) = resolve(loaded, &keys, &in_force).await?;
             warnings.problems.extend(remarks);
             Ok(Some(Read { resolved, warnings, keys, fingerprint }))
         });
         Reading { task, of_lists: false, dry_run, reply }
     }
 
-    /// Reads the lists of the configuration in force, likewise. The file itself may have been changed since and not be
+    /// Reads the lists of the configuration in force, and asks for the servers of its domains, likewise. The file itself may have been changed since and not be
     /// meant yet: it is left alone.
     pub(super) fn start_reading_lists(&self) -> Reading {
         let (running, source, is_well) = (self.config.clone(), self.source.clone(), self.view.reload.ok);
         let (keys, fingerprint) = (self.keys.clone(), self.fingerprint.clone());
-        let addresses = self.cluster.addresses();
+        let in_force = self.in_force();
         let task = tokio::spawn(async move {
             let loaded = Loaded { config: running.clone(), warnings: Vec::new(), source };
             let loaded = aside(move || loaded.with_lists_of_this_moment()).await?;
-            if is_well && loaded.config == running {
+            let is_to_be_asked_for = |pool: &Pool| pool.discover.is_some();
+            let is_as_before = |config: &Config| is_well && *config == running;
+            if is_as_before(&loaded.config) && !running.pools.iter().any(is_to_be_asked_for) {
                 return Ok(None);
             }
-            let (resolved, warnings) = resolve(loaded, &keys, &addresses).await?;
+            let (resolved, warnings) = resolve(loaded, &keys, &in_force).await?;
+            if is_as_before(&resolved.config) {
+                return Ok(None);
+            }
             Ok(Some(Read { resolved, warnings, keys, fingerprint }))
         });
         Reading { task, of_lists: true, dry_run: false, reply: None }
     }
 
-    /// What a list does; whether it wants to be read.
+    fn in_force(&self) -> InForce {
+        let (addresses, answering) = (self.cluster.addresses(), self.cluster.answering());
+        InForce { addresses, pools: self.config.pools.clone(), answering }
+    }
+
+    /// What a list does, or a domain; whether it wants to be read.
     pub(super) fn is_to_be_read(&mut self, event: &Event) -> bool {
         let Event::Vanished(path) = event else { return true };
         let note = "what was last read of it stays in force, and it is read when it is back; a start would fail";
@@ -149,6 +159,7 @@ impl Control {
                 self.shared.credentials.store(self.view.credentials.clone());
                 self.watch();
                 self.lists.follow(&self.config, &self.list_to);
+                self.discovery.follow(&self.config, &self.list_to);
                 let after = self.shared.tables.load_full();
                 let moved: Vec<String> = moved_slots(&before, &after)
                     .into_iter()

@@ -1,12 +1,13 @@
 //! `[balancer]`: what concerns the process as a whole.
 
 use super::value::Reader;
+use crate::control::config::address;
 use crate::control::config::file::{self, Value};
 use crate::control::config::problem::Problem;
 use crate::control::config::{Cores, Secret, TokenKey};
 use crate::dataplane::keys::KEY_IDS;
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::{Range, RangeInclusive};
 use toml::Spanned;
 
@@ -59,6 +60,15 @@ impl Reader<'_> {
             (None, Some(path)) => Secret::File(path.get_ref().into()),
             (None, None) => Secret::Own,
         }
+    }
+
+    pub(super) fn nameservers(&mut self, value: &Value<Vec<Spanned<String>>>, pools: &[file::Pool]) -> Vec<SocketAddr> {
+        let Some(list) = value else { return Vec::new() };
+        if pools.iter().all(|pool| pool.discover.is_none()) {
+            let label = "asked only where a pool says `discover`; names elsewhere are this machine's to look up";
+            self.warn(list.span(), "`nameservers` has no effect here", label);
+        }
+        list.get_ref().iter().filter_map(|one| self.address(one, address::nameserver)).collect()
     }
 
     pub(super) fn token_keys(&mut self, value: &Value<Vec<file::TokenKey>>) -> Vec<TokenKey> {

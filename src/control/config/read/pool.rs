@@ -5,7 +5,7 @@ use super::value::Reader;
 use crate::control::config::address::{self, HostPort};
 use crate::control::config::file::{self, Value};
 use crate::control::config::problem::Problem;
-use crate::control::config::{Backend, Health, List, Pool};
+use crate::control::config::{Backend, Discover, Health, List, Pool};
 use crate::control::health::outlier::Limits;
 use crate::control::operator::State;
 use crate::dataplane::limits::{BACKENDS_MAX, FRAME_MAX};
@@ -38,7 +38,7 @@ pub fn name(pool: &file::Pool, index: usize) -> String {
 impl Reader<'_> {
     pub(super) fn pools(&mut self, pools: &[file::Pool]) -> Option<Vec<Pool>> {
         let count: usize = pools.iter().map(|pool| pool.backend.len()).sum();
-        if count == 0 && pools.iter().all(|pool| pool.list.is_none()) {
+        if count == 0 && pools.iter().all(|pool| pool.list.is_none() && pool.discover.is_none()) {
             let help = "[[pool]]\nname = \"proxies\"\nbackend = [{ uri = \"sip:10.0.0.11:5060\" }]";
             self.problems.push(nowhere("no backends").help(format!("add a pool with at least one:\n{help}")));
             return None;
@@ -53,7 +53,7 @@ impl Reader<'_> {
     fn pool(&mut self, pool: &file::Pool, index: usize, names: &mut HashMap<String, Range<usize>>) -> Pool {
         let at = pool.name.as_ref().map_or(0..0, Spanned::span);
         let name = self.name(&pool.name, names, || name(pool, index), at.clone());
-        if pool.backend.is_empty() && pool.list.is_none() {
+        if pool.backend.is_empty() && pool.list.is_none() && pool.discover.is_none() {
             let problem = nowhere(format!("pool `{name}` has no backends"));
             let problem = if pool.name.is_some() { problem.at(at, "of this pool") } else { problem };
             self.problems.push(problem.help("add `backend = [{ uri = \"sip:10.0.0.11:5060\" }]`"));
@@ -84,7 +84,8 @@ impl Reader<'_> {
                 self.warn(priority.span(), "`priority` has no effect here", label);
             }
         }
-        let tls = self.pool_tls(pool, &backends);
+        let discover = self.discover(pool);
+        let tls = self.pool_tls(pool, &backends, discover.as_ref());
         Pool {
             name,
             affinity: self.word(&pool.affinity, Affinity::CallId, &affinities),
@@ -101,6 +102,7 @@ impl Reader<'_> {
             pads: pool.pad.as_ref().is_some_and(|pad| *pad.get_ref()),
             backends,
             list: self.list(pool),
+            discover,
             tls,
         }
     }
@@ -116,13 +118,35 @@ impl Reader<'_> {
             return None;
         };
         let set = self.number(&pool.set, 1, 0, i64::from(i32::MAX), "set");
-        if let Some(backend) = pool.backend.first() {
-            let label = "these backends are in the way of the list";
-            let problem = Problem::error(list.span(), "`list` and `backend` are both given", "keep one of them");
-            let help = "backends that are not in the list want a pool of their own";
-            self.problems.push(problem.beside(backend.uri.span(), None, label).help(help));
-        }
+        self.alone("list", list, pool);
         Some(List { path: list.get_ref().into(), set, at: list.span() })
+    }
+
+    /// The domain a pool names. Who its servers are is asked when everything has been read.
+    fn discover(&mut self, pool: &file::Pool) -> Option<Discover> {
+        let uri = pool.discover.as_ref()?;
+        self.alone("discover", uri, pool);
+        if let Some(list) = &pool.list {
+            let problem = Problem::error(uri.span(), "`list` and `discover` are both given", "keep one of them");
+            self.problems.push(problem.beside(list.span(), None, "backends come from here already"));
+        }
+        let (domain, port, transport) = self.address(uri, address::domain_uri)?;
+        if transport == Transport::Udp && pool.send_proxy.as_ref().is_some_and(|word| word.get_ref() != "off") {
+            let title = format!("`{domain}` is reached over UDP, and its pool has `send_proxy`");
+            let label = "no server reads a PROXY header in datagrams";
+            self.error(uri.span(), title, label).help = Some("add `;transport=tcp` or `;transport=tls`".into());
+        }
+        Some(Discover { domain, port, transport, at: uri.span() })
+    }
+
+    /// Refuses backends beside what says where the pool has them from.
+    fn alone(&mut self, key: &str, from: &Spanned<String>, pool: &file::Pool) {
+        let Some(backend) = pool.backend.first() else { return };
+        let title = format!("`{key}` and `backend` are both given");
+        let problem = Problem::error(from.span(), title, "keep one of them");
+        let label = format!("these backends are in the way of the {}", if key == "list" { key } else { "domain" });
+        let help = "backends that are named here want a pool of their own";
+        self.problems.push(problem.beside(backend.uri.span(), None, label).help(help));
     }
 
     fn backend(
@@ -159,6 +183,7 @@ impl Reader<'_> {
         Some(Backend {
             name,
             target,
+            addresses: Vec::new(),
             transport,
             message_max,
             weight,

@@ -6,7 +6,7 @@ use crate::control::clock::unix_now;
 use crate::control::config::address::HostPort;
 use crate::control::config::file::{self, Value};
 use crate::control::config::problem::Problem;
-use crate::control::config::{Backend, PoolTls};
+use crate::control::config::{Backend, Discover, PoolTls};
 use crate::dataplane::transport::Transport;
 use crate::tls::{Certificate, Clienthood, Clients, Fault, SOON, Server, Trust};
 use std::fs::{self, File};
@@ -86,26 +86,35 @@ impl Reader<'_> {
     }
 
     /// How the backends of a pool are spoken to by TLS.
-    pub(super) fn pool_tls(&mut self, pool: &file::Pool, backends: &[Backend]) -> Option<PoolTls> {
+    pub(super) fn pool_tls(
+        &mut self,
+        pool: &file::Pool,
+        backends: &[Backend],
+        discover: Option<&Discover>,
+    ) -> Option<PoolTls> {
         let mut sealed = backends.iter().filter(|backend| backend.transport == Transport::Tls).peekable();
+        let domain = discover.filter(|discover| discover.transport == Transport::Tls);
         let Some(tls) = &pool.tls else {
-            if let Some(backend) = sealed.peek() {
-                let title = format!("nothing says whose certificates to trust of `{}`", backend.name);
-                let problem = Problem::error(backend.at.clone(), title, "is reached by TLS");
+            let backend = sealed.peek().map(|backend| (&backend.name, &backend.at));
+            if let Some((name, at)) = backend.or(domain.map(|domain| (&domain.domain, &domain.at))) {
+                let title = format!("nothing says whose certificates to trust of `{name}`");
+                let problem = Problem::error(at.clone(), title, "is reached by TLS");
                 let help = "add `tls = { ca = \"/etc/viahop/ca.pem\" }` to the pool: the certificates of those who sign \
                             its servers'; of public authorities, Debian keeps them in /etc/ssl/certs/ca-certificates.crt";
                 self.problems.push(problem.help(help));
             }
             return None;
         };
-        if sealed.peek().is_none() && pool.list.is_none() {
+        if sealed.peek().is_none() && domain.is_none() && pool.list.is_none() {
             let label = "write `sips:HOST`, or `sip:HOST;transport=tls`";
             self.warn(tls.span(), "no backend of this pool is reached by TLS", label);
         }
         let tls = tls.get_ref();
         let trust = self.trust(&tls.ca);
         let certificate = self.shown(&tls.certificate, &tls.key)?;
+        // Whoever serves a domain shows a certificate for that, whatever DNS calls the server (RFC 5922 4).
         let name = tls.name.as_ref().map(|name| name.get_ref().clone());
+        let name = name.or_else(|| domain.map(|domain| domain.domain.clone()));
         let clienthood = match Clienthood::new(trust?, certificate) {
             Ok(clienthood) => clienthood,
             Err(error) => {

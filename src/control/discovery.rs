@@ -1,0 +1,381 @@
+//! Backends that a pool finds by DNS, as RFC 3263 4.2 has clients find servers: SRV records of a domain (RFC 2782), or its addresses.
+//!
+//! ```text
+//! discover = "sip:DOMAIN"         SRV of _sip._udp.DOMAIN, each target a backend; if there are none, as with port 5060
+//!            "sip:DOMAIN:PORT"    A of DOMAIN, or AAAA if there are none, each address a backend
+//! ```
+//!
+//! It is asked at the start, at each reload, and again whenever what was answered is valid no longer.
+//!
+//! Ways to get this wrong, and what catches each: a name server that is away, or that knows nothing for a moment, takes all
+//! backends away (what was found last stays); a server that leaves has calls (it drains for as long as it answers probes); an answer in another order looks like a change (answers are sorted); a
+//! record that changes with every answer makes reloads without end (none comes sooner than a second after the other); a
+//! server that gets another address moves its calls (its name is that of its SRV target, which it keeps).
+
+use super::config::address::HostPort;
+use super::config::problem::Problem;
+use super::config::{Backend, Config, Discover, Pool, WEIGHT_MAX};
+use super::list_watch::Event;
+use super::operator::State;
+use super::resolve::InForce;
+use crate::dataplane::limits::{BACKENDS_MAX, FRAME_MAX};
+use crate::dataplane::tables::Strategy;
+use crate::dataplane::transport::Transport;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::rr::{RData, RecordType};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+use tracing::warn;
+
+/// How long one domain may take, with everything that its records name.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// From one question to the next, whatever the records say: Consul's are valid for no time at all, and a day is too long for
+/// a mistake.
+const AT_LEAST: Duration = Duration::from_secs(1);
+const AT_MOST: Duration = Duration::from_secs(3600);
+
+/// Likewise, while nobody answers.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// A server of a domain.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Server {
+    /// Lower comes first.
+    priority: u16,
+    target: HostPort,
+    weight: u16,
+    addresses: Vec<SocketAddr>,
+}
+
+/// Fills the pools of `config` that find their backends by DNS, and returns what is wrong with that. Where DNS does not
+/// answer they have what is in force. Who is in force and answers, and is named no longer, drains.
+pub async fn fill(config: &mut Config, in_force: &InForce) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let nameservers = config.nameservers.clone();
+    for pool in &mut config.pools {
+        let Some(discover) = &pool.discover else { continue };
+        let same = |one: &&Pool| one.discover.as_ref().is_some_and(|other| other.asks_as(discover));
+        let before = in_force.pools.iter().find(same).map_or(&[][..], |one| &one.backends);
+        let why = match ask(&nameservers, discover).await {
+            Ok((servers, _)) => {
+                let (mut backends, remark) = taken(servers, discover, pool.strategy);
+                let is_named = |one: &&Backend| backends.iter().any(|other| other.is(&one.name, &one.addresses));
+                let leaving = before.iter().filter(|one| in_force.answering.contains(&*one.name) && !is_named(one));
+                let leaving: Vec<_> = leaving.map(|one| Backend { state: State::Drain, ..one.clone() }).collect();
+                backends.extend(leaving);
+                problems.extend(remark);
+                pool.backends = backends;
+                continue;
+            }
+            Err(why) => why,
+        };
+        pool.backends = before.to_vec();
+        let title = format!("no servers of `{}` found: {why}", discover.domain);
+        problems.push(match before.len() {
+            0 => {
+                let help = format!("`dig SRV {}` and `dig {}` ask the same", discover.service(), discover.domain);
+                Problem::environment(title).at(discover.at.clone(), "asked for here").help(help)
+            }
+            count => Problem::warning(discover.at.clone(), title, format!("the {count} of before stay")),
+        });
+    }
+    let count: usize = config.pools.iter().map(|pool| pool.backends.len()).sum();
+    if count > BACKENDS_MAX {
+        problems.push(Problem::environment(format!("{count} backends: at most {BACKENDS_MAX}")));
+    }
+    problems
+}
+
+impl Backend {
+    /// Whether it is the server of this name, or at one of these addresses.
+    fn is(&self, name: &str, addresses: &[SocketAddr]) -> bool {
+        self.name == name || self.addresses.iter().any(|address| addresses.contains(address))
+    }
+}
+
+impl Discover {
+    /// Whether `other` asks the same.
+    fn asks_as(&self, other: &Discover) -> bool {
+        (&self.domain, self.port, self.transport) == (&other.domain, other.port, other.transport)
+    }
+
+    /// The domain of the SRV records (RFC 3263 4.1).
+    fn service(&self) -> String {
+        let service = match self.transport {
+            Transport::Tls => "_sips._tcp",
+            Transport::Tcp => "_sip._tcp",
+            _ => "_sip._udp",
+        };
+        format!("{service}.{}", self.domain)
+    }
+}
+
+/// What a resolver's refusal is called. That there is nothing is said by what there was to be.
+fn told(error: &NetError) -> String {
+    if error.is_no_records_found() { "DNS knows none".into() } else { error.to_string() }
+}
+
+/// The servers of a domain, sorted, at least one; and until when that is valid.
+async fn ask(nameservers: &[SocketAddr], what: &Discover) -> Result<(Vec<Server>, Instant), String> {
+    let answer = timeout(PATIENCE, ask_for_long(nameservers, what)).await;
+    answer.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
+}
+
+async fn ask_for_long(nameservers: &[SocketAddr], what: &Discover) -> Result<(Vec<Server>, Instant), String> {
+    let resolver = resolver(nameservers).map_err(|error| told(&error))?;
+    let Some(port) = what.port else {
+        return match resolver.lookup(what.service(), RecordType::SRV).await {
+            Err(error) if error.is_no_records_found() => {
+                addresses(&resolver, &what.domain, what.transport.default_port()).await
+            }
+            Err(error) => Err(told(&error)),
+            Ok(lookup) => {
+                let records = lookup.answers().iter().filter_map(|record| match &record.data {
+                    RData::SRV(srv) if !srv.target.is_root() => Some(srv),
+                    _ => None,
+                });
+                let servers = records.map(|srv| Server {
+                    priority: srv.priority,
+                    target: HostPort {
+                        host: srv.target.to_ascii().trim_end_matches('.').to_ascii_lowercase(),
+                        port: srv.port,
+                    },
+                    weight: srv.weight,
+                    addresses: Vec::new(),
+                });
+                targets(&resolver, servers.collect(), lookup.valid_until()).await
+            }
+        };
+    };
+    addresses(&resolver, &what.domain, port).await
+}
+
+/// `servers` with their addresses. A target that has none is left out: it may be on its way in, or out.
+async fn targets(
+    resolver: &TokioResolver,
+    servers: Vec<Server>,
+    valid_until: Instant,
+) -> Result<(Vec<Server>, Instant), String> {
+    let mut lookups = JoinSet::new();
+    for mut server in servers {
+        let resolver = resolver.clone();
+        lookups.spawn(async move {
+            let found = resolver.lookup_ip(server.target.host.as_str()).await?;
+            server.addresses = found.iter().map(|ip| SocketAddr::new(ip, server.target.port)).collect();
+            server.addresses.sort_unstable();
+            Ok::<_, NetError>((server, found.valid_until()))
+        });
+    }
+    let (mut found, mut until, mut refused) = (Vec::new(), valid_until, None);
+    while let Some(lookup) = lookups.join_next().await {
+        match lookup.map_err(|error| error.to_string())? {
+            Ok((server, valid_until)) => {
+                found.push(server);
+                until = until.min(valid_until);
+            }
+            Err(error) if error.is_no_records_found() => refused = Some("no target of its SRV records has an address"),
+            // Half of the servers would be no answer.
+            Err(error) => return Err(told(&error)),
+        }
+    }
+    found.sort_unstable();
+    match found.is_empty() {
+        true => Err(refused.unwrap_or("its SRV records say that there are none (RFC 2782)").into()),
+        false => Ok((found, until)),
+    }
+}
+
+async fn addresses(resolver: &TokioResolver, domain: &str, port: u16) -> Result<(Vec<Server>, Instant), String> {
+    let found = resolver.lookup_ip(domain).await.map_err(|error| told(&error))?;
+    let of = |ip: std::net::IpAddr| {
+        let target = HostPort { host: ip.to_string(), port };
+        Server { priority: 0, target, weight: 0, addresses: vec![SocketAddr::new(ip, port)] }
+    };
+    let mut servers: Vec<Server> = found.iter().map(of).collect();
+    servers.sort_unstable();
+    Ok((servers, found.valid_until()))
+}
+
+/// A resolver that remembers nothing: whoever asks knows when to ask again. `nameservers` are asked, or those of this machine.
+fn resolver(nameservers: &[SocketAddr]) -> Result<TokioResolver, NetError> {
+    let mut builder = if nameservers.is_empty() {
+        TokioResolver::builder_tokio()?
+    } else {
+        let servers = nameservers.iter().map(|address| {
+            let mut server = NameServerConfig::udp_and_tcp(address.ip());
+            server.connections.iter_mut().for_each(|one: &mut ConnectionConfig| one.port = address.port());
+            server
+        });
+        let config = ResolverConfig::from_name_servers(servers.collect());
+        TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+    };
+    builder.options_mut().cache_size = 0;
+    builder.build()
+}
+
+/// The backends that `servers` are, and what is to be said of those that are none.
+fn taken(servers: Vec<Server>, discover: &Discover, strategy: Strategy) -> (Vec<Backend>, Option<Problem>) {
+    let first = servers.iter().map(|server| server.priority).min().unwrap_or_default();
+    let is_in_turn = |server: &Server| server.priority == first || strategy == Strategy::Priority;
+    let (servers, later): (Vec<_>, Vec<_>) = servers.into_iter().partition(is_in_turn);
+    let heaviest = servers.iter().map(|server| server.weight).max().unwrap_or_default();
+    let are_alike = servers.iter().all(|server| server.weight == heaviest);
+    let weight = |weight: u16| match i64::from(heaviest) {
+        // Who is alike gets what backends get that nothing is said of.
+        _ if are_alike => 100,
+        most if most > WEIGHT_MAX => (i64::from(weight) * WEIGHT_MAX / most).max(1) as u32,
+        _ => u32::from(weight).max(1),
+    };
+    let mut backends: Vec<Backend> = Vec::new();
+    for Server { priority, target, weight: parts, addresses } in servers {
+        let name = target.to_string();
+        // Two names of one server are one server.
+        if backends.iter().any(|one| one.is(&name, &addresses)) {
+            continue;
+        }
+        backends.push(Backend {
+            name,
+            target,
+            addresses,
+            transport: discover.transport,
+            message_max: FRAME_MAX as u32,
+            weight: weight(parts),
+            max_open: 0,
+            priority: u32::from(priority),
+            state: State::Ready,
+            at: discover.at.clone(),
+            source: None,
+        });
+    }
+    let remark = (!later.is_empty()).then(|| {
+        let names: Vec<String> = later.iter().map(|server| server.target.to_string()).collect();
+        let title = format!("of `{}` get no calls, since others come first: {}", discover.domain, names.join(", "));
+        let label = format!("those of priority {first} in its SRV records do");
+        Problem::warning(discover.at.clone(), title, label)
+            .help("with `strategy = \"priority\"` the first that is up gets them all, and the others when it is not")
+    });
+    (backends, remark)
+}
+
+/// A watch over what DNS says of the domains that pools name. It ends when it is dropped.
+#[derive(Debug, Default)]
+pub struct Watch {
+    asked: (Vec<Discover>, Vec<SocketAddr>),
+    tasks: Vec<AbortHandle>,
+}
+
+impl Watch {
+    /// Watches the domains that `config` names from here on. A watch over the same goes on undisturbed.
+    pub fn follow(&mut self, config: &Config, events: &mpsc::Sender<Event>) {
+        let domains: Vec<Discover> = config.pools.iter().filter_map(|pool| pool.discover.clone()).collect();
+        let asked = (domains, config.nameservers.clone());
+        if asked == self.asked {
+            return;
+        }
+        self.stop();
+        let start = |what: &Discover| tokio::spawn(watch(what.clone(), asked.1.clone(), events.clone())).abort_handle();
+        self.tasks = asked.0.iter().map(start).collect();
+        self.asked = asked;
+    }
+
+    fn stop(&mut self) {
+        self.tasks.drain(..).for_each(|task| task.abort());
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Tells of the first answer, because it may have changed since it was asked for at the start, and of each that is another
+/// than the one before; who is told compares.
+async fn watch(what: Discover, nameservers: Vec<SocketAddr>, events: mpsc::Sender<Event>) {
+    let (mut told, mut is_away) = (None, false);
+    loop {
+        let pause = match ask(&nameservers, &what).await {
+            Ok((servers, valid_until)) => {
+                if told.as_ref() != Some(&servers) && events.send(Event::Discovered).await.is_err() {
+                    return;
+                }
+                (told, is_away) = (Some(servers), false);
+                valid_until.saturating_duration_since(Instant::now()).clamp(AT_LEAST, AT_MOST)
+            }
+            Err(why) => {
+                if !std::mem::replace(&mut is_away, true) {
+                    let note = "the servers found last stay; a start would fail";
+                    warn!(event = "discovery_failed", domain = what.domain, why, note);
+                }
+                RETRY
+            }
+        };
+        sleep(pause).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn domain() -> Discover {
+        Discover { domain: "example.net".into(), port: None, transport: Transport::Tcp, at: 0..0 }
+    }
+
+    fn server(priority: u16, weight: u16, number: u8) -> Server {
+        let target = HostPort { host: format!("s{number}.example.net"), port: 5060 };
+        Server { priority, weight, target, addresses: vec![SocketAddr::from(([10, 0, 0, number], 5060))] }
+    }
+
+    /// Names, weights and priorities of the backends that these servers are.
+    fn backends(servers: &[Server], strategy: Strategy) -> Vec<(String, u32, u32)> {
+        let (backends, _) = taken(servers.to_vec(), &domain(), strategy);
+        backends.into_iter().map(|one| (one.name, one.weight, one.priority)).collect()
+    }
+
+    fn named(number: u8, weight: u32, priority: u32) -> (String, u32, u32) {
+        (format!("s{number}.example.net:5060"), weight, priority)
+    }
+
+    #[test]
+    fn weights_are_those_of_the_records_where_they_differ() {
+        let alike = backends(&[server(1, 33, 1), server(1, 33, 2)], Strategy::Hash);
+        assert_eq!(alike, [named(1, 100, 1), named(2, 100, 1)]);
+        let zero = backends(&[server(1, 0, 1), server(1, 60, 2)], Strategy::Hash);
+        assert_eq!(zero, [named(1, 1, 1), named(2, 60, 1)], "RFC 2782: a very small chance");
+        let heavy = backends(&[server(1, 32_000, 1), server(1, 64_000, 2)], Strategy::Hash);
+        assert_eq!(heavy, [named(1, 5_000, 1), named(2, 10_000, 1)]);
+    }
+
+    #[test]
+    fn later_servers_wait_for_a_pool_that_goes_by_priority() {
+        let servers = [server(10, 5, 1), server(20, 7, 2)];
+        assert_eq!(backends(&servers, Strategy::Hash), [named(1, 100, 10)]);
+        assert_eq!(backends(&servers, Strategy::Priority), [named(1, 5, 10), named(2, 7, 20)]);
+        let remark = taken(servers.to_vec(), &domain(), Strategy::Hash).1.unwrap();
+        assert!(remark.title.contains("s2.example.net:5060"), "{}", remark.title);
+        assert!(taken(servers.to_vec(), &domain(), Strategy::Priority).1.is_none());
+    }
+
+    #[test]
+    fn two_names_of_one_server_are_one_backend() {
+        let mut twice = server(1, 1, 2);
+        twice.addresses.clone_from(&server(1, 1, 1).addresses);
+        assert_eq!(backends(&[server(1, 1, 1), twice], Strategy::Hash), [named(1, 100, 1)]);
+    }
+
+    #[test]
+    fn the_service_says_the_transport() {
+        let of = |transport| Discover { transport, ..domain() }.service();
+        assert_eq!(of(Transport::Udp), "_sip._udp.example.net");
+        assert_eq!(of(Transport::Tcp), "_sip._tcp.example.net");
+        assert_eq!(of(Transport::Tls), "_sips._tcp.example.net");
+    }
+}

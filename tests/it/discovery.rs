@@ -1,0 +1,151 @@
+//! Backends that DNS knows: dnsmasq says who serves a domain, and calls follow what it says.
+
+use crate::ctl::{PROBED, Phone, Server, ctl_ok};
+use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, free_port, output, viahop, wait_for_port};
+use crate::support::has_peer;
+use std::process::{Command, Stdio};
+
+/// A name server for what is below `test`, whose records are valid for a second.
+struct Dns {
+    port: u16,
+    folder: Folder,
+    process: Option<Process>,
+}
+
+impl Dns {
+    fn new(name: &str) -> Dns {
+        Dns { port: free_port(), folder: Folder::new(name), process: None }
+    }
+
+    /// Says this from now on, in the words of dnsmasq's configuration.
+    fn says(&mut self, records: &str) {
+        self.process = None;
+        let text = format!(
+            "port={}\nlisten-address=127.0.0.1\nbind-interfaces\nno-resolv\nno-hosts\nno-daemon\npid-file\nlocal=/test/\nlocal-ttl=1\n{records}",
+            self.port
+        );
+        let path = self.folder.write("dnsmasq.conf", &text);
+        let mut command = Command::new("/usr/sbin/dnsmasq");
+        command.arg("-C").arg(path).stdout(Stdio::null()).stderr(Stdio::null());
+        self.process = Some(Process::start(&mut command));
+        wait_for_port(self.port);
+    }
+
+    /// Says that these serve `sip.test`, over UDP, each on 127.0.0.1 under a name of its own.
+    fn says_srv(&mut self, servers: &[(&str, u16)]) {
+        let of = |(name, port): &(&str, u16)| {
+            format!("srv-host=_sip._udp.sip.test,{name}.test,{port},10,50\nhost-record={name}.test,127.0.0.1\n")
+        };
+        self.says(&servers.iter().map(of).collect::<String>());
+    }
+}
+
+fn config(listen: u16, dns: u16, discover: &str, pool: &str) -> String {
+    format!(
+        "[balancer]\nshards = 2\nnameservers = [\"127.0.0.1:{dns}\"]\n[[listen]]\naddress = \"udp:127.0.0.1:{listen}\"\n\
+         [[pool]]\ndiscover = \"{discover}\"\n{pool}\n"
+    )
+}
+
+/// The backends, each with what it is used for.
+fn backends(viahop: &Viahop) -> Vec<String> {
+    let status = viahop.status();
+    let all = status["backends"].as_array().unwrap().iter();
+    all.map(|one| format!("{} {}", one["name"].as_str().unwrap(), one["operator"].as_str().unwrap())).collect()
+}
+
+fn wait_for(viahop: &Viahop, wanted: &[String]) {
+    viahop.wait_until(&format!("{wanted:?}"), PATIENCE, |_| {
+        let mut found = backends(viahop);
+        found.sort_unstable();
+        found == wanted
+    });
+}
+
+#[test]
+fn servers_come_and_go_as_dns_says_and_their_calls_stay_with_them() {
+    if !has_peer("dnsmasq") {
+        return;
+    }
+    let [a, b, c] = [Server::start(), Server::start(), Server::start()];
+    let is = |name: &str, server: &Server, state: &str| format!("{name}.test:{} {state}", server.port);
+    let mut dns = Dns::new("dns");
+    dns.says_srv(&[("a", a.port), ("b", b.port)]);
+    let listen = free_port();
+    let viahop = Viahop::start("discover", &config(listen, dns.port, "sip:sip.test", PROBED));
+    wait_for(&viahop, &[is("a", &a, "ready"), is("b", &b, "ready")]);
+    let phone = Phone::new(listen);
+    let calls: Vec<(String, String)> = (0..40)
+        .map(|n| format!("first-{n}"))
+        .map(|id| (phone.call(&id), id))
+        .map(|(routes, id)| (id, routes))
+        .collect();
+    assert!(a.count("INVITE") > 0 && b.count("INVITE") > 0 && c.count("INVITE") == 0);
+
+    // One leaves that has calls, another comes.
+    dns.says_srv(&[("a", a.port), ("c", c.port)]);
+    wait_for(&viahop, &[is("a", &a, "ready"), is("b", &b, "drain"), is("c", &c, "ready")]);
+    let before = b.count("INVITE");
+    (0..40).for_each(|n| drop(phone.call(&format!("second-{n}"))));
+    assert_eq!(b.count("INVITE"), before, "a new call for a server that DNS names no longer");
+    assert!(c.count("INVITE") > 0);
+    for (id, routes) in &calls {
+        assert!(phone.hang_up(id, routes).starts_with("SIP/2.0 200"));
+        let server = [&a, &b, &c].into_iter().find(|server| server.has("INVITE", id)).unwrap();
+        assert!(server.has("BYE", id), "{id} was hung up elsewhere");
+    }
+
+    // Who answers no longer is not missed when something changes next.
+    let name = is("b", &b, "");
+    drop(b);
+    viahop.wait_until("b is down", PATIENCE, |status| {
+        let all = status["backends"].as_array().unwrap();
+        all.iter().any(|one| name.starts_with(one["name"].as_str().unwrap()) && one["state"] == "down")
+    });
+    dns.says_srv(&[("c", c.port)]);
+    wait_for(&viahop, &[is("a", &a, "drain"), is("c", &c, "ready")]);
+
+    // Without DNS everybody stays, whatever is read meanwhile.
+    dns.process = None;
+    viahop.wait_until("the outage is told", PATIENCE, |_| {
+        viahop.log().contains("event=\"discovery_failed\" domain=\"sip.test\"")
+    });
+    let told = ctl_ok(&viahop, &["reload"]);
+    assert!(told.contains("the 2 of before stay"), "{told}");
+    wait_for(&viahop, &[is("a", &a, "drain"), is("c", &c, "ready")]);
+    dns.says_srv(&[("a", a.port), ("c", c.port)]);
+    wait_for(&viahop, &[is("a", &a, "ready"), is("c", &c, "ready")]);
+    viahop.end();
+}
+
+#[test]
+fn without_srv_records_or_with_a_port_each_address_of_a_domain_is_a_backend() {
+    if !has_peer("dnsmasq") {
+        return;
+    }
+    let mut dns = Dns::new("addresses");
+    dns.says(
+        "host-record=plain.test,127.0.0.12\nhost-record=plain.test,127.0.0.11\nsrv-host=_sip._tcp.plain.test,.,0\n",
+    );
+    let folder = Folder::new("discover-check");
+    let check = |discover: &str| {
+        let text = config(free_port(), dns.port, discover, UNPROBED) + "[admin]\nlisten = \"off\"\n";
+        let path = folder.write("viahop.toml", &text);
+        output(viahop(&["check", path.to_str().unwrap()]).env("STATE_DIRECTORY", &folder.0))
+    };
+    for (discover, port) in
+        [("sip:plain.test", 5060), ("sip:plain.test:5070", 5070), ("sip:plain.test:5070;transport=tcp", 5070)]
+    {
+        let (code, said, told) = check(discover);
+        assert_eq!(code, 0, "{told}");
+        for address in ["127.0.0.11", "127.0.0.12"] {
+            assert!(said.contains(&format!("  {address}:{port} ")), "{discover}: {said}");
+        }
+    }
+    let (code, _, told) = check("sip:nobody.test");
+    assert_eq!(code, 4);
+    assert!(
+        told.contains("viahop.toml:7:12") && told.contains("no servers of `nobody.test` found: DNS knows none"),
+        "{told}"
+    );
+}
