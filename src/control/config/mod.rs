@@ -45,7 +45,7 @@ pub struct Config {
     pub cores: Cores,
     /// Addresses to receive on; at least one. Those for datagrams come first: sockets and tokens know them by number.
     pub listeners: Vec<Listen>,
-    /// Pools; at least one, each with at least one backend.
+    /// Pools; at least one, each with at least one backend or a domain to have them from.
     pub pools: Vec<Pool>,
     /// Rules, in order.
     pub routes: Vec<Route>,

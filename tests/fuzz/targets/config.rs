@@ -86,7 +86,8 @@ fn check_promises(config: &Config) {
     assert_eq!(addresses.len(), config.listeners.len());
     assert!(config.listeners.iter().all(|listener| listener.address.port() != 0));
     for pool in &config.pools {
-        assert!(!pool.backends.is_empty(), "{}", pool.name);
+        // DNS has not been asked yet.
+        assert_eq!(pool.backends.is_empty(), pool.discover.is_some(), "{}", pool.name);
         assert!(distinct(pool.backends.iter().map(|backend| &backend.name).collect()));
         assert!(pool.backends.iter().all(|backend| (1..=10_000).contains(&backend.weight) && backend.target.port != 0));
         assert!(pool.slow_start <= Duration::from_secs(3600) && pool.panic <= 100);
@@ -165,6 +166,18 @@ fn check_addresses(text: &str) {
         Ok((transport, bound)) => {
             assert_eq!(address::listen(&format!("{transport}:{bound}")), Ok((transport, bound)));
         }
+        Err(error) => assert!(within(&error), "{error:?}"),
+    }
+    match address::domain_uri(text) {
+        Ok((domain, port, transport)) => {
+            let port_again = port.map(|port| format!(":{port}")).unwrap_or_default();
+            let again = format!("sip:{domain}{port_again};transport={transport}");
+            assert_eq!(address::domain_uri(&again), Ok((domain, port, transport)));
+        }
+        Err(error) => assert!(within(&error), "{error:?}"),
+    }
+    match address::nameserver(text) {
+        Ok(server) => assert_eq!(address::nameserver(&server.to_string()), Ok(server)),
         Err(error) => assert!(within(&error), "{error:?}"),
     }
     match address::network(text) {
