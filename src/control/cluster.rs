@@ -17,8 +17,8 @@ use crate::dataplane::tables::{
     self, BackendParts, Listener, Network, OwnName, PoolParts, Reach, Rule, Settings, Tables,
 };
 use sha2::{Digest, Sha256};
-use std::collections::HashSet;
-use std::net::IpAddr;
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -249,10 +249,23 @@ impl Cluster {
 
     /// A second passed. Returns what it brought, with the indexes of pool and backend.
     pub fn on_second(&mut self) -> Vec<((usize, usize), Turn)> {
-        let pools = self.pools.iter_mut().enumerate();
-        pools
-            .flat_map(|(pool, one)| one.on_second().into_iter().map(move |(index, turn)| ((pool, index), turn)))
-            .collect()
+        let traffic = self.traffic();
+        let mut turns = Vec::new();
+        for (pool, one) in self.pools.iter_mut().enumerate() {
+            turns.extend(one.on_second(&traffic).into_iter().map(|(index, turn)| ((pool, index), turn)));
+        }
+        turns
+    }
+
+    /// What each server was sent and what came back so far. One that stands in two pools is sent requests by both, and what
+    /// it answers is counted in one of them: [`Tables::by_address`].
+    fn traffic(&self) -> HashMap<SocketAddr, Traffic> {
+        let mut traffic: HashMap<SocketAddr, Traffic> = HashMap::new();
+        for (_, backend) in self.backends() {
+            let of_server = traffic.entry(backend.place.address).or_default();
+            *of_server = of_server.plus(&backend.traffic());
+        }
+        traffic
     }
 }
 
@@ -290,8 +303,8 @@ impl Pool {
         taking * 100 < ready * self.panic as usize
     }
 
-    /// A second passed. Returns what it brought, with the index of the backend.
-    fn on_second(&mut self) -> Vec<(usize, Turn)> {
+    /// A second passed. Returns what it brought, with the index of the backend. `traffic` is that of all servers.
+    fn on_second(&mut self, traffic: &HashMap<SocketAddr, Traffic>) -> Vec<(usize, Turn)> {
         let mut turns = Vec::new();
         let mut ejected = self.backends.iter().filter(|backend| backend.outlier.is_ejected()).count();
         let mut taking = self.backends.iter().filter(|backend| backend.takes_new()).count();
@@ -309,7 +322,8 @@ impl Pool {
             }
             let Some(limits) = &self.outlier else { continue };
             let was_ejected = backend.outlier.is_ejected();
-            let sickness = backend.outlier.on_second(backend.traffic(), limits);
+            let total = traffic.get(&backend.place.address).copied().unwrap_or_default();
+            let sickness = backend.outlier.on_second(total, limits);
             if was_ejected && !backend.outlier.is_ejected() {
                 ejected -= 1;
                 taking += usize::from(backend.takes_new());
@@ -354,7 +368,7 @@ impl Backend {
         self.state.now == State::Ready && self.weight.now > 0 && self.detector.is_up() && !self.outlier.is_ejected()
     }
 
-    /// What it was sent and what came back so far.
+    /// What it was sent by its pool, and what came back as far as that is counted here.
     fn traffic(&self) -> Traffic {
         let responses = |classes: std::ops::Range<usize>| {
             self.counters.sum(|shard| shard.responses[classes.clone()].iter().map(Counter::get).sum())
@@ -496,6 +510,26 @@ pub mod tests {
         let up: Vec<bool> = tables.backends.iter().map(|backend| backend.is_up).collect();
         assert_eq!(up, [false, false, true, true]);
         assert!(tables.backends.iter().all(|backend| backend.serves == tables::Serves::Calls), "their dialogs go on");
+    }
+
+    /// The data path knows a server by its address, and counts what it answers in the last of its pools.
+    #[test]
+    fn a_server_of_two_pools_is_judged_by_all_of_its_traffic_and_by_both_alike() {
+        let second =
+            "[[pool]]\nname = \"others\"\nbackend = [{ uri = \"sip:127.0.0.1:1\" }, { uri = \"sip:127.0.0.1:2\" }]\n";
+        let mut cluster = cluster(&(text(&[1, 2]) + second), None);
+        let mut second_of = |unavailable: u64| {
+            let shard = |pool: usize| cluster.pools[pool].backends[0].counters.shard(0).unwrap();
+            shard(0).requests.add(50);
+            shard(1).responses[if unavailable > 0 { 4 } else { 1 }].add(50);
+            shard(1).unavailable.add(unavailable);
+            cluster.on_second()
+        };
+        for _ in 0..4 {
+            assert_eq!(second_of(0), [], "it answers all it is asked");
+        }
+        let turns: Vec<_> = (0..2).flat_map(|_| second_of(50)).collect();
+        assert!(matches!(turns[..], [((0, 0), Turn::Ejected(..)), ((1, 0), Turn::Ejected(..))]), "{turns:?}");
     }
 
     #[test]

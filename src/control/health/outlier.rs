@@ -60,7 +60,9 @@ impl Traffic {
         }
     }
 
-    fn plus(self, other: &Traffic) -> Traffic {
+    /// The two together.
+    #[must_use]
+    pub fn plus(self, other: &Traffic) -> Traffic {
         Traffic {
             requests: self.requests + other.requests,
             answers: self.answers + other.answers,
