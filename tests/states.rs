@@ -127,3 +127,21 @@ fn a_changed_weight_moves_slots_from_or_to_that_backend_only() {
         assert!(slots.clone().any(|(old, new)| old.owner != new.owner));
     }
 }
+
+/// Tables with a second pool of the same servers, which no rule leads to. `serves`: what the first server gets in each pool.
+fn in_two_pools(serves: [Serves; 2]) -> Tables {
+    let mut pools = [pool(&BACKENDS), PoolParts { name: "others".into(), ..pool(&BACKENDS) }];
+    for (pool, serves) in pools.iter_mut().zip(serves) {
+        (pool.backends[0].is_up, pool.backends[0].serves) = (serves == Serves::Calls, serves);
+    }
+    Tables::new(1, settings(), pools.to_vec(), None)
+}
+
+#[test]
+fn a_server_of_two_pools_that_has_refused_is_passed_over_in_both() {
+    let mut path = Path::new(in_two_pools([Serves::Calls; 2]));
+    assert!(new_calls(&mut path).contains_key(BACKENDS[0]));
+    path.dispatcher.router().suspect(&path.tables, address(BACKENDS[0]));
+    let counts = new_calls(&mut path);
+    assert!(!counts.contains_key(BACKENDS[0]), "{counts:?}");
+}

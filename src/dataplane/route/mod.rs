@@ -202,10 +202,13 @@ impl Router {
     /// Passes over the backend at `address` until the next tables, as far as its slots have a runner-up: so whoever makes
     /// tables has to know of it.
     pub fn suspect(&mut self, tables: &Tables, address: SocketAddr) {
-        let Some(&index) = tables.by_address.get(&address) else { return };
-        if !self.is_suspect(tables, index) && self.suspects.len() < SUSPECTS_MAX {
-            self.suspects.push(index);
-            self.has_changed = true;
+        // A server that stands in two pools is a backend of each.
+        for (index, _) in tables.backends.iter().enumerate().filter(|(_, backend)| backend.address == address) {
+            let index = index as u16;
+            if !self.is_suspect(tables, index) && self.suspects.len() < SUSPECTS_MAX {
+                self.suspects.push(index);
+                self.has_changed = true;
+            }
         }
     }
 
