@@ -145,3 +145,26 @@ fn a_server_of_two_pools_that_has_refused_is_passed_over_in_both() {
     let counts = new_calls(&mut path);
     assert!(!counts.contains_key(BACKENDS[0]), "{counts:?}");
 }
+
+#[test]
+fn a_server_of_two_pools_keeps_its_dialogs_and_what_names_it_while_it_serves_in_one() {
+    let mut path = Path::new(in_two_pools([Serves::Calls; 2]));
+    let is_its = |call: &usize, path: &mut Path| {
+        target(&path.receive(&request("INVITE", "sip:b@example.net", *call, ""), CLIENT)) == BACKENDS[0]
+    };
+    let call = (0..).find(|call| is_its(call, &mut path)).unwrap();
+    let invite = path.receive(&request("INVITE", "sip:b@example.net", call, ""), CLIENT);
+    let bye = request("BYE", "sip:b@10.1.1.1", call, &format!("Route: {}\r\n", invite.rows("record-route")[0]));
+    let named = request("INVITE", &format!("sip:b@{}", BACKENDS[0]), call, "");
+    for (serves, stays) in [
+        ([Serves::Calls, Serves::Nothing], true),
+        ([Serves::Nothing, Serves::Calls], true),
+        ([Serves::Calls, Serves::Named], true),
+        ([Serves::Named, Serves::Calls], true),
+        ([Serves::Nothing, Serves::Nothing], false),
+    ] {
+        let mut path = Path::new(in_two_pools(serves));
+        let to = [&bye, &named].map(|message| target(&path.receive(message, CLIENT)) == BACKENDS[0]);
+        assert_eq!(to, [stays; 2], "{serves:?}");
+    }
+}

@@ -168,8 +168,8 @@ pub enum ProxyHeader {
     V2,
 }
 
-/// What a backend gets beside new keys, which [`Backend::is_up`] decides about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a backend gets beside new keys, which [`Backend::is_up`] decides about: the less, the further down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Serves {
     /// All that belongs to it: its dialogs, calls that were remembered for it, and what names it.
     Calls,
@@ -438,12 +438,17 @@ impl Tables {
                     contenders.push(Contender { index, digest, weight: backend.weight });
                     up.push(index);
                 }
-                by_address.insert(backend.address, index);
+                // A server that stands in two pools is one: what means it goes there while it serves in one of them.
+                let serves_as_well = |other: &u16| backend.serves <= backends[*other as usize].serves;
+                if by_address.get(&backend.address).is_none_or(serves_as_well) {
+                    by_address.insert(backend.address, index);
+                }
+                if by_id.get(&backend.id).is_none_or(serves_as_well) {
+                    by_id.insert(backend.id, index);
+                }
                 let host = (backend.address.ip(), backend.reach.transport);
-                // A server that stands in two pools is one.
                 let is_here = |other: &u16| backends[*other as usize].address == backend.address;
                 by_host.entry(host).and_modify(|one| *one = one.filter(is_here)).or_insert(Some(index));
-                by_id.insert(backend.id, index);
                 if backend.reach.transport.is_tls() {
                     sealed.insert(backend.address);
                 }
