@@ -115,6 +115,10 @@ impl Reader<'_> {
                 continue;
             }
             let name = self.name(&one.name, &mut names, || text, one.address.span());
+            if let Some(written) = one.name.as_ref().filter(|name| name.get_ref() == "egress") {
+                let label = "metrics call the ports towards backends that";
+                self.error(written.span(), "a listener cannot be called `egress`", label);
+            }
             let host_port = match transport {
                 Transport::Udp | Transport::Tcp => address::host_port,
                 Transport::Tls => address::tls_host_port,
@@ -353,6 +357,10 @@ mod tests {
             (
                 "[[listen]]\nadress = \"udp:0.0.0.0\"",
                 "6:1 unknown key `adress` | help: a key with a similar name exists: `address`",
+            ),
+            (
+                "[[listen]]\nname = \"egress\"\naddress = \"udp:0.0.0.0:5061\"",
+                "6:8 a listener cannot be called `egress` | metrics call the ports towards backends that",
             ),
             ("[[listen]]\nname = \"x\"", "5:1 `address` is missing | `address = …` belongs here"),
             (
