@@ -664,6 +664,21 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_pool_that_a_reload_takes_out_takes_its_series_along() {
+        let (port, task) = alive().await;
+        let mut bench = Bench::start("renamed", &with_health(&[port]));
+        bench.until("probed", |view| !view.probe_times.is_empty()).await;
+        task.abort();
+        bench.until("down", |view| !view.moves.is_empty()).await;
+        std::fs::write(&bench.path, with_health(&[port]).replace("\"proxies\"", "\"others\"")).unwrap();
+        bench.orders.send(Order::Reload).await.unwrap();
+        bench.until("renamed", |view| &*view.backends[0].pool == "others").await;
+        let view = bench.views.borrow();
+        let pools: Vec<_> = view.moves.keys().map(|(pool, _)| pool).chain(view.probe_times.keys()).collect();
+        assert!(pools.iter().all(|pool| &***pool == "others"), "{pools:?}");
+    }
+
     fn with_list(list: &Path) -> String {
         let backends = text(&[1]);
         let (before, _) = backends.split_once("backend = ").unwrap();

@@ -153,6 +153,9 @@ impl Control {
                 let shards = self.counters.len();
                 let after = Cluster::new(resolved, Some(&self.cluster), shards, unix_now(), &self.fingerprint);
                 let cluster_before = std::mem::replace(&mut self.cluster, after);
+                let is_there = |name: &str| self.cluster.pools.iter().any(|pool| *pool.name == *name);
+                self.view.moves.retain(|(pool, _), _| is_there(pool));
+                self.view.probe_times.retain(|pool, _| is_there(pool));
                 let (ok, error) = (self.wrong_file.is_none(), self.wrong_file.clone());
                 self.view.reload = Reload { ok, last_success_at: unix_now(), error };
                 self.publish(Some(Reason::Reload));
