@@ -262,8 +262,9 @@ fn own(path: Option<&Path>) -> io::Result<Own> {
     // Two processes may start at once: written beside it and linked into place, the file is never there without its
     // octets, and whoever comes second reads those of the first.
     let draft = path.with_extension(std::process::id().to_string());
-    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?.write_all(&secret)?;
-    let linked = fs::hard_link(&draft, path);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    let linked = file.write_all(&secret).and_then(|()| fs::hard_link(&draft, path));
+    // Whatever came of it: in a container the next process has the same number, and could not make a draft of its own.
     fs::remove_file(&draft)?;
     match linked {
         Ok(()) => Ok(Own { secret: secret.to_vec(), is_fresh: true }),

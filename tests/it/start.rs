@@ -223,6 +223,22 @@ fn too_little_lockable_memory_is_refused_at_once_with_the_remedy() {
     assert!(since.elapsed() < Duration::from_secs(1));
 }
 
+/// `ulimit -f` stands for a full disk; that the port is taken ends it.
+#[test]
+fn a_secret_that_cannot_be_kept_leaves_nothing_in_the_way_of_the_next_start() {
+    let folder = Folder::new("full");
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let program = env!("CARGO_BIN_EXE_viahop");
+    let line = format!(
+        "trap '' XFSZ; ulimit -f 0; exec {program} run --listen udp:{} --backend sip:127.0.0.1:9 --admin off",
+        taken.local_addr().unwrap()
+    );
+    let (code, _, stderr) = output(Command::new("sh").args(["-c", &line]).env("STATE_DIRECTORY", &folder.0));
+    assert_eq!(code, 4, "{stderr}");
+    let left: Vec<_> = fs::read_dir(&folder.0).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
 /// The kernel's switch for io_uring needs root and is everybody's; a seccomp filter is what containers use, and strace
 /// can play one.
 #[test]
