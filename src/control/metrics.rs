@@ -134,7 +134,7 @@ fn process(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
     let flag = |is: bool| f64::from(u8::from(is));
     out.gauge(
         "viahop_ready",
-        "1 while the process wants calls: not draining, and every pool has a backend that is up",
+        "1 while the process wants calls: not draining, and every pool has a backend that takes new calls",
         [(vec![], flag(view.is_ready))],
     )?;
     out.gauge("viahop_draining", "1 from SIGTERM on", [(vec![], flag(view.is_draining))])?;
@@ -207,7 +207,7 @@ fn messages(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
     }
     out.counter(
         "viahop_messages_received",
-        "Datagrams received, by listener; `egress` is the ports towards backends",
+        "Datagrams, and messages on connections, received, by listener; `egress` is the ports and connections towards backends",
         received,
     )?;
     out.counter(
@@ -227,7 +227,7 @@ fn messages(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
     )?;
     out.gauge(
         "viahop_messages_waiting",
-        "Messages that wait because the kernel's send buffer is full",
+        "Messages that wait: the kernel's send buffer is full, or a connection is being opened",
         [(vec![], view.sum(|counters| counters.waiting.get()) as f64)],
     )?;
     out.counter(
@@ -451,12 +451,12 @@ fn shards(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
     let each = || names.iter().map(|name| vec![("shard", &name[..])]).zip(counters);
     out.counter(
         "viahop_shard_messages_received",
-        "Datagrams received, by shard: how evenly the kernel spreads them",
+        "Datagrams, and messages on connections, received, by shard: how evenly the kernel spreads them",
         each().map(|(labels, counters)| (labels, counters.received_total())),
     )?;
     out.gauge(
         "viahop_shard_skew",
-        "Datagrams the busiest shard received by the mean of all shards, since the start: 1 is even",
+        "What the busiest shard received by the mean of all shards, since the start: 1 is even",
         view.skew().map(|skew| (vec![], skew)),
     )?;
     let steering = &view.fixed.steering;
@@ -505,7 +505,7 @@ fn shards(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
     )?;
     out.histogram(
         "viahop_forward_duration_seconds",
-        "From when the kernel handed a message over until it had taken what became of it; a batch shares its time",
+        "From when the kernel handed a datagram over until it had taken what became of it; a batch shares its time",
         each().map(|(labels, counters)| {
             (labels, counters.handling_ns.sum() as f64 / 1e9, buckets(&|| all(&counters.handling_ns), 1e9))
         }),
