@@ -10,12 +10,12 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
 use std::net::SocketAddr;
 use std::sync::LazyLock;
-use support::{BACKENDS, CLIENT, Outcome, Path, address, corpus, shared_tables};
+use support::{BACKENDS, CLIENT, Outcome, Path, address, corpus, pool, settings, shared_tables};
 use viahop::dataplane::counters::Kind;
 use viahop::dataplane::limits::{PAYLOAD_MAX, SLOTS};
 use viahop::dataplane::route::Arrival;
 use viahop::dataplane::route::table::{Contender, NONE, SlotTable};
-use viahop::dataplane::tables::Tables;
+use viahop::dataplane::tables::{Settings, Tables};
 use viahop::dataplane::transport::StreamId;
 use viahop::dataplane::verdict::{Answer, DropReason, Verdict};
 
@@ -261,6 +261,25 @@ proptest! {
             prop_assert_eq!((again.verdict, again.sent), (outcome.verdict, outcome.sent));
         }
     }
+}
+
+/// What operators are told of a message is about that message.
+#[test]
+fn an_options_to_us_is_not_explained_by_what_was_refused_before_it() {
+    let options = "OPTIONS sip:192.0.2.100 SIP/2.0\r\nv:SIP/2.0/UDP h;branch=z9hG4bKo\r\nf:<sip:a@x>;tag=1\r\nt:<sip:b@x>\r\ni:1\r\n\
+                   CSeq:1 OPTIONS\r\nMax-Forwards:1\r\nl:0\r\nX: to make room for the answer\r\n\r\n";
+    let short = options.replace("X: to make room for the answer\r\n", "").replace("Max-Forwards:1\r\n", "");
+    let mut path = Path::new(Tables::new(1, settings(), vec![pool(&[])], None));
+    let told = |path: &mut Path, message: &str| {
+        let verdict = path.receive(message.as_bytes(), CLIENT).verdict;
+        let told = path.dispatcher.refused(verdict).map(|refusal| refusal.reason);
+        (verdict, told, path.dispatcher.blame(message.as_bytes(), verdict))
+    };
+    assert_eq!(told(&mut path, &options.replace("f:<sip:a@x>;tag=1", "f:>")).1, Some("Bad From"));
+    assert_eq!(told(&mut path, &short), (Verdict::Drop(DropReason::ReplyTooLarge), None, None));
+    assert_eq!(told(&mut path, &options.replace("192.0.2.100", "b@x")).1, Some("No Backend Available"));
+    path.tables = Tables::new(2, Settings { draining: true, ..settings() }, vec![pool(&[])], None).into();
+    assert_eq!(told(&mut path, options).1, Some("Draining"));
 }
 
 // A call through the path.

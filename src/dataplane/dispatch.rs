@@ -39,6 +39,7 @@ use crate::dataplane::validate::{self, Refusal, Request};
 use crate::dataplane::verdict::{Answer, DropReason, Sender, Verdict};
 use std::net::SocketAddr;
 
+const DRAINING: Refusal = Refusal::new(503, "Draining");
 const LOOP: Refusal = Refusal::new(482, "Loop Detected");
 
 /// The version as it is sent.
@@ -258,18 +259,20 @@ impl Dispatcher {
         if !asks_us {
             return Ok(None);
         }
+        if tables.draining {
+            return Err(DRAINING);
+        }
         //= RFC 3261 section 8.2.2.3
         //# If a UAS does not understand an option-tag listed in a Require header
         //# field, it MUST respond by generating a response with status code 420
         //# (Bad Extension).
-        let (code, reason) = match tables.draining {
-            true => (503, "Draining"),
-            false if validate::required_tags(message, &self.scan).next().is_some() => {
-                return Err(validate::BAD_EXTENSION);
-            }
-            false => (200, "OK"),
-        };
-        Ok(Some(self.reply(tables, &Reply { code, reason, lists_unsupported: None }, arrival, room)))
+        if validate::required_tags(message, &self.scan).next().is_some() {
+            return Err(validate::BAD_EXTENSION);
+        }
+        // Where it cannot be answered, that is not for what was refused before.
+        self.refusal = None;
+        let ok = Reply { code: 200, reason: "OK", lists_unsupported: None };
+        Ok(Some(self.reply(tables, &ok, arrival, room)))
     }
 
     /// Puts our Via on top and makes the other changes a proxy makes (RFC 3261 16.6).
