@@ -85,9 +85,9 @@ proptest! {
 
 /// A hundred thousand calls over `names`: where each goes.
 fn map_of(names: &[String]) -> Vec<SocketAddr> {
-    let mut parts = support::pool(&[]);
+    let mut parts = pool(&[]);
     parts.backends = names.iter().map(|name| support::backend(name)).collect();
-    let tables = Tables::new(1, support::settings(), vec![parts], None);
+    let tables = Tables::new(1, settings(), vec![parts], None);
     let pool = &tables.pools[0];
     let home = |call: u32| {
         let hash = tables.keys.route(format!("{call}-4f1d@198.51.100.7").as_bytes());
