@@ -263,7 +263,9 @@ fn own(path: Option<&Path>) -> io::Result<Own> {
     // octets, and whoever comes second reads those of the first.
     let draft = path.with_extension(std::process::id().to_string());
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    let linked = file.write_all(&secret).and_then(|()| fs::hard_link(&draft, path));
+    // On the disk before it has its name: the power may fail in between, and an empty secret would be there for good.
+    let written = file.write_all(&secret).and_then(|()| file.sync_all());
+    let linked = written.and_then(|()| fs::hard_link(&draft, path));
     // Whatever came of it: in a container the next process has the same number, and could not make a draft of its own.
     fs::remove_file(&draft)?;
     match linked {
