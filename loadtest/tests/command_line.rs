@@ -416,6 +416,21 @@ fn a_search_names_its_steps_its_setup_and_its_result() {
     assert!(output.stdout.contains("INVALID: generator-limited"), "{}", output.stdout);
 }
 
+#[test]
+fn a_search_through_an_element_that_bridges_has_its_baseline_over_the_callees_own_transport() {
+    let (port, program) = (free_port(), env!("CARGO_BIN_EXE_viahop-load"));
+    // Callees of another process are as good as an element here.
+    let limits = "--rate 40 --seconds 0.3 --hold 200ms --calls-max 20 --confirmations 1 --lateness-max 10s";
+    let line = format!(
+        "{program} uas --listen tcp:127.0.0.1:{port} -q > /dev/null & uas=$!
+        {program} search --target 'sip:127.0.0.1:{port};transport=tcp' --connections 4 --listen {ANY} {limits}
+        code=$?; kill $uas; exit $code",
+    );
+    let output = ended(Command::new("sh").args(["-c", &line]));
+    assert_eq!(output.code, 1, "{}", output.all());
+    assert!(output.stdout.contains("baseline of the testbed (RFC 7502 6.1)"), "{}", output.all());
+}
+
 /// The null relay as a process of its own, in front of a callee on this port.
 struct Relay {
     child: std::process::Child,
@@ -499,6 +514,11 @@ fn elements_and_their_configurations_are_printed_on_request() {
     let output = run(&["compare", "--element", "relay", "--element", "direct", "--print-configs"]);
     assert_eq!(output.code, 0);
     assert!(output.stdout.contains("relay --listen udp:{ip}:{port}"), "{}", output.stdout);
+}
+
+/// One that is free over TCP, as far as can be told.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 const ANY: &str = "udp:127.0.0.1:0";

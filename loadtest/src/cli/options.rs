@@ -216,7 +216,6 @@ impl Calling {
     /// As the library wants it.
     pub fn config(&self, target: Endpoint, cores: Cores) -> Result<uac::Config, Failure> {
         let mut config = uac::Config::new(target);
-        self.suits(target.transport)?;
         let target = target.address;
         config.from = match (self.from, target.ip().is_loopback()) {
             (Some(from), _) => from,
@@ -259,7 +258,7 @@ impl Calling {
     }
 
     /// Refuses what means nothing over this transport.
-    fn suits(&self, transport: Transport) -> Result<(), Failure> {
+    pub fn suits(&self, transport: Transport) -> Result<(), Failure> {
         let of_tls = self.tls_ca.is_some() || self.tls_name.is_some() || self.tls_client_certificate.is_some();
         if !transport.has_tls() && of_tls {
             let what = "--tls-ca, --tls-name and --tls-client-certificate, and there is no TLS";

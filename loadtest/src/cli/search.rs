@@ -4,7 +4,7 @@ use super::options::{Called, Calling, positive, read_cores, shards};
 use super::result_file::ResultFile;
 use super::{Cores, Outcome};
 use crate::clock::{SECOND_NS, ns};
-use crate::endpoint::{Endpoint, parse_target};
+use crate::endpoint::{Endpoint, Transport, parse_target};
 use crate::failure::{Exit, Failure};
 use crate::latency::Short;
 use crate::log::Log;
@@ -75,6 +75,7 @@ struct Report<'a> {
 }
 
 pub fn run(args: &Args) -> Outcome {
+    args.calling.suits(transport(args)?)?;
     let file = args.json.as_deref().map(ResultFile::open).transpose()?;
     process::catch_stop_signals();
     let mut trials = Vec::new();
@@ -100,10 +101,6 @@ pub fn run(args: &Args) -> Outcome {
 fn setup(args: &Args) -> Result<String, Failure> {
     let calling = &args.calling;
     let threshold = Timers::default().give_up_ns();
-    let transport = match args.target {
-        Some(target) => target.transport,
-        None => args.called.backends()?[0].transport,
-    };
     let threshold = threshold as f64 / SECOND_NS as f64 * calling.t1.as_secs_f64() / 0.5;
     Ok(format!(
         "SIP Transport Protocol = {}\n\
@@ -113,7 +110,7 @@ fn setup(args: &Args) -> Result<String, Failure> {
          Media Streams per Session = 0\n\
          Establishment Threshold time = {threshold:.1} s (64 times T1), at most {} s after the last attempt\n\
          Traffic increase weight = {}, sessions that may fail = {} %, confirmations = {}\n",
-        transport.in_via(),
+        transport(args)?.in_via(),
         calling.rate,
         calling.hold.as_secs_f64(),
         calling.seconds,
@@ -122,6 +119,11 @@ fn setup(args: &Args) -> Result<String, Failure> {
         args.failed_max,
         args.confirmations
     ))
+}
+
+/// How the trials go.
+fn transport(args: &Args) -> Result<Transport, Failure> {
+    Ok(args.target.map_or(args.called.backends()?[0], |target| target).transport)
 }
 
 /// Prints the result and says whether it is one.
@@ -177,6 +179,10 @@ fn attempt(args: &Args, target: Option<Endpoint>, rate: u64) -> Result<Trial, Fa
     calls.drain_ns = calls.hold_ns + ns(DRAIN_MAX.min(args.calling.drain));
     let lateness_max_ns = ns(*args.calling.lateness_max);
     let plan = Plan { calls: Some(calls), callees: Some(callees), straight, until_ns: u64::MAX, lateness_max_ns };
+    if straight && args.target.is_some() {
+        // --tls-ca and the like are about the element, which is not there.
+        calls.tls = None;
+    }
     let log = run::run(&plan, &mut ())?;
     Ok(judge(args, rate, &log))
 }
