@@ -49,6 +49,8 @@ pub struct Parameters {
 /// How a search ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Found {
+    /// The user has ended it: the best that was seen.
+    Ended(u64),
     /// The generator cannot even place one session per second in time.
     GeneratorLimited,
     /// Even one session per second was too much.
@@ -59,13 +61,17 @@ pub enum Found {
     Unsteady(u64),
 }
 
-/// Runs the procedure. `trial` tries a rate, in sessions per second.
-pub fn search<E>(parameters: &Parameters, mut trial: impl FnMut(u64) -> Result<Verdict, E>) -> Result<Found, E> {
+/// Runs the procedure. `trial` tries a rate, in sessions per second; `None` ends it.
+pub fn search<E>(
+    parameters: &Parameters,
+    mut trial: impl FnMut(u64) -> Result<Option<Verdict>, E>,
+) -> Result<Found, E> {
     let (mut rate, mut best, mut confirmations) = (parameters.first.max(1), 0, 0);
     let mut rise = parameters.rise.clamp(0.01, 1.0);
     let mut fall = (rise / 2.0).max(0.10);
     for _ in 0..TRIALS_MAX {
-        match trial(rate)? {
+        let Some(verdict) = trial(rate)? else { return Ok(Found::Ended(best)) };
+        match verdict {
             Verdict::Sustained => {
                 if rate > best {
                     best = rate;
@@ -98,7 +104,7 @@ mod tests {
         let mut trials = 0;
         let found = search(&Parameters { first, rise, confirmations: 10 }, |rate| {
             trials += 1;
-            Ok::<_, ()>(sustained(rate))
+            Ok::<_, ()>(Some(sustained(rate)))
         });
         (found.unwrap(), trials)
     }
@@ -131,7 +137,7 @@ mod tests {
         let mut trials = 0;
         let found = search(&Parameters { first: 100, rise: 0.5, confirmations: 3 }, |rate| {
             trials += 1;
-            Ok::<_, ()>(if trials % 5 == 0 { Verdict::GeneratorLimited } else { up_to(1000)(rate) })
+            Ok::<_, ()>(Some(if trials % 5 == 0 { Verdict::GeneratorLimited } else { up_to(1000)(rate) }))
         });
         assert!(matches!(found, Ok(Found::Rate(rate)) if (850..=1000).contains(&rate)), "{found:?}");
     }

@@ -431,6 +431,25 @@ fn a_search_through_an_element_that_bridges_has_its_baseline_over_the_callees_ow
     assert!(output.stdout.contains("baseline of the testbed (RFC 7502 6.1)"), "{}", output.all());
 }
 
+#[test]
+fn a_search_that_is_interrupted_keeps_its_trials_and_claims_nothing() {
+    let dir = Dir::new("search-interrupted");
+    let (json, program) = (dir.path("search.json"), env!("CARGO_BIN_EXE_viahop-load"));
+    let args = format!("search --listen {ANY} --rate 20 --seconds 0.5 --rise 0.1 --lateness-max 10s --json {json}");
+    let line = format!(
+        "{program} {args} > {dir}/out & child=$!; while ! grep -q 'trial   2' {dir}/out; do sleep 0.05; done
+        kill -INT $child; wait $child",
+        dir = dir.0.display()
+    );
+    let output = ended(Command::new("sh").args(["-c", &line]));
+    assert_eq!(output.code, 1, "{}", output.all());
+    let printed = std::fs::read_to_string(dir.0.join("out")).unwrap();
+    assert!(printed.contains("PARTIAL: ended by the user; the best trial that went well was 2"), "{printed}");
+    let written = std::fs::read_to_string(&json).unwrap();
+    assert!(written.contains("\"Ended\": 2") && written.contains("\"valid\": false"), "{written}");
+    assert!(written.contains("\"rate\": 20") && written.contains("\"rate\": 22"), "{written}");
+}
+
 /// The null relay as a process of its own, in front of a callee on this port.
 struct Relay {
     child: std::process::Child,

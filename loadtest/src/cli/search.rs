@@ -81,11 +81,11 @@ pub fn run(args: &Args) -> Outcome {
     let mut trials = Vec::new();
     let parameters = Parameters { first: args.calling.rate as u64, rise: args.rise, confirmations: args.confirmations };
     let found = search(&parameters, |rate| {
-        let trial = attempt(args, args.target, rate)?;
+        let Some(trial) = attempt(args, args.target, rate)? else { return Ok(None) };
         say!("{}", describe(trials.len() + 1, &trial));
         let verdict = trial.verdict;
         trials.push(trial);
-        Ok::<_, Failure>(verdict)
+        Ok::<_, Failure>(Some(verdict))
     })?;
     answer(format_args!("{}", setup(args)?));
     let valid = conclude(args, found)?;
@@ -130,6 +130,10 @@ fn transport(args: &Args) -> Result<Transport, Failure> {
 fn conclude(args: &Args, found: Found) -> Result<bool, Failure> {
     let rate = match found {
         Found::Rate(rate) => rate,
+        Found::Ended(best) => {
+            say!("PARTIAL: ended by the user; the best trial that went well was {best}/s");
+            return Ok(false);
+        }
         Found::GeneratorLimited => {
             say!("INVALID: generator-limited: not even one call per second could be placed in time");
             return Ok(false);
@@ -147,7 +151,10 @@ fn conclude(args: &Args, found: Found) -> Result<bool, Failure> {
         let wanted = (rate as f64 * HEADROOM).ceil() as u64;
         let mut sustained = false;
         for _ in 0..BASELINE_TRIALS {
-            let trial = attempt(args, None, wanted)?;
+            let Some(trial) = attempt(args, None, wanted)? else {
+                say!("PARTIAL: ended by the user; whether the generator was the limit at {rate}/s is not known");
+                return Ok(false);
+            };
             say!("baseline of the testbed (RFC 7502 6.1): {}", describe(0, &trial));
             sustained = trial.verdict == Verdict::Sustained;
             if sustained {
@@ -163,10 +170,8 @@ fn conclude(args: &Args, found: Found) -> Result<bool, Failure> {
     Ok(true)
 }
 
-fn attempt(args: &Args, target: Option<Endpoint>, rate: u64) -> Result<Trial, Failure> {
-    if process::stop_signals() > 0 {
-        return Err(Failure::new(Exit::Failed, "search", "ended by the user before it had a result"));
-    }
+/// One trial; `None` if the user has ended it, and of what was shorter than it should be nothing follows.
+fn attempt(args: &Args, target: Option<Endpoint>, rate: u64) -> Result<Option<Trial>, Failure> {
     let cores = shards(args.callee_cores.as_deref().unwrap_or_default());
     let mut callees = args.called.config(cores, args.calling.password.as_deref())?;
     callees.segments = args.calling.gso;
@@ -174,17 +179,17 @@ fn attempt(args: &Args, target: Option<Endpoint>, rate: u64) -> Result<Trial, Fa
     let target = target.unwrap_or(callees.backends[0]);
     let mut calls = args.calling.config(target, shards(args.cores.as_deref().unwrap_or_default()))?;
     callees.timers = calls.timers;
+    if straight && args.target.is_some() {
+        // --tls-ca and the like are about the element, which is not there.
+        calls.tls = None;
+    }
     calls.rate = rate as f64;
     calls.duration_ns = (args.calling.seconds * SECOND_NS as f64) as u64;
     calls.drain_ns = calls.hold_ns + ns(DRAIN_MAX.min(args.calling.drain));
     let lateness_max_ns = ns(*args.calling.lateness_max);
     let plan = Plan { calls: Some(calls), callees: Some(callees), straight, until_ns: u64::MAX, lateness_max_ns };
-    if straight && args.target.is_some() {
-        // --tls-ca and the like are about the element, which is not there.
-        calls.tls = None;
-    }
     let log = run::run(&plan, &mut ())?;
-    Ok(judge(args, rate, &log))
+    Ok((process::stop_signals() == 0).then(|| judge(args, rate, &log)))
 }
 
 fn judge(args: &Args, rate: u64, log: &Log) -> Trial {
