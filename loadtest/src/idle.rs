@@ -13,6 +13,7 @@ use crate::rng::seed;
 use crate::sip::message::{Message, Rows, Start};
 use crate::streams::{Inlet, STREAM_TOKENS, Streams};
 use crate::sys::address::Address;
+use crate::sys::process::stop_signals;
 use crate::sys::wait::Waiter;
 use crate::tls;
 use crate::usage;
@@ -61,7 +62,7 @@ pub struct Outcome {
     pub after_kib: u64,
 }
 
-/// Opens them, waits, asks, and closes them all.
+/// Opens them, waits, asks, and closes them all; after a signal to stop, nothing more of that but the last.
 pub fn run(plan: &Plan) -> io::Result<Outcome> {
     let memory = || plan.pid.map_or(0, |pid| usage::descendants(pid).into_iter().map(usage::resident_kib).sum());
     let before_kib = memory();
@@ -71,7 +72,7 @@ pub fn run(plan: &Plan) -> io::Result<Outcome> {
     let answered = idlers.ask()?;
     let opening_ns = now_ns() - start;
     let open_kib = memory();
-    idlers.wait(plan.hold_ns, usize::MAX)?;
+    idlers.wait(plan.hold_ns, |_| true)?;
     let answered_again = idlers.ask()?;
     Ok(Outcome { answered, answered_again, opening_ns, before_kib, open_kib, after_kib: memory() })
 }
@@ -118,7 +119,7 @@ impl Idlers {
 
     fn open(&mut self) -> io::Result<()> {
         let Plan { target, from, connections, .. } = self.plan;
-        while self.idlers.len() < connections {
+        while self.idlers.len() < connections && stop_signals() == 0 {
             for _ in 0..AT_ONCE.min(connections - self.idlers.len()) {
                 let to = self.streams.open(target, from, self.idlers.len() as u32);
                 self.idlers.push(Idler { to, local: SocketAddr::new(from, 0), waits: false });
@@ -133,39 +134,41 @@ impl Idlers {
     /// Sends an OPTIONS on each and says how many were answered with 200.
     fn ask(&mut self) -> io::Result<usize> {
         (self.asked, self.answered) = (self.asked + 1, 0);
-        let mut wanted = 0;
         for first in (0..self.idlers.len()).step_by(AT_ONCE) {
             let last = (first + AT_ONCE).min(self.idlers.len());
             for place in first..last {
                 let request = self.options(place);
                 let idler = &mut self.idlers[place];
                 idler.waits = self.streams.push(idler.to, request.as_bytes());
-                wanted += usize::from(idler.waits);
             }
             self.streams.flush();
-            self.wait(PATIENCE_NS, wanted)?;
+            self.wait(PATIENCE_NS, |idlers| idlers[first..last].iter().any(|idler| idler.waits))?;
         }
         Ok(self.answered)
     }
 
-    /// Takes what comes, for so long, or until so many have answered.
-    fn wait(&mut self, for_ns: u64, wanted: usize) -> io::Result<()> {
+    /// Takes what comes, for so long, while the connections are to go on, and until a signal to stop.
+    fn wait(&mut self, for_ns: u64, goes_on: impl Fn(&[Idler]) -> bool) -> io::Result<()> {
         let start = now_ns();
-        while now_ns() - start < for_ns && self.answered < wanted {
+        while now_ns() - start < for_ns && goes_on(&self.idlers) && stop_signals() == 0 {
             self.waiter.wait(10 * MS_NS, &mut self.ready)?;
             for token in self.ready.drain(..).filter(|token| token & STREAM_TOKENS != 0) {
                 let Some((place, from)) = self.streams.read(token, &mut self.inlet) else { continue };
                 while let Some(octets) = self.inlet.next_message() {
-                    let is_ok = Message::read(octets, &mut self.rows).map(|message| message.start);
+                    let start = Message::read(octets, &mut self.rows).map(|message| message.start);
                     let waits = &mut self.idlers[place as usize].waits;
-                    if is_ok == Ok(Start::Response(200)) && std::mem::take(waits) {
-                        self.answered += 1;
+                    if let Ok(Start::Response(code @ 200..)) = start
+                        && std::mem::take(waits)
+                    {
+                        self.answered += usize::from(code == 200);
                     }
                 }
                 self.streams.keep(from, &mut self.inlet);
             }
             // One that is lost stays so: it does not answer, and that is what is counted.
-            while self.streams.next_ended().is_some() {}
+            while let Some(ended) = self.streams.next_ended() {
+                self.idlers[ended.place as usize].waits = false;
+            }
         }
         Ok(())
     }
@@ -187,6 +190,8 @@ mod tests {
     use super::*;
     use crate::endpoint::Endpoint;
     use crate::uas::{self, Uas};
+    use std::io::Read;
+    use std::net::TcpListener;
 
     #[test]
     fn connections_that_are_open_answer_at_the_beginning_and_at_the_end() {
@@ -210,5 +215,32 @@ mod tests {
             let took = uas.join().total();
             assert_eq!((took.connections, took.options, took.malformed), (300, 600, 0));
         }
+    }
+
+    #[test]
+    fn who_closes_instead_of_answering_is_not_waited_for() {
+        const CONNECTIONS: usize = 2 * AT_ONCE + 1;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = listener.local_addr().unwrap();
+        let element = std::thread::spawn(move || {
+            let accepted: Vec<_> = (0..CONNECTIONS).map(|_| listener.accept().unwrap().0).collect();
+            for mut socket in accepted {
+                let _ = socket.read(&mut [0; 4096]);
+            }
+        });
+        let plan = Plan {
+            target,
+            transport: Transport::Tcp,
+            tls: None,
+            from: target.ip(),
+            connections: CONNECTIONS,
+            hold_ns: 0,
+            pid: None,
+        };
+        let start = now_ns();
+        let outcome = run(&plan).unwrap();
+        assert_eq!((outcome.answered, outcome.answered_again), (0, 0));
+        assert!(now_ns() - start < PATIENCE_NS, "{} s", (now_ns() - start) / SECOND_NS);
+        element.join().unwrap();
     }
 }

@@ -317,6 +317,23 @@ fn a_run_that_is_interrupted_keeps_what_there_was_and_says_that_it_is_not_all() 
 }
 
 #[test]
+fn connections_that_do_nothing_are_given_up_when_the_user_says_so() {
+    let dir = Dir::new("given-up");
+    let (port, program) = (free_port(), env!("CARGO_BIN_EXE_viahop-load"));
+    let line = format!(
+        "{program} uas --listen tcp:127.0.0.1:{port} -q > {dir}/uas & uas=$!
+        {program} idle --target 'sip:127.0.0.1:{port};transport=tcp' --connections 3 --hold 1h & child=$!
+        # It is no shell any more, and has its handler: SIGINT is bit 1.
+        while ! {{ grep -q viahop /proc/$child/comm && grep -q 'SigCgt:.*[2367abef]$' /proc/$child/status; }}; do sleep 0.05; done
+        kill -INT $child; wait $child; code=$?; kill $uas; exit $code",
+        dir = dir.0.display()
+    );
+    let output = ended(Command::new("sh").args(["-c", &line]));
+    assert_eq!(output.code, 1, "{}", output.all());
+    assert!(output.stdout.contains("PARTIAL: ended by the user"), "{}", output.stdout);
+}
+
+#[test]
 fn a_bad_network_on_purpose_is_counted_as_such() {
     let mut args = vec!["run", "--listen", ANY, "--rate", "500", "--calls", "300", "--t1", "50ms", "-q"];
     args.extend(["--lose", "5%", "--duplicate", "10%", "--reorder", "0.1", "--assert", "failed==0"]);

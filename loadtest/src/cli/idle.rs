@@ -59,7 +59,10 @@ pub fn run(args: &Args) -> Outcome {
     let mib = |kib: u64| kib as f64 / 1024.0;
     let seconds = outcome.opening_ns as f64 / SECOND_NS as f64;
     say!("connections: {} of {connections} open and answered in {seconds:.1} s", outcome.answered);
-    say!("after {:.0} s: {} answered again", args.hold.as_secs_f64(), outcome.answered_again);
+    let is_cut = process::stop_signals() > 0;
+    if !is_cut {
+        say!("after {:.0} s: {} answered again", args.hold.as_secs_f64(), outcome.answered_again);
+    }
     let most = outcome.open_kib.max(outcome.after_kib);
     if args.pid.is_some() {
         say!(
@@ -69,6 +72,10 @@ pub fn run(args: &Args) -> Outcome {
             mib(outcome.after_kib),
             most.saturating_sub(outcome.before_kib) as f64 / outcome.answered.max(1) as f64
         );
+    }
+    if is_cut {
+        say!("PARTIAL: ended by the user before all had been asked again");
+        return Ok(ExitCode::from(Exit::Failed as u8));
     }
     if outcome.answered_again < connections {
         say!("VOID: not all connections were open; `max_per_source` and the like, or too few descriptors over there");
