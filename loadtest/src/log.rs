@@ -139,12 +139,14 @@ impl Log {
     /// the start of each run.
     pub fn add(&mut self, other: &Log) {
         self.began = self.began.clone().min(other.began.clone());
-        if !self.machine.contains(&other.machine) {
+        if self.machine.split(" + ").all(|machine| machine != other.machine) {
             self.machine = format!("{} + {}", self.machine, other.machine);
         }
         self.conditions.steal = self.conditions.steal.max(other.conditions.steal);
         self.conditions.memory_kib = self.conditions.memory_kib.max(other.conditions.memory_kib);
         self.commands.extend(other.commands.iter().cloned());
+        // The seconds of callees alone have the same calls once more: beside those of callers they say nothing.
+        let (own_calls, other_calls) = (self.calls.is_some(), other.calls.is_some());
         match (&mut self.calls, &other.calls) {
             (Some(own), Some(other)) => own.add(other),
             (own @ None, other) => *own = other.clone(),
@@ -155,7 +157,10 @@ impl Log {
             (own @ None, other) => *own = other.clone(),
             (Some(_), None) => {}
         }
-        for (index, second) in other.seconds.iter().enumerate() {
+        if !own_calls && other_calls {
+            self.seconds.clear();
+        }
+        for (index, second) in other.seconds.iter().enumerate().filter(|_| other_calls || !own_calls) {
             match self.seconds.get_mut(index) {
                 Some(own) => own.add(second),
                 None => self.seconds.push(second.clone()),
@@ -255,6 +260,30 @@ mod tests {
         assert_eq!((both.seconds.len(), both.seconds[0].placed), (1, 150));
         assert_eq!(both.seconds[0].latencies().count(), 2);
         assert_eq!(both.rate(), 150.0);
+    }
+
+    #[test]
+    fn the_seconds_of_callees_do_not_count_the_calls_of_callers_twice() {
+        let called = |placed| Log { calls: None, callees: Some(uas::Report::default()), ..log(placed, 1) };
+        let placed = |logs: [Log; 3]| {
+            let [mut sum, second, third] = logs;
+            sum.add(&second);
+            sum.add(&third);
+            sum.seconds[0].placed
+        };
+        assert_eq!(placed([log(100, 1), called(100), log(50, 1)]), 150);
+        assert_eq!(placed([called(70), called(80), log(150, 1)]), 150);
+        assert_eq!(placed([called(1), called(2), called(3)]), 6, "there is nothing else to go by");
+    }
+
+    #[test]
+    fn a_machine_is_named_once_and_one_whose_name_is_in_anothers_too() {
+        let of = |machine: &str| Log { machine: machine.to_owned(), ..log(1, 1) };
+        let mut sum = of("12 cores, X, Linux 6.18");
+        for machine in ["2 cores, X, Linux 6.1", "2 cores, X, Linux 6.18", "2 cores, X, Linux 6.1"] {
+            sum.add(&of(machine));
+        }
+        assert_eq!(sum.machine, "12 cores, X, Linux 6.18 + 2 cores, X, Linux 6.1 + 2 cores, X, Linux 6.18");
     }
 
     #[test]
