@@ -112,7 +112,7 @@ impl Log {
             began: clock::utc(clock::unix_seconds()),
             machine: usage::machine(),
             conditions: Conditions::default(),
-            commands: vec![std::env::args().collect::<Vec<_>>().join(" ")],
+            commands: vec![command_line(std::env::args_os().map(|word| word.to_string_lossy().into_owned()))],
             calls: None,
             callees: None,
             seconds: Vec::new(),
@@ -210,6 +210,29 @@ impl Log {
     }
 }
 
+/// A command line as a shell takes it again; but for passwords, since reports are handed around.
+fn command_line(words: impl Iterator<Item = String>) -> String {
+    let mut line = String::new();
+    let mut is_secret = false;
+    for word in words {
+        let word = match word.strip_prefix("--password=") {
+            Some(_) => "--password=***".to_owned(),
+            None if is_secret => "***".to_owned(),
+            None => word,
+        };
+        is_secret = word == "--password";
+        let is_plain = |octet: u8| octet.is_ascii_alphanumeric() || b"-_./:,@%+=".contains(&octet);
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        match !word.is_empty() && word.bytes().all(is_plain) {
+            true => line += &word,
+            false => line += &format!("'{}'", word.replace('\'', r"'\''")),
+        }
+    }
+    line
+}
+
 impl Flow {
     /// How many did not arrive: lost on the way, or kept by the element. Negative: how many came that the other side had not
     /// sent, made or copied in between.
@@ -245,6 +268,18 @@ mod tests {
         let after = Log::read(&before.write()).unwrap();
         assert_eq!(after.write(), before.write());
         assert_eq!(crate::report::render(&after), crate::report::render(&before));
+    }
+
+    #[test]
+    fn a_command_can_be_given_to_a_shell_again_and_holds_no_password() {
+        let line = |words: &[&str]| command_line(words.iter().map(|word| (*word).to_owned()));
+        let target = "sip:127.0.0.1;transport=tcp";
+        assert_eq!(line(&["uac", "--target", target]), format!("uac --target '{target}'"));
+        assert_eq!(line(&["x", "--user", "it's", ""]), r"x --user 'it'\''s' ''");
+        for words in [&["x", "--password", "s3cret", "-q"][..], &["x", "--password=s3cret", "-q"]] {
+            let line = line(words);
+            assert!(!line.contains("s3cret") && line.contains("***") && line.ends_with(" -q"), "{line}");
+        }
     }
 
     #[test]
