@@ -54,7 +54,7 @@ pub struct Outcome {
     pub refused: u64,
     /// Those that heard nothing for two seconds, or until the end.
     pub unanswered: u64,
-    /// Those that could not be opened.
+    /// Those that could not be opened, or were not within two seconds.
     pub failed: u64,
     /// Those that were due and not begun, since [`WAITING_MAX`] others waited or we were late.
     pub left_out: u64,
@@ -174,10 +174,12 @@ impl Flood<'_> {
 
     fn give_up(&mut self, is_due: impl Fn(u64) -> bool) {
         for slot in 0..self.slots.len() {
-            if self.slots[slot].as_ref().is_some_and(|waiting| is_due(waiting.since_ns)) {
-                self.came.unanswered += 1;
-                self.free(slot);
+            let Some(waiting) = self.slots[slot].as_ref().filter(|waiting| is_due(waiting.since_ns)) else { continue };
+            match waiting.has_said {
+                true => self.came.unanswered += 1,
+                false => self.came.failed += 1,
             }
+            self.free(slot);
         }
     }
 
@@ -225,5 +227,6 @@ mod tests {
         let came = run(&plan(listener.local_addr().unwrap(), 100_000.0, 100 * MS_NS)).unwrap();
         assert!(came.said + came.failed <= WAITING_MAX as u64 && came.left_out > 0, "{came:?}");
         assert_eq!((came.answered, came.refused), (0, 0), "{came:?}");
+        assert_eq!(came.said, came.unanswered, "who was not even connected has not been asked: {came:?}");
     }
 }
