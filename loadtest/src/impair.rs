@@ -82,15 +82,17 @@ impl BadNetwork {
             let (octets, to) = sender.message(index);
             if self.hits(self.impairment.loss) {
                 done.lost += 1;
-            } else if self.hits(self.impairment.reordering) && self.kept.len() < KEPT_MAX {
-                done.reordered += 1;
-                self.kept.push_back((now + DELAY_NS, to, octets.into()));
-            } else {
-                if self.hits(self.impairment.duplication) {
-                    done.duplicated += 1;
+                continue;
+            }
+            let is_doubled = self.hits(self.impairment.duplication);
+            done.duplicated += u64::from(is_doubled);
+            for _ in 0..=u8::from(is_doubled) {
+                if self.hits(self.impairment.reordering) && self.kept.len() < KEPT_MAX {
+                    done.reordered += 1;
+                    self.kept.push_back((now + DELAY_NS, to, octets.into()));
+                } else {
                     self.leaving.push((to, octets.into()));
                 }
-                self.leaving.push((to, octets.into()));
             }
         }
         while self.kept.front().is_some_and(|(at, ..)| *at <= now) {
@@ -165,11 +167,17 @@ mod tests {
     fn each_chance_is_kept_and_counted() {
         let (out, done) = sent(Impairment { loss: 0.1, duplication: 0.05, reordering: 0.02 }, 20_000);
         assert!((1800..2200).contains(&done.lost), "{done:?}");
-        assert!((700..1050).contains(&done.duplicated), "{done:?}");
-        assert!((280..440).contains(&done.reordered), "{done:?}");
+        assert!((730..1080).contains(&done.duplicated), "{done:?}");
+        assert!((300..460).contains(&done.reordered), "{done:?}");
         assert_eq!(out.len() as u64, 20_000 - done.lost + done.duplicated);
         let overtaken = out.windows(2).filter(|pair| pair[0] > pair[1]).count();
         assert!(overtaken > 10, "what is kept back is overtaken: {overtaken}");
+    }
+
+    #[test]
+    fn what_is_kept_back_is_doubled_as_often_as_what_is_not() {
+        let (out, done) = sent(Impairment { loss: 0.0, duplication: 1.0, reordering: 1.0 }, 500);
+        assert_eq!((out.len(), done), (1000, Impaired { lost: 0, duplicated: 500, reordered: 1000 }));
     }
 
     #[test]
