@@ -334,6 +334,15 @@ fn connections_that_do_nothing_are_given_up_when_the_user_says_so() {
 }
 
 #[test]
+fn what_is_kept_back_on_purpose_when_the_last_call_is_over_leaves_all_the_same() {
+    // The last message of such a call is its ACK.
+    let args =
+        ["run", "--listen", ANY, "--scenario", "busy", "--calls", "20", "--rate", "500", "--reorder", "100%", "-q"];
+    let output = run(&[&args[..], &["--t1", "2s", "--assert", "missing==0"]].concat());
+    assert_eq!(output.code, 0, "{}", output.all());
+}
+
+#[test]
 fn a_bad_network_on_purpose_is_counted_as_such() {
     let mut args = vec!["run", "--listen", ANY, "--rate", "500", "--calls", "300", "--t1", "50ms", "-q"];
     args.extend(["--lose", "5%", "--duplicate", "10%", "--reorder", "0.1", "--assert", "failed==0"]);

@@ -326,7 +326,9 @@ impl Shard {
         if self.cut_ns == u64::MAX {
             self.cut_ns = now.saturating_add(self.config.drain_ns);
         }
-        self.open == 0 || now >= self.cut_ns
+        // What is kept back on purpose is late, and not lost.
+        let is_kept = |lane: &Lane| lane.network.as_ref().is_some_and(|network| network.next_ns() < u64::MAX);
+        (self.open == 0 && !self.lanes.iter().any(is_kept)) || now >= self.cut_ns
     }
 
     /// The rate is beyond this machine: what is due and has not been placed by now never is.
