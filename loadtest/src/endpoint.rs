@@ -137,8 +137,9 @@ pub fn parse_listen(text: &str) -> Result<Vec<Endpoint>, String> {
     if first > last {
         return Err(format!("the range {first}-{last} runs backwards; write {last}-{first}"));
     }
-    if usize::from(last - first) >= RANGE_MAX {
-        return Err(format!("{first}-{last} are {} ports; at most {RANGE_MAX} are opened", last - first + 1));
+    let ports = usize::from(last - first) + 1;
+    if ports > RANGE_MAX {
+        return Err(format!("{first}-{last} are {ports} ports; at most {RANGE_MAX} are opened"));
     }
     let ip = resolve(host, first)?.ip();
     Ok((first..=last).map(|port| Endpoint { transport, address: SocketAddr::new(ip, port) }).collect())
@@ -275,6 +276,7 @@ mod tests {
             ("udp:127.0.0.1:99999", "not a port"),
             ("udp:[::1:5060", "bracket"),
             ("udp:127.0.0.1:1-60000", "at most"),
+            ("udp:127.0.0.1:0-65535", "are 65536 ports"),
         ] {
             let error = parse_listen(text).unwrap_err();
             assert!(error.contains(said), "{text}: {error}");

@@ -380,7 +380,10 @@ pub fn read_cores(text: &str) -> Result<Vec<usize>, String> {
         let number =
             |text: &str| text.trim().parse::<usize>().map_err(|_| format!("`{text}` is not a core; write 0,2-3"));
         let (first, last) = (number(first)?, number(last)?);
-        for core in first..=last.min(first + 1024) {
+        if first > last {
+            return Err(format!("the range {first}-{last} runs backwards; write {last}-{first}"));
+        }
+        for core in first..=last {
             if !allowed.contains(&core) {
                 return Err(format!("core {core} is not to be had; this process may use {allowed:?}"));
             }
@@ -500,6 +503,8 @@ mod tests {
         assert_eq!(read_cores(&first.to_string()).unwrap(), [first]);
         assert_eq!(read_cores(&format!("{first}-{first},{first}")).unwrap(), [first, first]);
         assert!(read_cores("9999").unwrap_err().contains("may use"));
+        assert!(read_cores(&format!("{}-{}", usize::MAX, usize::MAX)).unwrap_err().contains("may use"));
+        assert!(read_cores("1-0").unwrap_err().contains("write 0-1"));
         assert!(read_cores("a").unwrap_err().contains("0,2-3"));
         assert_eq!(shards(&[]), [None]);
     }
