@@ -297,6 +297,15 @@ fn too_few_file_descriptors_are_said_with_what_to_type() {
 }
 
 #[test]
+fn callers_and_callees_of_one_process_have_descriptors_for_both() {
+    let program = env!("CARGO_BIN_EXE_viahop-load");
+    let backends = format!("--listen {ANY} ").repeat(40);
+    let line = format!("ulimit -Sn 64; exec {program} run {backends} --sockets 40 --calls 40 -q --lateness-max 10s");
+    let output = ended(Command::new("sh").args(["-c", &line]));
+    assert_eq!(output.code, 0, "{}", output.all());
+}
+
+#[test]
 fn a_run_that_is_interrupted_keeps_what_there_was_and_says_that_it_is_not_all() {
     let dir = Dir::new("interrupted");
     let json = dir.path("run.json");

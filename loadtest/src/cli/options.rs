@@ -26,8 +26,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Descriptors that are asked for where connections may come; fewer are no error.
-const CONNECTIONS_HOPED: u64 = 65_536;
+/// Descriptors that are asked for in any case: callers and callees of one process share them, and how many connections come is up
+/// to the element. Fewer are no error.
+const DESCRIPTORS_HOPED: u64 = 65_536;
 
 /// Cores as users list them: `0,2-3`.
 pub type Cores = Vec<Option<usize>>;
@@ -297,10 +298,6 @@ impl Called {
     pub fn config(&self, cores: Cores, password: Option<&str>) -> Result<uas::Config, Failure> {
         let backends = self.backends()?;
         enough_descriptors(backends.len())?;
-        if backends.iter().any(|backend| backend.transport.is_reliable()) {
-            // How many connections come is up to the element.
-            process::raise_descriptors(CONNECTIONS_HOPED);
-        }
         let down = self.faults.iter().find_map(|fault| match fault {
             Fault::Down { backend, .. } if *backend >= backends.len() => Some(*backend),
             _ => None,
@@ -483,7 +480,7 @@ pub fn local_address(target: SocketAddr) -> Result<IpAddr, Failure> {
 /// Sixteen beyond the sockets: standard streams, epoll and eventfd of each shard, files.
 pub fn enough_descriptors(sockets: usize) -> Result<(), Failure> {
     let wanted = sockets as u64 + 16;
-    let allowed = process::raise_descriptors(wanted);
+    let allowed = process::raise_descriptors(wanted.max(DESCRIPTORS_HOPED));
     if wanted <= allowed {
         return Ok(());
     }
