@@ -529,6 +529,28 @@ fn a_comparison_prints_ratios_with_their_spread() {
 }
 
 #[test]
+fn an_element_that_nobody_answers_through_is_not_waited_for_beyond_an_interrupt_and_told_to_end() {
+    if viahop_load::sys::process::cores().len() < 2 {
+        eprintln!("skipped: a comparison takes two cores");
+        return;
+    }
+    let dir = Dir::new("mute");
+    let (element, program) = (dir.path("element"), env!("CARGO_BIN_EXE_viahop-load"));
+    std::fs::write(&element, "trap 'kill $!; touch $0.ended; exit' INT; sleep 60 & touch $0.up; wait").unwrap();
+    for (signal, code) in [("INT", 1), ("KILL", 137)] {
+        let line = format!(
+            "rm -f {element}.up {element}.ended; TMPDIR={tmp} {program} compare --element 'mute=sh {element}' & child=$!
+            while [ ! -e {element}.up ]; do sleep 0.05; done; kill -{signal} $child; wait $child; code=$?
+            for turn in $(seq 100); do [ -e {element}.ended ] && exit $code; sleep 0.05; done; exit 42",
+            tmp = dir.0.display()
+        );
+        let output = ended(Command::new("sh").args(["-c", &line]));
+        assert_eq!(output.code, code, "{signal}: {}", output.all());
+        assert!(!output.stdout.contains("no answer within"), "{}", output.stdout);
+    }
+}
+
+#[test]
 fn a_search_in_which_every_call_fails_ends_without_a_rate() {
     let args = ["search", "--listen", ANY, "--rate", "4", "--seconds", "0.3", "--fault", "refuse=100%"];
     let output = run(&args);

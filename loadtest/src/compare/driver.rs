@@ -256,13 +256,13 @@ impl Driver {
     }
 
     /// Opens its connections, then sends one request every 20 ms until `PROBES` in a row have come back, for at most
-    /// `patience_ns`.
+    /// `patience_ns`, and not beyond a signal to stop.
     pub fn probe(&mut self, patience_ns: u64) -> io::Result<bool> {
         let start = now_ns();
         let mut next = start;
         self.load.seen = Seen::default();
         self.connect(patience_ns)?;
-        while now_ns() - start < patience_ns {
+        while now_ns() - start < patience_ns && stop_signals() == 0 {
             if now_ns() >= next {
                 self.load.stage(next);
                 self.flush();
@@ -289,6 +289,7 @@ impl Driver {
         while self.io.client.is_none()
             && self.load.streams.opened() < self.load.invites.len()
             && now_ns() - start < patience_ns
+            && stop_signals() == 0
         {
             self.turn()?;
         }

@@ -183,6 +183,10 @@ fn visit(
     let tls = element.tls().map_or((None, None), |tls| (Some(tls.client.clone()), Some(tls.server.clone())));
     let mut driver = Driver::new(sink, running.target, plan.lengths, plan.connections, tls).map_err(broken)?;
     if !driver.probe(READY_NS).map_err(broken)? {
+        if process::stop_signals() > 0 {
+            outcome.cut = true;
+            return Ok(());
+        }
         let what = format!("no answer within {} s. {}", READY_NS / SECOND_NS, running.last_words());
         outcome.missing.push((element.name.clone(), what));
         return Ok(());

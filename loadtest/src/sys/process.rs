@@ -6,7 +6,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Makes the child of `command` stay on `cores`, lead a process group of its own (so that all it starts can be ended
-/// with it) and be killed by the kernel should this process die first.
+/// with it) and be told by the kernel to end should this process die first: by SIGINT, because a server that is killed leaves its
+/// workers behind.
 pub fn confine(command: &mut Command, cores: &[usize]) {
     let set = cpu_set(cores);
     let parent = std::process::id();
@@ -20,7 +21,7 @@ pub fn confine(command: &mut Command, cores: &[usize]) {
             {
                 return Err(io::Error::last_os_error());
             }
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong) < 0 {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGINT as libc::c_ulong) < 0 {
                 return Err(io::Error::last_os_error());
             }
             // The parent may have died before the line above.
