@@ -529,6 +529,22 @@ fn a_comparison_prints_ratios_with_their_spread() {
 }
 
 #[test]
+fn an_element_that_did_not_start_is_said_by_the_exit_code_too_and_leaves_no_folder() {
+    if viahop_load::sys::process::cores().len() < 2 {
+        eprintln!("skipped: a comparison takes two cores");
+        return;
+    }
+    let dir = Dir::new("ghost");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_viahop-load"));
+    command.args(["compare", "--element", "direct", "--element", "ghost=/nowhere/at-all {port}"]);
+    command.args(["--rounds", "1", "--time", "10ms", "--rate", "500", "--no-saturation"]).env("TMPDIR", &dir.0);
+    let output = ended(&mut command);
+    assert_eq!(output.code, 1, "{}", output.all());
+    assert!(output.stdout.contains("not measured: ghost: ghost does not start"), "{}", output.stdout);
+    assert_eq!(std::fs::read_dir(&dir.0).unwrap().count(), 0);
+}
+
+#[test]
 fn an_element_that_nobody_answers_through_is_not_waited_for_beyond_an_interrupt_and_told_to_end() {
     if viahop_load::sys::process::cores().len() < 2 {
         eprintln!("skipped: a comparison takes two cores");

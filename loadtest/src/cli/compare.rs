@@ -138,7 +138,8 @@ pub fn run(args: &Args) -> Outcome {
         let text = serde_json::to_string_pretty(&outcome).expect("numbers and names are JSON");
         file.write(&text)?;
     }
-    Ok(if outcome.cut { ExitCode::from(Exit::Failed as u8) } else { ExitCode::SUCCESS })
+    let is_whole = !outcome.cut && outcome.missing.is_empty();
+    Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::from(Exit::Failed as u8) })
 }
 
 fn elements(args: &Args) -> Result<Vec<Element>, Failure> {

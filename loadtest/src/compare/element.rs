@@ -235,6 +235,8 @@ impl Element {
         let target = free_port().map_err(|error| failure(format!("no free port: {error}")))?;
         let dir = std::env::temp_dir().join(format!("viahop-load-{}-{}", std::process::id(), target.port()));
         std::fs::create_dir_all(&dir).map_err(|error| failure(format!("{}: {error}", dir.display())))?;
+        // From here on the folder goes with it, also where nothing comes of the rest.
+        let mut running = Running { child: None, target: endpoint(target), dir: Some(dir.clone()) };
         let filled = |text: &str| {
             text.replace("{ip}", &target.ip().to_string())
                 .replace("{port}", &target.port().to_string())
@@ -253,7 +255,8 @@ impl Element {
         command.stdin(Stdio::null()).stdout(out).stderr(err);
         confine(&mut command, &[core]);
         let child = command.spawn().map_err(|error| failure(format!("{} does not start: {error}", self.name)))?;
-        Ok(Running { child: Some(child), target: endpoint(target), dir: Some(dir) })
+        running.child = Some(child);
+        Ok(running)
     }
 }
 
