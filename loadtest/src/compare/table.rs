@@ -190,7 +190,7 @@ fn added(samples: &[&Sample], name: &str, figure: impl Fn(&Sample) -> u64) -> St
     let differences = of(samples, name).filter_map(|sample| {
         let direct = of(samples, without(name)).find(|direct| direct.round == sample.round && direct.load.is_some())?;
         // Where nothing came through there was no latency.
-        (figure(sample) > 0).then(|| figure(sample) as f64 - figure(direct) as f64)
+        (figure(sample) > 0 && figure(direct) > 0).then(|| figure(sample) as f64 - figure(direct) as f64)
     });
     let differences: Vec<f64> = differences.collect();
     if name == without(name) || differences.is_empty() {
@@ -265,6 +265,8 @@ mod tests {
             with("direct", 1, 40),
             with("viahop", 1, 70),
             with("viahop", 2, 999),
+            with("direct", 3, 0),
+            with("viahop", 3, 999),
         ];
         let samples: Vec<&Sample> = samples.iter().collect();
         assert_eq!(added(&samples, "viahop", |sample| sample.round_trip_p50_ns), "30µs");
