@@ -197,14 +197,18 @@ fn visit(
         let pids = running.pids();
         for left in (0..=AGAIN).rev() {
             let distance_before = cores.wait_until_near(NEAR_NS, |ns| driver.serve(ns)).map_err(broken)?;
-            let steal = usage::steal_ticks();
-            let seen = driver.offer(&offer, || usage::of(&pids)).map_err(broken)?;
+            // It is asked at the start and at the end of what is measured, so this ends as the difference.
+            let mut ticks = 0;
+            let probe = || {
+                ticks = usage::steal_ticks().saturating_sub(ticks);
+                usage::of(&pids)
+            };
+            let seen = driver.offer(&offer, probe).map_err(broken)?;
             if process::stop_signals() > 0 {
                 // Shorter than it should be: no measurement.
                 outcome.cut = true;
                 return Ok(());
             }
-            let ticks = usage::steal_ticks().saturating_sub(steal);
             let distance_ns = distance_before.max(cores.distance_ns());
             let sample = Sample { distance_ns, ..sample(element, round, load, &seen, ticks) };
             if !sample.is_void(cores.least_ns()) || left == 0 {
