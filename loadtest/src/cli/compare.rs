@@ -61,7 +61,7 @@ pub struct Args {
     /// Where viahop is. Default: beside this program.
     #[arg(long, value_name = "PATH")]
     viahop: Option<PathBuf>,
-    /// Count system calls too, with strace, in a trial of its own: at saturation, or with --no-saturation at 5,000 requests a
+    /// Count system calls too, with strace, in a trial of its own: at saturation, or with --no-saturation at 1,000 requests a
     /// second.
     #[arg(long)]
     syscalls: bool,
