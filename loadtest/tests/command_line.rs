@@ -216,6 +216,10 @@ fn what_is_no_command_line_ends_with_2() {
         &["run", "--fault", "silent=200%"],
         &["uac", "--target", "sctp:127.0.0.1"],
         &["run", "--cores", "9999"],
+        &["run", "--cores", "1-0"],
+        &["run", "--listen", "udp:127.0.0.1:0-65535"],
+        &["compare", "--element", "direct", "--rate", "0"],
+        &["compare", "--element", "direct", "--baseline", "relay"],
         &["uas", "--listen", "ws:127.0.0.1:1"],
         &["uac", "--target", "sip:127.0.0.1:9;transport=tcp", "--tls-name", "x"],
         &["uac", "--target", "sip:127.0.0.1:9;transport=ws", "--tls-client-certificate", "x", "--tls-client-key", "x"],
@@ -526,6 +530,18 @@ fn a_comparison_prints_ratios_with_their_spread() {
     for element in ["direct", "relay", "relay-scalar"] {
         assert!(output.stdout.lines().any(|line| line.trim_start().starts_with(element)), "{}", output.stdout);
     }
+}
+
+#[test]
+fn a_comparison_over_connections_has_descriptors_for_both_of_its_ends() {
+    if viahop_load::sys::process::cores().len() < 2 {
+        eprintln!("skipped: a comparison takes two cores");
+        return;
+    }
+    let program = env!("CARGO_BIN_EXE_viahop-load");
+    let args = "--element direct-tcp --connections 100 --rounds 1 --time 10ms --rate 500 --no-saturation";
+    let output = ended(Command::new("sh").args(["-c", &format!("ulimit -Sn 64; exec {program} compare {args}")]));
+    assert_eq!(output.code, 0, "{}", output.all());
 }
 
 #[test]

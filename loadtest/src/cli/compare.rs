@@ -1,6 +1,7 @@
 //! `viahop-load compare`: elements against each other.
 
 use super::Outcome;
+use super::options::{enough_descriptors, positive};
 use super::result_file::ResultFile;
 use crate::clock::{SECOND_NS, now_ns, ns};
 use crate::compare::element::{Element, KNOWN, KNOWN_TCP, KNOWN_TLS};
@@ -41,7 +42,7 @@ pub struct Args {
     #[arg(long, value_name = "ELEMENT")]
     baseline: Option<String>,
     /// Requests per second. May be given several times.
-    #[arg(long = "rate", value_name = "N", default_values_t = [5_000.0, 20_000.0, 50_000.0])]
+    #[arg(long = "rate", value_name = "N", default_values_t = [5_000.0, 20_000.0, 50_000.0], value_parser = positive)]
     rates: Vec<f64>,
     /// Leave out the measurement at saturation.
     #[arg(long)]
@@ -89,6 +90,18 @@ pub fn run(args: &Args) -> Outcome {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    let baseline = args.baseline.as_deref().unwrap_or(match args.transport {
+        TransportName::Tcp => "viahop",
+        TransportName::Tls => "viahop-tcp",
+        TransportName::Udp => "relay",
+    });
+    if args.baseline.is_some() && elements.iter().all(|element| element.name != baseline) {
+        let names: Vec<&str> = elements.iter().map(|element| &*element.name).collect();
+        let what = format!("--baseline {baseline} is none of those that are compared: {}", names.join(", "));
+        return Err(Failure::new(Exit::Usage, "compare", what));
+    }
+    // The client has that many, and an element may open as many to the sink.
+    enough_descriptors(2 * usize::from(args.connections))?;
     let file = args.json.as_deref().map(ResultFile::open).transpose()?;
     let (driver_core, core) = cores(args)?;
     process::pin_this_thread(driver_core).map_err(|error| {
@@ -128,11 +141,6 @@ pub fn run(args: &Args) -> Outcome {
         ns => format!(", {ns} ns from core {driver_core} to core {core} and back"),
     };
     say!("{}, {} ns for the cheapest system call{distance}\n", outcome.machine, process::system_call_ns(now_ns));
-    let baseline = args.baseline.as_deref().unwrap_or(match args.transport {
-        TransportName::Tcp => "viahop",
-        TransportName::Tls => "viahop-tcp",
-        TransportName::Udp => "relay",
-    });
     answer(format_args!("{}", table::render(&outcome, baseline)));
     if let Some(file) = file {
         let text = serde_json::to_string_pretty(&outcome).expect("numbers and names are JSON");
