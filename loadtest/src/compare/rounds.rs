@@ -229,7 +229,9 @@ fn visit(
 }
 
 fn sample(element: &Element, round: usize, load: Option<f64>, seen: &Seen, steal_ticks: u64) -> Sample {
-    let cores = usage::cores() as f64;
+    let (cores, Usage { on_cpu_ns, waiting_ns }) = (usage::cores() as f64, seen.element);
+    // Workers on one core wait for each other, too. Others cannot have had it for longer than the element had it not.
+    let others_ns = waiting_ns.min(seen.elapsed_ns.saturating_sub(on_cpu_ns));
     // A tick is a hundredth of a second, whatever the kernel's own is (USER_HZ).
     let steal = steal_ticks as f64 / 100.0 / (seen.elapsed_ns.max(1) as f64 / SECOND_NS as f64) / cores;
     Sample {
@@ -245,7 +247,7 @@ fn sample(element: &Element, round: usize, load: Option<f64>, seen: &Seen, steal
         lost: seen.lost,
         wrong: seen.wrong,
         steal,
-        contended: seen.element.waiting_ns as f64 / seen.elapsed_ns.max(1) as f64,
+        contended: others_ns as f64 / seen.elapsed_ns.max(1) as f64,
         distance_ns: 0,
     }
 }
@@ -291,6 +293,17 @@ mod tests {
         assert_eq!(total_calls("x\n100.00    0.000134          11        12         1 total\n"), Some(12));
         assert_eq!(total_calls("x\n100.00    0.000134          11        12           total\n"), Some(12));
         assert_eq!(total_calls("strace: attach: Operation not permitted"), None);
+    }
+
+    #[test]
+    fn workers_that_wait_for_each_other_are_not_held_up_by_others() {
+        let element = Element::read("direct", Path::new("/nowhere")).unwrap();
+        let contended = |on_cpu_ns, waiting_ns| {
+            let seen = Seen { elapsed_ns: 1000, element: Usage { on_cpu_ns, waiting_ns }, ..Seen::default() };
+            sample(&element, 0, None, &seen, 0).contended
+        };
+        assert_eq!(contended(990, 2000), 0.01, "three workers of which one runs");
+        assert_eq!(contended(400, 300), 0.3);
     }
 
     #[test]
