@@ -67,7 +67,7 @@ pub fn search<E>(
     mut trial: impl FnMut(u64) -> Result<Option<Verdict>, E>,
 ) -> Result<Found, E> {
     let (mut rate, mut best, mut confirmations) = (parameters.first.max(1), 0, 0);
-    let mut rise = parameters.rise.clamp(0.01, 1.0);
+    let mut rise = parameters.rise;
     let mut fall = (rise / 2.0).max(0.10);
     for _ in 0..TRIALS_MAX {
         let Some(verdict) = trial(rate)? else { return Ok(Found::Ended(best)) };

@@ -219,6 +219,8 @@ fn what_is_no_command_line_ends_with_2() {
         &["run", "--cores", "1-0"],
         &["run", "--listen", "udp:127.0.0.1:0-65535"],
         &["compare", "--element", "direct", "--rate", "0"],
+        &["search", "--rise", "1.5"],
+        &["search", "--failed-max", "nan"],
         &["compare", "--element", "direct", "--baseline", "relay"],
         &["uas", "--listen", "ws:127.0.0.1:1"],
         &["uac", "--target", "sip:127.0.0.1:9;transport=tcp", "--tls-name", "x"],

@@ -30,10 +30,10 @@ pub struct Args {
     #[arg(long, value_parser = parse_target, env = "VIAHOP_LOAD_TARGET")]
     target: Option<Endpoint>,
     /// The share of calls that may fail in a trial, in percent. RFC 7502: 0.
-    #[arg(long, value_name = "PERCENT", default_value_t = 0.1)]
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.1, value_parser = percent)]
     failed_max: f64,
     /// By which share the rate rises at first (w of RFC 7502), 0 to 1.
-    #[arg(long, default_value_t = 1.0, value_parser = positive)]
+    #[arg(long, default_value_t = 1.0, value_parser = weight)]
     rise: f64,
     /// Trials that have to confirm the result. RFC 7502: 10.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
@@ -51,6 +51,18 @@ pub struct Args {
     called: Called,
     #[command(flatten)]
     calling: Calling,
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let percent = text.parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
+    percent.ok_or_else(|| "a share in percent is wanted, 0 to 100, without the sign".to_owned())
+}
+
+fn weight(text: &str) -> Result<f64, String> {
+    positive(text)
+        .ok()
+        .filter(|weight| *weight <= 1.0)
+        .ok_or_else(|| "a number above 0 and not above 1 is wanted".to_owned())
 }
 
 /// How long open calls are waited for after a trial, if --drain does not say less.
