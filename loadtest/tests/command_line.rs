@@ -151,6 +151,16 @@ fn an_address_that_is_not_ours_is_said_with_the_way_out() {
     let output = run(&["uac", "--target", "sip:127.0.0.1:9", "--from", "192.0.2.1", "--calls", "1", "-q"]);
     assert_eq!(output.code, 4, "{}", output.all());
     assert!(output.stderr.contains("192.0.2.1 is not an address of this machine"), "{}", output.stderr);
+    for command in [&["idle", "--target", target][..], &["hello", "--target", "sips:127.0.0.1:9"]] {
+        let output = run(&[command, &["--from", "192.0.2.1"]].concat());
+        assert_eq!(output.code, 4, "{}", output.all());
+        assert!(output.stderr.contains("192.0.2.1 is not an address of this machine"), "{}", output.stderr);
+    }
+    for command in [&["uac", "--calls", "1", "-q"][..], &["idle"], &["hello"], &["search"]] {
+        let output = run(&[command, &["--target", "sips:[::1]:9", "--from", "127.0.0.1"]].concat());
+        assert_eq!(output.code, 2, "{}", output.all());
+        assert!(output.stderr.contains("one is IPv4, the other IPv6"), "{}", output.stderr);
+    }
     let output = run(&["uac", "--target", "sip:127.0.0.1:506O", "-q"]);
     assert_eq!(output.code, 2, "{}", output.all());
     assert!(output.stderr.contains("letter O"), "{}", output.stderr);

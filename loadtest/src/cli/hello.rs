@@ -1,7 +1,7 @@
 //! `viahop-load hello`: handshakes that are begun and never ended.
 
 use super::Outcome;
-use super::options::{enough_descriptors, local_address, positive};
+use super::options::{enough_descriptors, own_address, positive};
 use crate::clock::{SECOND_NS, ns};
 use crate::endpoint::{Endpoint, parse_target};
 use crate::failure::{Exit, Failure};
@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Outcome {
         return Err(failure.help("--anywhere, if its owner has agreed: to everybody else this is an attack"));
     }
     enough_descriptors(WAITING_MAX)?;
-    let from = args.from.map_or_else(|| local_address(target), Ok)?;
+    let from = own_address(args.from, target)?;
     process::catch_stop_signals();
     let hello = hello::hello(&target.ip().to_string())
         .map_err(|error| Failure::new(Exit::Failed, "hello", format!("no ClientHello can be made: {error}")))?;

@@ -1,7 +1,7 @@
 //! `viahop-load idle`: connections that do nothing.
 
 use super::Outcome;
-use super::options::{enough_descriptors, local_address};
+use super::options::{enough_descriptors, own_address};
 use crate::clock::{SECOND_NS, ns};
 use crate::endpoint::{Endpoint, Transport, parse_target};
 use crate::failure::{Exit, Failure};
@@ -46,7 +46,7 @@ pub fn run(args: &Args) -> Outcome {
     let connections = args.connections as usize;
     enough_descriptors(connections)?;
     let target = args.target.address;
-    let from = args.from.map_or_else(|| local_address(target), Ok)?;
+    let from = own_address(args.from, target)?;
     if let Some(pid) = args.pid.filter(|pid| crate::usage::resident_kib(*pid) == 0) {
         return Err(Failure::new(Exit::Environment, "idle", format!("there is no process {pid}")));
     }

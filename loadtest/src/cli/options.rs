@@ -5,7 +5,7 @@ use crate::assertion::Assertion;
 use crate::clock::{SECOND_NS, ns};
 use crate::digest::{ALGORITHMS, Realm};
 use crate::endpoint::{Endpoint, Transport, parse_listen};
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, cannot_bind};
 use crate::fault::{Fault, read_share};
 use crate::impair::Impairment;
 use crate::latency::Latencies;
@@ -218,7 +218,9 @@ impl Calling {
     pub fn config(&self, target: Endpoint, cores: Cores) -> Result<uac::Config, Failure> {
         let mut config = uac::Config::new(target);
         let target = target.address;
-        config.from = match (self.from, target.ip().is_loopback()) {
+        // Where callers go straight to callees that `suits` knows nothing of, it may be of no use.
+        let from = self.from.filter(|from| from.is_ipv4() == target.is_ipv4());
+        config.from = match (from, target.ip().is_loopback()) {
             (Some(from), _) => from,
             (None, true) => config.from,
             (None, false) => local_address(target)?,
@@ -258,8 +260,9 @@ impl Calling {
         Ok(config)
     }
 
-    /// Refuses what means nothing over this transport.
-    pub fn suits(&self, transport: Transport) -> Result<(), Failure> {
+    /// Refuses what means nothing for this target.
+    pub fn suits(&self, Endpoint { transport, address }: Endpoint) -> Result<(), Failure> {
+        of_one_family(self.from, address)?;
         let of_tls = self.tls_ca.is_some() || self.tls_name.is_some() || self.tls_client_certificate.is_some();
         if !transport.has_tls() && of_tls {
             let what = "--tls-ca, --tls-name and --tls-client-certificate, and there is no TLS";
@@ -468,8 +471,27 @@ fn timers(t1: Duration) -> Timers {
     Timers { t1_ns, t2_ns: 8 * t1_ns, t4_ns: 10 * t1_ns, ..Timers::default() }
 }
 
+/// Our own address towards `target`: `from`, which has to be one, or that from which the kernel would send there.
+pub fn own_address(from: Option<IpAddr>, target: SocketAddr) -> Result<IpAddr, Failure> {
+    of_one_family(from, target)?;
+    let Some(from) = from else { return local_address(target) };
+    let any_port = SocketAddr::new(from, 0);
+    Socket::bind(any_port).map_err(|error| cannot_bind(any_port, &error))?;
+    Ok(from)
+}
+
+fn of_one_family(from: Option<IpAddr>, target: SocketAddr) -> Result<(), Failure> {
+    match from.filter(|from| from.is_ipv4() != target.is_ipv4()) {
+        None => Ok(()),
+        Some(from) => {
+            let what = format!("nothing can be sent from {from} to {target}: one is IPv4, the other IPv6");
+            Err(Failure::new(Exit::Usage, "target", what).help("another --from, or none"))
+        }
+    }
+}
+
 /// The address from which the kernel would send to `target`.
-pub fn local_address(target: SocketAddr) -> Result<IpAddr, Failure> {
+fn local_address(target: SocketAddr) -> Result<IpAddr, Failure> {
     let failure = |error: std::io::Error| {
         Failure::new(Exit::Environment, "target", format!("there is no way to {target}: {error}"))
             .help("--from says which of our addresses to use")

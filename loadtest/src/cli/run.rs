@@ -37,7 +37,7 @@ fn plan(args: &Args) -> Result<Plan, crate::failure::Failure> {
     let mut callees = args.called.config(cores, args.calling.password.as_deref())?;
     callees.segments = args.calling.gso;
     let target = args.target.unwrap_or(callees.backends[0]);
-    args.calling.suits(target.transport)?;
+    args.calling.suits(target)?;
     let calls = args.calling.config(target, shards(args.cores.as_deref().unwrap_or_default()))?;
     callees.timers = calls.timers;
     Ok(Plan {

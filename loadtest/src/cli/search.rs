@@ -4,7 +4,7 @@ use super::options::{Called, Calling, positive, read_cores, shards};
 use super::result_file::ResultFile;
 use super::{Cores, Outcome};
 use crate::clock::{SECOND_NS, ns};
-use crate::endpoint::{Endpoint, Transport, parse_target};
+use crate::endpoint::{Endpoint, parse_target};
 use crate::failure::{Exit, Failure};
 use crate::latency::Short;
 use crate::log::Log;
@@ -87,7 +87,7 @@ struct Report<'a> {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    args.calling.suits(transport(args)?)?;
+    args.calling.suits(target(args)?)?;
     let file = args.json.as_deref().map(ResultFile::open).transpose()?;
     process::catch_stop_signals();
     let mut trials = Vec::new();
@@ -122,7 +122,7 @@ fn setup(args: &Args) -> Result<String, Failure> {
          Media Streams per Session = 0\n\
          Establishment Threshold time = {threshold:.1} s (64 times T1), at most {} s after the last attempt\n\
          Traffic increase weight = {}, sessions that may fail = {} %, confirmations = {}\n",
-        transport(args)?.in_via(),
+        target(args)?.transport.in_via(),
         calling.rate,
         calling.hold.as_secs_f64(),
         calling.seconds,
@@ -133,9 +133,9 @@ fn setup(args: &Args) -> Result<String, Failure> {
     ))
 }
 
-/// How the trials go.
-fn transport(args: &Args) -> Result<Transport, Failure> {
-    Ok(args.target.map_or(args.called.backends()?[0], |target| target).transport)
+/// Whom the trials call.
+fn target(args: &Args) -> Result<Endpoint, Failure> {
+    Ok(args.target.unwrap_or(args.called.backends()?[0]))
 }
 
 /// Prints the result and says whether it is one.

@@ -22,7 +22,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    args.calling.suits(args.target.transport)?;
+    args.calling.suits(args.target)?;
     let cores = shards(args.cores.as_deref().unwrap_or_default());
     let plan = Plan {
         calls: Some(args.calling.config(args.target, cores)?),
