@@ -222,12 +222,12 @@ mod tests {
         const CONNECTIONS: usize = 2 * AT_ONCE + 1;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let target = listener.local_addr().unwrap();
-        let element = std::thread::spawn(move || {
+        let close_all = move || {
             let accepted: Vec<_> = (0..CONNECTIONS).map(|_| listener.accept().unwrap().0).collect();
             for mut socket in accepted {
                 let _ = socket.read(&mut [0; 4096]);
             }
-        });
+        };
         let plan = Plan {
             target,
             transport: Transport::Tcp,
@@ -238,9 +238,11 @@ mod tests {
             pid: None,
         };
         let start = now_ns();
-        let outcome = run(&plan).unwrap();
+        let outcome = std::thread::scope(|scope| {
+            scope.spawn(close_all);
+            run(&plan).unwrap()
+        });
         assert_eq!((outcome.answered, outcome.answered_again), (0, 0));
         assert!(now_ns() - start < PATIENCE_NS, "{} s", (now_ns() - start) / SECOND_NS);
-        element.join().unwrap();
     }
 }
