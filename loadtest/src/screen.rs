@@ -17,14 +17,15 @@ use crate::latency::Short;
 use crate::log::Log;
 use crate::report::gap;
 use crate::run::{Plan, Progress, Watcher, Wish};
+use crate::sys::wait::Waiter;
 use crate::uac;
-use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use crossterm::terminal::{Clear, ClearType};
-use crossterm::{cursor, event, queue, style, terminal};
+use crossterm::{cursor, queue, style, terminal};
 use std::collections::VecDeque;
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal, Write};
-use std::time::Duration;
+use std::fs::File;
+use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
 
 /// Seconds that the small curves go back.
 const HISTORY: usize = 60;
@@ -33,8 +34,18 @@ const HISTORY: usize = 60;
 #[derive(Debug)]
 pub struct Screen {
     view: View,
+    /// `None`: nobody types there any more.
+    keys: Option<Keys>,
     /// Lines that the last picture took.
     drawn: u16,
+}
+
+/// What is typed. Not crossterm's: that reads for ever from a terminal that is gone.
+#[derive(Debug)]
+struct Keys {
+    terminal: File,
+    waiter: Waiter,
+    ready: Vec<u32>,
 }
 
 /// What is shown, apart from the terminal it is shown on.
@@ -54,7 +65,7 @@ impl Screen {
             return None;
         }
         terminal::enable_raw_mode().ok()?;
-        let mut screen = Screen { view: View::new(plan), drawn: 0 };
+        let mut screen = Screen { view: View::new(plan), keys: Keys::open().ok(), drawn: 0 };
         queue!(io::stdout(), cursor::Hide).ok()?;
         screen.draw(&[screen.view.title.clone()]);
         Some(screen)
@@ -87,13 +98,42 @@ impl Watcher for Screen {
     }
 
     fn wish(&mut self) -> Option<Wish> {
-        while event::poll(Duration::ZERO).unwrap_or(false) {
-            let Ok(Event::Key(key)) = event::read() else { continue };
-            if let Some(wish) = meaning(key) {
-                return Some(wish);
+        while let Some(keys) = &mut self.keys {
+            let mut key = [0];
+            match keys.read(&mut key) {
+                Ok(0) => return None,
+                // Arrows and the like: what follows comes with it.
+                Ok(_) if key == *b"\x1b" => drop(keys.read(&mut [0; 64])),
+                Ok(_) => {
+                    if let Some(wish) = meaning(key[0]) {
+                        return Some(wish);
+                    }
+                }
+                Err(_) => self.keys = None,
             }
         }
         None
+    }
+}
+
+impl Keys {
+    fn open() -> io::Result<Keys> {
+        let terminal = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let waiter = Waiter::new()?;
+        waiter.registry().add(&terminal, 0, false)?;
+        Ok(Keys { terminal, waiter, ready: Vec::new() })
+    }
+
+    /// Reads what has been typed, as much as there is room for. Never waits.
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        self.waiter.wait(0, &mut self.ready)?;
+        if self.ready.is_empty() {
+            return Ok(0);
+        }
+        match self.terminal.read(room)? {
+            0 => Err(ErrorKind::UnexpectedEof.into()),
+            count => Ok(count),
+        }
     }
 }
 
@@ -107,18 +147,16 @@ impl Drop for Screen {
 }
 
 /// What a key stands for.
-fn meaning(key: KeyEvent) -> Option<Wish> {
-    if key.kind == KeyEventKind::Release {
-        return None;
-    }
-    match key.code {
-        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Some(Wish::End),
-        KeyCode::Char('+') => Some(Wish::Rate(1.01)),
-        KeyCode::Char('-') => Some(Wish::Rate(1.0 / 1.01)),
-        KeyCode::Char('*') => Some(Wish::Rate(1.1)),
-        KeyCode::Char('/') => Some(Wish::Rate(1.0 / 1.1)),
-        KeyCode::Char('p') => Some(Wish::Pause),
-        KeyCode::Char('q') => Some(Wish::End),
+fn meaning(key: u8) -> Option<Wish> {
+    /// Ctrl-C, which is no signal where each key is read by itself.
+    const INTERRUPT: u8 = 3;
+    match key {
+        b'+' => Some(Wish::Rate(1.01)),
+        b'-' => Some(Wish::Rate(1.0 / 1.01)),
+        b'*' => Some(Wish::Rate(1.1)),
+        b'/' => Some(Wish::Rate(1.0 / 1.1)),
+        b'p' => Some(Wish::Pause),
+        b'q' | INTERRUPT => Some(Wish::End),
         _ => None,
     }
 }
@@ -257,15 +295,14 @@ mod tests {
 
     #[test]
     fn keys_mean_what_they_mean_to_sipp_and_what_goes_up_comes_down_again() {
-        let pressed = |key| meaning(KeyEvent::new(KeyCode::Char(key), KeyModifiers::NONE));
-        let factor = |key| match pressed(key) {
+        let factor = |key| match meaning(key) {
             Some(Wish::Rate(factor)) => factor,
             other => panic!("{other:?}"),
         };
-        assert!((factor('+') * factor('-') - 1.0).abs() < 1e-12);
-        assert!((factor('*') * factor('/') - 1.0).abs() < 1e-12);
-        assert_eq!((pressed('p'), pressed('q'), pressed('x')), (Some(Wish::Pause), Some(Wish::End), None));
-        assert_eq!(meaning(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL)), Some(Wish::End));
+        assert!((factor(b'+') * factor(b'-') - 1.0).abs() < 1e-12);
+        assert!((factor(b'*') * factor(b'/') - 1.0).abs() < 1e-12);
+        assert_eq!((meaning(b'p'), meaning(b'q'), meaning(b'x')), (Some(Wish::Pause), Some(Wish::End), None));
+        assert_eq!(meaning(b'c' & 0x1f), Some(Wish::End), "Ctrl-C");
     }
 
     #[test]

@@ -327,18 +327,25 @@ fn a_run_that_is_interrupted_keeps_what_there_was_and_says_that_it_is_not_all() 
     let json = dir.path("run.json");
     let program = env!("CARGO_BIN_EXE_viahop-load");
     let args = format!("run --listen {ANY} --rate 200 --seconds 60 --lateness-max 10s --json {json}");
-    // The shell sends the interrupt when the first second has been printed.
-    let line = format!(
-        "{program} {args} > {dir}/out & child=$!; while ! grep -q calls/s {dir}/out; do sleep 0.05; done; kill -INT $child; wait $child",
-        dir = dir.0.display()
-    );
-    let output = ended(Command::new("sh").args(["-c", &line]));
-    assert_eq!(output.code, 0, "{}", output.all());
-    let printed = std::fs::read_to_string(dir.0.join("out")).unwrap();
-    assert!(printed.contains("PARTIAL: ended by the user"), "{printed}");
-    let output = run(&["report", &json, "--assert", "failed==0", "--assert", "placed>=100"]);
-    assert_eq!(output.code, 0, "{}", output.all());
-    assert!(output.stdout.contains("PARTIAL: ended by the user"), "{}", output.stdout);
+    // The shell sends the signals when the first second has been printed.
+    for (command, signals) in
+        [(program, "-INT $child"), (program, "-HUP $child"), ("nohup", "-HUP $child; sleep 1; kill -TERM $child")]
+    {
+        let command = if command == program { command.to_owned() } else { format!("{command} {program}") };
+        let line = format!(
+            "rm -f {json}; {command} {args} > {dir}/out & child=$!
+            while ! grep -q calls/s {dir}/out; do sleep 0.05; done; kill {signals}; wait $child",
+            dir = dir.0.display()
+        );
+        let output = ended(Command::new("sh").args(["-c", &line]));
+        assert_eq!(output.code, 0, "{signals}: {}", output.all());
+        let printed = std::fs::read_to_string(dir.0.join("out")).unwrap();
+        assert!(printed.contains("PARTIAL: ended by the user"), "{printed}");
+        let least = if command == program { "placed>=100" } else { "placed>=300" };
+        let output = run(&["report", &json, "--assert", "failed==0", "--assert", least]);
+        assert_eq!(output.code, 0, "{signals}: {}", output.all());
+        assert!(output.stdout.contains("PARTIAL: ended by the user"), "{}", output.stdout);
+    }
 }
 
 #[test]
@@ -435,6 +442,29 @@ fn a_terminal_has_a_live_screen_and_the_keys_of_sipp() {
     assert_eq!(output.code, 0, "{}", output.all());
     for part in ["calls/s", "q end (again: at once)", "110.0/s asked", "PARTIAL: ended by the user", "\x1b[?25h"] {
         assert!(output.stdout.contains(part), "{part}: {}", output.stdout);
+    }
+}
+
+#[test]
+fn a_run_whose_terminal_is_lost_writes_its_log() {
+    let dir = Dir::new("hung-up");
+    let (json, program) = (dir.path("run.json"), env!("CARGO_BIN_EXE_viahop-load"));
+    let run_it = format!("exec {program} run --listen {ANY} --rate 100 --seconds 3 --lateness-max 10s --json {json}");
+    for (prefix, is_partial) in [("", true), ("trap \"\" HUP;", false)] {
+        // The terminal is gone when script(1) is, which has it.
+        let line = format!(
+            "rm -f {json}; script -qec '{prefix} {run_it}' /dev/null < /dev/null > {out} & child=$!
+            while ! grep -q 'q end' {out}; do kill -0 $child || exit 1; sleep 0.05; done; kill -KILL $child
+            for turn in $(seq 200); do [ -s {json} ] && exit 0; sleep 0.05; done; exit 42",
+            out = dir.path("out")
+        );
+        let output = ended(Command::new("sh").args(["-c", &line]));
+        if output.stderr.contains("not found") {
+            eprintln!("skipped: script is not installed");
+            return;
+        }
+        assert_eq!(output.code, 0, "{prefix} {}", output.all());
+        assert_eq!(run(&["report", &json]).stdout.contains("PARTIAL: ended by the user"), is_partial, "{prefix}");
     }
 }
 

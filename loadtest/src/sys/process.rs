@@ -107,14 +107,19 @@ pub fn peak_memory_kib() -> u64 {
 static STOPS: AtomicU32 = AtomicU32::new(0);
 static CATCHING: AtomicBool = AtomicBool::new(false);
 
-/// From here on SIGINT and SIGTERM are counted and not obeyed. The third ends the process at once.
+/// From here on SIGINT, SIGTERM and, unless it is ignored as nohup(1) has it, SIGHUP are counted and not obeyed. The third ends the
+/// process at once.
 pub fn catch_stop_signals() {
     if CATCHING.swap(true, Ordering::Relaxed) {
         return;
     }
-    for signal in [libc::SIGINT, libc::SIGTERM] {
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
         // SAFETY: the handler only touches an atomic and may end the process by `_exit`, both allowed in a handler.
-        unsafe { libc::signal(signal, on_stop_signal as *const () as libc::sighandler_t) };
+        let before = unsafe { libc::signal(signal, on_stop_signal as *const () as libc::sighandler_t) };
+        if signal == libc::SIGHUP && before == libc::SIG_IGN {
+            // SAFETY: no handler runs.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
     }
 }
 
