@@ -282,8 +282,9 @@ fn judge_callers(plan: &Plan, wishes: u32, calls: &uac::Report, marks: &mut Vec<
         ));
     }
     if counts.received() == 0 && counts.placed > 0 {
-        let why = match counts.refused {
-            0 => "nothing came back: the target swallows what it gets, or its answers go elsewhere",
+        let why = match (counts.refused, counts.unsent) {
+            (0, 0) => "nothing came back: the target swallows what it gets, or its answers go elsewhere",
+            (0, _) => "this machine's kernel did not take them: a firewall, or no way there",
             _ => "nobody listens there (ICMP port unreachable, or connection refused)",
         };
         marks.push(format!("VOID: not one request was answered; {why}"));

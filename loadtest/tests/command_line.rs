@@ -94,6 +94,10 @@ fn a_target_where_nobody_listens_is_void_and_says_why() {
     let output = run(&args);
     assert_eq!(output.code, 1, "{}", output.all());
     assert!(output.stdout.contains("VOID: not one request was answered; nobody listens there"), "{}", output.stdout);
+    // To this port nothing can be sent at all.
+    let output = run(&["uac", "--target", "sip:127.0.0.1:0", "--calls", "3", "--t1", "5ms", "-q"]);
+    assert_eq!(output.code, 1, "{}", output.all());
+    assert!(output.stdout.contains("answered; this machine's kernel did not take them"), "{}", output.stdout);
 }
 
 #[test]
