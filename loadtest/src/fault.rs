@@ -75,6 +75,15 @@ pub fn fate(faults: &[Fault], digest: u64) -> Fate {
     Fate::Fine
 }
 
+/// The share of calls that meet one of these faults; beyond 1 the last of them would not have theirs.
+pub fn shares(faults: &[Fault]) -> f64 {
+    let share = |fault: &Fault| match *fault {
+        Fault::Refuse(share) | Fault::Silent(share) | Fault::Unavailable(share) => share,
+        Fault::Down { .. } | Fault::Slow(_) => 0.0,
+    };
+    faults.iter().map(share).sum()
+}
+
 /// Reads a share: `5%` or `0.05`.
 pub fn read_share(text: &str) -> Result<f64, String> {
     let wrong = || format!("`{text}` is not a share; write 5% or 0.05");

@@ -228,6 +228,7 @@ fn what_is_no_command_line_ends_with_2() {
         &["run", "--rate", "0"][..],
         &["run", "--assert", "speed>1"],
         &["run", "--fault", "silent=200%"],
+        &["run", "--fault", "silent=60%", "--fault", "refuse=60%"],
         &["uac", "--target", "sctp:127.0.0.1"],
         &["run", "--cores", "9999"],
         &["run", "--cores", "1-0"],

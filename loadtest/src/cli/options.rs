@@ -6,7 +6,7 @@ use crate::clock::{SECOND_NS, ns};
 use crate::digest::{ALGORITHMS, Realm};
 use crate::endpoint::{Endpoint, Transport, parse_listen};
 use crate::failure::{Exit, Failure, cannot_bind};
-use crate::fault::{Fault, read_share};
+use crate::fault::{self, Fault, read_share};
 use crate::impair::Impairment;
 use crate::latency::Latencies;
 use crate::log::Log;
@@ -307,6 +307,12 @@ impl Called {
         });
         if let Some(backend) = down {
             let what = format!("there is no backend {backend}; {} are numbered from 0", backends.len());
+            return Err(Failure::new(Exit::Usage, "fault", what));
+        }
+        let share = fault::shares(&self.faults);
+        // 100 % in three parts may be a trifle more.
+        if share > 1.0 + 1e-9 {
+            let what = format!("a call meets one fault, and their shares add up to {:.0} %", share * 100.0);
             return Err(Failure::new(Exit::Usage, "fault", what));
         }
         let realm = match (self.challenge, password) {
