@@ -82,7 +82,7 @@ pub struct Seen {
     pub wrong: u64,
     /// Provisional responses, which only the element can have made.
     pub provisional: u64,
-    /// Round trips from the scheduled time. Empty when saturating: there is no schedule then.
+    /// Round trips from the scheduled time; when saturating there is no schedule, and they count from when each was sent.
     pub round_trip: Latencies,
     /// How late the driver itself was.
     pub lateness: Latencies,

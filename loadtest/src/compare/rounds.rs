@@ -71,7 +71,8 @@ pub struct Sample {
     pub messages_per_second: f64,
     /// CPU microseconds of the element for one message, all its threads, user and kernel.
     pub cpu_us_per_message: f64,
-    /// Round trip from the scheduled time, in nanoseconds: half of all are shorter. 0 at saturation.
+    /// Round trip from the scheduled time, in nanoseconds: half of all are shorter. At saturation from when it was sent: how
+    /// long 512 requests queue.
     pub round_trip_p50_ns: u64,
     /// 99 of 100 are shorter.
     pub round_trip_p99_ns: u64,
