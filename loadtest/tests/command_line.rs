@@ -580,6 +580,15 @@ fn a_comparison_prints_ratios_with_their_spread() {
 }
 
 #[test]
+fn a_core_that_is_not_there_is_no_place_for_an_element() {
+    for option in ["--core", "--driver-core"] {
+        let output = run(&["compare", "--element", "relay", option, "9999"]);
+        assert_eq!(output.code, 4, "{}", output.all());
+        assert!(output.stderr.contains("core 9999 is not to be had") && output.stderr.contains("may use ["));
+    }
+}
+
+#[test]
 fn a_comparison_over_connections_has_descriptors_for_both_of_its_ends() {
     if viahop_load::sys::process::cores().len() < 2 {
         eprintln!("skipped: a comparison takes two cores");

@@ -179,6 +179,10 @@ fn cores(args: &Args) -> Result<(usize, usize), Failure> {
     let cores = process::cores();
     let driver = args.driver_core.unwrap_or(cores[0]);
     let element = args.core.unwrap_or(*cores.last().unwrap_or(&0));
+    if let Some(core) = [driver, element].into_iter().find(|core| !cores.contains(core)) {
+        let failure = Failure::new(Exit::Environment, "compare", format!("core {core} is not to be had"));
+        return Err(failure.help(format!("this process may use {cores:?}")));
+    }
     if driver == element {
         let what = format!("driver and elements would share core {element}");
         return Err(Failure::new(Exit::Usage, "compare", what).help("two cores are needed: --driver-core 0 --core 1"));
