@@ -22,7 +22,7 @@ use crate::dataplane::limits::LISTENERS_MAX;
 use crate::dataplane::sip::uri::Scheme;
 use crate::dataplane::tables::{ForeignRoute, Network, PathPolicy, Side};
 use crate::dataplane::transport::Transport;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 use toml::Spanned;
@@ -105,13 +105,18 @@ impl Reader<'_> {
             self.error(first.address.span(), format!("{} listeners", listen.len()), format!("at most {LISTENERS_MAX}"));
         }
         let mut names = HashMap::new();
-        let mut addresses = HashSet::new();
+        let mut ports = HashMap::new();
         let mut listeners = Vec::new();
         for one in listen {
             let Some((transport, address)) = self.address(&one.address, address::listen) else { continue };
             let text = format!("{transport}:{address}");
-            if !addresses.insert(text.clone()) {
-                self.error(one.address.span(), format!("`{text}` is listened on twice"), "leave one of them out");
+            if let Some(other) = ports.insert((transport.protocol(), address), text.clone()) {
+                let (title, label) = match other == text {
+                    true => (format!("`{text}` is listened on twice"), "leave one of them out"),
+                    // The kernel would spread connections over the two by chance.
+                    false => (format!("`{other}` and `{text}` are one TCP port"), "give it a port of its own"),
+                };
+                self.error(one.address.span(), title, label);
                 continue;
             }
             let name = self.name(&one.name, &mut names, || text, one.address.span());
@@ -370,6 +375,10 @@ mod tests {
             (
                 "[[listen]]\naddress = \"udp:0.0.0.0:5060\"",
                 "6:11 `udp:0.0.0.0:5060` is listened on twice | leave one of them out",
+            ),
+            (
+                "[[listen]]\naddress = \"tcp:0.0.0.0\"\n[[listen]]\naddress = \"ws:0.0.0.0:5060\"\norigins = [\"*\"]",
+                "8:11 `tcp:0.0.0.0:5060` and `ws:0.0.0.0:5060` are one TCP port | give it a port of its own",
             ),
             (
                 "[[listen]]\naddress = \"ws:0.0.0.0:5060\"",
