@@ -1,5 +1,6 @@
 //! `viahop check`: would this configuration work here? Everything a start would do is done, but for starting.
 
+use super::port_owner::Owner;
 use super::service::{self, cannot_be_told, cannot_open, cannot_serve, cores, machine, plan};
 use super::{environment, fail, port_owner, steering, tell};
 use crate::cli::{self, Format};
@@ -76,16 +77,19 @@ fn online(loaded: Loaded) -> Result<(Report, Option<Found>), Report> {
     let (resolved, mut report) = runtime.block_on(resolve(loaded, &secret.keys, &InForce::default()))?;
     report.problems.extend(secret.remarks);
     let mut plan = plan(&resolved, cores.len());
+    // Held until all that a start opens was opened: what they want may be one port.
+    let mut opened = Vec::new();
     match are_free(&plan.listeners, &plan.stream_addresses()) {
         Ok(()) => {
-            let opened = plan.settle().and_then(|()| Sockets::open(&plan));
-            drop(opened.map_err(|error| about(cannot_open(&config, error)))?);
+            let shards = plan.settle().and_then(|()| cores.iter().map(|_| Sockets::open(&plan)).collect());
+            opened = shards.map_err(|error| about(cannot_open(&config, error)))?;
         }
         Err(taken) => report.problems.push(held_by_viahop(&taken).ok_or_else(|| about(cannot_open(&config, taken)))?),
     }
     if let Some(address) = config.admin {
         let bound = runtime.block_on(async { admin::bind(address).map(drop) });
-        let is_viahop = || port_owner::find("tcp", address).is_some_and(|owner| owner.name == "viahop");
+        let is_another = |owner: Owner| owner.name == "viahop" && !owner.is_this_process();
+        let is_viahop = || port_owner::find("tcp", address).is_some_and(is_another);
         match bound {
             Err(error) if error.kind() != io::ErrorKind::AddrInUse || !is_viahop() => {
                 return Err(about(cannot_serve(address, &error)));
@@ -93,6 +97,7 @@ fn online(loaded: Loaded) -> Result<(Report, Option<Found>), Report> {
             _ => {}
         }
     }
+    drop(opened);
     // Where it is not said, the place is the start's to find.
     if let wanted @ Socket::Path(_) = &config.socket {
         let opened = runtime.block_on(async { socket::open(wanted).map(drop) });

@@ -13,6 +13,13 @@ pub struct Owner {
     pub pid: u32,
 }
 
+impl Owner {
+    /// Whether that is us.
+    pub fn is_this_process(&self) -> bool {
+        self.pid == std::process::id()
+    }
+}
+
 impl std::fmt::Display for Owner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} (pid {})", self.name, self.pid)

@@ -323,7 +323,10 @@ fn ports_are_out(error: &io::Error) -> bool {
 
 /// Why HTTP cannot be served.
 pub fn cannot_serve(address: SocketAddr, error: &io::Error) -> Problem {
-    let owner = port_owner::find("tcp", address).map_or(String::new(), |owner| format!(": {owner} has it"));
+    let owner = port_owner::find("tcp", address).map_or(String::new(), |owner| match owner.is_this_process() {
+        true => ": a `[[listen]]` has it".to_owned(),
+        false => format!(": {owner} has it"),
+    });
     let problem =
         Problem::environment(format!("{address}/tcp cannot be opened for the admin endpoint: {error}{owner}"));
     problem.help("choose another with `--admin 127.0.0.1:PORT` or `listen` in `[admin]`, or `off`")

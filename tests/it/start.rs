@@ -14,7 +14,8 @@ use viahop::sys::uninterrupted;
 #[test]
 fn a_wrong_configuration_is_shown_with_file_line_column_and_remedy() {
     let folder = Folder::new("wrong");
-    let listen = "[[listen]]\naddress = \"udp:127.0.0.1:0\"\n".replace(":0\"", &format!(":{}\"", free_port()));
+    let listener = format!("127.0.0.1:{}", free_port());
+    let listen = format!("[[listen]]\naddress = \"udp:{listener}\"\n");
     let pool = |backends: &str| format!("{listen}[[pool]]\nbackend = [{backends}]\n[admin]\nlisten = \"off\"\n");
     let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
     let taken_port = taken.local_addr().unwrap().port();
@@ -37,6 +38,20 @@ fn a_wrong_configuration_is_shown_with_file_line_column_and_remedy() {
             pool("{ uri = \"sip:127.0.0.1\" }").replace(&listen, "[[listen]]\naddress = \"udp:192.0.2.1:5060\"\n"),
             4,
             vec![":2:11", "is not an address of this machine", "ip addr"],
+        ),
+        (
+            format!(
+                "[balancer]\nshards = 2\negress_ports = \"{}\"\n{}",
+                free_port(),
+                pool("{ uri = \"sip:127.0.0.1\" }")
+            ),
+            4,
+            vec!["`egress_ports`: no free port", "for every shard"],
+        ),
+        (
+            pool("{ uri = \"sip:127.0.0.1\" }").replace("udp:", "tcp:").replace("\"off\"", &format!("\"{listener}\"")),
+            4,
+            vec!["for the admin endpoint", "a `[[listen]]` has it"],
         ),
     ];
     for (text, code, said) in rows {
