@@ -80,6 +80,9 @@ pub struct InForce {
 /// apart.
 pub async fn resolve(loaded: Loaded, keys: &Keys, in_force: &InForce) -> Result<(Resolved, Report), Report> {
     let Loaded { mut config, warnings: mut problems, source } = loaded;
+    if let Some(problem) = foreign_egress(&config) {
+        return Err(Report { source, problems: vec![problem] });
+    }
     problems.extend(discovery::fill(&mut config, in_force).await);
     let mut backends = Vec::new();
     for pool in &config.pools {
@@ -124,6 +127,15 @@ pub async fn resolve(loaded: Loaded, keys: &Keys, in_force: &InForce) -> Result<
         return Err(report);
     }
     Ok((Resolved { config, backends, own }, report))
+}
+
+/// That an address to send from is not ours: no way leads to any backend then.
+fn foreign_egress(config: &Config) -> Option<Problem> {
+    let wanted = [config.egress_v4.map(IpAddr::V4), config.egress_v6.map(IpAddr::V6)];
+    let (address, error) =
+        wanted.into_iter().flatten().find_map(|address| Some((address, UdpSocket::bind((address, 0)).err()?)))?;
+    let problem = Problem::environment(format!("`egress`: cannot send from {address}: {error}"));
+    Some(problem.help("`ip addr` lists the addresses of this machine"))
 }
 
 /// Backends that a token of one would lead to another: in a Record-Route stands nothing but 32 bits made of the name.

@@ -40,6 +40,11 @@ fn a_wrong_configuration_is_shown_with_file_line_column_and_remedy() {
             vec![":2:11", "is not an address of this machine", "ip addr"],
         ),
         (
+            format!("[balancer]\negress = [\"192.0.2.1\"]\n{}", pool("{ uri = \"sip:127.0.0.1\" }")),
+            4,
+            vec!["`egress`: cannot send from 192.0.2.1", "ip addr"],
+        ),
+        (
             format!(
                 "[balancer]\nshards = 2\negress_ports = \"{}\"\n{}",
                 free_port(),
