@@ -103,7 +103,7 @@ fn online(loaded: Loaded) -> Result<(Report, Option<Found>), Report> {
         let opened = runtime.block_on(async { socket::open(wanted).map(drop) });
         opened.or_else(|error| if error.is_taken { Ok(()) } else { Err(about(cannot_be_told(&error))) })?;
     }
-    let steering = match steering::rehearse(config.steering, cores.len()) {
+    let steering = match steering::rehearse(&config, cores.len()) {
         Ok(steering) => steering,
         Err(missing) if config.steering == Steering::CallId => return Err(about(steering::problem(&missing))),
         Err(missing) => format!("by the kernel; for the Call-ID is missing: {}", missing.what),

@@ -158,7 +158,7 @@ fn open_files(config: &Config) -> Finding {
 /// Which shard a message comes to.
 fn steering(config: &Config) -> Finding {
     let shards = cores(&config.cores).map_or(1, |cores| cores.len());
-    match steering::rehearse(config.steering, shards) {
+    match steering::rehearse(config, shards) {
         Ok(seen) => Good(seen),
         Err(missing) if config.steering == Steering::CallId => {
             Bad(format!("`steering = \"call-id\"`, and missing is {}", missing.what), missing.remedy.into())

@@ -1,8 +1,8 @@
 //! Which shard a datagram comes to: what was asked for, what this machine lets us, and how that is said.
 
 use tracing::{info, warn};
-use viahop::control::config;
 use viahop::control::config::problem::Problem;
+use viahop::control::config::{self, Config, EgressMode};
 use viahop::control::steering::{COST, Steering};
 use viahop::shard::Unstarted;
 use viahop::shard::steering::program::Outcome;
@@ -14,7 +14,8 @@ use viahop::shard::steering::{self, Missing};
 /// # Errors
 /// It is wanted, and what is missing.
 pub fn install(wanted: config::Steering, shards: &[Unstarted], shared: bool) -> Result<Steering, Problem> {
-    let Some(first) = shards.first().filter(|_| shards.len() > 1 && wanted != config::Steering::Kernel) else {
+    let has_choice = |first: &&Unstarted| shards.len() > 1 && (shared || first.sockets().listeners() > 0);
+    let Some(first) = shards.first().filter(has_choice).filter(|_| wanted != config::Steering::Kernel) else {
         info!(event = "steering", by = "kernel", wanted = wanted.word(), shards = shards.len());
         return Ok(Steering::off(wanted));
     };
@@ -50,10 +51,13 @@ pub fn problem(missing: &Missing) -> Problem {
 ///
 /// # Errors
 /// What is missing, whether or not it is wanted at any price.
-pub fn rehearse(wanted: config::Steering, shards: usize) -> Result<String, Missing> {
-    match (wanted, shards) {
+pub fn rehearse(config: &Config, shards: usize) -> Result<String, Missing> {
+    let is_shared = config.egress_mode == EgressMode::Shared
+        || config.listeners.iter().any(|listener| !listener.transport.is_stream());
+    match (config.steering, shards) {
         (config::Steering::Kernel, _) => Ok(format!("by the kernel, as configured: {COST}")),
         (_, 0 | 1) => Ok("one shard: there is nothing to choose".into()),
+        _ if !is_shared => Ok("connections stay where they came: there is nothing to choose".into()),
         _ => steering::self_test(shards).map(|()| match cost_ns() {
             Some(cost) => format!("by Call-ID, in {cost} ns for an INVITE of 900 octets"),
             None => "by Call-ID".into(),

@@ -382,3 +382,13 @@ fn requests_leave_from_the_ports_that_are_configured() {
 fn viahop_check(file: &std::path::Path) -> Command {
     viahop(&["check", file.to_str().unwrap()])
 }
+
+/// Connections stay with the shard that the kernel gave them to.
+#[test]
+fn where_no_port_is_for_datagrams_nothing_is_missing() {
+    let listen = free_port();
+    let text = with("steering = \"call-id\"", &config(listen, &[free_port()], UNPROBED)).replacen("udp:", "tcp:", 1);
+    let viahop = Viahop::start("no-datagrams", &text);
+    assert_eq!(viahop.status()["steering"]["missing"], Value::Null);
+    viahop.end();
+}
