@@ -1,9 +1,10 @@
 //! `viahop ctl` against a running viahop, with calls through it.
 
 use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, config, free_port, output, viahop};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::net::UdpSocket;
+use std::io::{Read, Write};
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -545,6 +546,29 @@ fn a_drain_that_is_waited_for_returns_when_the_process_has_ended() {
     assert_eq!(status.and_then(|status| status.code()), Some(0), "{}", viahop.log());
 }
 
+/// A supervisor may start another at once, which answers at the same place and has nothing to do with it.
+#[test]
+fn a_drain_that_is_waited_for_does_not_wait_for_who_came_in_its_place() {
+    let answer = json!({ "is_first": true, "ends_within_s": 1, "draining": false }).to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(if request.starts_with(b"POST") { &b"{}"[..] } else { &b"\r\n\r\n"[..] }) {
+                let mut room = [0; 4096];
+                let length = uninterrupted(|| stream.read(&mut room)).unwrap();
+                request.extend_from_slice(&room[..length]);
+            }
+            let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", answer.len());
+            stream.write_all((head + &answer).as_bytes()).ok();
+        }
+    });
+    let mut waiting = Process::start(&mut viahop(&["ctl", "--url", &url, "drain", "--wait"]));
+    assert_eq!(waiting.wait(PATIENCE).and_then(|status| status.code()), Some(0));
+}
+
 #[test]
 fn nobody_there_is_exit_code_5_with_what_was_tried() {
     let folder = Folder::new("ctl-nobody");
@@ -572,7 +596,7 @@ fn a_second_reload_is_refused_while_one_is_being_read_and_the_first_goes_on() {
         }
         // Meanwhile the rest of the program lives.
         assert!(ctl_ok(&viahop, &["status"]).contains("ready"));
-        std::io::Write::write_all(&mut pipe, text.as_bytes()).unwrap();
+        pipe.write_all(text.as_bytes()).unwrap();
         drop(pipe);
         let (code, stdout, stderr) = first.join().unwrap();
         assert_eq!(code, 0, "{stdout} {stderr}");

@@ -157,9 +157,9 @@ fn follow(client: &Client, call_id: &str, seconds: u64, is_json: bool) -> Result
     }
 }
 
-/// Returns when it does not answer any more. The drain has a limit of its own.
+/// Returns when it does not answer any more, or another one does that was started in its place. The drain has a limit of its own.
 fn wait_for_the_end(client: &Client) {
-    while client.get("/status.json").is_ok() {
+    while client.get("/status.json").is_ok_and(|status| status["draining"] == true) {
         sleep(Duration::from_millis(200));
     }
 }
