@@ -195,11 +195,13 @@ pub fn listen(text: &str) -> Result<(Transport, SocketAddr), AddressError> {
 }
 
 /// A backend's URI: `sip:HOST`, `sip:HOST:PORT`, with `;transport=tcp` or `;transport=tls` if it is to be reached so;
-/// `sips:` means TLS by itself.
+/// `sips:` means TLS by itself. In capitals all of it means the same (RFC 3261 19.1.4).
 pub fn backend_uri(text: &str) -> Result<(HostPort, Transport), AddressError> {
-    let Some((scheme @ ("sip" | "sips"), rest)) = text.split_once(':') else {
+    let is_sip = |scheme: &str| scheme.eq_ignore_ascii_case("sip") || scheme.eq_ignore_ascii_case("sips");
+    let Some((scheme, rest)) = text.split_once(':').filter(|(scheme, _)| is_sip(scheme)) else {
         return error(0..text.len(), format!("`{text}` is not a SIP URI"), format!("write `sip:{text}`"));
     };
+    let is_secure = scheme.eq_ignore_ascii_case("sips");
     let begin = scheme.len() + 1;
     let (authority, params) = rest.split_once(';').map_or((rest, ""), |(authority, params)| (authority, params));
     if let Some(at) = authority.find('@') {
@@ -209,15 +211,15 @@ pub fn backend_uri(text: &str) -> Result<(HostPort, Transport), AddressError> {
         return error(begin + at..begin + authority.len(), "a backend has no headers", "leave this out");
     }
     let mut next = begin + authority.len() + 1;
-    let mut transport = if scheme == "sips" { Transport::Tls } else { Transport::Udp };
+    let mut transport = if is_secure { Transport::Tls } else { Transport::Udp };
     for param in params.split(';') {
         let at = next..next + param.len();
         next = at.end + 1;
-        match param.split_once('=') {
+        match param.to_ascii_lowercase().split_once('=') {
             None if param.is_empty() => {}
             // RFC 3261 26.2.2: TLS is what `sips:` asks for, and TCP what is below it.
-            Some(("transport", "tcp" | "tls")) if scheme == "sips" => {}
-            Some(("transport", "udp")) if scheme == "sips" => {
+            Some(("transport", "tcp" | "tls")) if is_secure => {}
+            Some(("transport", "udp")) if is_secure => {
                 return error(at, "`sips:` goes over TLS, and TLS not over UDP", "leave this out");
             }
             Some(("transport", "udp")) => transport = Transport::Udp,
@@ -291,7 +293,8 @@ mod tests {
         assert_eq!(backend_uri("sip:10.0.0.1:5070;transport=tcp"), Ok((host("10.0.0.1", 5070), Transport::Tcp)));
         assert_eq!(listen("tls:[::1]"), Ok((Transport::Tls, "[::1]:5061".parse().unwrap())));
         assert_eq!(listen("wss:127.0.0.1"), Ok((Transport::Wss, "127.0.0.1:443".parse().unwrap())));
-        for uri in ["sip:a:5061;transport=tls", "sip:a;transport=tls", "sips:a", "sips:a;transport=tcp"] {
+        assert_eq!(backend_uri("SIP:A;Transport=TCP"), Ok((host("a", 5060), Transport::Tcp)));
+        for uri in ["sip:a:5061;transport=tls", "sip:a;transport=tls", "sips:a", "SIPS:a;transport=TCP"] {
             assert_eq!(backend_uri(uri), Ok((host("a", 5061), Transport::Tls)), "{uri}");
         }
         assert_eq!(domain_uri("sip:Example.NET"), Ok(("example.net".into(), None, Transport::Udp)));

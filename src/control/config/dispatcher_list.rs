@@ -105,7 +105,14 @@ pub struct Entry {
 pub fn parse(text: &str) -> (Vec<Entry>, Vec<Problem>) {
     let mut reader = Reader { entries: Vec::new(), problems: Vec::new(), more: 0 };
     let mut start = 0;
-    for line in text.split_inclusive('\n') {
+    // Nobody sees it, so what is said of the first field would puzzle.
+    if text.starts_with(BYTE_ORDER_MARK) {
+        start = BYTE_ORDER_MARK.len_utf8();
+        let label = "Kamailio takes it for a part of the first line";
+        let help = "save the list as UTF-8 without it; `sed -i '1s/^\\xef\\xbb\\xbf//' FILE` takes it out";
+        reader.error(0..start, "the list begins with a byte order mark", label, Some(help.into()));
+    }
+    for line in text[start..].split_inclusive('\n') {
         reader.line(start, line);
         start += line.len();
     }
@@ -268,7 +275,8 @@ impl Reader {
     fn destination(&mut self, uri: &str, at: Range<usize>) -> Option<Entry> {
         let place = |part: Range<usize>| at.start + part.start..at.start + part.end;
         let (address, params) = uri.split_once(';').map_or((uri, ""), |(address, params)| (address, params));
-        let is_secure = address.starts_with("sips:");
+        let begins = |scheme: &str| address.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme));
+        let is_secure = begins("sips:");
         let asks_for = |wanted: &str| {
             params
                 .split(';')
@@ -277,7 +285,7 @@ impl Reader {
         };
         // What stands for no port depends on it.
         let sealed = format!("{address};transport=tls");
-        let is_tls = is_secure || address.starts_with("sip:") && asks_for("tls");
+        let is_tls = is_secure || begins("sip:") && asks_for("tls");
         let target = match address::backend_uri(if is_tls { &sealed } else { address }) {
             Ok((target, _)) => target,
             Err(AddressError { at, title, label }) => {
@@ -586,7 +594,7 @@ mod tests {
     #[test]
     fn tls_is_asked_for_by_scheme_or_transport_and_has_a_port_of_its_own() {
         let list =
-            entries("1 sips:a\n1 sip:b;px=y;transport=TLS\n1 sip:c:5070;transport=tls\n1 sips:d;transport=tcp\n");
+            entries("1 SIPS:a\n1 SIP:b;px=y;Transport=TLS\n1 sip:c:5070;transport=tls\n1 sips:d;transport=tcp\n");
         assert!(list.iter().all(|one| one.transport == Transport::Tls && one.unreachable.is_none()));
         let targets: Vec<String> = list.iter().map(|one| one.target.to_string()).collect();
         assert_eq!(targets, ["a:5061", "b:5061", "c:5070", "d:5061"]);
@@ -640,6 +648,10 @@ mod tests {
             ("1 sip:a", "1:7 the last line does not end | is the rest of the file missing?"),
         ];
         let wrong: Vec<_> = rows
+            (
+                "\u{feff}1 sip:a\n",
+                "1:1 the list begins with a byte order mark | Kamailio takes it for a part of the first line",
+            ),
             .into_iter()
             .map(|(text, expected)| {
                 (text, parse(text).1.iter().map(|one| shown(text, one)).collect::<Vec<_>>(), expected)
