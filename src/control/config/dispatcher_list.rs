@@ -32,6 +32,9 @@ use std::ops::Range;
 /// Octets of a line with its end, which is what Kamailio reads in one go; it takes the rest for a line of its own.
 const LINE_MAX: usize = 1023;
 
+/// What some editors put in front of a text in UTF-8.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// Problems told of one list. A file that is no list at all has one in every line.
 const PROBLEMS_MAX: usize = 100;
 
@@ -645,13 +648,13 @@ mod tests {
             ("1 sip:a 0 0 duid=a;duid=b\n", "1:20 `duid` stands twice | Kamailio heeds the last one; keep one"),
             ("1 sip:a 0 0 duid=\"a\n", "1:18 the value of `duid` does not end | the quote that ends it is missing"),
             ("1 sip:a 0 0 duid=\n", "1:18 `` cannot be a name | letters, digits and `-._:/` make good names"),
-            ("1 sip:a", "1:7 the last line does not end | is the rest of the file missing?"),
-        ];
-        let wrong: Vec<_> = rows
             (
                 "\u{feff}1 sip:a\n",
                 "1:1 the list begins with a byte order mark | Kamailio takes it for a part of the first line",
             ),
+            ("1 sip:a", "1:7 the last line does not end | is the rest of the file missing?"),
+        ];
+        let wrong: Vec<_> = rows
             .into_iter()
             .map(|(text, expected)| {
                 (text, parse(text).1.iter().map(|one| shown(text, one)).collect::<Vec<_>>(), expected)
