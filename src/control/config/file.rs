@@ -314,7 +314,7 @@ pub struct Admin {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Log {
-    /// `text`, `json` or `auto`.
+    /// `text` or `json`.
     pub format: Value<String>,
     /// `error`, `warn`, `info` or `debug`.
     pub level: Value<String>,
