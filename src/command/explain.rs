@@ -56,7 +56,7 @@ fn explain(args: &cli::Explain, mut message: Vec<u8>) -> Result<ExitCode, Report
     report.problems.extend(remarks);
     tell(&report);
     let mut cluster = Cluster::new(resolved, None, 1, 0, &fingerprint);
-    let egress = if args.live {
+    let living = if args.live {
         let address = admin.ok_or_else(|| {
             environment(Problem::environment("`--live` needs `[admin]`, which this configuration turns off"))
         })?;
@@ -64,11 +64,16 @@ fn explain(args: &cli::Explain, mut message: Vec<u8>) -> Result<ExitCode, Report
         if living.config_hash != cluster.hash {
             tell(&environment(decides_otherwise(&living.config_hash, &cluster.hash)));
         }
-        living.egress
+        living
     } else {
-        EgressPorts { v4: Some(0), v6: Some(0) }
+        Living {
+            egress: EgressPorts { v4: Some(0), v6: Some(0) },
+            config_hash: cluster.hash.clone(),
+            is_draining: false,
+        }
     };
-    let tables = cluster.tables(1, &keys, false, None);
+    let egress = living.egress;
+    let tables = cluster.tables(1, &keys, living.is_draining, None);
     let names: Vec<&str> = tables.listeners.iter().map(|listener| &*listener.name).collect();
     let wanted = args.listener.as_deref();
     let Some(listener) = wanted.map_or(Some(0), |wanted| names.iter().position(|name| *name == wanted)) else {
@@ -135,6 +140,8 @@ struct Living {
     egress: EgressPorts,
     /// The digest of what decides there.
     config_hash: String,
+    /// Whether it is on its way out.
+    is_draining: bool,
 }
 
 /// Takes the states of backends from a running viahop.
@@ -144,22 +151,25 @@ fn ask_the_living(url: &str, cluster: &mut Cluster) -> Result<Living, Problem> {
     let status: serde_json::Value =
         serde_json::from_str(&text).map_err(|error| wrong(format!("{url} is no status of viahop: {error}")))?;
     for one in status["backends"].as_array().into_iter().flatten() {
-        let pools = cluster.pools.iter_mut().filter(|pool| one["pool"] == *pool.name);
-        for backend in pools.flat_map(|pool| &mut pool.backends).filter(|backend| one["name"] == *backend.name) {
-            if one["state"] == "down" {
-                backend.detector.on_outcome(Outcome::Refused);
-            }
-            backend.state.now = State::deserialize(&one["operator"]).unwrap_or(backend.state.now);
-            let weight = one["weight"].as_u64().and_then(|weight| u32::try_from(weight).ok());
-            backend.weight.now = weight.unwrap_or(backend.weight.now);
+        let Some(pool) = cluster.pools.iter_mut().find(|pool| one["pool"] == *pool.name) else { continue };
+        let Some(backend) = pool.backends.iter_mut().find(|backend| one["name"] == *backend.name) else { continue };
+        if one["state"] == "down" {
+            backend.detector.on_outcome(Outcome::Refused);
         }
+        if let Some(limits) = pool.outlier.as_ref().filter(|_| one["ejected"] == true) {
+            backend.outlier.eject(limits);
+        }
+        backend.state.now = State::deserialize(&one["operator"]).unwrap_or(backend.state.now);
+        let weight = one["weight"].as_u64().and_then(|weight| u32::try_from(weight).ok());
+        backend.weight.now = weight.unwrap_or(backend.weight.now);
     }
     // What an operator has set there is in its hash.
     cluster.rehash();
     let shard = &status["shards"][0];
     let port = |name: &str| shard[name].as_u64().and_then(|port| u16::try_from(port).ok());
     let egress = EgressPorts { v4: port("egress_port_v4"), v6: port("egress_port_v6") };
-    Ok(Living { egress, config_hash: status["config_hash"].as_str().unwrap_or_default().to_owned() })
+    let config_hash = status["config_hash"].as_str().unwrap_or_default().to_owned();
+    Ok(Living { egress, config_hash, is_draining: status["draining"] == true })
 }
 
 /// The warning that what is explained is not what the running viahop does.

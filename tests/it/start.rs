@@ -292,26 +292,35 @@ fn a_restart_on_the_same_port_copes_with_what_the_kernel_has_not_taken_down_yet(
 }
 
 #[test]
-fn explain_says_what_the_live_program_does() {
+fn explain_says_what_the_live_program_does_with_whom_it_has_ejected_and_when_it_drains() {
     let backends: Vec<UdpSocket> = (0..3).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     let ports: Vec<u16> = backends.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
     let listen = free_port();
-    let text = config(listen, &ports, crate::live::UNPROBED).replace("shards = 2", "shards = 1");
+    let pool = "health = { probe = false }\noutlier = { requests = 20, eject = \"1h\" }";
+    let text = config(listen, &ports, pool).replace("shards = 2", "shards = 1");
     let viahop = Viahop::start("explain", &text);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-    for call in 0..5 {
-        let message = format!(
-            "INVITE sip:bob@example.net SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1:5;branch=z9hG4bK{call};rport\r\n\
+    let request = |method: &str, uri: &str, call: u32| {
+        format!(
+            "{method} {uri} SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1:5;branch=z9hG4bK{call};rport\r\n\
              Max-Forwards: 70\r\nFrom: <sip:a@example.net>;tag=1\r\nTo: <sip:bob@example.net>\r\n\
-             Call-ID: explain-{call}\r\nCSeq: 1 INVITE\r\nContent-Length: 0\r\n\r\n"
-        );
+             Call-ID: explain-{call}\r\nCSeq: 1 {method}\r\nContent-Length: 0\r\n\r\n"
+        )
+    };
+    let invite = |call| request("INVITE", "sip:bob@example.net", call);
+    let explain = |message: &str| {
         let path = viahop.folder.write("message.sip", &message);
         let file = viahop.folder.0.join("viahop.toml");
         let from = client.local_addr().unwrap().to_string();
         let args = ["explain", "--live", "-c", file.to_str().unwrap(), "--from", &from, path.to_str().unwrap()];
         let (code, stdout, stderr) = output(crate::live::viahop(&args).env("STATE_DIRECTORY", &viahop.folder.0));
-        assert_eq!(code, 0, "{stderr}");
-        let (reasons, explained) = stdout.split_once("\n\n").unwrap();
+        assert_eq!((code, &stderr[..]), (0, ""));
+        stdout
+    };
+    for call in 0..15 {
+        let message = invite(call);
+        let explained = explain(&message);
+        let (reasons, explained) = explained.split_once("\n\n").unwrap();
         client.send_to(message.as_bytes(), ("127.0.0.1", listen)).unwrap();
         let mut room = vec![0; 4096];
         let to = reasons.lines().find_map(|line| line.strip_prefix("sent to 127.0.0.1:")).unwrap();
@@ -320,8 +329,24 @@ fn explain_says_what_the_live_program_does() {
         let len = uninterrupted(|| backends[place].recv(&mut room)).unwrap();
         assert_eq!(String::from_utf8_lossy(&room[..len]).trim_end(), explained.trim_end());
         assert!(reasons.contains("slot") && reasons.contains("pool     proxies"), "{reasons}");
-        assert_eq!(stderr, "");
+        if call == 4 {
+            // Nobody answers, and one of the three is ejected for it.
+            for call in 100..200 {
+                client.send_to(invite(call).as_bytes(), ("127.0.0.1", listen)).unwrap();
+            }
+            let ejects = |status: &serde_json::Value| status.to_string().contains("\"ejected\":true");
+            viahop.wait_until("an ejection", crate::live::PATIENCE, ejects);
+            for backend in &backends {
+                backend.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+                while uninterrupted(|| backend.recv(&mut room)).is_ok() {}
+            }
+        }
     }
+    let options = request("OPTIONS", &format!("sip:127.0.0.1:{listen}"), 300);
+    assert!(explain(&options).contains("viahop itself: 200"));
+    viahop.process.signal("TERM");
+    viahop.wait_until("a drain", crate::live::PATIENCE, |status| status["draining"] == true);
+    assert!(explain(&options).contains("viahop itself: 503"));
     viahop.end();
 }
 
