@@ -1,7 +1,7 @@
 //! What is wrong with a configuration, and how that is told: what, where, why, what to do.
 
 use annotate_snippets::renderer::DecorStyle;
-use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snippet};
 use serde::Serialize;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -217,20 +217,15 @@ impl Report {
             None => Group::with_title(title),
             Some(at) => {
                 let source = self.source_of(&problem.source);
-                let mark = AnnotationKind::Primary.span(inside(source, at)).label(&problem.label);
-                let snippet = Snippet::source(&source.text).path(&source.name).annotation(mark);
+                let first = (AnnotationKind::Primary, at, &problem.label[..]);
                 match &problem.beside {
-                    None => title.element(snippet),
-                    Some(beside) if self.source_of(&beside.source) == source => {
-                        let second = AnnotationKind::Context.span(inside(source, &beside.at)).label(&beside.label);
-                        title.element(snippet.annotation(second))
-                    }
+                    None => title.element(snippet(source, &[first])),
                     Some(beside) => {
-                        let other = self.source_of(&beside.source);
-                        let second = AnnotationKind::Context.span(inside(other, &beside.at)).label(&beside.label);
-                        title
-                            .element(snippet)
-                            .element(Snippet::source(&other.text).path(&other.name).annotation(second))
+                        let second = (AnnotationKind::Context, &beside.at, &beside.label[..]);
+                        match self.source_of(&beside.source) {
+                            other if other == source => title.element(snippet(source, &[first, second])),
+                            other => title.element(snippet(source, &[first])).element(snippet(other, &[second])),
+                        }
                     }
                 }
             }
@@ -271,6 +266,20 @@ impl Report {
             beside,
         }
     }
+}
+
+/// The lines of `source` that `marks` stand in. Of a long list each line may have a problem, and to draw one costs as much as the
+/// text it is given.
+fn snippet<'a>(source: &'a Source, marks: &[(AnnotationKind, &Range<usize>, &'a str)]) -> Snippet<'a, Annotation<'a>> {
+    let spans = marks.iter().map(|(_, at, _)| inside(source, at));
+    let start = spans.clone().map(|span| span.start).min().unwrap_or_default();
+    let end = spans.clone().map(|span| span.end).max().unwrap_or_default();
+    let first = source.text[..start].rfind('\n').map_or(0, |at| at + 1);
+    let last = source.text[end..].find('\n').map_or(source.text.len(), |at| end + at + 1);
+    let number = source.text[..first].matches('\n').count() + 1;
+    let marks =
+        spans.zip(marks).map(|(span, (kind, _, label))| kind.span(span.start - first..span.end - first).label(*label));
+    Snippet::source(&source.text[first..last]).line_start(number).path(&source.name).annotations(marks)
 }
 
 /// A span at the end of the text is pulled back to the last octet there is, and none cuts a letter of several octets.
