@@ -82,7 +82,7 @@ impl Written {
     fn file(&mut self, args: &cli::Run) -> file::File {
         let mut file = file::File::default();
         for listen in &args.listen {
-            let address = self.put("listen", listen);
+            let address = self.put("listen", listen.trim());
             file.listen.push(file::Listen {
                 address,
                 name: None,
@@ -159,6 +159,7 @@ impl Written {
 
     /// `sip:HOST:PORT;weight=N;name=NAME`: parameters that are ours are taken out, the rest is the URI.
     fn backend(&mut self, text: &str) -> file::Backend {
+        let text = text.trim();
         let whole = self.put("backend", text).span();
         let mut parts = text.split(';');
         let uri = parts.next().unwrap_or_default();
@@ -248,7 +249,8 @@ mod tests {
 
     #[test]
     fn flags_are_a_configuration() {
-        let mut args = args(&["udp:0.0.0.0"], &["sip:10.0.0.11", "sip:10.0.0.12:5070;weight=50;name=b"]);
+        // As in `VIAHOP_BACKEND="sip:10.0.0.11, sip:10.0.0.12"`.
+        let mut args = args(&["udp:0.0.0.0"], &["sip:10.0.0.11", " sip:10.0.0.12:5070;weight=50;name=b"]);
         (args.cores, args.admin) = (Some("0,2-4".into()), Some("off".into()));
         let Origin::Flags(loaded) = origin(&args).unwrap() else { panic!("flags give no file") };
         let backends = &loaded.config.pools[0].backends;
