@@ -99,9 +99,9 @@ fn online(loaded: Loaded) -> Result<(Report, Option<Found>), Report> {
     }
     drop(opened);
     // Where it is not said, the place is the start's to find.
-    if let wanted @ Socket::Path(_) = &config.socket {
-        let opened = runtime.block_on(async { socket::open(wanted).map(drop) });
-        opened.or_else(|error| if error.is_taken { Ok(()) } else { Err(about(cannot_be_told(&error))) })?;
+    if let Socket::Path(path) = &config.socket {
+        let tried = runtime.block_on(async { socket::try_out(path) });
+        tried.or_else(|error| if error.is_taken { Ok(()) } else { Err(about(cannot_be_told(&error))) })?;
     }
     let steering = match steering::rehearse(&config, cores.len()) {
         Ok(steering) => steering,

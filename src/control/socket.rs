@@ -93,6 +93,20 @@ pub fn open(wanted: &Socket) -> Result<Opened, NoSocket> {
     }
 }
 
+/// Whether there can be a socket at `path`. Nothing stays there that was not there before: a lock that root has made would keep the
+/// user that viahop runs as from starting. Must be called within a tokio runtime.
+///
+/// # Errors
+/// The path cannot be had.
+pub fn try_out(path: &Path) -> Result<(), NoSocket> {
+    let is_new = !lock_of(path).exists();
+    let opened = open_at(path);
+    if is_new {
+        fs::remove_file(lock_of(path)).ok();
+    }
+    opened.map(drop)
+}
+
 /// Where sockets of ours are, if nobody says where: the places of a service, of a user, and of the machine.
 pub fn usual_places() -> Vec<PathBuf> {
     let from = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
@@ -122,15 +136,20 @@ fn open_at(path: &Path) -> Result<CtlSocket, NoSocket> {
     Ok(CtlSocket { listener, place: CtlPlace { path: path.to_owned(), _lock: lock } })
 }
 
-/// Takes the lock beside `path`. The file stays when we go: removing it would let two others lock two files.
+fn lock_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    name.into()
+}
+
+/// Takes the lock beside `path`. The file stays when we go, but for [`try_out`]: two others could lock two files.
 ///
 /// # Errors
 /// Why not, and whether it is because a viahop that lives has it.
 fn lock(path: &Path) -> Result<File, (String, bool)> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
+    let name = lock_of(path);
     let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&name);
-    let mut file = options.map_err(|error| (format!("{}: {error}", Path::new(&name).display()), false))?;
+    let mut file = options.map_err(|error| (format!("{}: {error}", name.display()), false))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -139,6 +158,10 @@ fn lock(path: &Path) -> Result<File, (String, bool)> {
             return Err((format!("the viahop with pid {} has it", owner.trim()), true));
         }
         Err(TryLockError::Error(error)) => return Err((format!("cannot be locked: {error}"), false)),
+    }
+    if !name.exists() {
+        // Who tried the path out took it away behind us.
+        return lock(path);
     }
     // For whoever finds it locked; nothing depends on it.
     file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).ok();
@@ -192,6 +215,21 @@ mod tests {
         assert_eq!(refused.why, format!("the viahop with pid {} has it", std::process::id()));
         drop(first);
         open_path(&path).unwrap();
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_tried_out_is_left_as_it_was() {
+        let folder = folder("tried");
+        let path = folder.join(NAME);
+        try_out(&path).unwrap();
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        let socket = open_path(&path).unwrap();
+        assert!(try_out(&path).unwrap_err().is_taken);
+        assert!(path.exists() && lock_of(&path).exists());
+        drop(socket);
+        try_out(&path).unwrap();
+        assert!(lock_of(&path).exists());
         fs::remove_dir_all(folder).unwrap();
     }
 
