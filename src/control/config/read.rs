@@ -515,6 +515,19 @@ mod tests {
     }
 
     #[test]
+    fn domains_are_compared_as_they_stand_in_messages_and_what_never_could_is_refused() {
+        let rule = |domains: &str| format!("{LISTEN}{POOL}[[route]]\ndomains = [{domains}]\npool = \"default\"\n");
+        let config = load(&rule(r#""Example.NET.", "*.example.net.", "10.0.0.1", "[2001:DB8:0::1]""#)).config;
+        let domains = config.routes[0].domains.clone().unwrap();
+        assert_eq!(domains, ["example.net", "*.example.net", "10.0.0.1", "[2001:db8::1]"]);
+        for wrong in ["", "*", "bob@example.net", "sip:example.net", "example.net:5060", "[::1]:5060", "münchen.de"] {
+            let said = problems(&rule(&format!("\"{wrong}\"")));
+            let expected = format!("6:12 `{wrong}` is not a domain | a host name, `*.` and a host name, or an address");
+            assert_eq!(said, [expected]);
+        }
+    }
+
+    #[test]
     fn a_rule_that_names_a_listener_as_it_is_miswritten_is_no_second_mistake() {
         let rule = "[[route]]\nlisten = [\"udp:0.0.0.0:506O\"]\npool = \"default\"\n";
         let said = problems(&format!("[[listen]]\naddress = \"udp:0.0.0.0:506O\"\n{POOL}{rule}"));

@@ -3,6 +3,7 @@
 use super::value::Reader;
 use super::words::did_you_mean;
 use crate::control::config::Route;
+use crate::control::config::address;
 use crate::control::config::file;
 use crate::dataplane::sip::start_line::Method;
 use std::collections::HashMap;
@@ -96,13 +97,18 @@ impl Reader<'_> {
     fn domains(&mut self, list: &[Spanned<String>]) -> Vec<String> {
         let mut domains = Vec::new();
         for value in list {
-            let text = value.get_ref().to_ascii_lowercase();
-            let name = text.strip_prefix("*.").unwrap_or(&text);
-            if name.is_empty() || name.contains(['*', '/', ' ']) || name.contains(':') && !name.starts_with('[') {
-                let label = "a host name, `*.` and a host name, or an address";
-                self.error(value.span(), format!("`{text}` is not a domain"), label);
+            let text = value.get_ref();
+            let (below, name) = text.strip_prefix("*.").map_or(("", &text[..]), |name| ("*.", name));
+            let has_port = name.contains(':') && !name.ends_with(']');
+            match address::host_port(name).ok().filter(|_| !has_port).map(|parsed| parsed.host) {
+                // As it stands in a Request-URI.
+                Some(host) if host.contains(':') => domains.push(format!("{below}[{host}]")),
+                Some(host) => domains.push(format!("{below}{host}")),
+                None => {
+                    let label = "a host name, `*.` and a host name, or an address";
+                    self.error(value.span(), format!("`{text}` is not a domain"), label);
+                }
             }
-            domains.push(text);
         }
         domains
     }
