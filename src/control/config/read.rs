@@ -467,6 +467,10 @@ mod tests {
                 "7:11 there is no listener of the name `udp:0.0.0.0:5061` | did you mean `udp:0.0.0.0:5060`?",
             ),
             (
+                "[[route]]\nmethods = []\npool = \"default\"",
+                "6:11 `methods` is empty, so the rule never holds | leave it out if the rule is for all",
+            ),
+            (
                 "[[pool]]\nname = \"regs\"\nbackend = [{ uri = \"sip:a\" }]\n[[route]]\nmethods = [\"register\"]\npool = \"regs\"",
                 "9:12 `register` is no method viahop tells apart | did you mean `REGISTER`?",
             ),

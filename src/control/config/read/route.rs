@@ -16,6 +16,12 @@ impl Reader<'_> {
         for (index, route) in routes.iter().enumerate() {
             let at = route.name.as_ref().map_or(route.pool.span(), Spanned::span);
             let name = self.name(&route.name, &mut names, || format!("route-{}", index + 1), at);
+            for (key, list) in [("methods", &route.methods), ("domains", &route.domains), ("listen", &route.listen)] {
+                if let Some(list) = list.as_ref().filter(|list| list.get_ref().is_empty()) {
+                    let label = "leave it out if the rule is for all";
+                    self.error(list.span(), format!("`{key}` is empty, so the rule never holds"), label);
+                }
+            }
             let pool = self.position(&route.pool, pools, "pool");
             let listeners = route.listen.as_ref().map(|list| {
                 let position = |one| self.position(one, listeners, "listener");
