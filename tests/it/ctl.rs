@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 use viahop::sys::uninterrupted;
 
@@ -576,6 +577,29 @@ fn nobody_there_is_exit_code_5_with_what_was_tried() {
     let (code, _, stderr) = output(command.current_dir(&folder.0));
     assert_eq!(code, 5);
     assert!(stderr.contains("nobody listens"), "{stderr}");
+}
+
+/// The kernel lets who connects wait for a place, however long that takes.
+#[test]
+fn a_viahop_that_hangs_is_exit_code_5_also_when_many_wait_for_it() {
+    let (viahop, _servers, _) = stage("ctl-hung", 1, UNPROBED);
+    viahop.process.signal("STOP");
+    let path = viahop.folder.0.join("ctl.sock");
+    let mut waiting = Vec::new();
+    loop {
+        let (path, (tell, told)) = (path.clone(), mpsc::channel());
+        std::thread::spawn(move || tell.send(UnixStream::connect(path)));
+        match told.recv_timeout(Duration::from_millis(500)) {
+            Ok(stream) => waiting.push(stream),
+            Err(_) => break,
+        }
+    }
+    let mut command = crate::live::viahop(&["ctl", "--socket", path.to_str().unwrap(), "status"]);
+    let ended = Process::start(&mut command).wait(PATIENCE);
+    viahop.process.signal("CONT");
+    assert_eq!(ended.and_then(|status| status.code()), Some(5));
+    drop(waiting);
+    viahop.end();
 }
 
 /// The file is a pipe, so that reading it takes as long as the test likes.

@@ -6,6 +6,8 @@ use std::fmt;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 use ureq::Agent;
 use ureq::unversioned::resolver::DefaultResolver;
@@ -178,7 +180,11 @@ impl<In: Transport> Connector<In> for SocketConnector {
     type Out = SocketTransport;
 
     fn connect(&self, details: &ConnectionDetails<'_>, _: Option<In>) -> Result<Option<SocketTransport>, ureq::Error> {
-        let stream = UnixStream::connect(&self.0)?;
+        // Where as many wait for a viahop that hangs as may, the kernel would let us wait for ever.
+        let (path, (tell, told)) = (self.0.clone(), mpsc::channel());
+        thread::spawn(move || tell.send(UnixStream::connect(path)));
+        let patience = details.timeout.not_zero().map_or(GREETING, |time| *time);
+        let stream = told.recv_timeout(patience).map_err(|_| ureq::Error::Timeout(details.timeout.reason))??;
         let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
         Ok(Some(SocketTransport { stream, buffers }))
     }
