@@ -13,7 +13,7 @@ use viahop::control::config::{Loaded, Secret, Socket, Steering, load};
 use viahop::control::resolve::{InForce, resolve};
 use viahop::control::secret;
 use viahop::control::socket;
-use viahop::dataplane::tables::Tables;
+use viahop::dataplane::tables::{Pool, Strategy, Tables};
 use viahop::dataplane::transport::Transport;
 use viahop::shard::socket::{OpenError, Sockets, are_free};
 
@@ -129,15 +129,26 @@ fn print(tables: &Tables) {
     }
     for (index, pool) in tables.pools.iter().enumerate() {
         say!("pool {}", pool.name);
-        let slots = pool.table.slots();
         for (number, backend) in tables.backends.iter().enumerate().filter(|(_, one)| one.pool as usize == index) {
-            let own = slots.iter().filter(|slot| slot.owner as usize == number).count();
-            let share = own as f64 * 100.0 / slots.len() as f64;
+            let share = share(pool, number as u16) * 100.0;
             let place = match backend.reach.transport {
                 Transport::Udp => backend.address.to_string(),
                 transport => format!("{transport}:{}", backend.address),
             };
             say!("  {:<24} {place:<24} {share:>5.1} % of new calls", backend.name);
         }
+    }
+}
+
+/// The share of new calls that backend number `index` of `pool` gets, 0 to 1.
+fn share(pool: &Pool, index: u16) -> f64 {
+    let up = &pool.up;
+    match pool.strategy {
+        Strategy::Hash | Strategy::Random => {
+            let slots = pool.table.slots();
+            slots.iter().filter(|slot| slot.owner == index).count() as f64 / slots.len() as f64
+        }
+        Strategy::Priority => f64::from(u8::from(up.first() == Some(&index))),
+        Strategy::RoundRobin => f64::from(u8::from(up.contains(&index))) / up.len().max(1) as f64,
     }
 }

@@ -103,6 +103,15 @@ fn check_agrees_with_a_good_file_in_words_and_in_json() {
     assert!(stdout.contains("50.") && stdout.contains("works here"), "{stdout}");
     let (code, stdout, _) = output(&mut viahop(&["check", path, "--format", "json"]));
     assert_eq!((code, stdout.trim()), (0, "[]"));
+    // Weights mean nothing by turns, and by rank all go to the first.
+    for (strategy, shares) in [("round-robin", [" 50.0 %", " 50.0 %"]), ("priority", ["100.0 %", "  0.0 %"])] {
+        let strategy = format!("[[pool]]\nstrategy = \"{strategy}\"");
+        let ranks = text.replace("[[pool]]", &strategy).replacen("\" }", "\", weight = 7, name = \"0\" }", 1);
+        folder.write("viahop.toml", &ranks);
+        let (_, stdout, stderr) = output(&mut viahop(&["check", path]));
+        let mut lines = stdout.lines().filter(|line| line.ends_with(" % of new calls"));
+        assert!(shares.iter().all(|share| lines.next().is_some_and(|line| line.contains(share))), "{stdout}{stderr}");
+    }
     folder.write("viahop.toml", &text.replace("shards = 2", "shards = \"two\""));
     let (code, stdout, _) = output(&mut viahop(&["check", path, "--format", "json"]));
     let problems: serde_json::Value = serde_json::from_str(&stdout).unwrap();
@@ -309,7 +318,7 @@ fn explain_says_what_the_live_program_does_with_whom_it_has_ejected_and_when_it_
     };
     let invite = |call| request("INVITE", "sip:bob@example.net", call);
     let explain = |message: &str| {
-        let path = viahop.folder.write("message.sip", &message);
+        let path = viahop.folder.write("message.sip", message);
         let file = viahop.folder.0.join("viahop.toml");
         let from = client.local_addr().unwrap().to_string();
         let args = ["explain", "--live", "-c", file.to_str().unwrap(), "--from", &from, path.to_str().unwrap()];
