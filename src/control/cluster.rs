@@ -410,7 +410,7 @@ impl Backend {
 }
 
 /// How many slots of each pool change hands between two tables, for a number of the metrics and a line of the log.
-/// Backends are compared by name: their indexes mean nothing across tables.
+/// Backends are compared by name: their indexes mean nothing across tables. Pools whose keys slots say nothing of are left out.
 pub fn moved_slots(before: &Tables, after: &Tables) -> Vec<(Box<str>, usize)> {
     fn name(tables: &Tables, index: u16) -> Option<&str> {
         tables.backends.get(index as usize).map(|backend| &*backend.name)
@@ -418,6 +418,11 @@ pub fn moved_slots(before: &Tables, after: &Tables) -> Vec<(Box<str>, usize)> {
     let mut moved = Vec::new();
     for pool in &after.pools {
         let Some(old) = before.pools.iter().find(|old| old.name == pool.name) else { continue };
+        // Where keys go by turns or by rank, or are other keys than before, slots tell nothing of them.
+        let is_by_slots = matches!(pool.strategy, tables::Strategy::Hash | tables::Strategy::Random);
+        if !is_by_slots || (old.strategy, old.affinity) != (pool.strategy, pool.affinity) {
+            continue;
+        }
         let same = |a: u16, b: u16| name(before, a) == name(after, b);
         let count = if Arc::ptr_eq(&old.table, &pool.table) && before.backends.len() == after.backends.len() {
             0
@@ -624,6 +629,12 @@ pub mod tests {
         let own = before.pools[0].table.slots().iter().filter(|slot| slot.owner == 2).count();
         assert_eq!(moved_slots(&before, &after), [("proxies".into(), own)]);
         assert_eq!(moved_slots(&after, &after), [("proxies".into(), 0)]);
+        for other in [tables::Strategy::Priority, tables::Strategy::RoundRobin] {
+            cluster.pools[0].strategy = other;
+            let by_other = cluster.tables(2, &keys(), false, Some(&before));
+            assert_eq!(moved_slots(&by_other, &by_other), [], "{other:?}");
+            assert_eq!(moved_slots(&before, &by_other), []);
+        }
     }
 
     #[test]

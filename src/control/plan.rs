@@ -2,7 +2,7 @@
 
 use super::cluster::{Backend, Cluster, Pool, moved_slots};
 use crate::dataplane::limits::SLOTS;
-use crate::dataplane::tables::{Strategy, Tables};
+use crate::dataplane::tables::Tables;
 use serde::Serialize;
 
 /// The difference of two clusters.
@@ -59,7 +59,7 @@ impl Plan {
     /// What is different in `after` from `before`, which have these tables.
     pub fn new((before, old): (&Cluster, &Tables), (after, new): (&Cluster, &Tables)) -> Plan {
         let moved = moved_slots(old, new);
-        let slots = |name: &str| moved.iter().find(|(pool, _)| **pool == *name).map_or(0, |(_, slots)| *slots);
+        let slots = |name: &str| moved.iter().find(|(pool, _)| **pool == *name).map(|(_, slots)| *slots);
         let pool_of = |cluster: &Cluster, name: &str| cluster.pools.iter().position(|pool| *pool.name == *name);
         let mut pools: Vec<PoolPlan> = Vec::new();
         for pool in &after.pools {
@@ -99,7 +99,7 @@ fn in_words(value: &impl std::fmt::Debug) -> String {
     words
 }
 
-fn compare(old: &Pool, new: &Pool, moved: usize) -> PoolPlan {
+fn compare(old: &Pool, new: &Pool, moved: Option<usize>) -> PoolPlan {
     let mut details: Vec<String> = Vec::new();
     details.extend(differs("affinity", &old.affinity, &new.affinity, in_words));
     details.extend(differs("strategy", &old.strategy, &new.strategy, in_words));
@@ -147,12 +147,10 @@ fn compare(old: &Pool, new: &Pool, moved: usize) -> PoolPlan {
     for gone in old.backends.iter().filter(|gone| new.backends.iter().all(|one| one.name != gone.name)) {
         add(gone, Change::Removed, Vec::new());
     }
-    let by_table = |pool: &Pool| matches!(pool.strategy, Strategy::Hash | Strategy::Random);
-    let same_keys = old.affinity == new.affinity && old.strategy == new.strategy;
     PoolPlan {
         pool: new.name.to_string(),
         change: if details.is_empty() && backends.is_empty() { Change::Same } else { Change::Changed },
-        keys_moved: (same_keys && by_table(old)).then(|| moved as f64 / SLOTS as f64),
+        keys_moved: moved.map(|slots| slots as f64 / SLOTS as f64),
         details,
         backends,
     }

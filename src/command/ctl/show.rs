@@ -148,7 +148,6 @@ pub fn kamcmd(status: &Value) -> String {
 /// What a change of a backend did.
 pub fn changed(answer: &Value) -> String {
     let (pool, backend) = (word(&answer["pool"]), word(&answer["backend"]));
-    let moved = percent(&answer["keys_moved"]);
     let weight = &answer["weight"];
     let meaning = match (word(&answer["operator"]).as_str(), weight.as_u64()) {
         ("drain", _) => "no new calls; what belongs to it still goes there".to_owned(),
@@ -157,7 +156,10 @@ pub fn changed(answer: &Value) -> String {
         _ => format!("new calls by its weight of {weight}, while it is up"),
     };
     let mut text = format!("{pool}/{backend} is set to {}: {meaning}\n", word(&answer["operator"]));
-    text.push_str(&format!("{moved} of the pool's keys go elsewhere than before\n"));
+    text.push_str(&match &answer["keys_moved"] {
+        Value::Null => "its pool goes by turns or by rank: no table tells which keys go elsewhere\n".to_owned(),
+        moved => format!("{} of the pool's keys go elsewhere than before\n", percent(moved)),
+    });
     if answer["pool_is_empty"] == true {
         text.push_str(&format!("WARNING: no backend of {pool} takes new calls: they are answered 503\n"));
     }
@@ -412,6 +414,16 @@ mod tests {
         assert_eq!(text.matches("DEST: {").count(), 2);
         assert!(text.contains("URI: sip:10.0.0.12:5060\n\t\t\t\t\tFLAGS: DP\n"), "{text}");
         assert_eq!(text.matches('{').count(), text.matches('}').count());
+    }
+
+    #[test]
+    fn a_share_of_keys_is_told_only_where_there_is_one() {
+        let answer = |keys_moved: Value| {
+            changed(&json!({ "pool": "p", "backend": "a", "operator": "drain", "weight": 1, "keys_moved": keys_moved }))
+        };
+        assert!(answer(json!(0.5)).ends_with("\n50.0 % of the pool's keys go elsewhere than before\n"));
+        let text = answer(Value::Null);
+        assert!(text.contains("by turns or by rank") && !text.contains('%'), "{text}");
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl Control {
         let pool = &self.cluster.pools[pool];
         let backend = &pool.backends[place];
         let moved = moved_slots(&before, &after).into_iter().find(|(name, _)| *name == pool.name);
-        let keys_moved = moved.map_or(0.0, |(_, slots)| slots as f64 / SLOTS as f64);
+        let keys_moved = moved.map(|(_, slots)| slots as f64 / SLOTS as f64);
         let (state, weight) = (backend.state.now, backend.weight.now);
         info!(
             event = "backend_changed",
@@ -50,7 +50,7 @@ impl Control {
             backend = %backend.name,
             %state,
             weight,
-            keys_moved = format!("{:.1}%", keys_moved * 100.0)
+            keys_moved = keys_moved.map(|share| format!("{:.1}%", share * 100.0))
         );
         // Whether it lives is not known yet if it comes out of maintenance: do not wait for its turn.
         let its_watch = |watched: &&Watched| watched.pool == pool.name && watched.name == backend.name;
