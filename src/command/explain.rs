@@ -6,15 +6,17 @@ use super::service::runtime;
 use super::{FAILED, USAGE, environment, fail, tell};
 use crate::cli;
 use serde::Deserialize;
+use serde_json::Value;
 use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
-use viahop::control::cluster::Cluster;
+use viahop::control::cluster::{Backend, Cluster, Pool};
 use viahop::control::config::load;
 use viahop::control::config::problem::{Problem, Report, Severity};
 use viahop::control::health::detector::Outcome;
+use viahop::control::health::outlier::Limits;
 use viahop::control::operator::State;
 use viahop::control::resolve::{InForce, resolve};
 use viahop::control::secret::{self, Obtained};
@@ -148,28 +150,39 @@ struct Living {
 fn ask_the_living(url: &str, cluster: &mut Cluster) -> Result<Living, Problem> {
     let wrong = |what: String| Problem::environment(what).help("is it running? `viahop health` asks the same");
     let (_, text) = get(url, Duration::from_secs(2)).map_err(|error| wrong(format!("{url}: {error}")))?;
-    let status: serde_json::Value =
+    let status: Value =
         serde_json::from_str(&text).map_err(|error| wrong(format!("{url} is no status of viahop: {error}")))?;
-    for one in status["backends"].as_array().into_iter().flatten() {
-        let Some(pool) = cluster.pools.iter_mut().find(|pool| one["pool"] == *pool.name) else { continue };
-        let Some(backend) = pool.backends.iter_mut().find(|backend| one["name"] == *backend.name) else { continue };
+    let rows = || status["backends"].as_array().into_iter().flatten();
+    let weight = |one: &Value, name: &str| one[name].as_u64().and_then(|weight| u32::try_from(weight).ok());
+    for one in rows() {
+        let Some((backend, limits)) = named(cluster, one) else { continue };
         if one["state"] == "down" {
             backend.detector.on_outcome(Outcome::Refused);
         }
-        if let Some(limits) = pool.outlier.as_ref().filter(|_| one["ejected"] == true) {
+        if let Some(limits) = limits.as_ref().filter(|_| one["ejected"] == true) {
             backend.outlier.eject(limits);
         }
         backend.state.now = State::deserialize(&one["operator"]).unwrap_or(backend.state.now);
-        let weight = one["weight"].as_u64().and_then(|weight| u32::try_from(weight).ok());
-        backend.weight.now = weight.unwrap_or(backend.weight.now);
+        backend.weight.now = weight(one, "weight").unwrap_or(backend.weight.now);
     }
     // What an operator has set there is in its hash.
     cluster.rehash();
+    // How far one has come that starts slowly is not.
+    for one in rows() {
+        let Some((backend, _)) = named(cluster, one) else { continue };
+        backend.weight.now = weight(one, "weight_in_force").unwrap_or(backend.weight.now);
+    }
     let shard = &status["shards"][0];
     let port = |name: &str| shard[name].as_u64().and_then(|port| u16::try_from(port).ok());
     let egress = EgressPorts { v4: port("egress_port_v4"), v6: port("egress_port_v6") };
     let config_hash = status["config_hash"].as_str().unwrap_or_default().to_owned();
     Ok(Living { egress, config_hash, is_draining: status["draining"] == true })
+}
+
+/// The backend that a row of the status is of, and when real answers count against it.
+fn named<'a>(cluster: &'a mut Cluster, one: &Value) -> Option<(&'a mut Backend, &'a Option<Limits>)> {
+    let Pool { backends, outlier, .. } = cluster.pools.iter_mut().find(|pool| one["pool"] == *pool.name)?;
+    Some((backends.iter_mut().find(|backend| one["name"] == *backend.name)?, outlier))
 }
 
 /// The warning that what is explained is not what the running viahop does.

@@ -382,7 +382,7 @@ impl Backend {
     }
 
     /// Its weight, less while it starts slowly: a tenth of it at first, then as the time goes.
-    fn weight_in(&self, pool: &Pool) -> u32 {
+    pub fn weight_in(&self, pool: &Pool) -> u32 {
         match self.back_s {
             Some(since) => (self.weight.now * tenths(since, pool.slow_start) / 10).max(1).min(self.weight.now),
             None => self.weight.now,

@@ -130,6 +130,8 @@ pub struct BackendView {
     pub flags: &'static str,
     /// Share of new keys.
     pub weight: Setting<u32>,
+    /// The same as tables have it: less while it starts slowly.
+    pub weight_in_force: u32,
     /// Order.
     pub priority: u32,
     /// The last probe, and how long it took.
@@ -208,6 +210,7 @@ impl View {
                     cluster.pools[pool].health.is_some(),
                 ),
                 weight: backend.weight,
+                weight_in_force: backend.weight_in(&cluster.pools[pool]),
                 priority: backend.priority,
                 last_probe: backend.last_probe,
                 changed_at: backend.changed_at,
@@ -312,6 +315,7 @@ struct BackendStatus<'a> {
     requests: u64,
     responses: u64,
     errors: u64,
+    weight_in_force: u32,
 }
 
 impl<'a> BackendStatus<'a> {
@@ -335,6 +339,7 @@ impl<'a> BackendStatus<'a> {
             requests: view.counters.sum(|shard| shard.requests.get()),
             responses: view.counters.sum(|shard| shard.responses.iter().map(Counter::get).sum()),
             errors: view.counters.sum(|shard| shard.errors.get()),
+            weight_in_force: view.weight_in_force,
         }
     }
 }

@@ -301,11 +301,11 @@ fn a_restart_on_the_same_port_copes_with_what_the_kernel_has_not_taken_down_yet(
 }
 
 #[test]
-fn explain_says_what_the_live_program_does_with_whom_it_has_ejected_and_when_it_drains() {
+fn explain_says_what_the_live_program_does_when_one_is_ejected_or_starts_slowly_and_in_a_drain() {
     let backends: Vec<UdpSocket> = (0..3).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     let ports: Vec<u16> = backends.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
     let listen = free_port();
-    let pool = "health = { probe = false }\noutlier = { requests = 20, eject = \"1h\" }";
+    let pool = "slow_start = \"1h\"\nhealth = { probe = false }\noutlier = { requests = 20, eject = \"1h\" }";
     let text = config(listen, &ports, pool).replace("shards = 2", "shards = 1");
     let viahop = Viahop::start("explain", &text);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -326,7 +326,7 @@ fn explain_says_what_the_live_program_does_with_whom_it_has_ejected_and_when_it_
         assert_eq!((code, &stderr[..]), (0, ""));
         stdout
     };
-    for call in 0..15 {
+    for call in 0..30 {
         let message = invite(call);
         let explained = explain(&message);
         let (reasons, explained) = explained.split_once("\n\n").unwrap();
@@ -338,7 +338,18 @@ fn explain_says_what_the_live_program_does_with_whom_it_has_ejected_and_when_it_
         let len = uninterrupted(|| backends[place].recv(&mut room)).unwrap();
         assert_eq!(String::from_utf8_lossy(&room[..len]).trim_end(), explained.trim_end());
         assert!(reasons.contains("slot") && reasons.contains("pool     proxies"), "{reasons}");
-        if call == 4 {
+        if call == 10 {
+            // It has a tenth of its share.
+            let (name, socket) = (format!("127.0.0.1:{}", ports[0]), viahop.folder.0.join("ctl.sock"));
+            for state in ["maint", "ready"] {
+                let args = ["ctl", "--socket", socket.to_str().unwrap(), "backend", &name, state];
+                assert_eq!(output(&mut crate::live::viahop(&args)).0, 0);
+            }
+            viahop.wait_until("a slow start", crate::live::PATIENCE, |status| {
+                status["backends"][0]["weight_in_force"] == 10
+            });
+        }
+        if call == 20 {
             // Nobody answers, and one of the three is ejected for it.
             for call in 100..200 {
                 client.send_to(invite(call).as_bytes(), ("127.0.0.1", listen)).unwrap();

@@ -91,7 +91,7 @@ pub fn backends(status: &Value) -> Table {
 
 /// All that is known of them. New columns are added at the end.
 pub fn backends_in_full(status: &Value) -> Table {
-    const NAMES: [&str; 16] = [
+    const NAMES: [&str; 17] = [
         "pool",
         "name",
         "address",
@@ -108,6 +108,7 @@ pub fn backends_in_full(status: &Value) -> Table {
         "requests",
         "responses",
         "errors",
+        "weight_in_force",
     ];
     let mut table = Table::new(&NAMES);
     for one in list(&status["backends"]) {
