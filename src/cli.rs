@@ -288,6 +288,12 @@ pub enum Shape {
 pub enum CtlCommand {
     /// Show how it is: version, tables, shards and their load, backends, messages.
     Status,
+    /// Show what happens in each second, until Ctrl-C: messages, how busy the shards are, what each backend gets and answers.
+    Top {
+        /// End after so many screens, one a second.
+        #[arg(short = 'n', long, value_name = "N")]
+        screens: Option<u64>,
+    },
     /// Show the backends: state, weight, requests and errors so far, last probe.
     Backends,
     /// Change one backend, at once and until the process ends.

@@ -630,3 +630,28 @@ fn a_second_reload_is_refused_while_one_is_being_read_and_the_first_goes_on() {
     ctl_ok(&viahop, &["reload"]);
     viahop.end();
 }
+
+#[test]
+fn top_shows_a_screen_for_each_second() {
+    let (viahop, servers, phone) = stage("top", 2, UNPROBED);
+    let calls = std::thread::scope(|scope| {
+        let shown = scope.spawn(|| ctl_ok(&viahop, &["top", "-n", "2"]));
+        let mut calls = 0;
+        while !shown.is_finished() {
+            phone.call(&format!("top-{calls}"));
+            calls += 1;
+        }
+        let shown = shown.join().unwrap();
+        assert_eq!(shown.matches("received/s  forwarded/s").count(), 2, "{shown}");
+        for server in &servers {
+            let line = shown.lines().find(|line| line.contains(&server.name())).unwrap();
+            let requests = line.split_whitespace().nth(4).unwrap().replace(',', "");
+            assert!(requests.parse::<u64>().unwrap() > 0, "{line}");
+        }
+        calls
+    });
+    assert_eq!(servers.iter().map(|server| server.count("INVITE")).sum::<usize>(), calls);
+    let (code, _, told) = ctl(&viahop, &["--format", "json", "top"]);
+    assert!(code == 2 && told.contains("`status --format json`"), "{told}");
+    viahop.end();
+}

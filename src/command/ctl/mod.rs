@@ -5,10 +5,12 @@
 //! | `client` | finds the viahop that is meant, and speaks to it |
 //! | `show` | answers in words and tables |
 //! | `table` | aligned columns, CSV |
+//! | `top` | a screen that is drawn anew each second |
 
 mod client;
 mod show;
 mod table;
+mod top;
 
 use super::{FAILED, NOT_READY, USAGE};
 use crate::cli::{self, Change, CtlCommand, Shape};
@@ -51,6 +53,9 @@ fn fits(args: &cli::Ctl) -> Result<(), &'static str> {
         Shape::Kamcmd if !matches!(args.command, CtlCommand::Backends) => {
             Err("only `backends` knows `--format kamcmd`")
         }
+        Shape::Json | Shape::Csv if matches!(args.command, CtlCommand::Top { .. }) => {
+            Err("`top` is for people: scripts read `status --format json`, or /metrics")
+        }
         Shape::Csv if !is_list => Err("only lists know `--format csv`: `backends`, `connections`, `errors`, `events`"),
         _ => Ok(()),
     }
@@ -64,6 +69,7 @@ fn obey(args: &cli::Ctl, client: &Client) -> Result<String, Trouble> {
             let answer = client.get("/status.json")?;
             Ok(or_json(&answer, &|answer| show::status(answer, &client.place)))
         }
+        CtlCommand::Top { screens } => top::run(client, *screens),
         CtlCommand::Backends => {
             let answer = client.get("/status.json")?;
             Ok(match args.format {

@@ -5,12 +5,7 @@ use serde_json::Value;
 
 /// How it is, on one screen.
 pub fn status(status: &Value, place: &str) -> String {
-    let state = match (&status["ready"], &status["draining"]) {
-        (_, Value::Bool(true)) => "draining",
-        (Value::Bool(true), _) => "ready",
-        _ => "NOT READY: a pool has no backend that takes new calls",
-    };
-    let mut text = format!("viahop {}, {state}\n", word(&status["version"]));
+    let mut text = format!("viahop {}, {}\n", word(&status["version"]), state_of(status));
     text.push_str(&format!("at       {place}\n"));
     text.push_str(&format!("config   {}, hash {}\n", word(&status["config"]), word(&status["config_hash"])));
     text.push_str(&format!("started  {}\n", time(&status["started_at"])));
@@ -42,6 +37,15 @@ pub fn status(status: &Value, place: &str) -> String {
         ]);
     }
     text + &shards.text() + "\n" + &backends(status).text()
+}
+
+/// Whether it wants calls.
+pub fn state_of(status: &Value) -> &'static str {
+    match (&status["ready"], &status["draining"]) {
+        (_, Value::Bool(true)) => "draining",
+        (Value::Bool(true), _) => "ready",
+        _ => "NOT READY: a pool has no backend that takes new calls",
+    }
 }
 
 /// What decides which shard a message comes to, and how even that is.
@@ -353,12 +357,13 @@ pub fn events_in_full(events: &[Value]) -> Table {
     table
 }
 
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
+/// The values in a list.
+pub fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
 /// A value without the quotes of a string; nothing for `null`.
-fn word(value: &Value) -> String {
+pub fn word(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Null => String::new(),
