@@ -261,13 +261,18 @@ impl Shared {
     /// Asks all shards to finish what they are at and end.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.wake();
+    }
+
+    /// Wakes all shards: one that sleeps does not see what is in force, and counts nothing.
+    pub fn wake(&self) {
         self.rings.iter().for_each(|ring| ring());
     }
 
     /// Asks all shards for their connections; each answers with [`Signal::Connections`].
     pub fn list(&self, listing: Listing) {
         self.listing.store(Arc::new(listing));
-        self.rings.iter().for_each(|ring| ring());
+        self.wake();
     }
 
     /// What was asked last.

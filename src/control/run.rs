@@ -156,7 +156,7 @@ pub struct Setup {
     pub events: Arc<Events>,
 }
 
-/// Seconds without a forwarded message after which a drain is over before its time.
+/// Seconds without a forwarded message, and without a call that rings, after which a drain is over before its time.
 const QUIET_S: u32 = 5;
 
 /// How long shards pass over a backend that refused and that nobody probes.

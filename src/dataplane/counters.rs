@@ -376,6 +376,8 @@ pub struct ShardCounters {
     pub backend_full: Counter,
     /// Requests refused because the shard could not carry them.
     pub shed: Counter,
+    /// INVITEs that went to backends and have no final response: looked at while the process drains, which waits for them.
+    pub ringing: Counter,
     /// Requests that the call memory sent after their INVITE.
     pub memory_followed: Counter,
     /// Requests that may belong to an open INVITE which the call memory did not know, while the tables had changed.
@@ -416,6 +418,7 @@ impl ShardCounters {
             orphaned: Counter::default(),
             backend_full: Counter::default(),
             shed: Counter::default(),
+            ringing: Counter::default(),
             memory_followed: Counter::default(),
             memory_unknown: Counter::default(),
             memory_evicted: Counter::default(),

@@ -294,8 +294,9 @@ impl<I: Io> Shard<I> {
         self.heads_used = 0;
     }
 
-    /// Brings the counters of dropped datagrams up to date.
+    /// Brings the counters of dropped datagrams up to date, and those that the router keeps.
     pub fn ask_for_drops(&mut self) {
+        let is_draining = self.tables.load().draining;
         let counters = &self.link.counters;
         let egress_place = counters.socket_drops.len() - 1;
         let mut egress = 0;
@@ -309,6 +310,9 @@ impl<I: Io> Shard<I> {
         }
         counters.socket_drops[egress_place].set(egress);
         let router = self.dispatcher.router();
+        if is_draining {
+            counters.ringing.set(router.open_invites(self.link.shared.now_ms()));
+        }
         counters.backend_full.set(router.full);
         counters.memory_followed.set(router.followed);
         counters.memory_unknown.set(router.unknown);

@@ -570,6 +570,40 @@ fn a_drain_that_is_waited_for_does_not_wait_for_who_came_in_its_place() {
     assert_eq!(waiting.wait(PATIENCE).and_then(|status| status.code()), Some(0));
 }
 
+/// A call that rings at a server while `meanwhile` happens, and is answered then, at the port that it came from. Returns the
+/// viahop between the two.
+fn answered_after(name: &str, keys: &str, meanwhile: impl FnOnce(&mut Viahop)) -> Viahop {
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (listen, port) = (free_port(), server.local_addr().unwrap().port());
+    let text = config(listen, &[port], UNPROBED).replace("shards = 2", keys);
+    let mut viahop = Viahop::start(name, &text);
+    let caller = std::thread::spawn(move || Phone::new(listen).ask("INVITE", "rings", "", ""));
+    let mut room = vec![0; 65_536];
+    let (len, shard) = server.recv_from(&mut room).unwrap();
+    meanwhile(&mut viahop);
+    server.send_to(answer(&String::from_utf8_lossy(&room[..len]), port).as_bytes(), shard).unwrap();
+    assert!(caller.join().unwrap().starts_with("SIP/2.0 200"));
+    viahop
+}
+
+/// Its answer comes to the port towards backends, which ends with the process.
+#[test]
+fn a_drain_waits_for_the_answer_to_a_call_that_rings() {
+    let mut viahop = answered_after("ctl-rings", "shards = 2", |viahop| {
+        ctl_ok(viahop, &["drain"]);
+        assert!(viahop.process.wait(Duration::from_secs(7)).is_none(), "{}", viahop.log());
+    });
+    let status = viahop.process.wait(PATIENCE);
+    assert_eq!(status.and_then(|status| status.code()), Some(0), "{}", viahop.log());
+}
+
+#[test]
+fn a_call_that_rings_over_a_restart_is_answered_where_ports_towards_backends_are_chosen() {
+    let keys = format!("shards = 1\negress_ports = \"{}\"", free_port());
+    answered_after("ctl-again", &keys, Viahop::restart).end();
+}
+
 #[test]
 fn nobody_there_is_exit_code_5_with_what_was_tried() {
     let folder = Folder::new("ctl-nobody");

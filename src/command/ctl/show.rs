@@ -224,7 +224,10 @@ pub fn reloaded(answer: &Value) -> String {
 /// What becomes of the process.
 pub fn draining(answer: &Value) -> String {
     let since = if answer["is_first"] == true { "draining" } else { "draining already" };
-    format!("{since}: it ends when 5 s pass without a forwarded message, in {} s at most\n", answer["ends_within_s"])
+    format!(
+        "{since}: it ends when 5 s pass without a forwarded message and no call rings, in {} s at most\n",
+        answer["ends_within_s"]
+    )
 }
 
 /// Events, a line each.

@@ -102,8 +102,11 @@ impl Control {
             error!(event = "shard_ended", shard, remedy);
         }
         let forwarded = self.view.sum(|counters| counters.forwarded.get());
+        let ringing = self.view.sum(|counters| counters.ringing.get());
         if let Some(drain) = &mut self.drain {
-            drain.quiet_s = if forwarded == self.seen.forwarded { drain.quiet_s + 1 } else { 0 };
+            let is_quiet = forwarded == self.seen.forwarded && ringing == 0;
+            drain.quiet_s = if is_quiet { drain.quiet_s + 1 } else { 0 };
+            self.shared.wake();
         }
         self.seen = Seen { at: Some(now), busy_ns: busy, drops, panics, ended, forwarded, shed, displaced };
         self.view.take(&self.cluster, self.view.generation);

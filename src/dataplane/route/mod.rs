@@ -346,6 +346,12 @@ impl Router {
         self.open.recall(transaction, now_ms).is_some()
     }
 
+    /// How many INVITEs that were forwarded here have no final response. Looks at all that is remembered: a millisecond.
+    #[cold]
+    pub fn open_invites(&self, now_ms: u64) -> u64 {
+        self.open.ringing(now_ms).values().map(|&count| u64::from(count)).sum()
+    }
+
     #[cold]
     fn count_ringing(&mut self, id: u32, now_ms: u64) {
         if now_ms >= self.recount_at_ms {
