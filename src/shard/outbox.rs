@@ -8,6 +8,7 @@
 //! | fewer than asked for | the next one has a problem: asking again tells which | |
 //! | `EAGAIN` | the socket's buffer is full | waits here, up to [`SEND_BACKLOG_MAX`] octets a socket |
 //! | `ENOBUFS` | a queue below is full, of one card among several maybe | dropped there: `send_backlog_full` |
+//! | `EINVAL`, `ENETUNREACH` | maybe the address it is to leave from is not ours any more | sent from another |
 //! | `ECONNREFUSED` and the like, with a report on the error queue | an *earlier* datagram was lost | sent again at once |
 //! | anything, without a report | this one cannot be sent | dropped: `send_failed` |
 //!
@@ -18,7 +19,7 @@ use crate::dataplane::counters::Tally;
 use crate::dataplane::limits::{BATCH, SEND_BACKLOG_MAX};
 use crate::dataplane::verdict::DropReason;
 use crate::sys::errors::Unreachable;
-use crate::sys::mmsg::{Outgoing, ReceiveBatch, is_dropped, is_full};
+use crate::sys::mmsg::{Outgoing, ReceiveBatch, is_dropped, is_full, may_be_of_source};
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
@@ -213,12 +214,20 @@ fn send(
     tally: impl Fn(usize) -> Tally,
     fates: &mut impl Fates,
 ) -> usize {
-    let (mut at, mut tries) = (0, 0);
+    let (mut at, mut tries, mut has_moved) = (0, 0, false);
     while at < outgoing.len() {
-        match io.send(socket, &outgoing[at..]) {
+        let from_anywhere;
+        let next = match has_moved {
+            true => {
+                from_anywhere = [Outgoing { from: None, ..outgoing[at] }];
+                &from_anywhere
+            }
+            false => &outgoing[at..],
+        };
+        match io.send(socket, next) {
             Ok(count) => {
                 (at..at + count).for_each(|index| fates.sent(tally(index)));
-                (at, tries) = (at + count, 0);
+                (at, tries, has_moved) = (at + count, 0, false);
                 if count == 0 {
                     return at;
                 }
@@ -226,7 +235,7 @@ fn send(
             Err(error) if is_full(&error) => return at,
             Err(error) if is_dropped(&error) => {
                 fates.lost(DropReason::SendBacklogFull);
-                (at, tries) = (at + 1, 0);
+                (at, tries, has_moved) = (at + 1, 0, false);
             }
             Err(error) => {
                 tries += 1;
@@ -234,11 +243,17 @@ fn send(
                 if about_others && tries < TRIES_MAX {
                     continue;
                 }
+                // RFC 3581 4 asks for the address that the request came to. Where that has moved to another node, an answer from
+                // another is worth more than none: who is behind no NAT gets it.
+                if may_be_of_source(&error) && next[0].from.is_some() {
+                    has_moved = true;
+                    continue;
+                }
                 fates.lost(DropReason::SendFailed);
                 if let Some(code) = error.raw_os_error() {
                     fates.unreachable(Unreachable { to: outgoing[at].to, code });
                 }
-                (at, tries) = (at + 1, 0);
+                (at, tries, has_moved) = (at + 1, 0, false);
             }
         }
     }
@@ -254,4 +269,80 @@ pub fn take_reports(io: &mut impl Io, socket: usize, fates: &mut impl Fates) -> 
         fates.unreachable(report);
     }
     any
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::verdict::Answer;
+
+    /// A machine that the first address has left: what was sent from where.
+    #[derive(Default)]
+    struct Machine(Vec<(SocketAddr, Option<IpAddr>)>);
+
+    const ENETUNREACH: i32 = 101;
+    const GONE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 50));
+
+    impl Io for Machine {
+        fn receive(&mut self, _: usize, _: &mut ReceiveBatch) -> io::Result<usize> {
+            Ok(0)
+        }
+
+        fn send(&mut self, _: usize, datagrams: &[Outgoing<'_>]) -> io::Result<usize> {
+            let taken: Vec<_> = datagrams.iter().take_while(|one| one.from != Some(GONE)).collect();
+            self.0.extend(taken.iter().map(|one| (one.to, one.from)));
+            if taken.is_empty() { Err(io::Error::from_raw_os_error(ENETUNREACH)) } else { Ok(taken.len()) }
+        }
+
+        fn makes_runs(&self) -> bool {
+            false
+        }
+
+        fn next_error(&mut self, _: usize) -> Option<Unreachable> {
+            None
+        }
+
+        fn queued(&mut self, _: usize) -> (u64, u64) {
+            (0, 1)
+        }
+
+        fn drops(&mut self, _: usize) -> u64 {
+            0
+        }
+    }
+
+    /// How many were sent, and how many were lost.
+    #[derive(Default)]
+    struct Counted([usize; 2]);
+
+    impl Fates for Counted {
+        fn sent(&mut self, _: Tally) {
+            self.0[0] += 1;
+        }
+
+        fn lost(&mut self, _: DropReason) {
+            self.0[1] += 1;
+        }
+
+        fn unreachable(&mut self, _: Unreachable) {}
+        fn refused(&mut self, _: SocketAddr) {}
+        fn handed_over(&mut self) {}
+        fn waiting(&mut self, _: i64) {}
+    }
+
+    #[test]
+    fn what_is_to_leave_from_an_address_that_has_moved_away_leaves_from_another() {
+        let here = Some("192.0.2.1".parse().unwrap());
+        let to = |port| SocketAddr::from(([198, 51, 100, 7], port));
+        let outgoing = [(1, here), (2, Some(GONE)), (3, Some(GONE)), (4, here)].map(|(port, from)| Outgoing {
+            to: to(port),
+            parts: [b"x", b""],
+            from,
+            pads: false,
+        });
+        let (mut machine, mut counted) = (Machine::default(), Counted::default());
+        assert_eq!(send(&mut machine, 0, &outgoing, |_| Tally::Reply(Answer::Stun), &mut counted), 4);
+        assert_eq!(machine.0, [(to(1), here), (to(2), None), (to(3), None), (to(4), here)]);
+        assert_eq!(counted.0, [4, 0]);
+    }
 }

@@ -8,7 +8,7 @@ mod receive;
 mod send;
 
 pub use receive::{ReceiveBatch, Received};
-pub use send::{Outgoing, SendBatch, is_dropped, is_full};
+pub use send::{Outgoing, SendBatch, is_dropped, is_full, may_be_of_source};
 
 use super::address::RawAddress;
 use std::mem::{MaybeUninit, size_of};

@@ -215,6 +215,12 @@ pub fn is_dropped(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
+/// Whether that is what the kernel says of a datagram that is to leave from an address which is not one of this machine: the first
+/// with IPv6, the second with IPv4, where it may mean the destination as well.
+pub fn may_be_of_source(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENETUNREACH))
+}
+
 /// Writes the control message that makes the kernel send from `source`.
 fn set_source(header: &mut libc::msghdr, control: &mut Control, source: IpAddr) {
     debug_assert_eq!(header.msg_control, control.0.as_mut_ptr().cast());
