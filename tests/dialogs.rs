@@ -676,6 +676,32 @@ fn a_call_that_a_backend_places_from_another_port_is_recorded() {
     assert_eq!(target(&path.receive(in_dialog("BYE", "call", &route).as_bytes(), CLIENT)), "10.0.0.11:5060");
 }
 
+/// As where an address moves between two nodes, and the tables of the other were made before it came.
+#[test]
+fn an_address_that_came_when_the_tables_were_made_is_ours_where_a_message_came_to_it() {
+    let mut settings = settings();
+    let edge = &mut settings.listeners[0];
+    (edge.address, edge.advertised) = (address("0.0.0.0:5060"), None);
+    settings.own.clear();
+    let mut path = Path::new(Tables::new(1, settings, vec![pool(&BACKENDS)], None));
+    let moved = address("198.51.100.9:5060").ip();
+    let mut receive = |message: &str, from| {
+        let arrival = Arrival { from: address(from), listener: Some(0), local: Some(moved), stream: None };
+        path.receive_on(message.as_bytes(), arrival)
+    };
+    let invite = receive(&to_bob("INVITE", "call", "", ""), CLIENT);
+    let (backend, route) = (target(&invite), invite.rows("record-route").remove(0));
+    assert!(route.starts_with("<sip:198.51.100.9:5060;lr;vh="), "{route}");
+    for (from, to) in [(CLIENT, &backend[..]), (&backend, CLIENT)] {
+        let bye = receive(&in_dialog("BYE", "call", &route), from);
+        assert_eq!((target(&bye), bye.rows("route").len()), (to.to_owned(), 0), "{}", bye.text());
+    }
+    let options = |uri| request("OPTIONS", "options", uri, "", "");
+    assert_eq!(code(&receive(&options("sip:198.51.100.9"), CLIENT)), 200);
+    assert_eq!(code(&receive(&options("sip:b@198.51.100.9"), &backend)), 404, "never to ourselves");
+    assert!(receive(&options("sip:198.51.100.9:5070"), CLIENT).is_forward(), "another port is another's");
+}
+
 // Path.
 
 const SUPPORTED: &str = "Supported: gruu, Path\r\n";

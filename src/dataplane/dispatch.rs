@@ -255,7 +255,7 @@ impl Dispatcher {
             && uri.is_sip()
             && !uri.userinfo.is_present()
             && !self.scan.has(HeaderKind::Route)
-            && tables.is_own(uri.host.of(message), uri.port);
+            && route::is_own(tables, arrival, uri.host.of(message), uri.port);
         if !asks_us {
             return Ok(None);
         }

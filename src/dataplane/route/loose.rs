@@ -202,7 +202,7 @@ fn replace_uri(input: &Input<'_>, edits: &mut Edits, uri: Span) {
 }
 
 fn is_own(input: &Input<'_>, uri: &Uri) -> bool {
-    uri.is_sip() && input.tables.is_own(uri.host.of(input.message), uri.port)
+    uri.is_sip() && super::is_own(input.tables, input.arrival, uri.host.of(input.message), uri.port)
 }
 
 /// RFC 3261 16.4: a maddr that is ours is taken out, and a port and transport that are not the default with it. Returns
@@ -219,7 +219,7 @@ pub(super) fn strip_maddr(input: &Input<'_>, edits: &mut Edits) -> Uri {
     }
     let Some(maddr) = uri.param(input.message, b"maddr") else { return uri };
     let host = maddr.value.unwrap_or_default().of(input.message);
-    if !input.tables.is_own(host, uri.port) {
+    if !super::is_own(input.tables, input.arrival, host, uri.port) {
         return uri;
     }
     edits.cut(maddr.whole);

@@ -550,7 +550,7 @@ impl Router {
             return Ok(Decision { to, from, backend: Some(index), how, rule: None, popped });
         }
         let from = listener_towards(input, target).ok_or(NOT_FOUND)?;
-        if !is_somebody(to) || input.tables.is_own_address(to) {
+        if !is_somebody(to) || input.tables.is_own_address(to) || came_to(input.tables, input.arrival, to) {
             return Err(NOT_FOUND);
         }
         debug_assert_eq!(from.is_stream(), transport.is_stream());
@@ -597,6 +597,20 @@ pub fn is_somebody(address: SocketAddr) -> bool {
     let ip = address.ip();
     let nobody = ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
     address.port() != 0 && !nobody
+}
+
+/// Whether `host:port` means us in a message that came in at `arrival`: it is known to, or it is where the message came to. An address
+/// that moves between nodes comes here when the tables are made long since.
+pub fn is_own(tables: &Tables, arrival: &Arrival, host: &[u8], port: u16) -> bool {
+    let came_to = || address(host).is_some_and(|ip| came_to(tables, arrival, SocketAddr::new(ip, port)));
+    tables.is_own(host, port) || came_to()
+}
+
+/// Whether a message that came in at `arrival`, on a wildcard listener, was sent to this address.
+#[cold]
+fn came_to(tables: &Tables, arrival: &Arrival, address: SocketAddr) -> bool {
+    let listener = arrival.listener.and_then(|index| tables.listeners.get(index as usize));
+    arrival.local == Some(address.ip()) && listener.is_some_and(|listener| listener.address.port() == address.port())
 }
 
 /// The listener from which a request goes out to `target`, or for which the connection there is opened: the one it came
