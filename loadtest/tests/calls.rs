@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use support::{Meddler, PATIENT, Puppet, Way, answer, any_port, call_number, callers, timers};
 use viahop_load::clock::{MS_NS, SECOND_NS};
 use viahop_load::digest::{ALGORITHMS, Realm};
@@ -272,6 +272,25 @@ fn a_bad_network_on_the_callers_side_costs_no_call_and_is_not_taken_for_the_elem
     assert!(took.copies > 80, "{took:?}");
     assert!(took.reordered > 5, "a BYE that overtook its ACK: {took:?}");
     assert_eq!((took.calls, took.violations, took.altered), (500, 0, 0));
+}
+
+#[test]
+fn a_200_that_comes_again_while_a_notify_is_awaited_is_a_copy() {
+    let uas = callees(1, BRISK);
+    let mut seen = HashSet::new();
+    let meddler = Meddler::start(uas.addresses().to_vec(), move |way, octets| {
+        // The first of each NOTIFY is lost, so that the copy comes before it.
+        if way == Way::Back && octets.starts_with(b"NOTIFY") && seen.insert(octets.clone()) {
+            return vec![];
+        }
+        let is_answer = way == Way::Back && octets.starts_with(b"SIP/2.0 200");
+        vec![(octets, 0); 1 + usize::from(is_answer)]
+    });
+    let config = uac::Config { timers: timers(BRISK), ..callers(meddler.address, 50, "subscribe") };
+    let called = Uac::start(config).unwrap().join();
+    let counts = called.counts;
+    assert_eq!((counts.completed, counts.wrong), (50, 0), "{:?}", called.wrongs);
+    assert!(counts.copies >= 50, "{counts:?}");
 }
 
 #[test]

@@ -62,7 +62,7 @@ impl Shard {
         // An earlier transaction of this call: its number was lower, and its method is not remembered.
         (transaction == call.transaction && number == call.cseq && method == expected)
             || (transaction != call.transaction && number < call.cseq)
-            || (call.state == State::Pausing && number == call.cseq)
+            || (matches!(call.state, State::Pausing | State::Receiving) && number == call.cseq)
     }
 
     pub(super) fn check_seal(&mut self, message: &Message<'_>) {
