@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use std::collections::HashMap;
 use support::{BACKENDS, CLIENT, LB, Outcome, Path, address, backend, pool, settings, tables};
 use viahop::dataplane::keys::Keys;
+use viahop::dataplane::limits::RINGING_MS;
 use viahop::dataplane::route::Arrival;
 use viahop::dataplane::sip::uri::Scheme;
 use viahop::dataplane::tables::{Strategy as Choice, *};
@@ -474,6 +475,24 @@ fn a_backend_with_a_limit_gets_no_more_invites_than_that_until_one_is_answered()
         path.receive(to_bob("INVITE", &format!("next-{number}"), "", "").as_bytes(), CLIENT).is_forward()
     });
     assert_eq!(next.count(), 1);
+}
+
+/// Whoever hangs answers nothing, and no INVITE goes to who is full: the places have to become free by themselves.
+#[test]
+fn backends_that_are_all_full_take_calls_again_when_what_rings_there_has_rung_for_too_long() {
+    for strategy in [Choice::Hash, Choice::Priority, Choice::Random, Choice::RoundRobin] {
+        let mut limited = pool(&BACKENDS[..2]);
+        limited.strategy = strategy;
+        limited.backends.iter_mut().for_each(|backend| backend.max_open = 1);
+        let mut path = Path::new(Tables::new(1, settings(), vec![limited], None));
+        let mut invite = |now_ms, call: &str| {
+            path.now_ms = now_ms;
+            path.receive(to_bob("INVITE", call, "", "").as_bytes(), CLIENT)
+        };
+        assert!(invite(0, "first").is_forward() && invite(0, "second").is_forward());
+        assert_eq!(code(&invite(RINGING_MS - 2_000, "third")), 503, "{strategy:?}");
+        assert!(invite(RINGING_MS + 10_000, "fourth").is_forward(), "{strategy:?}");
+    }
 }
 
 /// It may cross the final response on its way; its server is silent then (RFC 6026 7.1), or answers once more.

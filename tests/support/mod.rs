@@ -106,6 +106,8 @@ pub fn shared_tables() -> Arc<Tables> {
 pub struct Path {
     pub tables: Arc<Tables>,
     pub dispatcher: Dispatcher,
+    /// The shard's clock.
+    pub now_ms: u64,
     input: Vec<u8>,
     head: Vec<u8>,
 }
@@ -125,6 +127,7 @@ impl Path {
         Path {
             tables: tables.into(),
             dispatcher: Dispatcher::new(Scanner::best(), egress),
+            now_ms: 0,
             input: vec![0; DATAGRAM_MAX],
             head: vec![0; HEAD_MAX],
         }
@@ -151,7 +154,7 @@ impl Path {
     pub fn receive_on(&mut self, message: &[u8], arrival: Arrival) -> Outcome {
         self.input[..message.len()].copy_from_slice(message);
         let mut room = Room::new(&mut self.input[..message.len()], &mut self.head);
-        let kind = self.dispatcher.on_datagram(&self.tables, 0, arrival, &mut room);
+        let kind = self.dispatcher.on_datagram(&self.tables, self.now_ms, arrival, &mut room);
         let verdict = room.verdict;
         let sent = if matches!(verdict, Verdict::Drop(_)) { Vec::new() } else { room.output().concat() };
         assert!(sent.len() <= 65_507, "{verdict:?}");

@@ -276,6 +276,9 @@ impl Router {
         let (rule, (index, how)) = match self.followed(input, belongs) {
             Some(index) => (None, (index, How::Open)),
             None => {
+                if input.tables.can_be_full {
+                    self.recount_ringing(input.now_ms);
+                }
                 let (rule, pool) = self.pool(input)?;
                 (rule, self.pick(input, pool).ok_or(UNAVAILABLE)?)
             }
@@ -286,7 +289,7 @@ impl Router {
                 self.open.remember_ringing(input.transaction, backend.id, input.now_ms, RINGING_MS);
             self.evicted += u64::from(evicted);
             if backend.max_open != 0 && is_new {
-                self.count_ringing(backend.id, input.now_ms);
+                *self.ringing.entry(backend.id).or_default() += 1;
             }
         }
         let (to, from) = (backend.address, self.way(input, backend));
@@ -352,13 +355,12 @@ impl Router {
         self.open.ringing(now_ms).values().map(|&count| u64::from(count)).sum()
     }
 
+    /// Before a backend is chosen, since no INVITE goes to who is full: those that nobody answers would keep it full.
     #[cold]
-    fn count_ringing(&mut self, id: u32, now_ms: u64) {
+    fn recount_ringing(&mut self, now_ms: u64) {
         if now_ms >= self.recount_at_ms {
             self.recount_at_ms = now_ms + RECOUNT_MS;
             self.ringing = self.open.ringing(now_ms);
-        } else {
-            *self.ringing.entry(id).or_default() += 1;
         }
     }
 
