@@ -1,0 +1,96 @@
+//! Which pool a request goes to, by rules, and which backend of it, by each strategy: in turn, by order, by hash, and past
+//! those that are suspected or full.
+
+mod support;
+
+use support::{BACKENDS, CLIENT, Outcome, Path, address, pool, settings};
+use viahop::dataplane::limits::MEMORY_MS;
+use viahop::dataplane::route::Arrival;
+use viahop::dataplane::sip::start_line::Method;
+use viahop::dataplane::tables::*;
+use viahop::dataplane::verdict::{Answer, Verdict};
+
+fn request(method: &str, uri: &str, call: &str) -> String {
+    format!(
+        "{method} {uri} SIP/2.0\r\nVia: SIP/2.0/UDP {CLIENT};branch=z9hG4bK{call};rport\r\nMax-Forwards: 70\r\n\
+         From: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>\r\nCall-ID: {call}\r\nCSeq: 1 {method}\r\n\
+         Content-Length: 0\r\n\r\n"
+    )
+}
+
+fn target(outcome: &Outcome) -> String {
+    match outcome.verdict {
+        Verdict::Forward { to, .. } => to.to_string(),
+        Verdict::Reply { answer: Answer::Status(code), .. } => code.to_string(),
+        other => format!("{other:?}"),
+    }
+}
+
+fn send(path: &mut Path, method: &str, call: &str) -> String {
+    target(&path.receive(request(method, "sip:b@example.com", call).as_bytes(), CLIENT))
+}
+
+/// Tables of one pool.
+fn one_pool(strategy: Strategy, names: &[&str], max_open: u32) -> Path {
+    let mut parts = PoolParts { strategy, ..pool(names) };
+    parts.backends.iter_mut().for_each(|backend| backend.max_open = max_open);
+    Path::new(Tables::new(1, settings(), vec![parts], None))
+}
+
+#[test]
+fn a_request_goes_to_the_pool_of_the_first_rule_of_which_all_conditions_hold() {
+    let pools = ["10.0.1.1:5060", "10.0.2.1:5060", "10.0.3.1:5060", "10.0.4.1:5060"];
+    let rule = |pool| Rule { name: "rule".into(), methods: None, domains: None, listeners: None, pool };
+    let mut settings = settings();
+    settings.listeners.push(Listener { name: "second".into(), ..settings.listeners[0].clone() });
+    settings.rules = vec![
+        Rule { methods: Some(vec![Method::Register, Method::Other]), ..rule(1) },
+        Rule { domains: Some(vec!["*.example.net".into(), "example.org".into()]), ..rule(2) },
+        Rule {
+            methods: Some(vec![Method::Invite]),
+            domains: Some(vec!["example.com".into()]),
+            listeners: Some(vec![1]),
+            ..rule(3)
+        },
+    ];
+    let parts = pools.map(|name| PoolParts { name: name.into(), ..pool(&[name]) });
+    let mut path = Path::new(Tables::new(1, settings, parts.into(), None));
+    for (method, uri, listener, expected) in [
+        ("REGISTER", "sip:example.org", 0, 1),
+        ("register", "sip:example.org", 0, 1),
+        ("INVITE", "sip:b@example.org", 0, 2),
+        ("INVITE", "sip:b@EXAMPLE.Org:5070", 0, 2),
+        ("INVITE", "sip:b@x.example.org", 0, 0),
+        ("INVITE", "sip:b@x.y.Example.NET", 0, 2),
+        ("INVITE", "sip:b@example.net", 0, 0),
+        ("INVITE", "sip:b@.example.net", 0, 0),
+        ("INVITE", "sip:b@badexample.net", 0, 0),
+        ("INVITE", "sip:b@net", 0, 0),
+        ("INVITE", "tel:+49", 0, 0),
+        ("INVITE", "sip:b@example.com", 1, 3),
+        ("INVITE", "sip:b@example.com", 0, 0),
+        ("MESSAGE", "sip:b@example.com", 1, 0),
+        ("INVITE", "sip:b@other.com", 1, 0),
+    ] {
+        let arrival = Arrival { from: address(CLIENT), listener: Some(listener), local: None, stream: None };
+        let outcome = path.receive_on(request(method, uri, "call").as_bytes(), arrival);
+        assert_eq!(target(&outcome), pools[expected], "{method} {uri} at listener {listener}");
+    }
+}
+
+#[test]
+fn round_robin_takes_turns_and_a_key_keeps_its_backend_until_it_is_silent_for_32_seconds() {
+    let mut path = one_pool(Strategy::RoundRobin, &BACKENDS, 0);
+    let turns: Vec<String> = (0..6).map(|call| send(&mut path, "INVITE", &format!("{call}"))).collect();
+    assert_eq!(turns, [BACKENDS, BACKENDS].concat());
+    // Each message of a call begins the time anew, and takes nobody's turn.
+    for now_ms in [MEMORY_MS - 2_000, 2 * MEMORY_MS - 4_000, 3 * MEMORY_MS - 6_000] {
+        path.now_ms = now_ms;
+        assert_eq!(send(&mut path, "BYE", "1"), BACKENDS[1]);
+    }
+    assert_eq!(send(&mut path, "INVITE", "next"), BACKENDS[0]);
+    path.now_ms += MEMORY_MS + 2_000;
+    assert_eq!(send(&mut path, "INVITE", "1"), BACKENDS[1]);
+    path.now_ms += MEMORY_MS + 2_000;
+    assert_eq!(send(&mut path, "INVITE", "1"), BACKENDS[2]);
+}
