@@ -94,3 +94,24 @@ fn round_robin_takes_turns_and_a_key_keeps_its_backend_until_it_is_silent_for_32
     path.now_ms += MEMORY_MS + 2_000;
     assert_eq!(send(&mut path, "INVITE", "1"), BACKENDS[2]);
 }
+
+/// Two pools that take turns: requests that register go to one, all others to the other.
+fn two_in_turn(affinity: Affinity) -> Path {
+    let names = [&BACKENDS, &["10.0.1.1:5060", "10.0.1.2:5060", "10.0.1.3:5060"]];
+    let parts =
+        names.map(|names| PoolParts { name: names[0].into(), strategy: Strategy::RoundRobin, affinity, ..pool(names) });
+    let mut settings = settings();
+    let methods = Some(vec![Method::Register]);
+    settings.rules = vec![Rule { name: "registrars".into(), methods, domains: None, listeners: None, pool: 1 }];
+    Path::new(Tables::new(1, settings, parts.into(), None))
+}
+
+/// A user has a place in each: at a registrar, say, and at a proxy.
+#[test]
+fn pools_in_turn_do_not_forget_each_others_keys() {
+    let mut path = two_in_turn(Affinity::From);
+    let first = ["REGISTER", "INVITE"].map(|method| send(&mut path, method, "first"));
+    for call in ["second", "third"] {
+        assert_eq!(["REGISTER", "INVITE"].map(|method| send(&mut path, method, call)), first);
+    }
+}

@@ -215,6 +215,8 @@ impl Backend {
 pub struct Pool {
     /// Its name in configuration and metrics.
     pub name: Box<str>,
+    /// A digest of it, which keeps its keys apart from those of other pools in the call memory.
+    pub digest: u64,
     /// Which octets make a call sticky.
     pub affinity: Affinity,
     /// How a backend is found for them.
@@ -466,7 +468,8 @@ impl Tables {
                 None => Arc::new(SlotTable::build(&contenders)),
             };
             let members = first..backends.len();
-            pools.push(Pool { name, affinity, strategy, members, table, up, contenders });
+            let digest = keys.route(name.as_bytes());
+            pools.push(Pool { name, digest, affinity, strategy, members, table, up, contenders });
         }
         Tables {
             generation,

@@ -424,7 +424,7 @@ impl Router {
     }
 
     fn round_robin(&mut self, input: &Input<'_>, pool: &Pool) -> Option<(u16, How)> {
-        let digest = key_hash(input, pool);
+        let digest = key_hash(input, pool) ^ pool.digest;
         if let Some(id) = self.calls.recall(digest, input.now_ms) {
             self.calls.keep(digest, input.now_ms, MEMORY_MS);
             let is_it = |index: &usize| {
