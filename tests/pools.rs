@@ -115,3 +115,13 @@ fn pools_in_turn_do_not_forget_each_others_keys() {
         assert_eq!(["REGISTER", "INVITE"].map(|method| send(&mut path, method, call)), first);
     }
 }
+
+/// Were the turn one for both, requests that alternate would all go to the same backends.
+#[test]
+fn each_pool_has_a_turn_of_its_own() {
+    let mut path = two_in_turn(Affinity::CallId);
+    for call in 0..6 {
+        let went = ["REGISTER", "INVITE"].map(|method| send(&mut path, method, &format!("{call}-{method}")));
+        assert_eq!(went, [format!("10.0.1.{}:5060", 1 + call % 3), BACKENDS[call % 3].to_owned()]);
+    }
+}

@@ -215,7 +215,7 @@ impl Backend {
 pub struct Pool {
     /// Its name in configuration and metrics.
     pub name: Box<str>,
-    /// A digest of it, which keeps its keys apart from those of other pools in the call memory.
+    /// A digest of it: what pools served in turn are told apart by, and their keys in the call memory.
     pub digest: u64,
     /// Which octets make a call sticky.
     pub affinity: Affinity,

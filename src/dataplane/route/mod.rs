@@ -159,8 +159,8 @@ pub struct Router {
     unsettled_until_ms: u64,
     /// Whether the answer to "which backend" has changed since the last request.
     has_changed: bool,
-    /// Whose turn it is, for round robin.
-    turn: u32,
+    /// Whose turn it is, by the digest of the pool, in each that is served in turn.
+    turns: SmallVec<[(u64, u32); 8]>,
     /// Backends that refused a datagram since the tables were built: passed over until the control plane has decided.
     suspects: Vec<u16>,
     /// Of these tables.
@@ -437,15 +437,23 @@ impl Router {
             }
         }
         let count = pool.up.len();
-        let start = self.turn as usize;
+        let start = *self.turn(pool) as usize;
         let next = (0..count).map(|step| (start + step) % count).filter(|&place| !self.is_full(input, pool.up[place]));
         let trusted = next.clone().find(|&place| !self.suspects.contains(&pool.up[place]));
         let place = trusted.or_else(|| next.clone().next())?;
-        self.turn = (place as u32 + 1) % count as u32;
+        *self.turn(pool) = (place as u32 + 1) % count as u32;
         let index = pool.up[place];
         let id = input.tables.backends.get(index as usize)?.id;
         self.evicted += u64::from(self.calls.remember(digest, id, input.now_ms, MEMORY_MS).evicted);
         Some((index, How::RoundRobin))
+    }
+
+    fn turn(&mut self, pool: &Pool) -> &mut u32 {
+        let place = self.turns.iter().position(|&(digest, _)| digest == pool.digest).unwrap_or_else(|| {
+            self.turns.push((pool.digest, 0));
+            self.turns.len() - 1
+        });
+        &mut self.turns[place].1
     }
 }
 
