@@ -139,6 +139,71 @@ pub fn other_call(message: &[u8], scan: &Scan, method: Method) -> Option<Span> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::scan::scalar;
+    use crate::dataplane::sip::start_line;
+    use crate::dataplane::tables::{ForeignRoute, PathPolicy, Policy};
+
+    /// The key of a request with this start, From, To and further rows, whose Call-ID is `own`, from 192.0.2.9.
+    fn key(affinity: Affinity, start: &str, from: &str, to: &str, rows: &str) -> String {
+        let method = start.split(' ').next().unwrap();
+        let message = format!(
+            "{start} SIP/2.0\r\nVia: SIP/2.0/UDP a;branch=z9hG4bK-1\r\nFrom: {from}\r\nTo: {to}\r\nCall-ID: own\r\nCSeq: 1 {method}\r\n{rows}\r\n"
+        );
+        let (message, mut scan, mut request) = (message.as_bytes(), Scan::default(), Request::default());
+        scalar::scan(message, &mut scan);
+        let policy = Policy {
+            foreign_route: ForeignRoute::Ignore,
+            record_route: false,
+            path: PathPolicy::Off,
+            schemes: vec![Scheme::Sip, Scheme::Sips, Scheme::Tel],
+            proxy_require: Vec::new(),
+            stream_keep_s: 0,
+        };
+        let line = start_line::parse(message, scan.start_line);
+        validate::request(message, &scan, line, &policy, &mut request).unwrap();
+        let source = [192, 0, 2, 9].into();
+        with_key(affinity, message, &scan, &request, source, |key| String::from_utf8_lossy(key).into_owned())
+    }
+
+    #[test]
+    fn each_affinity_has_a_key_of_its_own() {
+        let (uri, from, to) =
+            ("sip:bob@Example.NET:5070;x", "\"A\" <sips:ann:secret@Example.COM>", "<sip:Carol@example.org>");
+        let register = format!("REGISTER {uri}");
+        let invite = format!("INVITE {uri}");
+        for (affinity, start, expected) in [
+            (Affinity::CallId, &invite, "own"),
+            (Affinity::Aor, &invite, "bob@example.net"),
+            (Affinity::Aor, &register, "Carol@example.org"),
+            (Affinity::From, &invite, "ann@example.com"),
+            (Affinity::To, &invite, "Carol@example.org"),
+            (Affinity::RuriUser, &invite, "bob"),
+            (Affinity::Source, &invite, "192.0.2.9"),
+        ] {
+            assert_eq!(key(affinity, start, from, to, ""), expected, "{affinity:?} {start}");
+        }
+        // What has no host has no `@`.
+        assert_eq!(key(Affinity::From, &invite, "<tel:+49;x=1>", to, ""), "+49");
+    }
+
+    #[test]
+    fn the_call_that_a_request_is_about_is_its_key() {
+        for (method, rows, expected) in [
+            ("INVITE", "Replaces: other ;to-tag=1\r\n", "other"),
+            ("INVITE", "Join: other;to-tag=1\r\n", "other"),
+            ("REFER", "Target-Dialog: other;local-tag=1\r\n", "other"),
+            // Not both, no other methods, and no Call-ID that is none.
+            ("INVITE", "Replaces: other;to-tag=1\r\nJoin: other;to-tag=1\r\n", "own"),
+            ("INVITE", "Target-Dialog: other\r\n", "own"),
+            ("REFER", "Replaces: other\r\n", "own"),
+            ("BYE", "Replaces: other\r\n", "own"),
+            ("INVITE", "Replaces: an other;to-tag=1\r\n", "own"),
+            ("INVITE", "Replaces: ;to-tag=1\r\n", "own"),
+        ] {
+            let start = format!("{method} sip:b@example.net");
+            assert_eq!(key(Affinity::CallId, &start, "<sip:a>", "<sip:b>", rows), expected, "{method} {rows}");
+        }
+    }
 
     #[test]
     fn escapes_of_a_user_are_undone_and_what_is_none_stands_for_itself() {

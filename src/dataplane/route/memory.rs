@@ -129,7 +129,7 @@ impl Memory {
     fn enter(&mut self, new: Entry, now_ms: u64) -> Remembered {
         let Entry { digest, .. } = new;
         let set = self.set(digest);
-        let place = set.0.iter().position(|entry| entry.digest == digest && entry.expires != 0);
+        let place = set.0.iter().position(|entry| entry.digest == digest);
         let place = place.unwrap_or_else(|| {
             let oldest = set.0.iter().enumerate().min_by_key(|(_, entry)| entry.until());
             oldest.map_or(0, |(place, _)| place)
@@ -152,13 +152,16 @@ mod tests {
 
     #[test]
     fn a_call_is_remembered_until_it_is_silent_for_too_long() {
-        let mut memory = Memory::default();
-        assert_eq!(memory.recall(7, 0), None);
-        assert!(!memory.remember(7, 42, 0, MEMORY_MS).evicted);
-        assert_eq!(memory.recall(7, 20_000), Some(42));
-        memory.keep(7, 20_000, MEMORY_MS);
-        assert_eq!(memory.recall(7, 50_000), Some(42));
-        assert_eq!(memory.recall(7, 50_000 + MEMORY_MS + 2048), None);
+        const TEN_YEARS: u64 = 315_360_000_000;
+        for start in [0, TEN_YEARS] {
+            let mut memory = Memory::default();
+            assert_eq!(memory.recall(7, start), None);
+            assert!(!memory.remember(7, 42, start, MEMORY_MS).evicted);
+            assert_eq!(memory.recall(7, start + 20_000), Some(42));
+            memory.keep(7, start + 20_000, MEMORY_MS);
+            assert_eq!(memory.recall(7, start + 50_000), Some(42));
+            assert_eq!(memory.recall(7, start + 50_000 + MEMORY_MS + 2048), None);
+        }
     }
 
     #[test]
@@ -168,7 +171,8 @@ mod tests {
         for i in 0..WAYS {
             assert!(!memory.remember(digest(i), i as u32, i as u64 * 2000, MEMORY_MS).evicted);
         }
-        assert!(memory.remember(digest(WAYS), 99, 8000, MEMORY_MS).evicted);
+        let newest = memory.remember(digest(WAYS), 99, 8000, MEMORY_MS);
+        assert_eq!(newest, Remembered { is_new: true, evicted: true });
         assert_eq!(memory.recall(digest(0), 8000), None);
         assert_eq!(memory.recall(digest(1), 8000), Some(1));
         assert_eq!(memory.recall(digest(WAYS), 8000), Some(99));
@@ -187,6 +191,20 @@ mod tests {
         assert!(!memory.remember_ringing(1, 42, 1000, 10_000).is_new, "a retransmission behind the answer");
         assert_eq!(memory.ringing(1000), AHashMap::from_iter([(42, 1)]));
         assert!(memory.ringing(20_000).is_empty());
+    }
+
+    #[test]
+    fn an_invite_that_comes_again_rings_if_its_answer_is_forgotten_or_was_anothers() {
+        let mut memory = Memory::default();
+        let much_later = 2 * MEMORY_MS;
+        for digest in [1, 2] {
+            memory.remember_ringing(digest, 42, 0, 10_000);
+            memory.keep(digest, 1000, MEMORY_MS);
+        }
+        assert!(!memory.remember_ringing(1, 43, 2000, 10_000).is_new);
+        assert_eq!(memory.ringing(2000), AHashMap::from_iter([(43, 1)]));
+        assert!(memory.remember_ringing(2, 42, much_later, 10_000).is_new);
+        assert_eq!(memory.ringing(much_later), AHashMap::from_iter([(42, 1)]));
     }
 
     #[test]
