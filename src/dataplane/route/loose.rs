@@ -202,7 +202,7 @@ fn replace_uri(input: &Input<'_>, edits: &mut Edits, uri: Span) {
 }
 
 fn is_own(input: &Input<'_>, uri: &Uri) -> bool {
-    uri.is_sip() && super::is_own(input.tables, input.arrival, uri.host.of(input.message), uri.port)
+    super::is_own(input.tables, input.arrival, uri.host.of(input.message), uri.port)
 }
 
 /// RFC 3261 16.4: a maddr that is ours is taken out, and a port and transport that are not the default with it. Returns

@@ -509,9 +509,7 @@ fn target_of(input: &Input<'_>, uri: &Uri, inside: bool) -> Option<Target> {
     {
         return at_maddr(input.message, uri, maddr);
     }
-    if !uri.is_sip()
-        || !uri.host.of(input.message).first().is_some_and(|&octet| octet == b'[' || octet.is_ascii_digit())
-    {
+    if !uri.host.of(input.message).first().is_some_and(|&octet| octet == b'[' || octet.is_ascii_digit()) {
         return None;
     }
     let to = SocketAddr::new(uri.address(input.message)?, uri.port);
@@ -536,15 +534,13 @@ fn at_maddr(message: &[u8], uri: &Uri, maddr: Param) -> Option<Target> {
 /// The transport that `uri` asks for; datagrams where it asks for none that there is.
 #[cold]
 fn transport_of(message: &[u8], uri: &Uri) -> Transport {
-    let value = uri.param(message, b"transport").and_then(|param| param.value);
-    match value {
+    if uri.scheme == Scheme::Sips {
         // Whatever it is carried by, TLS is meant.
-        _ if uri.scheme == Scheme::Sips => Transport::Tls,
-        Some(value) if value.of(message).eq_ignore_ascii_case(b"tcp") => Transport::Tcp,
-        Some(value) if value.of(message).eq_ignore_ascii_case(b"tls") => Transport::Tls,
-        Some(value) if value.of(message).eq_ignore_ascii_case(b"ws") => Transport::Ws,
-        _ => Transport::Udp,
+        return Transport::Tls;
     }
+    let value = uri.param(message, b"transport").and_then(|param| param.value).unwrap_or_default().of(message);
+    let streams = [Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss];
+    streams.into_iter().find(|one| value.eq_ignore_ascii_case(one.word().as_bytes())).unwrap_or(Transport::Udp)
 }
 
 impl Router {
