@@ -172,6 +172,7 @@ fn a_maddr_of_ours_is_taken_out_with_port_and_transport() {
         (";maddr=192.0.2.100", ""),
         (":5060;x;maddr=lb.example.net;y", ":5060;x;y"),
         (":5070;transport=udp;x;maddr=192.0.2.100", ";x"),
+        (";maddr=192.0.2.100;Transport=TLS", ""),
     ] {
         let expected = (named.to_owned(), format!("sip:b@{host}{kept}"), vec![]);
         assert_eq!(sent(&mut path, &format!("sip:b@{host}{params}"), &[], CLIENT), expected, "{params}");

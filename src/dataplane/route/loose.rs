@@ -5,7 +5,7 @@ use super::routes::Routes;
 use super::{Decision, How, Input, NOT_FOUND, Popped, Router, target_of};
 use crate::dataplane::rewrite::edit::Edits;
 use crate::dataplane::scan::Span;
-use crate::dataplane::sip::uri::Uri;
+use crate::dataplane::sip::uri::{Scheme, Uri};
 use crate::dataplane::tables::{ForeignRoute, Serves};
 use crate::dataplane::token::Flow;
 use crate::dataplane::validate::{Refusal, UNKNOWN_SCHEME};
@@ -227,9 +227,10 @@ pub(super) fn strip_maddr(input: &Input<'_>, edits: &mut Edits) -> Uri {
     if let Some(transport) = uri.param(input.message, b"transport") {
         edits.cut(transport.whole);
     }
-    if uri.port_text.is_present() && uri.port != 5060 {
+    let default = if uri.scheme == Scheme::Sips { 5061 } else { 5060 };
+    if uri.port_text.is_present() && uri.port != default {
         edits.cut(uri.port_text);
-        uri.port = 5060;
     }
+    uri.port = default;
     uri
 }
