@@ -10,7 +10,7 @@ use viahop::dataplane::limits::RINGING_MS;
 use viahop::dataplane::route::Arrival;
 use viahop::dataplane::sip::uri::Scheme;
 use viahop::dataplane::tables::{Strategy as Choice, *};
-use viahop::dataplane::transport::Transport;
+use viahop::dataplane::transport::{StreamId, Transport};
 use viahop::dataplane::verdict::{Answer, DropReason, Sender, Verdict};
 
 /// A request of call `call` from the client, with more header rows if need be.
@@ -313,6 +313,10 @@ fn between_address_families_there_are_two_and_both_are_taken_out() {
     let recorded = invite.rows("record-route");
     assert_eq!(recorded.len(), 2, "{}", invite.text());
     assert!(recorded[0].contains("[2001:db8::100]:5060") && recorded[1].contains(LB), "{recorded:?}");
+    // Of a call from there, the client's side is on top.
+    let placed = request("INVITE", "placed", "sip:b@203.0.113.9", "", "");
+    let placed = path.receive(placed.as_bytes(), &backend).rows("record-route");
+    assert!(placed[0].contains(LB) && placed[1].contains("[2001:db8::100]:5060"), "{placed:?}");
     // The callee's route set is in that order, the caller's in the other.
     let bye = in_dialog("BYE", "call", &format!("{}, {}", recorded[0], recorded[1]));
     let outcome = path
@@ -353,10 +357,105 @@ fn an_inside_listener_is_what_backends_come_back_to() {
     assert_eq!((to, from), (address(CLIENT), Sender::Listener { index: 0, local: None }));
 }
 
+/// A data path with these listeners, all of one address, and backends that are reached by `transport`.
+fn with_listeners(listeners: &[(Transport, u16, Side)], transport: Transport, is_advertised: bool) -> Path {
+    let mut settings = settings();
+    settings.policy.schemes.push(Scheme::Sips);
+    settings.policy.path = PathPolicy::Always;
+    let advertised = |port: u16| is_advertised.then(|| format!("lb.example.net:{port}").into());
+    let listener = |&(transport, port, side): &(Transport, u16, Side)| Listener {
+        name: "listener".into(),
+        transport,
+        address: (address(LB).ip(), port).into(),
+        host: address(LB).ip(),
+        side,
+        advertised: advertised(port),
+        proxies: Vec::new(),
+    };
+    settings.listeners = listeners.iter().map(listener).collect();
+    let mut pool = pool(&BACKENDS);
+    for backend in &mut pool.backends {
+        backend.via_host = "10.0.0.1".into();
+        backend.reach.transport = transport;
+    }
+    Path::new(Tables::new(1, settings, vec![pool], None))
+}
+
+#[test]
+fn record_route_and_path_name_the_listener_of_each_side_and_its_transport() {
+    use Side::{Inside, Outside};
+    use Transport::{Tcp, Tls, Udp, Ws, Wss};
+    let all = [
+        (Udp, 5060, Outside),
+        (Udp, 5070, Outside),
+        (Tcp, 5060, Outside),
+        (Tls, 5061, Outside),
+        (Ws, 80, Outside),
+        (Wss, 443, Outside),
+    ];
+    let with_inside = [&all[..], &[(Tcp, 5080, Inside), (Udp, 5081, Inside)]].concat();
+    let few = [all[0], with_inside[6]];
+    // Listener of the client, transport of the backends, scheme: the value for the backend's side, if it is another, and the client's.
+    for (listeners, listener, transport, scheme, expected) in [
+        (&all[..], 0, Udp, "sip", &["sip:lb.example.net:5060"][..]),
+        (&all, 1, Udp, "sip", &["sip:lb.example.net:5070"]),
+        (&all, 2, Udp, "sip", &["sip:lb.example.net:5060", "sip:lb.example.net:5060;transport=tcp"]),
+        (&all, 0, Tcp, "sip", &["sip:lb.example.net:5060;transport=tcp", "sip:lb.example.net:5060"]),
+        (&all, 3, Udp, "sip", &["sip:lb.example.net:5060", "sip:lb.example.net:5061;transport=tls"]),
+        (&all, 3, Udp, "sips", &["sip:lb.example.net:5060", "sips:lb.example.net:5061"]),
+        (&all, 2, Udp, "sips", &["sip:lb.example.net:5060", "sip:lb.example.net:5060;transport=tcp"]),
+        (&all, 3, Tls, "sips", &["sips:lb.example.net:5061"]),
+        (&all, 4, Udp, "sip", &["sip:lb.example.net:5060", "sip:lb.example.net:80;transport=ws"]),
+        (&all, 5, Udp, "sip", &["sip:lb.example.net:5060", "sip:lb.example.net:443;transport=ws"]),
+        (&with_inside, 0, Udp, "sip", &["sip:lb.example.net:5081", "sip:lb.example.net:5060"]),
+        (
+            &with_inside,
+            2,
+            Tcp,
+            "sip",
+            &["sip:lb.example.net:5080;transport=tcp", "sip:lb.example.net:5060;transport=tcp"],
+        ),
+        // One of their transport, wherever; then an inside one, then the client's.
+        (&with_inside, 0, Tls, "sip", &["sip:lb.example.net:5061;transport=tls", "sip:lb.example.net:5060"]),
+        (&few, 0, Tls, "sip", &["sip:lb.example.net:5080;transport=tcp", "sip:lb.example.net:5060"]),
+        (&all[..2], 1, Tcp, "sip", &["sip:lb.example.net:5070"]),
+    ] {
+        let mut path = with_listeners(listeners, transport, true);
+        let arrival = Arrival { from: address(CLIENT), listener: Some(listener), local: None, stream: None };
+        let start = |value: &str| value.trim_start_matches('<').split(";lr;vh=").next().unwrap().to_owned();
+        let invite = request("INVITE", "call", &format!("{scheme}:b@example.net"), "", "");
+        let recorded: Vec<_> =
+            path.receive_on(invite.as_bytes(), arrival).rows("record-route").iter().map(|one| start(one)).collect();
+        assert_eq!(recorded, expected, "{listener} {transport} {scheme}");
+        let register = path.receive_on(to_bob("REGISTER", "call", "", "").as_bytes(), arrival);
+        assert_eq!(
+            start(&register.rows("path")[0]),
+            expected[0].replace("sips:lb.example.net:5061", "sip:lb.example.net:5061;transport=tls")
+        );
+    }
+    // Where no name is configured: an address, towards the backend the one it knows.
+    for (listener, expected) in
+        [(0, &["192.0.2.100:5060"][..]), (2, &["10.0.0.1:5060", "192.0.2.100:5060;transport=tcp"])]
+    {
+        let mut path = with_listeners(&all, Udp, false);
+        let arrival = Arrival { from: address(CLIENT), listener: Some(listener), local: None, stream: None };
+        let recorded = path.receive_on(to_bob("INVITE", "call", "", "").as_bytes(), arrival).rows("record-route");
+        assert!(
+            recorded.iter().zip(expected).all(|(one, start)| one.starts_with(&format!("<sip:{start};lr;vh="))),
+            "{recorded:?}"
+        );
+        assert_eq!(recorded.len(), expected.len());
+    }
+}
+
 #[test]
 fn a_strict_router_brings_the_token_in_the_request_uri() {
     let mut path = Path::new(tables());
     let (backend, route) = begin(&mut path, "call");
+    // Its key leads elsewhere, and the token does not.
+    let mut draining = pool(&BACKENDS);
+    draining.backends.iter_mut().find(|one| *one.name == *backend).unwrap().is_up = false;
+    path.tables = Tables::new(2, settings(), vec![draining], None).into();
     let ours = route.trim_matches(['<', '>']);
     let bye = request("BYE", "call", ours, ";tag=2", "Route: <sip:b@203.0.113.80:5070>\r\n");
     let outcome = path.receive(bye.as_bytes(), CLIENT);
@@ -670,7 +769,27 @@ fn the_dialog_of_an_inside_host_that_called_a_backend_goes_both_ways() {
         }
         let by_backend = request(method, "call", "sip:a@phone.invalid", ";tag=1", &route);
         assert_eq!(target(&path.receive(by_backend.as_bytes(), BACKENDS[0])), gateway);
+        // To anybody else inside, a server that is not in the pool, say, the client is the gateway.
+        assert_eq!(target(&path.receive(by_backend.as_bytes(), "10.0.0.98:5060")), gateway);
     }
+    // While its backend does not serve, what else the request says counts, and no key.
+    path.dispatcher.router().suspect(&path.tables.clone(), address(BACKENDS[0]));
+    let to = |path: &mut Path, uri| path.receive(request("BYE", "call", uri, ";tag=2", &route).as_bytes(), gateway);
+    assert_eq!(target(&to(&mut path, "sip:b@203.0.113.9")), "203.0.113.9:5060");
+    assert_eq!(code(&to(&mut path, "sip:b@phone.invalid")), 404);
+}
+
+#[test]
+fn a_dialog_of_a_suspect_goes_by_its_key_while_that_is_one() {
+    let mut path = Path::new(tables());
+    let (backend, route) = begin(&mut path, "call");
+    path.dispatcher.router().suspect(&path.tables.clone(), address(&backend));
+    assert_ne!(target(&path.receive(in_dialog("BYE", "call", &route).as_bytes(), CLIENT)), backend);
+    // As do retransmission and CANCEL of its INVITE.
+    assert_ne!(target(&path.receive(to_bob("CANCEL", "call", "", "").as_bytes(), CLIENT)), backend);
+    assert_eq!(path.dispatcher.router().orphaned, 1);
+    change(&mut path, &BACKENDS);
+    assert_eq!(target(&path.receive(in_dialog("BYE", "call", &route).as_bytes(), CLIENT)), backend);
 }
 
 /// Over TCP a backend places its calls from a port of the kernel's choice: it is known by its host, if no other is there.
@@ -751,6 +870,23 @@ fn a_path_brings_requests_down_the_flow_of_the_registration() {
 }
 
 #[test]
+fn a_path_leads_down_the_connection_of_the_registration_as_long_as_its_listener_is_one() {
+    let mut path = with_listeners(
+        &[(Transport::Udp, 5060, Side::Outside), (Transport::Tcp, 5060, Side::Outside)],
+        Transport::Udp,
+        true,
+    );
+    let stream = StreamId::new(0, 7, 1);
+    let arrival = Arrival { from: address(CLIENT), listener: Some(1), local: None, stream };
+    let value = path.receive_on(to_bob("REGISTER", "register", "", "").as_bytes(), arrival).rows("path").remove(0);
+    let called = request("INVITE", "any", "sip:a@192.168.0.2", "", &format!("Route: {value}\r\n"));
+    let Verdict::Forward { from, .. } = path.receive(called.as_bytes(), BACKENDS[2]).verdict else { panic!("{value}") };
+    assert_eq!(from, Sender::Stream { id: stream.unwrap(), listener: Some(1) });
+    let udp = [(Transport::Udp, 5060, Side::Outside), (Transport::Udp, 5070, Side::Outside)];
+    assert_eq!(code(&with_listeners(&udp, Transport::Udp, true).receive(called.as_bytes(), BACKENDS[2])), 430);
+}
+
+#[test]
 fn a_flow_is_its_clients_alone() {
     let mut path = Path::new(tables());
     let value = registered(&mut path, SUPPORTED).remove(0);
@@ -768,9 +904,19 @@ fn who_gets_a_path_is_said_by_client_and_policy() {
     assert_eq!(registered(&mut path, "k:\r\n path\r\n").len(), 1);
     let with_reg_id = format!("{SUPPORTED}Contact: <sip:a@192.168.0.2>;reg-id=1;+sip.instance=\"<urn:uuid:1>\"\r\n");
     assert!(registered(&mut path, &with_reg_id)[0].ends_with(";ob>"));
+    let compact = format!("{SUPPORTED}m: <sip:a@192.168.0.2> ; Reg-ID = 1\r\n");
+    assert!(registered(&mut path, &compact)[0].ends_with(";ob>"));
+    let without = format!("{SUPPORTED}Contact: <sip:a@192.168.0.2>;expires=60;x=reg-id\r\n");
+    assert!(!registered(&mut path, &without)[0].contains(";ob"));
     // Behind another proxy the flow is that proxy's, not the phone's.
     let behind = format!("{with_reg_id}Via: SIP/2.0/UDP 192.168.0.2;branch=z9hG4bK-2\r\n");
     assert!(!registered(&mut path, &behind)[0].contains(";ob"));
+    let register = request("REGISTER", "register", "sip:example.net", "", &with_reg_id);
+    let in_one_row = register.replacen(";rport\r\n", ";rport, SIP/2.0/UDP 192.168.0.2;branch=z9hG4bK-2\r\n", 1);
+    assert!(!path.receive(in_one_row.as_bytes(), CLIENT).rows("path")[0].contains(";ob"));
+    // What a backend registers elsewhere is no flow of a client's.
+    let outward = request("REGISTER", "register", "sip:203.0.113.9", "", SUPPORTED);
+    assert!(path.receive(outward.as_bytes(), BACKENDS[0]).rows("path").is_empty());
     for (policy, count) in [(PathPolicy::Always, 1), (PathPolicy::Off, 0)] {
         let mut settings = settings();
         settings.policy.path = policy;

@@ -120,6 +120,16 @@ fn of_values_of_ours_no_more_are_taken_out_than_are_for_this_time() {
 }
 
 #[test]
+fn a_route_of_more_than_32_values_is_refused() {
+    let mut path = Path::new(tables());
+    let named = format!("<sip:{};lr>", another(&mut path));
+    for (count, code) in [(32, None), (33, Some(400))] {
+        let outcome = path.receive(request(BOB, "call", "", &vec![&*named; count]).as_bytes(), CLIENT);
+        assert_eq!(outcome.verdict_code(), code);
+    }
+}
+
+#[test]
 fn from_inside_route_and_request_uri_are_obeyed_where_they_are_addresses() {
     let mut settings = settings();
     let tcp = Listener { name: "tcp".into(), transport: Transport::Tcp, ..settings.listeners[0].clone() };

@@ -125,3 +125,52 @@ fn each_pool_has_a_turn_of_its_own() {
         assert_eq!(went, [format!("10.0.1.{}:5060", 1 + call % 3), BACKENDS[call % 3].to_owned()]);
     }
 }
+
+const STRATEGIES: [Strategy; 4] = [Strategy::Hash, Strategy::Priority, Strategy::Random, Strategy::RoundRobin];
+
+/// How many of sixty calls each backend gets.
+fn shares(path: &mut Path) -> [usize; 3] {
+    let calls: Vec<String> = (0..60).map(|call| send(path, "INVITE", &format!("{call}"))).collect();
+    BACKENDS.map(|name| calls.iter().filter(|to| *to == name).count())
+}
+
+#[test]
+fn a_suspect_gets_nothing_until_the_next_tables_unless_there_is_nobody_else() {
+    for strategy in STRATEGIES {
+        let mut path = one_pool(strategy, &BACKENDS, 0);
+        let before = shares(&mut path);
+        assert!(before[0] > 5, "{strategy:?} {before:?}");
+        let tables = path.tables.clone();
+        path.dispatcher.router().suspect(&tables, address(BACKENDS[0]));
+        path.dispatcher.router().suspect(&tables, address("203.0.113.9:5060"));
+        let without = shares(&mut path);
+        assert_eq!((without[0], without.iter().sum::<usize>()), (0, 60), "{strategy:?}");
+        assert!(path.dispatcher.router().is_suspect(&tables, 0) && !path.dispatcher.router().is_suspect(&tables, 1));
+        path.tables = Tables::new(2, settings(), vec![PoolParts { strategy, ..pool(&BACKENDS) }], None).into();
+        // What rings elsewhere since stays there: other calls.
+        path.now_ms = 200_000;
+        assert!(shares(&mut path)[0] > 5, "{strategy:?}");
+        let mut path = one_pool(strategy, &BACKENDS[..1], 0);
+        let tables = path.tables.clone();
+        path.dispatcher.router().suspect(&tables, address(BACKENDS[0]));
+        assert_eq!(send(&mut path, "INVITE", "call"), BACKENDS[0], "{strategy:?}");
+    }
+}
+
+#[test]
+fn a_call_to_who_is_full_goes_to_another_and_is_counted_or_refused() {
+    for strategy in STRATEGIES {
+        let mut path = one_pool(strategy, &BACKENDS[..2], 10);
+        let calls: Vec<String> = (0..30).map(|call| send(&mut path, "INVITE", &format!("{call}"))).collect();
+        let count = |to: &str| calls.iter().filter(|call| *call == to).count();
+        assert_eq!([count(BACKENDS[0]), count(BACKENDS[1]), count("503")], [10, 10, 10], "{strategy:?}");
+        if matches!(strategy, Strategy::Hash | Strategy::Random) {
+            assert!(path.dispatcher.router().full >= 10, "{strategy:?}");
+        }
+        // What is no INVITE rings nowhere, and one within a dialog is no new call.
+        assert_ne!(send(&mut path, "MESSAGE", "other"), "503");
+        let again =
+            request("INVITE", "sip:b@example.com", "again").replace("<sip:b@example.net>", "<sip:b@example.net>;tag=2");
+        assert_ne!(target(&path.receive(again.as_bytes(), CLIENT)), "503");
+    }
+}

@@ -8,7 +8,7 @@ use std::time::Instant;
 use support::corpus::{self, own};
 use support::framing::{self, Case, Judged, ODD_LENGTHS};
 use support::stream::{Reader, read};
-use support::{CLIENT, Outcome, Path, address, readers};
+use support::{BACKENDS, CLIENT, Outcome, Path, address, readers};
 use viahop::dataplane::frame::Frame;
 use viahop::dataplane::limits::DATAGRAM_MAX;
 use viahop::dataplane::route::Arrival;
@@ -288,4 +288,28 @@ fn a_branch_that_is_no_token_makes_no_via_of_ours_malformed() {
         let via = path.receive(text.as_bytes(), CLIENT).rows("via").remove(0);
         assert_eq!(via.contains('~'), is_there, "{via}");
     }
+}
+
+/// Counted is what we add as well; and what belongs to an INVITE goes the way that went, or its server would not know it.
+#[test]
+fn a_request_too_long_for_a_datagram_goes_over_a_stream_and_its_cancel_and_ack_after_it() {
+    let mut pool = support::pool(&BACKENDS[..1]);
+    pool.backends[0].reach.datagram_max = 1300;
+    let mut path = Path::new(Tables::new(1, support::settings(), vec![pool], None));
+    let mut way = |method: &str, call: &str, len: usize| {
+        let text = format!(
+            "{method} sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/UDP {CLIENT};branch=z9hG4bK{call};rport\r\n\
+             From: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>\r\nCall-ID: {call}\r\nCSeq: 1 {method}\r\n\r\n"
+        );
+        let whole = format!("{text}{}", "x".repeat(len.saturating_sub(text.len())));
+        match path.receive(whole.as_bytes(), CLIENT).verdict {
+            Verdict::Forward { from, .. } => from.is_stream(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(!way("INVITE", "short", 950) && way("INVITE", "long", 951) && way("MESSAGE", "message", 951));
+    for method in ["CANCEL", "ACK"] {
+        assert!(way(method, "long", 0) && !way(method, "short", 0) && !way(method, "message", 0), "{method}");
+    }
+    assert!(!way("BYE", "long", 0) && way("INVITE", "long", 951));
 }

@@ -215,13 +215,16 @@ mod tests {
 
     #[test]
     fn a_flow_is_for_every_call_to_its_registration() {
-        for one in [flow("198.51.100.7:5060"), flow("[2001:db8::7]:5070"), on_stream(flow("198.51.100.7:5060"))] {
+        let behind_wildcard = RouteToken { purpose: Purpose::Flow, ..dialog("198.51.100.7:5060", Some("192.0.2.1")) };
+        let plain = flow("198.51.100.7:5060");
+        for one in [plain, flow("[2001:db8::7]:5070"), on_stream(plain), behind_wildcard] {
             let text = written(&one);
             assert_eq!(RouteToken::read(&text, &keys(), b"call-2"), Some(one));
-            assert!(RouteToken::claims_flow(&text));
+            assert!(RouteToken::claims_flow(&text) && RouteToken::claims_flow(&text.to_ascii_uppercase()));
             // As a dialog's it is worth nothing.
             let mut other = text.clone();
-            other[0] = b'0' + (text[0] - b'8');
+            let flags = char::from(text[0]).to_digit(16).unwrap();
+            other[0] = char::from_digit(flags & 7, 16).unwrap() as u8;
             assert_eq!(RouteToken::read(&other, &keys(), b""), None);
         }
     }
