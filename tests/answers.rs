@@ -1,53 +1,239 @@
-//! What is asked of viahop itself, or of every proxy, is answered as a server answers (RFC 3261 8.2, 11.2, 16.3).
+//! What we answer ourselves, to the octet, and what a response must be that passes.
 
 mod support;
 
-use support::{CLIENT, LB, Outcome, Path, pool, settings, shared_tables};
+use support::{BACKENDS, CLIENT, Outcome, Path, address, pool, settings, shared_tables, tables};
+use viahop::dataplane::route::Arrival;
 use viahop::dataplane::tables::Tables;
+use viahop::dataplane::verdict::{DropReason, Verdict};
 
-fn request(method: &str, uri: &str, rows: &str) -> String {
+/// The text of an answer, the token in its To tag left out.
+fn text(outcome: &Outcome) -> String {
+    let text = outcome.text();
+    match text.split_once(";tag=vh") {
+        Some((before, behind)) => format!("{before};tag=vh{}", &behind[16..]),
+        None => text,
+    }
+}
+
+#[test]
+fn an_answer_is_a_status_line_and_what_it_has_to_copy() {
+    let mut path = Path::new(shared_tables());
+    let request = |more: &str| {
+        format!(
+            "INVITE sip:b@example.net SIP/2.0\r\nMax-Forwards: 70\r\nCSeq: 7 INVITE\r\n\
+             v: SIP/2.0/UDP phone.example.net:5062;branch=z9hG4bK-1;rport , SIP/2.0/TCP 192.0.2.77 \t\r\n\
+             Via: SIP/2.0/UDP a\r\n ;x\r\nFrom : \"A\" <sip:a@example.net>;tag=1\r\nTo:<sip:b@example.net>\r\n\
+             i:call@example.net\r\nSubject: neither this nor the body goes back\r\n{more}\r\nbody, which is long enough"
+        )
+    };
+    let expected = |first: &str, to_tag: &str, more: &str| {
+        format!(
+            "SIP/2.0 {first}\r\n\
+             Via: SIP/2.0/UDP phone.example.net:5062;branch=z9hG4bK-1;received=198.51.100.7;rport=5060 , SIP/2.0/TCP 192.0.2.77\r\n\
+             Via: SIP/2.0/UDP a\r\n ;x\r\nFrom: \"A\" <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>{to_tag}\r\n\
+             Call-ID: call@example.net\r\nCSeq: 7 INVITE\r\n{more}Content-Length: 0\r\n\r\n"
+        )
+    };
+    let required = "Proxy-Require: foo, sec-agree ,\r\n bar,,\r\nProxy-Require: SEC-Agree, baz\r\n";
+    let answer = path.receive(request(required).as_bytes(), CLIENT);
+    assert_eq!(text(&answer), expected("420 Bad Extension", ";tag=vh", "Unsupported: foo, bar, baz\r\n"));
+    let none_left = request("").replace("Forwards: 70", "Forwards: 0");
+    assert_eq!(text(&path.receive(none_left.as_bytes(), CLIENT)), expected("483 Too Many Hops", ";tag=vh", ""));
+    let in_dialog = none_left.replace("To:<sip:b@example.net>", "To:<sip:b@example.net>;tag=2");
+    assert_eq!(text(&path.receive(in_dialog.as_bytes(), CLIENT)), expected("483 Too Many Hops", ";tag=2", ""));
+}
+
+#[test]
+fn an_answer_that_would_be_longer_than_its_request_is_written_shorter_or_not_at_all() {
+    let mut path = Path::new(shared_tables());
+    let rest = "SIP/2.0/UDP a;branch=z9hG4bK1;received=198.51.100.7";
+    let compact =
+        format!("SIP/2.0 483 \r\nv:{rest}\r\nf:<sip:a>\r\nt:<sip:b>;tag=vh\r\ni:1\r\nCSeq:1 INFO\r\nl:0\r\n\r\n");
+    let long = format!(
+        "SIP/2.0 483 Too Many Hops\r\nVia: {rest}\r\nFrom: <sip:a>\r\nTo: <sip:b>;tag=vh\r\nCall-ID: 1\r\nCSeq: 1 INFO\r\n\
+         Content-Length: 0\r\n\r\n"
+    );
+    let mut seen = Vec::new();
+    for len in 0..100 {
+        let request = format!(
+            "INFO sip:x SIP/2.0\r\nv:SIP/2.0/UDP a;branch=z9hG4bK1\r\nf:<sip:a>\r\nt:<sip:b>\r\ni:1\r\nCSeq:1 INFO\r\n\
+             Max-Forwards:0\r\n\r\n{}",
+            "x".repeat(len)
+        );
+        let answer = path.receive(request.as_bytes(), CLIENT);
+        assert!(answer.sent.len() <= request.len());
+        let what = match text(&answer) {
+            text if text == long => "long",
+            text if text == compact => "compact",
+            _ => {
+                assert_eq!(answer.verdict, Verdict::Drop(DropReason::ReplyTooLarge), "{}", answer.text());
+                "none"
+            }
+        };
+        seen.push((what, answer.sent.len() == request.len()));
+    }
+    // Each as soon as there is room for it, to the octet.
+    let firsts: Vec<_> = seen.chunk_by(|a, b| a.0 == b.0).map(|chunk| chunk[0]).collect();
+    assert_eq!(firsts, [("none", false), ("compact", true), ("long", true)]);
+}
+
+/// Else whoever sends it could write a header of his own into our answer, for those who end lines elsewhere than we do.
+#[test]
+fn a_row_with_a_line_end_that_is_no_fold_is_not_copied() {
+    let mut path = Path::new(shared_tables());
+    let request = |via: &str, from: &str, to: &str, call: &str| {
+        format!(
+            "OPTIONS sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/UDP a;branch=z9hG4bK1{via}\r\nFrom: <sip:a>{from}\r\nTo: <sip:b>{to}\r\n\
+             Call-ID: 1{call}\r\nCSeq: 1 OPTIONS\r\nMax-Forwards: 0\r\nSubject: {}\r\n\r\n",
+            "x".repeat(200)
+        )
+    };
+    for evil in ["\n Contact: <sip:evil>", "\r Contact: <sip:evil>", "\rContact: <sip:evil>", "\0Contact: <sip:evil>"] {
+        for (place, row) in ["From", "To", "Call-ID"].into_iter().enumerate() {
+            let [mut from, mut to, mut call] = [""; 3];
+            *[&mut from, &mut to, &mut call][place] = evil;
+            let answer = path.receive(request("", from, to, call).as_bytes(), CLIENT);
+            assert!(answer.verdict_code().is_some(), "{row} {evil:?}: {:?}", answer.verdict);
+            assert!(answer.rows(row).is_empty() && answer.rows("contact").is_empty(), "{}", answer.text());
+            assert!(!answer.text().contains("evil"), "{}", answer.text());
+        }
+        let answer = path.receive(request(evil, "", "", "").as_bytes(), CLIENT);
+        assert_eq!(answer.verdict, Verdict::Drop(DropReason::MalformedRequest), "{evil:?}");
+    }
+    let folded = path.receive(request("\r\n ;x", "\r\n\t;x\r\n ;y", "", "").as_bytes(), CLIENT);
+    assert!(folded.text().contains("From: <sip:a>\r\n\t;x\r\n ;y\r\nTo"), "{}", folded.text());
+}
+
+#[test]
+fn options_to_us_are_answered_200_and_503_while_draining() {
+    let options = |uri: &str, more: &str| {
+        format!(
+            "OPTIONS {uri} SIP/2.0\r\nVia: SIP/2.0/UDP {CLIENT};branch=z9hG4bK1\r\nMax-Forwards: 70\r\nFrom: <sip:a@example.net>;tag=1\r\n\
+             To: <sip:b@example.net>\r\nCall-ID: options\r\nCSeq: 1 OPTIONS\r\n{more}Subject: room for an answer that is long\r\n\r\n"
+        )
+    };
+    for (draining, code) in [(false, 200), (true, 503)] {
+        let mut settings = settings();
+        settings.draining = draining;
+        let mut path = Path::new(Tables::new(1, settings, vec![pool(&BACKENDS)], None));
+        for uri in ["sip:192.0.2.100", "sip:LB.example.net:5060;x"] {
+            assert_eq!(path.receive(options(uri, "").as_bytes(), CLIENT).verdict_code(), Some(code), "{uri}");
+        }
+        let route = "Route: <sip:192.0.2.100;lr>\r\n";
+        for (uri, more) in
+            [("sip:x@192.0.2.100", ""), ("sip:192.0.2.100:5070", ""), ("tel:+49", ""), ("sip:192.0.2.100", route)]
+        {
+            assert!(path.receive(options(uri, more).as_bytes(), CLIENT).is_forward(), "{uri} {more}");
+        }
+        let message = options("sip:192.0.2.100", "").replace("OPTIONS", "MESSAGE");
+        assert!(path.receive(message.as_bytes(), CLIENT).is_forward());
+    }
+}
+
+/// What is asked of servers is the callee's to judge, and what is asked of us is ours (RFC 3261 8.2.2.3, 16.3).
+#[test]
+fn an_extension_that_is_required_is_refused_by_whom_it_is_asked_of() {
+    let answer = |draining: bool, method: &str, uri: &str, rows: &str| {
+        let mut settings = settings();
+        settings.draining = draining;
+        let request = format!(
+            "{method} {uri} SIP/2.0\r\nVia: SIP/2.0/UDP {CLIENT};branch=z9hG4bK1\r\nMax-Forwards: 70\r\nFrom: <sip:a@example.net>;tag=1\r\n\
+             To: <sip:b@example.net>\r\nCall-ID: required\r\nCSeq: 1 {method}\r\n{rows}Subject: room for an answer that is long\r\n\r\n"
+        );
+        Path::new(Tables::new(1, settings, vec![pool(&BACKENDS)], None)).receive(request.as_bytes(), CLIENT)
+    };
+    let (us, bob) = ("sip:192.0.2.100", "sip:b@example.net");
+    let required = "require : 100rel ,timer\r\nRequire: path\r\n";
+    let refused = answer(false, "OPTIONS", us, required);
+    assert_eq!(refused.verdict_code(), Some(420));
+    assert_eq!(refused.rows("Unsupported"), ["100rel, timer, path"]);
+    assert_eq!(answer(false, "OPTIONS", us, "Supported: 100rel\r\n").verdict_code(), Some(200));
+    assert_eq!(answer(true, "OPTIONS", us, required).verdict_code(), Some(503), "a drain goes first");
+    assert!(answer(false, "OPTIONS", bob, required).is_forward());
+    let both = answer(false, "INVITE", bob, &format!("{required}Proxy-Require: foo\r\n"));
+    assert_eq!(both.rows("Unsupported"), ["foo"], "what is asked of proxies");
+    assert!(answer(false, "CANCEL", bob, "Proxy-Require: foo\r\n").is_forward());
+}
+
+// Responses.
+
+const INVITE: &str = "INVITE sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/UDP phone.example.net:5062;branch=z9hG4bK-1;rport\r\n\
+                      Max-Forwards: 70\r\nFrom: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>\r\nCall-ID: answers\r\n\
+                      CSeq: 1 INVITE\r\n\r\n";
+
+/// A response to what we sent as `invite`, with these Vias.
+fn response(status: &str, vias: &[&str]) -> String {
+    let rows: String = vias.iter().map(|via| format!("Via: {via}\r\n")).collect();
     format!(
-        "{method} {uri} SIP/2.0\r\nVia: SIP/2.0/UDP {CLIENT};branch=z9hG4bK-1;rport\r\nMax-Forwards: 70\r\n\
-         From: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>\r\nCall-ID: 1@{CLIENT}\r\nCSeq: 1 {method}\r\n\
-         {rows}Content-Length: 0\r\n\r\n"
+        "SIP/2.0 {status}\r\n{rows}From: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>;tag=2\r\nCall-ID: answers\r\n\
+         CSeq: 1 INVITE\r\n\r\n"
     )
 }
 
-fn receive(method: &str, uri: &str, rows: &str) -> Outcome {
-    Path::new(shared_tables()).receive(request(method, uri, rows).as_bytes(), CLIENT)
-}
-
-fn options_to_us(rows: &str) -> Outcome {
-    receive("OPTIONS", &format!("sip:{LB}"), rows)
+fn verdict(path: &mut Path, text: &str) -> Outcome {
+    path.receive_on(text.as_bytes(), Arrival { from: address(BACKENDS[0]), listener: None, local: None, stream: None })
 }
 
 #[test]
-fn a_420_lists_what_the_cluster_does_not_know_of_what_is_asked_of_proxies() {
-    // The tables know sec-agree. What is asked of servers is the callee's to judge.
-    let rows = "Proxy-Require: foo, Sec-Agree\r\nRequire: 100rel\r\nProxy-Require: ,\r\n bar ,baz\r\n";
-    let outcome = receive("INVITE", "sip:b@example.net", rows);
-    assert_eq!(outcome.verdict_code(), Some(420));
-    assert_eq!(outcome.rows("Unsupported"), ["foo, bar, baz"]);
-    assert!(receive("INVITE", "sip:b@example.net", "Proxy-Require: sec-agree\r\nRequire: 100rel\r\n").is_forward());
-    assert!(receive("CANCEL", "sip:b@example.net", "Proxy-Require: foo\r\n").is_forward());
+fn a_100_that_lost_the_callers_via_gets_it_back_if_the_token_was_not_touched() {
+    let mut path = Path::new(tables());
+    let sent = path.receive(INVITE.as_bytes(), CLIENT);
+    let ours = &sent.rows("via")[0];
+    let whole = verdict(&mut path, &response("100 Trying", &[ours]));
+    let via = "SIP/2.0/UDP phone.example.net:5062;branch=z9hG4bK-1;received=198.51.100.7;rport=5060";
+    assert_eq!(whole.text(), response("100 Trying", &[via]));
+    for (from, to) in [("~phone", "~phony"), ("!5062", "!5063"), ("bK-1", "bK-2")] {
+        let touched = ours.replacen(from, to, 1);
+        assert_ne!(*ours, touched);
+        let dropped = verdict(&mut path, &response("100 Trying", &[&touched])).verdict;
+        assert_eq!(dropped, Verdict::Drop(DropReason::ResponseForUs), "{touched}");
+    }
 }
 
+/// It must be answered where we wrote that the request came from, however that is written.
 #[test]
-fn an_options_to_us_that_requires_an_extension_is_answered_420() {
-    assert_eq!(options_to_us("Supported: 100rel\r\n").verdict_code(), Some(200));
-    let outcome = options_to_us("require : 100rel ,timer\r\nRequire: path\r\n");
-    assert_eq!(outcome.verdict_code(), Some(420));
-    assert_eq!(outcome.rows("Unsupported"), ["100rel, timer, path"]);
-    assert!(receive("OPTIONS", "sip:b@example.net", "Require: 100rel\r\n").is_forward());
-}
-
-#[test]
-fn an_options_to_us_while_we_drain_is_answered_503_whatever_it_requires() {
-    let mut settings = settings();
-    settings.draining = true;
-    let mut path = Path::new(Tables::new(1, settings, vec![pool(&support::BACKENDS)], None));
-    for rows in ["", "Require: 100rel\r\n"] {
-        let outcome = path.receive(request("OPTIONS", &format!("sip:{LB}"), rows).as_bytes(), CLIENT);
-        assert_eq!(outcome.verdict_code(), Some(503), "{rows}");
+fn a_response_passes_if_the_via_below_ours_leads_where_the_token_does() {
+    for (client, same, others) in [
+        (
+            CLIENT,
+            &[
+                "198.51.100.7;rport=5060",
+                "198.51.100.7",
+                "x;received=198.51.100.7",
+                "x;Received = [::ffff:198.51.100.7];rport=5060",
+            ][..],
+            &[
+                "198.51.100.7:5061",
+                "198.51.100.7;rport=5061",
+                "198.51.100.8",
+                "198.51.100.7;received=198.51.100.8",
+                "x",
+            ][..],
+        ),
+        (
+            "[2001:db8::7]:5060",
+            &["[2001:DB8:0:0::7]", "x;received=2001:db8::7", "x;received=[2001:db8:0::7]"],
+            &["[2001:db8::8]", "[2001:db8::7]:5061"],
+        ),
+    ] {
+        let mut path = Path::new(tables());
+        let sent = path.receive(INVITE.as_bytes(), client);
+        let ours = &sent.rows("via")[0];
+        for below in same {
+            let via = format!("SIP/2.0/UDP {below}");
+            for text in [response("200 OK", &[ours, &via]), response("200 OK", &[&format!("{ours}, {via}")])] {
+                let outcome = verdict(&mut path, &text);
+                let Verdict::Forward { to, .. } = outcome.verdict else { panic!("{below}: {:?}", outcome.verdict) };
+                assert_eq!((to, outcome.rows("via")), (address(client), vec![via.clone()]));
+            }
+        }
+        for below in others {
+            let dropped = verdict(&mut path, &response("200 OK", &[ours, &format!("SIP/2.0/UDP {below}")])).verdict;
+            assert_eq!(dropped, Verdict::Drop(DropReason::ResponseForged), "{below}");
+        }
+        // Ours has to be the first, in the row as well.
+        let hidden = response("200 OK", &[&format!("SIP/2.0/UDP {client}, {ours}")]);
+        assert_eq!(verdict(&mut path, &hidden).verdict, Verdict::Drop(DropReason::ResponseNotOurs));
     }
 }
