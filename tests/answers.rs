@@ -3,7 +3,10 @@
 mod support;
 
 use support::{BACKENDS, CLIENT, Outcome, Path, address, pool, settings, shared_tables, tables};
+use viahop::dataplane::dispatch::{Dispatcher, EgressPorts};
+use viahop::dataplane::overload::Shedding;
 use viahop::dataplane::route::Arrival;
+use viahop::dataplane::scan::Scanner;
 use viahop::dataplane::tables::Tables;
 use viahop::dataplane::verdict::{DropReason, Verdict};
 
@@ -156,11 +159,91 @@ fn an_extension_that_is_required_is_refused_by_whom_it_is_asked_of() {
     assert!(answer(false, "CANCEL", bob, "Proxy-Require: foo\r\n").is_forward());
 }
 
+/// Its server has the call, so what repeats an INVITE that went on goes on, though a new one is refused.
+#[test]
+fn while_calls_are_shed_an_invite_that_went_on_goes_on_when_it_comes_again() {
+    let mut path = Path::new(tables());
+    let other = INVITE.replace("bK-1", "bK-2");
+    assert!(path.receive(INVITE.as_bytes(), CLIENT).is_forward());
+    path.dispatcher.shedding = Shedding::Calls;
+    assert!(path.receive(INVITE.as_bytes(), CLIENT).is_forward());
+    assert_eq!(path.receive(other.as_bytes(), CLIENT).verdict_code(), Some(503));
+    assert_eq!(path.dispatcher.shed, 1);
+    path.dispatcher.shedding = Shedding::Nothing;
+    assert!(path.receive(other.as_bytes(), CLIENT).is_forward());
+}
+
+#[test]
+fn the_ack_of_an_answer_of_ours_goes_no_further_and_all_else_with_its_tag_does() {
+    let mut path = Path::new(tables());
+    let refused = path.receive(INVITE.replace("Forwards: 70", "Forwards: 0").as_bytes(), CLIENT);
+    let to = refused.rows("to").remove(0);
+    let with_tag = |method: &str| INVITE.replace("INVITE", method).replace("<sip:b@example.net>", &to);
+    let ack = path.receive(with_tag("ACK").as_bytes(), CLIENT);
+    assert_eq!(ack.verdict, Verdict::Drop(DropReason::AckForOwnReply));
+    assert!(path.receive(with_tag("ACK").replace("answers", "another").as_bytes(), CLIENT).is_forward());
+    assert!(path.receive(with_tag("INFO").as_bytes(), CLIENT).is_forward());
+}
+
+#[test]
+fn the_port_towards_backends_is_for_those_inside() {
+    let mut path = Path::new(tables());
+    let mut on_egress = |message: &str, from: &str| {
+        path.receive_on(message.as_bytes(), Arrival { from: address(from), listener: None, local: None, stream: None })
+    };
+    assert_eq!(on_egress(INVITE, CLIENT).verdict, Verdict::Drop(DropReason::StrangerOnEgress));
+    assert!(on_egress(&INVITE.replace("sip:b@example.net SIP", "sip:b@203.0.113.9 SIP"), BACKENDS[0]).is_forward());
+}
+
+#[test]
+fn without_a_socket_of_the_backends_family_nothing_is_sent() {
+    let dispatcher = |v4, v6| Dispatcher::new(Scanner::best(), EgressPorts { v4, v6 });
+    let six = || Tables::new(1, settings(), vec![pool(&["[2001:db8::11]:5060"])], None);
+    for (tables, of_family, of_the_other) in [
+        (tables(), dispatcher(Some(7), None), dispatcher(None, Some(7))),
+        (six(), dispatcher(None, Some(7)), dispatcher(Some(7), None)),
+    ] {
+        let mut path = Path::new(tables);
+        path.dispatcher = of_family;
+        assert!(path.receive(INVITE.as_bytes(), CLIENT).rows("via")[0].starts_with("SIP/2.0/UDP 192.0.2.100:7;"));
+        path.dispatcher = of_the_other;
+        assert_eq!(path.receive(INVITE.as_bytes(), CLIENT).verdict, Verdict::Drop(DropReason::NoEgress));
+    }
+}
+
+/// A client of RFC 2543 has no branch that is its own: RFC 3261 16.11 names what tells its transactions apart.
+#[test]
+fn without_a_unique_branch_via_from_tag_call_id_cseq_and_request_uri_tell_transactions_apart() {
+    let mut path = Path::new(tables());
+    let mut branch = |text: &str| {
+        let via = path.receive(text.as_bytes(), CLIENT).rows("via").remove(0);
+        assert!(!via.contains('~'), "{via}");
+        via.split("branch=").nth(1).unwrap().split(';').next().unwrap().to_owned()
+    };
+    for old in [INVITE.replace(";branch=z9hG4bK-1", ""), INVITE.replace("z9hG4bK-1", "1")] {
+        let first = branch(&old);
+        for (from, to) in [
+            ("5062", "5063"),
+            ("tag=1", "tag=2"),
+            ("answers", "other"),
+            ("CSeq: 1", "CSeq: 2"),
+            ("b@example.net SIP", "c@example.net SIP"),
+        ] {
+            assert_ne!(branch(&old.replace(from, to)), first, "{to}");
+        }
+        assert_eq!(branch(&old.replace("INVITE", "CANCEL")), first);
+        assert_eq!(
+            branch(&old.replace("INVITE", "ACK").replace("<sip:b@example.net>", "<sip:b@example.net>;tag=3")),
+            first
+        );
+    }
+}
+
 // Responses.
 
 const INVITE: &str = "INVITE sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/UDP phone.example.net:5062;branch=z9hG4bK-1;rport\r\n\
                       Max-Forwards: 70\r\nFrom: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>\r\nCall-ID: answers\r\n\
-                      CSeq: 1 INVITE\r\n\r\n";
+                      CSeq: 1 INVITE\r\nSubject: room for an answer of ours that is long\r\n\r\n";
 
 /// A response to what we sent as `invite`, with these Vias.
 fn response(status: &str, vias: &[&str]) -> String {

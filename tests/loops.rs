@@ -2,8 +2,9 @@
 
 mod support;
 
-use support::{BACKENDS, CLIENT, Outcome, Path, address, shared_tables};
+use support::{BACKENDS, CLIENT, Outcome, Path, address, pool, settings, shared_tables};
 use viahop::dataplane::route::Arrival;
+use viahop::dataplane::tables::{Listener, Tables};
 use viahop::dataplane::verdict::{Answer, Verdict};
 
 /// Somebody outside through whom requests come back.
@@ -56,6 +57,25 @@ fn what_comes_back_with_another_request_uri_or_route_goes_on() {
     assert!(again.is_forward());
     // And on to a third, back to the first: that is a loop.
     assert!(is_482(&path.receive(onward(&again, false).replacen("sip:carol@", "sip:bob@", 1).as_bytes(), CARRIER)));
+}
+
+/// A loop is what would be sent on as before: by another listener, or to a backend that knows us otherwise, it may end elsewhere.
+#[test]
+fn what_comes_back_by_another_listener_or_goes_to_another_side_goes_on() {
+    let with_via_host = |via_host: &str| {
+        let mut settings = settings();
+        settings.listeners.push(Listener { name: "second".into(), ..settings.listeners[0].clone() });
+        let mut pool = pool(&BACKENDS);
+        pool.backends.iter_mut().for_each(|backend| backend.via_host = via_host.into());
+        Tables::new(1, settings, vec![pool], None)
+    };
+    let mut path = Path::new(with_via_host("192.0.2.100"));
+    let back = onward(&path.receive(invite(BOB, "").as_bytes(), CLIENT), false);
+    assert!(is_482(&path.receive(back.as_bytes(), CARRIER)));
+    let second = Arrival { from: address(CARRIER), listener: Some(1), local: None, stream: None };
+    assert!(path.receive_on(back.as_bytes(), second).is_forward());
+    path.tables = with_via_host("192.0.2.101").into();
+    assert!(path.receive(back.as_bytes(), CARRIER).is_forward());
 }
 
 #[test]

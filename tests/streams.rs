@@ -12,8 +12,8 @@ use support::{BACKENDS, CLIENT, Outcome, Path, address, readers};
 use viahop::dataplane::frame::Frame;
 use viahop::dataplane::limits::DATAGRAM_MAX;
 use viahop::dataplane::route::Arrival;
-use viahop::dataplane::tables::Tables;
-use viahop::dataplane::transport::StreamId;
+use viahop::dataplane::tables::{Listener, Tables};
+use viahop::dataplane::transport::{StreamId, Transport};
 use viahop::dataplane::verdict::{Answer, Verdict};
 
 /// Every message of the corpora as it is, and behind and before others; with a length where it has none.
@@ -280,9 +280,11 @@ fn what_would_close_a_shared_connection_is_refused() {
 #[test]
 fn a_branch_that_is_no_token_makes_no_via_of_ours_malformed() {
     let mut path = Path::new(support::tables());
-    for (branch, is_there) in [("z9hG4bK-1", true), ("z9hG4bKa/b=", false)] {
+    for (sent_by, branch, is_there) in
+        [(CLIENT, "z9hG4bK-1", true), (CLIENT, "z9hG4bKa/b=", false), ("phone.example.net : 5060", "z9hG4bK-1", false)]
+    {
         let text = format!(
-            "INVITE sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/UDP {CLIENT};branch={branch}\r\nFrom: <sip:a@example.net>;tag=1\r\n\
+            "INVITE sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/UDP {sent_by};branch={branch}\r\nFrom: <sip:a@example.net>;tag=1\r\n\
              To: <sip:b@example.net>\r\nCall-ID: branch\r\nCSeq: 1 INVITE\r\n\r\n"
         );
         let via = path.receive(text.as_bytes(), CLIENT).rows("via").remove(0);
@@ -312,4 +314,38 @@ fn a_request_too_long_for_a_datagram_goes_over_a_stream_and_its_cancel_and_ack_a
         assert!(way(method, "long", 0) && !way(method, "short", 0) && !way(method, "message", 0), "{method}");
     }
     assert!(!way("BYE", "long", 0) && way("INVITE", "long", 951));
+}
+
+/// Where our Via says we are: over a stream at a listener of its transport, so that a server can come back when its connection is gone.
+#[test]
+fn our_via_names_the_transport_and_a_port_that_a_backend_can_open_a_connection_to() {
+    let tcp = Listener {
+        name: "tcp".into(),
+        transport: Transport::Tcp,
+        address: address("192.0.2.100:5080"),
+        ..support::settings().listeners[0].clone()
+    };
+    let invite = format!(
+        "INVITE sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/UDP {CLIENT};branch=z9hG4bK1\r\nFrom: <sip:a@example.net>;tag=1\r\n\
+         To: <sip:b@example.net>\r\nCall-ID: via\r\nCSeq: 1 INVITE\r\n\r\n"
+    );
+    for (transport, listener, datagram_max, start) in [
+        (Transport::Udp, None, u32::MAX, "UDP 192.0.2.100:40001;"),
+        (Transport::Tcp, None, u32::MAX, "TCP 192.0.2.100:40001;"),
+        (Transport::Tcp, Some(&tcp), u32::MAX, "TCP 192.0.2.100:5080;"),
+        (Transport::Tls, Some(&tcp), u32::MAX, "TLS 192.0.2.100:40001;"),
+        // One that gets datagrams, but for long requests: the transaction is known by the same sent-by.
+        (Transport::Udp, Some(&tcp), 300, "TCP 192.0.2.100:40001;"),
+    ] {
+        let mut settings = support::settings();
+        settings.listeners.extend(listener.cloned());
+        let mut pool = support::pool(&BACKENDS);
+        pool.backends.iter_mut().for_each(|backend| {
+            backend.reach.transport = transport;
+            backend.reach.datagram_max = datagram_max;
+        });
+        let mut path = Path::new(Tables::new(1, settings, vec![pool], None));
+        let via = path.receive(invite.as_bytes(), CLIENT).rows("via").remove(0);
+        assert!(via.starts_with(&format!("SIP/2.0/{start}")), "{via}");
+    }
 }
