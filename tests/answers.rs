@@ -4,11 +4,14 @@ mod support;
 
 use support::{BACKENDS, CLIENT, Outcome, Path, address, pool, settings, shared_tables, tables};
 use viahop::dataplane::dispatch::{Dispatcher, EgressPorts};
+use viahop::dataplane::limits::PAYLOAD_MAX;
 use viahop::dataplane::overload::Shedding;
 use viahop::dataplane::route::Arrival;
 use viahop::dataplane::scan::Scanner;
-use viahop::dataplane::tables::Tables;
-use viahop::dataplane::verdict::{DropReason, Verdict};
+use viahop::dataplane::tables::{Listener, Settings, Tables};
+use viahop::dataplane::transport::{StreamId, Transport};
+use viahop::dataplane::validate::Refusal;
+use viahop::dataplane::verdict::{DropReason, Sender, Verdict};
 
 /// The text of an answer, the token in its To tag left out.
 fn text(outcome: &Outcome) -> String {
@@ -159,6 +162,61 @@ fn an_extension_that_is_required_is_refused_by_whom_it_is_asked_of() {
     assert!(answer(false, "CANCEL", bob, "Proxy-Require: foo\r\n").is_forward());
 }
 
+#[test]
+fn what_is_no_sip_is_told_apart_and_an_ack_is_never_answered() {
+    let mut path = Path::new(tables());
+    for (octets, reason) in [
+        ("", DropReason::Empty),
+        ("x", DropReason::KeepAlive),
+        ("\u{5}", DropReason::KeepAlive),
+        ("\r\n", DropReason::KeepAlive),
+        (" \0\n\r", DropReason::KeepAlive),
+        ("\0\u{1}", DropReason::StunMalformed),
+        ("\u{5}\u{5}", DropReason::NotSip),
+        ("hello", DropReason::NotSip),
+        (" ACK SIP/2.0\r\n\r\n", DropReason::AckRefused),
+        ("ACK\tsip:b SIP/2.0\r\n\r\n", DropReason::AckRefused),
+        ("INFO sip:b SIP/2.0\r\n\r\n", DropReason::MalformedRequest),
+        ("SIP/2.0 abc\r\n\r\n", DropReason::MalformedResponse),
+    ] {
+        assert_eq!(path.receive(octets.as_bytes(), CLIENT).verdict, Verdict::Drop(reason), "{octets:?}");
+    }
+}
+
+#[test]
+fn a_request_that_becomes_longer_than_a_datagram_is_answered_513() {
+    let mut path = Path::new(tables());
+    let added = path.receive(INVITE.as_bytes(), CLIENT).sent.len() - INVITE.len();
+    let of_len = |len: usize| format!("{INVITE}{}", "x".repeat(len - INVITE.len()));
+    let longest = path.receive(of_len(PAYLOAD_MAX - added).as_bytes(), CLIENT);
+    assert!(longest.is_forward() && longest.sent.len() == PAYLOAD_MAX, "{:?}", longest.verdict);
+    assert_eq!(path.receive(of_len(PAYLOAD_MAX - added + 1).as_bytes(), CLIENT).verdict_code(), Some(513));
+}
+
+/// Where a connection turns out to be gone: as if the next hop had answered, whose answer finds its way by our own Via.
+#[test]
+fn what_cannot_be_delivered_is_answered_in_the_name_of_its_next_hop() {
+    let mut path = Path::new(tables());
+    let sent = path.receive(INVITE.as_bytes(), CLIENT).sent;
+    let mut room = [0; 4096];
+    let mut answer = |path: &mut Path, sent: &[u8]| {
+        let gone = Refusal::new(503, "Gone");
+        let len = path.dispatcher.answer_for_next_hop(&tables(), gone, sent, address(BACKENDS[0]), &mut room)?;
+        Some(String::from_utf8_lossy(&room[..len]).into_owned())
+    };
+    let made = answer(&mut path, &sent).unwrap();
+    let home = verdict(&mut path, &made);
+    let Verdict::Forward { to, .. } = home.verdict else { panic!("{:?}", home.verdict) };
+    assert_eq!(to, address(CLIENT));
+    assert!(home.text().starts_with("SIP/2.0 503 Gone\r\nVia: SIP/2.0/UDP phone.example.net:5062;"), "{}", home.text());
+    assert_eq!(answer(&mut path, &passed_on("ACK")), None);
+    assert_eq!(answer(&mut path, made.as_bytes()), None);
+}
+
+fn passed_on(method: &str) -> Vec<u8> {
+    Path::new(tables()).receive(INVITE.replace("INVITE", method).as_bytes(), CLIENT).sent
+}
+
 /// Its server has the call, so what repeats an INVITE that went on goes on, though a new one is refused.
 #[test]
 fn while_calls_are_shed_an_invite_that_went_on_goes_on_when_it_comes_again() {
@@ -272,6 +330,57 @@ fn a_100_that_lost_the_callers_via_gets_it_back_if_the_token_was_not_touched() {
         let dropped = verdict(&mut path, &response("100 Trying", &[&touched])).verdict;
         assert_eq!(dropped, Verdict::Drop(DropReason::ResponseForUs), "{touched}");
     }
+}
+
+#[test]
+fn a_response_that_two_could_read_differently_or_for_a_listener_that_is_no_more_is_dropped() {
+    let mut path = Path::new(tables());
+    let second = Listener { name: "second".into(), ..settings().listeners[0].clone() };
+    let listeners = vec![settings().listeners[0].clone(), second];
+    path.tables = Tables::new(1, Settings { listeners, ..settings() }, vec![pool(&BACKENDS)], None).into();
+    let arrival = Arrival { from: address(CLIENT), listener: Some(1), local: None, stream: None };
+    let vias = path.receive_on(INVITE.as_bytes(), arrival).rows("via");
+    let ok = response("200 OK", &[&vias[0], &vias[1]]);
+    assert!(verdict(&mut path, &ok).is_forward());
+    for odd in [
+        ok.replacen("Call-ID", "Call-ID: other\r\nCall-ID", 1),
+        ok.replacen("CSeq", "Call_ID: other\r\nCSeq", 1),
+        ok.replacen("\r\nCSeq", "\nCSeq", 1),
+        ok.replacen("CSeq", "Content-Length: 1\r\nCSeq", 1),
+    ] {
+        assert_ne!(odd, ok);
+        assert_eq!(verdict(&mut path, &odd).verdict, Verdict::Drop(DropReason::MalformedResponse), "{odd}");
+    }
+    path.tables = tables().into();
+    assert_eq!(verdict(&mut path, &ok).verdict, Verdict::Drop(DropReason::ResponseForged));
+}
+
+/// The client reads a stream, where a message without a length has no end.
+#[test]
+fn a_response_goes_down_the_connection_of_its_request_with_one_plain_length() {
+    let mut settings = settings();
+    settings.listeners[0].transport = Transport::Tcp;
+    let mut path = Path::new(Tables::new(1, settings, vec![pool(&BACKENDS)], None));
+    let (listener, id) = (Some(0), StreamId::new(0, 7, 1).unwrap());
+    let arrival = Arrival { from: address(CLIENT), listener, local: None, stream: Some(id) };
+    let invite = INVITE.replace("\r\n\r\n", "\r\nContent-Length: 0\r\n\r\n");
+    let vias = path.receive_on(invite.as_bytes(), arrival).rows("via");
+    let ok = response("200 OK", &[&vias[0], &vias[1]]);
+    let home = response("200 OK", &[&vias[1]]).replacen("\r\n", "\r\nContent-Length: 4\r\n", 1) + "body";
+    for length in ["", "Content-Length: 4\r\n", "l : 04\r\n"] {
+        let outcome = verdict(&mut path, &(ok.replace("\r\n\r\n", &format!("\r\n{length}\r\n")) + "body"));
+        let Verdict::Forward { from, .. } = outcome.verdict else { panic!("{:?}", outcome.verdict) };
+        assert_eq!(from, Sender::Stream { id, listener });
+        if length.starts_with("Content-Length") {
+            assert_eq!(outcome.rows("content-length"), ["4"]);
+        } else {
+            assert_eq!(outcome.text(), home, "{length}");
+        }
+    }
+    let lost = verdict(&mut path, &response("100 Trying", &[&vias[0]]));
+    let via = "SIP/2.0/TCP phone.example.net:5062;branch=z9hG4bK-1;received=198.51.100.7;rport=5062";
+    assert_eq!((lost.rows("via"), lost.rows("content-length")), (vec![via.to_owned()], vec!["0".to_owned()]));
+    assert_eq!(path.dispatcher.vias_rebuilt, 1);
 }
 
 /// It must be answered where we wrote that the request came from, however that is written.

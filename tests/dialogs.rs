@@ -612,6 +612,26 @@ fn an_invite_that_comes_again_behind_its_final_response_rings_no_more() {
     assert_eq!(code(&invite(&mut path, "third")), 503);
 }
 
+/// The responses to its CANCEL have its branch, and a 180 is not the last.
+#[test]
+fn only_a_final_response_to_the_invite_itself_ends_its_ringing() {
+    let mut limited = pool(&BACKENDS[..1]);
+    limited.backends[0].max_open = 1;
+    let mut path = Path::new(Tables::new(1, settings(), vec![limited], None));
+    let invite = path.receive(to_bob("INVITE", "first", "", "").as_bytes(), CLIENT).text();
+    let cancel = path.receive(to_bob("CANCEL", "first", "", "").as_bytes(), CLIENT).text();
+    for (sent, method, status) in [
+        (&invite, "INVITE", "180 Ringing"),
+        (&cancel, "CANCEL", "200 OK"),
+        (&invite, "INVITE", "487 Request Terminated"),
+    ] {
+        assert_eq!(code(&path.receive(to_bob("INVITE", "next", "", "").as_bytes(), CLIENT)), 503, "before {status}");
+        let response = sent.replacen(&format!("{method} sip:b@example.net SIP/2.0"), &format!("SIP/2.0 {status}"), 1);
+        assert!(path.receive(response.as_bytes(), BACKENDS[0]).is_forward());
+    }
+    assert!(path.receive(to_bob("INVITE", "next", "", "").as_bytes(), CLIENT).is_forward());
+}
+
 /// One INVITE that is refused once its backend is known, here for a fold that shared connections are kept from, held a place for 180 s.
 #[test]
 fn an_invite_that_is_refused_after_all_takes_no_place_at_a_backend_with_a_limit() {

@@ -12,9 +12,10 @@ use support::{BACKENDS, CLIENT, Outcome, Path, address, readers};
 use viahop::dataplane::frame::Frame;
 use viahop::dataplane::limits::DATAGRAM_MAX;
 use viahop::dataplane::route::Arrival;
-use viahop::dataplane::tables::{Listener, Tables};
+use viahop::dataplane::tables::{Listener, Settings, Tables};
 use viahop::dataplane::transport::{StreamId, Transport};
-use viahop::dataplane::verdict::{Answer, Verdict};
+use viahop::dataplane::validate::Refusal;
+use viahop::dataplane::verdict::{Answer, DropReason, Verdict};
 
 /// Every message of the corpora as it is, and behind and before others; with a length where it has none.
 fn streams() -> Vec<(String, Vec<u8>)> {
@@ -273,6 +274,29 @@ fn what_would_close_a_shared_connection_is_refused() {
     }
     for text in passed {
         assert!(by_stream.receive_on(text.as_bytes(), arrival).is_forward(), "{text}");
+    }
+    // Towards a client, whose connection is his own, it passes.
+    let tcp = Listener { transport: Transport::Tcp, ..support::settings().listeners[0].clone() };
+    let settings = Settings { listeners: vec![tcp], ..support::settings() };
+    let mut outward = Path::new(Tables::new(1, settings, vec![support::pool(&BACKENDS)], None));
+    let folded =
+        swap("CSeq: 1 INVITE", "CSeq: 1\r\n INVITE").replace("b@example.net SIP", "b@203.0.113.9;transport=tcp SIP");
+    assert!(outward.receive(folded.as_bytes(), BACKENDS[0]).is_forward());
+}
+
+#[test]
+fn only_a_request_is_answered_where_a_stream_breaks() {
+    let mut path = Path::new(support::tables());
+    let arrival = Arrival { from: address(CLIENT), listener: Some(0), local: None, stream: StreamId::new(0, 7, 1) };
+    let rows =
+        "Via: SIP/2.0/TCP a;branch=z9hG4bK-1\r\nCall-ID: 1\r\nSubject: room for an answer that is long enough\r\n\r\n";
+    let refusal = Some(Refusal::new(400, "Missing Content-Length"));
+    let mut broken =
+        |start: &str, refusal| path.receive_broken(format!("{start}\r\n{rows}").as_bytes(), arrival, refusal);
+    assert_eq!(broken("INFO sip:b SIP/2.0", refusal).verdict_code(), Some(400));
+    assert_eq!(broken("ACK sip:b SIP/2.0", refusal).verdict, Verdict::Drop(DropReason::AckRefused));
+    for (start, refusal) in [("SIP/2.0 200 OK", refusal), ("INFO sip:b SIP/2.0", None), ("GET / HTTP/1.1", refusal)] {
+        assert_eq!(broken(start, refusal).verdict, Verdict::Drop(DropReason::BadFrame), "{start}");
     }
 }
 

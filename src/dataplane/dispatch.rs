@@ -580,9 +580,6 @@ impl Dispatcher {
     fn reply(&mut self, tables: &Tables, reply: &Reply<'_>, arrival: &Arrival, room: &mut Room<'_>) -> Verdict {
         let via = validate::first_via(room.input, &self.scan);
         let to = reply_path::response_address(via.as_ref(), arrival.from);
-        if !route::is_somebody(to) {
-            return Verdict::Drop(DropReason::BadSource);
-        }
         let source = arrival.from;
         match reply::write(room.head, &tables.keys, room.input, &self.scan, via.as_ref(), source, reply) {
             Ok(len) => {
