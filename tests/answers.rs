@@ -217,6 +217,67 @@ fn passed_on(method: &str) -> Vec<u8> {
     Path::new(tables()).receive(INVITE.replace("INVITE", method).as_bytes(), CLIENT).sent
 }
 
+/// The table of docs/datapath.md, "may it go on?", in its order.
+#[test]
+fn what_may_not_go_on_is_refused_with_a_code_and_a_reason() {
+    let mut path = Path::new(tables());
+    let sane = INVITE.replace("Subject", "Content-Length: 0\r\nSubject");
+    let long = |len: usize| format!("sip:{}@example.net", "b".repeat(len - "INVITE sip:@example.net SIP/2.0".len()));
+    let vias = |count: usize| format!("{}Max-Forwards", "Via: SIP/2.0/UDP 192.0.2.77\r\n".repeat(count - 1));
+    let call = |len: usize| "c".repeat(len);
+    let required = |method: &str| format!("CSeq: 1 {method}\r\nProxy-Require: foo");
+    for (from, to, refused) in [
+        ("", "", None),
+        ("\r\nCSeq", "\nCSeq", Some((400, "an LF without CR in the header section"))),
+        ("SIP/2.0\r\nVia", "SIP/3.0\r\nVia", Some((505, "Version Not Supported"))),
+        ("INVITE sip", "INVITE  sip", Some((400, "Bad Request-URI"))),
+        ("INVITE sip", "INV(TE sip", Some((400, "Bad Request-Line"))),
+        ("sip:b@example.net SIP", &format!("{} SIP", long(8192)), None),
+        ("sip:b@example.net SIP", &format!("{} SIP", long(8193)), Some((414, "Request-URI Too Long"))),
+        ("Call-ID: answers", "Call-ID: answers\r\ni: answers", Some((400, "More Than One Call-ID"))),
+        ("CSeq", "CSeq: 1 INVITE\r\nCSeq", Some((400, "More Than One CSeq"))),
+        ("From", "f: <sip:a>\r\nFrom", Some((400, "More Than One From"))),
+        ("To:", "t: <sip:a>\r\nTo:", Some((400, "More Than One To"))),
+        ("Content-L", "l: 0\r\nContent-L", Some((400, "More Than One Content-Length"))),
+        ("Max-", "Max-Forwards: 70\r\nMax-", Some((400, "More Than One Max-Forwards"))),
+        ("Max-", "Join: 1\r\nJoin: 1\r\nMax-", Some((400, "More Than One Of A Header That Stands Once"))),
+        ("SIP/2.0/UDP phone", "SIP/2.0/UDP <phone", Some((400, "Bad Via"))),
+        ("5062", "0", Some((400, "Bad Via"))),
+        ("Max-Forwards", &vias(128), None),
+        ("Max-Forwards", &vias(129), Some((483, "Too Many Hops"))),
+        ("From: <sip:a@example.net>", "From: <sip:a", Some((400, "Bad From"))),
+        ("From: <sip:a@example.net>", "From: <sip:c>, <sip:a>", Some((400, "Bad From"))),
+        ("To: <sip:b@example.net>", "To: <>", Some((400, "Bad To"))),
+        ("To: <sip:b@example.net>", "To: <sip:c>, <sip:a>", Some((400, "Bad To"))),
+        ("answers", &call(1024), None),
+        ("answers", &call(1025), Some((400, "Bad Call-ID"))),
+        ("answers", "two words", Some((400, "Bad Call-ID"))),
+        ("CSeq: 1 ", "CSeq: 4294967296 ", Some((400, "Bad CSeq"))),
+        ("CSeq: 1 ", "CSeq: ", Some((400, "Bad CSeq"))),
+        ("CSeq: 1 INVITE", "CSeq: 1 invite", Some((400, "CSeq Method Is Not The Request's"))),
+        ("INVITE sip", "WHAT sip", Some((501, "CSeq Method Is Not The Request's"))),
+        ("Length: 0", "Length: -1", Some((400, "Bad Content-Length"))),
+        ("Length: 0", "Length: 1", Some((400, "Content-Length Exceeds Datagram"))),
+        ("sip:b@example.net SIP", "sip:b@example.net?a=b SIP", Some((400, "Bad Request-URI"))),
+        ("sip:b@example.net SIP", "http://example.net/ SIP", Some((416, "Unsupported URI Scheme"))),
+        ("Forwards: 70", "Forwards: 256", Some((400, "Bad Max-Forwards"))),
+        ("Forwards: 70", "Forwards: 255", None),
+        ("Forwards: 70", "Forwards: 00", Some((483, "Too Many Hops"))),
+        ("CSeq: 1 INVITE", &required("INVITE"), Some((420, "Bad Extension"))),
+        ("CSeq: 1 INVITE", "CSeq: 1 INVITE\r\nProxy-Require: Sec-Agree,", None),
+    ] {
+        let request = sane.replacen(from, to, 1);
+        let outcome = path.receive(request.as_bytes(), CLIENT);
+        let said = path.dispatcher.refused(outcome.verdict).map(|refusal| (refusal.code, refusal.reason));
+        assert_eq!((said, outcome.is_forward()), (refused, refused.is_none()), "{request}");
+        assert_eq!(outcome.verdict_code(), refused.map(|(code, _)| code), "{request}");
+    }
+    for method in ["ACK", "CANCEL"] {
+        let request = sane.replace("INVITE", method).replacen(&format!("CSeq: 1 {method}"), &required(method), 1);
+        assert!(path.receive(request.as_bytes(), CLIENT).is_forward(), "{request}");
+    }
+}
+
 /// Its server has the call, so what repeats an INVITE that went on goes on, though a new one is refused.
 #[test]
 fn while_calls_are_shed_an_invite_that_went_on_goes_on_when_it_comes_again() {

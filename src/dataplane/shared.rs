@@ -51,8 +51,8 @@ fn is_plain_via(message: &[u8], via: &Via) -> bool {
     let mut name = protocol.iter().filter(|&&octet| !grammar::is_lws(octet));
     let is_sip = b"SIP/2.0/".iter().all(|wanted| name.next().is_some_and(|octet| octet.eq_ignore_ascii_case(wanted)));
     let port = Span { start: via.host.end, end: via.sent_by.end }.of(message);
-    let mut digits = port.iter().filter(|octet| octet.is_ascii_digit()).peekable();
-    let is_port = digits.peek() != Some(&&b'0') && digits.count() <= 5;
+    // It is one that there is: without needless zeros it has five digits at most.
+    let is_port = port.iter().find(|octet| octet.is_ascii_digit()) != Some(&b'0');
     let params = Span { start: via.sent_by.end, end: via.whole.end };
     is_sip && is_port && is_host(via.host.of(message)) && are_plain_params(message, params)
 }

@@ -554,11 +554,30 @@ mod tests {
     }
 
     #[test]
+    fn a_sent_by_or_branch_of_more_than_128_octets_stays_at_home() {
+        for (sent_by, branch, is_there) in [(128, 128, true), (129, 128, false), (128, 129, false)] {
+            let [sent_by, branch] = [sent_by, branch].map(|len| vec![b'a'; len]);
+            let value = written(|out| write_via_token(out, &keys(3), &flows()[0], 42, Some((&sent_by, &branch))));
+            assert_eq!(value.contains(&b'~'), is_there);
+            let rebuild = is_there.then_some(Rebuild { sent_by: &sent_by, branch: &branch });
+            assert_eq!(read_via_token(&value).unwrap().rebuild(), rebuild);
+        }
+    }
+
+    #[test]
     fn a_branch_carries_its_digest() {
         let branch = written(|out| write_branch(out, 0x0123_4567_89ab_cdef));
         assert_eq!(branch.len(), 23);
         assert_eq!(read_branch(&branch), Some(0x0123_4567_89ab_cdef));
-        for other in ["", "z9hG4bK", "z9hG4bK-524287-1---2bd1", "z9hG4bK0123456789abcdeg", "0123456789abcdef"] {
+        assert_eq!(read_branch(&branch.to_ascii_uppercase()), Some(0x0123_4567_89ab_cdef));
+        for other in [
+            "",
+            "z9hG4bX0123456789abcdef",
+            "z9hG4bK",
+            "z9hG4bK-524287-1---2bd1",
+            "z9hG4bK0123456789abcdeg",
+            "0123456789abcdef",
+        ] {
             assert_eq!(read_branch(other.as_bytes()), None, "{other}");
         }
     }
@@ -617,6 +636,8 @@ mod tests {
         let tag = written(|out| write_to_tag(out, &keys(3), b"call@h", 7, b"a1"));
         assert_eq!(tag.len(), 18);
         assert!(is_own_to_tag(&tag, &keys(3), b"call@h", 7, b"a1"));
+        assert!(is_own_to_tag(&tag.to_ascii_uppercase(), &keys(3), b"call@h", 7, b"a1"));
+        assert!(!is_own_to_tag(&[b"vx", &tag[2..]].concat(), &keys(3), b"call@h", 7, b"a1"));
         assert!(!is_own_to_tag(&tag, &keys(3), b"call@h", 8, b"a1"));
         assert!(!is_own_to_tag(&tag, &keys(3), b"other@h", 7, b"a1"));
         assert!(!is_own_to_tag(&tag, &keys(3), b"call@h", 7, b"a2"));
