@@ -136,8 +136,8 @@ impl Framer {
                 let is_over = most == START_LINE_MAX + LINE_END;
                 return if is_over { Err(Frame::Broken(Broken::NOT_SIP)) } else { Ok(None) };
             };
-            let line = Span::new(0, lf - usize::from(lf > 0 && within[lf - 1] == b'\r'));
-            if start_line::parse(within, line) == Err(StartLineError::NotSip) {
+            // With its CR it is a line of SIP all the same: what decides stands in front.
+            if start_line::parse(within, Span::new(0, lf)) == Err(StartLineError::NotSip) {
                 return Err(Frame::Broken(Broken::NOT_SIP));
             }
             (self.is_sip, self.searched) = (true, lf);
@@ -215,15 +215,13 @@ pub fn misleads(message: &[u8], scan: &Scan) -> Option<&'static str> {
 /// Whether the one Content-Length there is says `body` in a way that nobody can read otherwise: digits, no needless zero,
 /// one line.
 pub fn says_length(message: &[u8], scan: &Scan, body: usize) -> bool {
-    let Some(row) = scan.row(HeaderKind::ContentLength).filter(|_| !scan.is_repeated(HeaderKind::ContentLength)) else {
-        return false;
-    };
+    let Some(row) = scan.row(HeaderKind::ContentLength) else { return false };
     let name = Span { start: row.start, end: row.value }.of(message);
     let value = row.span().of(message);
     let digits = value.strip_prefix(b" ").unwrap_or(value);
     let no_needless_zero = digits.len() == 1 || digits.first() != Some(&b'0');
     // The colon stands at the name: some readers do not look for it further on.
-    let is_plain = name.last() == Some(&b':') && !name.iter().any(|&octet| grammar::is_blank(octet));
+    let is_plain = !name.iter().any(|&octet| grammar::is_blank(octet));
     is_plain && no_needless_zero && grammar::number(digits) == Some(body as u64)
 }
 
@@ -277,7 +275,9 @@ mod tests {
         for headers in ["Content_Length: 0\r\nContent-Length: 0\r\n", "Subject: a\nContent-Length: 0\r\n", "X\r\n"] {
             assert!(refused(headers).is_some(), "{headers}");
         }
-        for length in ["65535", "4294967296", "9223372036854775808"] {
+        let most = |len: usize| FRAME_MAX - request("Content-Length: 65000\r\n", "").len() + len;
+        assert_eq!(refused(&format!("Content-Length: {}\r\n", most(0))), None);
+        for length in [&most(1).to_string()[..], "65535", "4294967296", "9223372036854775808"] {
             assert_eq!(refused(&format!("Content-Length: {length}\r\n")), Some((513, "Message Too Large")), "{length}");
         }
     }
@@ -292,6 +292,14 @@ mod tests {
         for noise in [&b"\rO"[..], b"\n", b" OPTIONS", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n", b"\0"] {
             assert_eq!(first(noise), Frame::Broken(Broken::NOT_SIP), "{noise:?}");
         }
+    }
+
+    /// For the answer: what others read as the next message is no part of it.
+    #[test]
+    fn a_head_that_ends_at_two_bare_lfs_is_broken_there() {
+        let head = "OPTIONS sip:a SIP/2.0\nCall-ID: 1\n\n";
+        let Frame::Broken(broken) = first(format!("{head}OPTIONS sip:b SIP/2.0\r\n\r\n").as_bytes()) else { panic!() };
+        assert_eq!((broken.head, broken.refusal.map(|refusal| refusal.code)), (head.len(), Some(400)));
     }
 
     #[test]

@@ -135,6 +135,9 @@ mod tests {
         let stood = again + OVERLOAD_STANDING_MS;
         assert_eq!(pressure.on_look(stood, ROOM, ROOM), Shedding::Registrations);
         assert!(!pressure.is_calm());
+        // Nobody looks while nothing comes, and a surge an hour later has to stand anew.
+        pressure.on_look(stood + 1, 0, ROOM);
+        assert_eq!(pressure.on_look(stood + 3_600_000, ROOM, ROOM), Shedding::Nothing);
     }
 
     #[test]
