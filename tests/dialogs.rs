@@ -509,6 +509,13 @@ fn what_belongs_to_an_open_invite_follows_it_when_the_table_changes() {
     }
     assert_eq!(path.dispatcher.router().followed, 3);
     assert_eq!(path.dispatcher.router().evicted, 0);
+    // Of another nothing is known, which is told as long as it may matter.
+    let mut cancel = |now_ms| {
+        path.now_ms = now_ms;
+        path.receive(to_bob("CANCEL", "unknown", "", "").as_bytes(), CLIENT);
+        path.dispatcher.router().unknown
+    };
+    assert_eq!([cancel(0), cancel(RINGING_MS - 1), cancel(RINGING_MS), cancel(RINGING_MS + 1)], [1, 2, 2, 2]);
 }
 
 #[test]

@@ -37,9 +37,6 @@ pub const REBUILD_BRANCH_MAX: usize = 128;
 /// Octets of the longest sent-by carried likewise.
 pub const REBUILD_SENT_BY_MAX: usize = 128;
 
-/// Max-Forwards inserted where a request has none. RFC 3261 16.6 item 3: 70.
-pub const MAX_FORWARDS: u8 = 70;
-
 /// Slots of a pool's table: 2^16, so that a slot is the top 16 bits of a hash. With `n` backends a share deviates from
 /// its weight by about `sqrt(n / 65536)` of itself: 0.8 % for 4 backends, 4 % for 100.
 pub const SLOTS: usize = 1 << 16;
