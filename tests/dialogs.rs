@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use std::collections::HashMap;
 use support::{BACKENDS, CLIENT, LB, Outcome, Path, address, backend, pool, settings, tables};
 use viahop::dataplane::keys::Keys;
-use viahop::dataplane::limits::RINGING_MS;
+use viahop::dataplane::limits::{BATCH, RINGING_MS};
 use viahop::dataplane::route::Arrival;
 use viahop::dataplane::sip::uri::Scheme;
 use viahop::dataplane::tables::{Strategy as Choice, *};
@@ -539,12 +539,33 @@ fn the_cancel_of_an_invite_with_replaces_follows_it_though_it_names_no_other_cal
     let mut path = Path::new(tables());
     let (elsewhere, _) = begin(&mut path, "replaced");
     let own = (0..).map(|number| format!("own-{number}")).find(|call| begin(&mut path, call).0 != elsewhere).unwrap();
-    let own = format!("{own}x");
-    let rows = "Replaces: replaced;to-tag=1;from-tag=2\r\n";
-    let invite = path.receive(to_bob("INVITE", &own, "", rows).as_bytes(), CLIENT);
-    assert_eq!(target(&invite), elsewhere);
-    let cancel = path.receive(to_bob("CANCEL", &own, "", "").as_bytes(), CLIENT);
-    assert_eq!(target(&cancel), elsewhere);
+    for name in ["Replaces", "Join"] {
+        let mut path = Path::new(tables());
+        let rows = format!("{name}: replaced;to-tag=1;from-tag=2\r\n");
+        let invite = path.receive(to_bob("INVITE", &own, "", &rows).as_bytes(), CLIENT);
+        assert_eq!(target(&invite), elsewhere);
+        let cancel = path.receive(to_bob("CANCEL", &own, "", "").as_bytes(), CLIENT);
+        assert_eq!(target(&cancel), elsewhere, "{name}");
+    }
+}
+
+/// Their responses may come to another shard than the one that forwarded them, and so may those of another node.
+#[test]
+fn what_is_answered_here_and_not_known_here_is_put_aside_for_who_knows_it() {
+    let (mut one, mut other) = (Path::new(tables()), Path::new(tables()));
+    other.dispatcher.router().collects_strays = true;
+    let ok = |path: &mut Path, call: &str| {
+        let invite = path.receive(to_bob("INVITE", call, "", "").as_bytes(), CLIENT).text();
+        invite.replacen("INVITE sip:b@example.net SIP/2.0", "SIP/2.0 200 OK", 1)
+    };
+    let known = ok(&mut other, "known");
+    assert!(other.receive(known.as_bytes(), BACKENDS[0]).is_forward());
+    assert!(other.dispatcher.router().strays.is_empty());
+    for number in 0..40 {
+        let stray = ok(&mut one, &format!("{number}"));
+        assert!(other.receive(stray.as_bytes(), BACKENDS[0]).is_forward());
+        assert_eq!(other.dispatcher.router().strays.len(), BATCH.min(number + 1));
+    }
 }
 
 #[test]

@@ -167,10 +167,17 @@ fn a_call_to_who_is_full_goes_to_another_and_is_counted_or_refused() {
         if matches!(strategy, Strategy::Hash | Strategy::Random) {
             assert!(path.dispatcher.router().full >= 10, "{strategy:?}");
         }
-        // What is no INVITE rings nowhere, and one within a dialog is no new call.
-        assert_ne!(send(&mut path, "MESSAGE", "other"), "503");
-        let again =
-            request("INVITE", "sip:b@example.com", "again").replace("<sip:b@example.net>", "<sip:b@example.net>;tag=2");
-        assert_ne!(target(&path.receive(again.as_bytes(), CLIENT)), "503");
+    }
+}
+
+#[test]
+fn what_is_no_invite_or_within_a_dialog_takes_no_place_and_needs_none() {
+    let mut path = one_pool(Strategy::Hash, &BACKENDS[..1], 1);
+    let within = request("INVITE", "sip:b@example.com", "within").replace("b@example.net>", "b@example.net>;tag=2");
+    for full in [false, true] {
+        assert_eq!(send(&mut path, "MESSAGE", "message"), BACKENDS[0]);
+        assert_eq!(target(&path.receive(within.as_bytes(), CLIENT)), BACKENDS[0]);
+        let next = if full { "503" } else { BACKENDS[0] };
+        assert_eq!(send(&mut path, "INVITE", &format!("full {full}").replace(' ', "-")), next);
     }
 }
