@@ -2,7 +2,8 @@
 
 mod support;
 
-use support::{BACKENDS, CLIENT, Outcome, Path, pool, settings, tables};
+use support::{BACKENDS, CLIENT, Outcome, Path, address, pool, settings, tables};
+use viahop::dataplane::route::Arrival;
 use viahop::dataplane::tables::*;
 use viahop::dataplane::transport::Transport;
 use viahop::dataplane::verdict::{Answer, DropReason, Sender, Verdict};
@@ -132,8 +133,9 @@ fn a_route_of_more_than_32_values_is_refused() {
 #[test]
 fn from_inside_route_and_request_uri_are_obeyed_where_they_are_addresses() {
     let mut settings = settings();
-    let tcp = Listener { name: "tcp".into(), transport: Transport::Tcp, ..settings.listeners[0].clone() };
-    settings.listeners.push(tcp);
+    for transport in [Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss] {
+        settings.listeners.push(Listener { transport, ..settings.listeners[0].clone() });
+    }
     let mut path = Path::new(Tables::new(1, settings, vec![pool(&["[2001:db8::11]:5060", BACKENDS[0]])], None));
     let there = "203.0.113.9:5070";
     let mut go = |uri: &str, routes: &[&str]| sent(&mut path, uri, routes, BACKENDS[0]).0;
@@ -159,13 +161,46 @@ fn from_inside_route_and_request_uri_are_obeyed_where_they_are_addresses() {
     ] {
         assert_eq!(go(uri, routes), "404", "{uri} {routes:?}");
     }
-    assert_eq!(go("sip:b@203.0.113.9", &["<sip:somebody@192.0.2.100;lr>"]), "403");
+    // We never write a user part: whoever made up one means a flow. From outside it says nothing.
+    let (plain, with_user) = ("<sip:192.0.2.100;lr>", "<sip:somebody@192.0.2.100;lr>");
+    assert_eq!(go("sip:b@203.0.113.9:5070", &[plain]), there);
+    assert_eq!(go("sip:b@203.0.113.9:5070", &[with_user]), "403");
+    assert!(path.receive(request(BOB, "call", "", &[with_user]).as_bytes(), CLIENT).is_forward());
     let mut by = |uri: &str| match path.receive(request(uri, "call", "", &[]).as_bytes(), BACKENDS[0]).verdict {
         Verdict::Forward { from, .. } => from,
         other => panic!("{other:?}"),
     };
     assert_eq!(by("sip:b@203.0.113.9;transport=TCP"), Sender::Connect { listener: Some(1) });
     assert_eq!(by("sip:b@203.0.113.9;transport=udp"), Sender::Listener { index: 0, local: None });
+}
+
+/// Who is inside is also told by the listener; and a request leaves by the one it came to, if that faces outside and fits.
+#[test]
+fn what_comes_to_an_inside_listener_goes_out_by_one_that_faces_outside() {
+    let mut settings = settings();
+    let outside = settings.listeners[0].clone();
+    let six = address("[2001:db8::100]:5060");
+    settings.listeners = vec![
+        Listener { side: Side::Inside, ..outside.clone() },
+        Listener { address: six, host: six.ip(), ..outside.clone() },
+        outside.clone(),
+        outside,
+    ];
+    let mut path = Path::new(Tables::new(1, settings, vec![pool(&BACKENDS)], None));
+    let mut way = |uri: &str, listener: u8, from: &str| {
+        let arrival = Arrival { from: address(from), listener: Some(listener), local: None, stream: None };
+        match path.receive_on(request(uri, "call", "", &[]).as_bytes(), arrival).verdict {
+            Verdict::Forward { to, from: Sender::Listener { index, .. }, .. } => (to.to_string(), index),
+            Verdict::Forward { to, .. } => (to.to_string(), u8::MAX),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (uri, there) = ("sip:b@203.0.113.9", "203.0.113.9:5060".to_owned());
+    assert_eq!(way(uri, 0, CLIENT), (there.clone(), 2));
+    assert_eq!(way("sip:b@[2001:db8::9]", 0, CLIENT), ("[2001:db8::9]:5060".into(), 1));
+    assert_eq!(way(uri, 3, BACKENDS[0]), (there.clone(), 3));
+    assert_eq!(way(uri, 1, BACKENDS[0]), (there.clone(), 2));
+    assert_eq!(way(uri, 2, CLIENT).1, u8::MAX);
 }
 
 /// RFC 3261 16.4: as if it, a transport and a port that is not the default had not been there.
