@@ -95,7 +95,13 @@ fn a_row_with_a_line_end_that_is_no_fold_is_not_copied() {
             "x".repeat(200)
         )
     };
-    for evil in ["\n Contact: <sip:evil>", "\r Contact: <sip:evil>", "\rContact: <sip:evil>", "\0Contact: <sip:evil>"] {
+    for evil in [
+        "\n Contact: <sip:evil>",
+        "\n  Contact: <sip:evil>",
+        "\r Contact: <sip:evil>",
+        "\rContact: <sip:evil>",
+        "\0Contact: <sip:evil>",
+    ] {
         for (place, row) in ["From", "To", "Call-ID"].into_iter().enumerate() {
             let [mut from, mut to, mut call] = [""; 3];
             *[&mut from, &mut to, &mut call][place] = evil;
