@@ -190,6 +190,28 @@ fn what_is_no_sip_is_told_apart_and_an_ack_is_never_answered() {
 }
 
 #[test]
+fn a_hop_less_is_left_written_in_no_more_octets() {
+    let mut path = Path::new(tables());
+    for (hops, left) in [
+        ("1", "0"),
+        ("70", "69"),
+        ("10", " 9"),
+        ("100", " 99"),
+        ("200", "199"),
+        ("255", "254"),
+        ("0068", "0067"),
+        ("0010", "   9"),
+    ] {
+        let sent = path.receive(INVITE.replace("Forwards: 70", &format!("Forwards: {hops}")).as_bytes(), CLIENT).text();
+        assert!(sent.contains(&format!("Max-Forwards: {left}\r\n")), "{hops}: {sent}");
+    }
+    assert_eq!(
+        path.receive(INVITE.replace("Max-Forwards: 70\r\n", "").as_bytes(), CLIENT).rows("max-forwards"),
+        ["70"]
+    );
+}
+
+#[test]
 fn a_request_that_becomes_longer_than_a_datagram_is_answered_513() {
     let mut path = Path::new(tables());
     let added = path.receive(INVITE.as_bytes(), CLIENT).sent.len() - INVITE.len();

@@ -44,6 +44,15 @@ fn what_comes_back_unchanged_is_answered_482() {
     }
 }
 
+/// Nobody put a Via above ours: it was sent to ourselves. One that only looks like ours says nothing.
+#[test]
+fn what_comes_back_as_we_sent_it_is_answered_482() {
+    let mut path = Path::new(shared_tables());
+    let sent = path.receive(invite(BOB, "").as_bytes(), CLIENT).text();
+    assert!(is_482(&path.receive(sent.as_bytes(), CARRIER)));
+    assert!(path.receive(sent.replacen(";vh=0", ";vh=1", 1).as_bytes(), CARRIER).is_forward());
+}
+
 #[test]
 fn what_comes_back_with_another_request_uri_or_route_goes_on() {
     let mut path = Path::new(shared_tables());

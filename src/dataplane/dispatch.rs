@@ -252,7 +252,6 @@ impl Dispatcher {
         }
         let uri = &request.uri;
         let asks_us = request.method == Method::Options
-            && uri.is_sip()
             && !uri.userinfo.is_present()
             && !self.scan.has(HeaderKind::Route)
             && route::is_own(tables, arrival, uri.host.of(message), uri.port);
