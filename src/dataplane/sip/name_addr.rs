@@ -147,6 +147,7 @@ mod tests {
             ),
             ("sip:a@b;tag=1", "sip:a@b", Some("1")),
             ("tel:+49;tag=2", "tel:+49", Some("2")),
+            ("<sip:a@b>;tag=1;tag=2", "sip:a@b", Some("1")),
             ("caller<sip:caller@example.com>;tag=323", "sip:caller@example.com", Some("323")),
             ("J\u{f6}rg <sip:j@example.net>", "sip:j@example.net", None),
             ("\r\n \"\" \r\n <sip:j@example.net>", "sip:j@example.net", None),

@@ -256,6 +256,9 @@ mod tests {
     #[test]
     fn other_versions_and_other_protocols_are_told_apart() {
         assert_eq!(read("OPTIONS sip:t.example.org SIP/7.0"), Err(StartLineError::RequestVersion));
+        for version in ["SIP/7", "SIP/7.x", "SIP/7.0.0", "SIP/"] {
+            assert_eq!(read(&format!("OPTIONS sip:a {version}")), Err(StartLineError::Request), "{version}");
+        }
         for line in ["NOTIFY * HTTP/1.1", "GET / HTTP/1.1", "hello", "", "OPTIONS sip:a@b"] {
             assert_eq!(read(line), Err(StartLineError::NotSip), "{line}");
         }
