@@ -26,7 +26,7 @@ use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfi
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{RData, RecordType};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
@@ -167,10 +167,10 @@ async fn targets(
     for mut server in servers {
         let resolver = resolver.clone();
         lookups.spawn(async move {
-            let found = resolver.lookup_ip(server.target.host.as_str()).await?;
-            server.addresses = found.iter().map(|ip| SocketAddr::new(ip, server.target.port)).collect();
-            server.addresses.sort_unstable();
-            Ok::<_, NetError>((server, found.valid_until()))
+            // A target is written in full: no domain of the search list goes behind it.
+            let (found, valid_until) = look_up(&resolver, &format!("{}.", server.target.host)).await?;
+            server.addresses = found.into_iter().map(|ip| SocketAddr::new(ip, server.target.port)).collect();
+            Ok::<_, NetError>((server, valid_until))
         });
     }
     let (mut found, mut until, mut refused) = (Vec::new(), valid_until, None);
@@ -193,14 +193,24 @@ async fn targets(
 }
 
 async fn addresses(resolver: &TokioResolver, domain: &str, port: u16) -> Result<(Vec<Server>, Instant), String> {
-    let found = resolver.lookup_ip(domain).await.map_err(|error| told(&error))?;
-    let of = |ip: std::net::IpAddr| {
+    let (found, valid_until) = look_up(resolver, domain).await.map_err(|error| told(&error))?;
+    let of = |ip: IpAddr| {
         let target = HostPort { host: ip.to_string(), port };
         Server { priority: 0, target, weight: 0, addresses: vec![SocketAddr::new(ip, port)] }
     };
-    let mut servers: Vec<Server> = found.iter().map(of).collect();
-    servers.sort_unstable();
-    Ok((servers, found.valid_until()))
+    Ok((found.into_iter().map(of).collect(), valid_until))
+}
+
+/// The addresses of a name, sorted: those of IPv4, or those of IPv6 if DNS says that there are none. A server that has both
+/// would be two. While it is not known whether there are any of IPv4 there is no answer.
+async fn look_up(resolver: &TokioResolver, name: &str) -> Result<(Vec<IpAddr>, Instant), NetError> {
+    let lookup = match resolver.lookup(name, RecordType::A).await {
+        Err(error) if error.is_no_records_found() => resolver.lookup(name, RecordType::AAAA).await?,
+        lookup => lookup?,
+    };
+    let mut found: Vec<IpAddr> = lookup.answers().iter().filter_map(|record| record.data.ip_addr()).collect();
+    found.sort_unstable();
+    Ok((found, lookup.valid_until()))
 }
 
 /// A resolver that remembers nothing: whoever asks knows when to ask again. `nameservers` are asked, or those of this machine.

@@ -125,7 +125,8 @@ fn without_srv_records_or_with_a_port_each_address_of_a_domain_is_a_backend() {
     }
     let mut dns = Dns::new("addresses");
     dns.says(
-        "host-record=plain.test,127.0.0.12\nhost-record=plain.test,127.0.0.11\nsrv-host=_sip._tcp.plain.test,.,0\n",
+        "host-record=plain.test,127.0.0.12\nhost-record=plain.test,127.0.0.11,2001:db8::1\n\
+         host-record=six.test,::1\nsrv-host=_sip._tcp.plain.test,.,0\n",
     );
     let folder = Folder::new("discover-check");
     let check = |discover: &str| {
@@ -141,7 +142,10 @@ fn without_srv_records_or_with_a_port_each_address_of_a_domain_is_a_backend() {
         for address in ["127.0.0.11", "127.0.0.12"] {
             assert!(said.contains(&format!("  {address}:{port} ")), "{discover}: {said}");
         }
+        assert!(!said.contains("2001:db8::1"), "a server with both addresses is two: {said}");
     }
+    let (_, said, told) = check("sip:six.test");
+    assert!(said.contains("  [::1]:5060 "), "{said}{told}");
     let (code, _, told) = check("sip:nobody.test");
     assert_eq!(code, 4);
     assert!(
