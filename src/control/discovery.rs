@@ -22,10 +22,11 @@ use crate::dataplane::limits::{BACKENDS_MAX, FRAME_MAX};
 use crate::dataplane::tables::Strategy;
 use crate::dataplane::transport::Transport;
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{RData, RecordType};
+use hickory_resolver::system_conf::read_system_conf;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -122,18 +123,32 @@ fn told(error: &NetError) -> String {
     if error.is_no_records_found() { "DNS knows none".into() } else { error.to_string() }
 }
 
-/// The servers of a domain, sorted, at least one; and until when that is valid.
+/// The servers of a domain, sorted, at least one; and until when that is valid. All name servers are asked at once, and the
+/// first that knows is believed: one that is away or refuses is not in the way of the others.
 async fn ask(nameservers: &[SocketAddr], what: &Discover) -> Result<(Vec<Server>, Instant), String> {
-    let answer = timeout(PATIENCE, ask_for_long(nameservers, what)).await;
-    answer.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
+    let mut asked = JoinSet::new();
+    for resolver in resolvers(nameservers).map_err(|error| told(&error))? {
+        let what = what.clone();
+        asked.spawn(async move { ask_one(&resolver, &what).await });
+    }
+    let first = async {
+        let mut refused = Err("no name server is known".to_owned());
+        while let Some(answer) = asked.join_next().await {
+            match answer.map_err(|error| error.to_string())? {
+                Err(why) => refused = Err(why),
+                known => return known,
+            }
+        }
+        refused
+    };
+    timeout(PATIENCE, first).await.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
 }
 
-async fn ask_for_long(nameservers: &[SocketAddr], what: &Discover) -> Result<(Vec<Server>, Instant), String> {
-    let resolver = resolver(nameservers).map_err(|error| told(&error))?;
+async fn ask_one(resolver: &TokioResolver, what: &Discover) -> Result<(Vec<Server>, Instant), String> {
     let Some(port) = what.port else {
         return match resolver.lookup(what.service(), RecordType::SRV).await {
             Err(error) if error.is_no_records_found() => {
-                addresses(&resolver, &what.domain, what.transport.default_port()).await
+                addresses(resolver, &what.domain, what.transport.default_port()).await
             }
             Err(error) => Err(told(&error)),
             Ok(lookup) => {
@@ -150,11 +165,11 @@ async fn ask_for_long(nameservers: &[SocketAddr], what: &Discover) -> Result<(Ve
                     weight: srv.weight,
                     addresses: Vec::new(),
                 });
-                targets(&resolver, servers.collect(), lookup.valid_until()).await
+                targets(resolver, servers.collect(), lookup.valid_until()).await
             }
         };
     };
-    addresses(&resolver, &what.domain, port).await
+    addresses(resolver, &what.domain, port).await
 }
 
 /// `servers` with their addresses. A target that has none is left out: it may be on its way in, or out.
@@ -213,21 +228,29 @@ async fn look_up(resolver: &TokioResolver, name: &str) -> Result<(Vec<IpAddr>, I
     Ok((found, lookup.valid_until()))
 }
 
-/// A resolver that remembers nothing: whoever asks knows when to ask again. `nameservers` are asked, or those of this machine.
-fn resolver(nameservers: &[SocketAddr]) -> Result<TokioResolver, NetError> {
-    let mut builder = if nameservers.is_empty() {
-        TokioResolver::builder_tokio()?
-    } else {
-        let servers = nameservers.iter().map(|address| {
-            let mut server = NameServerConfig::udp_and_tcp(address.ip());
-            server.connections.iter_mut().for_each(|one: &mut ConnectionConfig| one.port = address.port());
-            server
-        });
-        let config = ResolverConfig::from_name_servers(servers.collect());
-        TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+/// A resolver for each of `nameservers`, or for each of those of this machine. They remember nothing: whoever asks knows when
+/// to ask again.
+fn resolvers(nameservers: &[SocketAddr]) -> Result<Vec<TokioResolver>, NetError> {
+    let (config, mut options) = match nameservers {
+        [] => read_system_conf()?,
+        written => {
+            let servers = written.iter().map(|address| {
+                let mut server = NameServerConfig::udp_and_tcp(address.ip());
+                server.connections.iter_mut().for_each(|one: &mut ConnectionConfig| one.port = address.port());
+                server
+            });
+            (ResolverConfig::from_name_servers(servers.collect()), ResolverOpts::default())
+        }
     };
-    builder.options_mut().cache_size = 0;
-    builder.build()
+    options.cache_size = 0;
+    let (domain, search, servers) = config.into_parts();
+    let resolver = |server| {
+        let config = ResolverConfig::from_parts(domain.clone(), search.clone(), vec![server]);
+        let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        builder.options_mut().clone_from(&options);
+        builder.build()
+    };
+    servers.into_iter().map(resolver).collect()
 }
 
 /// The backends that `servers` are, and what is to be said of those that are none.

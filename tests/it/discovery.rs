@@ -3,6 +3,7 @@
 use crate::ctl::{PROBED, Phone, Server, ctl_ok};
 use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, free_port, output, viahop, wait_for_port};
 use crate::support::has_peer;
+use std::fmt::Display;
 use std::process::{Command, Stdio};
 
 /// A name server for what is below `test`, whose records are valid for a second.
@@ -40,7 +41,7 @@ impl Dns {
     }
 }
 
-fn config(listen: u16, dns: u16, discover: &str, pool: &str) -> String {
+fn config(listen: u16, dns: impl Display, discover: &str, pool: &str) -> String {
     format!(
         "[balancer]\nshards = 2\nnameservers = [\"127.0.0.1:{dns}\"]\n[[listen]]\naddress = \"udp:127.0.0.1:{listen}\"\n\
          [[pool]]\ndiscover = \"{discover}\"\n{pool}\n"
@@ -129,11 +130,16 @@ fn without_srv_records_or_with_a_port_each_address_of_a_domain_is_a_backend() {
          host-record=six.test,::1\nsrv-host=_sip._tcp.plain.test,.,0\n",
     );
     let folder = Folder::new("discover-check");
-    let check = |discover: &str| {
-        let text = config(free_port(), dns.port, discover, UNPROBED) + "[admin]\nlisten = \"off\"\n";
+    let mut ignorant = Dns::new("ignorant");
+    ignorant.says("");
+    let check_with = |ports: &[u16], discover: &str| {
+        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+        let text =
+            config(free_port(), ports.join("\", \"127.0.0.1:"), discover, UNPROBED) + "[admin]\nlisten = \"off\"\n";
         let path = folder.write("viahop.toml", &text);
         output(viahop(&["check", path.to_str().unwrap()]).env("STATE_DIRECTORY", &folder.0))
     };
+    let check = |discover: &str| check_with(&[dns.port], discover);
     for (discover, port) in
         [("sip:plain.test", 5060), ("sip:plain.test:5070", 5070), ("sip:plain.test:5070;transport=tcp", 5070)]
     {
@@ -146,6 +152,8 @@ fn without_srv_records_or_with_a_port_each_address_of_a_domain_is_a_backend() {
     }
     let (_, said, told) = check("sip:six.test");
     assert!(said.contains("  [::1]:5060 "), "{said}{told}");
+    let (code, said, told) = check_with(&[free_port(), free_port(), ignorant.port, dns.port], "sip:six.test");
+    assert_eq!(code, 0, "name servers that are away or know nothing are in the way of one that knows: {said}{told}");
     let (code, _, told) = check("sip:nobody.test");
     assert_eq!(code, 4);
     assert!(
