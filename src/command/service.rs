@@ -8,7 +8,7 @@
 use super::{port_owner, steering};
 use std::io;
 use std::mem::ManuallyDrop;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -199,10 +199,16 @@ pub fn machine() -> Result<(), Problem> {
 /// The sockets of a shard, of which there are `shards`.
 pub fn plan(resolved: &Resolved, shards: usize) -> Plan {
     let config = &resolved.config;
-    let has = |v4: bool| {
-        let backends = resolved.backends.iter().flatten().any(|place| place.address.is_ipv4() == v4);
-        // Backends also send out to whoever our listeners can be reached by.
-        backends || config.listeners.iter().any(|listener| listener.address.is_ipv4() == v4)
+    let (v4, v6) =
+        (config.egress_v4.unwrap_or(Ipv4Addr::UNSPECIFIED), config.egress_v6.unwrap_or(Ipv6Addr::UNSPECIFIED));
+    let has = |egress: IpAddr| {
+        let is_of = |address: &SocketAddr| address.is_ipv4() == egress.is_ipv4();
+        let backends = resolved.backends.iter().flatten().any(|place| is_of(&place.address));
+        // Backends also send out to whoever our listeners can be reached by. The first backend of a kind may come with a reload, a
+        // list or DNS, when it is too late for a socket: there is one wherever there can be.
+        backends
+            || config.listeners.iter().any(|listener| is_of(&listener.address))
+            || UdpSocket::bind((egress, 0)).is_ok()
     };
     let of = |is_stream: bool| {
         let those = config.listeners.iter().filter(move |listener| listener.transport.is_stream() == is_stream);
@@ -231,8 +237,8 @@ pub fn plan(resolved: &Resolved, shards: usize) -> Plan {
             egress_v6: config.egress_v6,
             ..StreamLimits::default()
         },
-        egress_v4: has(true).then(|| config.egress_v4.unwrap_or(Ipv4Addr::UNSPECIFIED)),
-        egress_v6: has(false).then(|| config.egress_v6.unwrap_or(Ipv6Addr::UNSPECIFIED)),
+        egress_v4: has(v4.into()).then_some(v4),
+        egress_v6: has(v6.into()).then_some(v6),
         egress_ports: config.egress_ports.clone(),
         egress_shared: config.egress_mode == EgressMode::Shared,
         gso: config.gso,

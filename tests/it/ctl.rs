@@ -25,7 +25,11 @@ pub struct Server {
 
 impl Server {
     pub fn start() -> Server {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        Server::start_at("127.0.0.1")
+    }
+
+    pub fn start_at(host: &str) -> Server {
+        let socket = UdpSocket::bind((host, 0)).unwrap();
         let port = socket.local_addr().unwrap().port();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let (received, stop) = (Received::default(), Arc::new(AtomicBool::new(false)));

@@ -161,3 +161,21 @@ fn without_srv_records_or_with_a_port_each_address_of_a_domain_is_a_backend() {
         "{told}"
     );
 }
+
+/// Sockets are those of the start.
+#[test]
+fn the_first_server_with_an_address_of_its_kind_gets_calls() {
+    if !has_peer("dnsmasq") {
+        return;
+    }
+    let (four, six) = (Server::start(), Server::start_at("::1"));
+    let mut dns = Dns::new("kinds");
+    dns.says_srv(&[("four", four.port)]);
+    let listen = free_port();
+    let viahop = Viahop::start("kinds", &config(listen, dns.port, "sip:sip.test", UNPROBED));
+    dns.says(&format!("srv-host=_sip._udp.sip.test,six.test,{},10,50\nhost-record=six.test,::1\n", six.port));
+    wait_for(&viahop, &[format!("six.test:{} ready", six.port)]);
+    Phone::new(listen).call("six");
+    assert!(six.has("INVITE", "six"));
+    viahop.end();
+}
