@@ -89,7 +89,6 @@ const LAWS: &[Law] = &[
             "ipnet",
             "ppp",
             "prometheus_client",
-            "sd_notify",
             "serde",
             "serde_json",
             "sha2",

@@ -1,8 +1,10 @@
 //! Under systemd: the unit of docs/configuration.md, started, reloaded and stopped by a `systemd --user` of this test's own.
 
-use crate::live::{Folder, PATIENCE, Process, UNPROBED, config, free_port, output};
+use crate::live::{Folder, PATIENCE, Process, UNPROBED, config, free_port, output, viahop, wait_for_port};
 use crate::support::{has_peer, skip};
 use std::fs::{self, File};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -104,4 +106,43 @@ fn systemd_is_told_when_it_is_ready_what_a_reload_came_to_and_when_it_drains() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(systemd.property("Result"), "success");
+}
+
+#[test]
+fn a_supervisor_that_does_not_read_is_not_waited_for_and_learns_of_it_all_when_it_does() {
+    let folder = Folder::new("supervisor");
+    let name = format!("viahop-it-{}-supervisor", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let supervisor = UnixDatagram::bind_addr(&address).unwrap();
+    supervisor.set_read_timeout(Some(PATIENCE)).unwrap();
+    let busy = UnixDatagram::unbound().unwrap();
+    busy.set_nonblocking(true).unwrap();
+    while busy.send_to_addr(b"something else", &address).is_ok() {}
+
+    let [listen, admin] = [free_port(), free_port()];
+    let text = config(listen, &[free_port()], UNPROBED) + &format!("[admin]\nlisten = \"127.0.0.1:{admin}\"\n");
+    let file = folder.write("viahop.toml", &text);
+    let mut command = viahop(&["run", "-c", file.to_str().unwrap()]);
+    command.env("NOTIFY_SOCKET", format!("@{name}")).env("STATE_DIRECTORY", &folder.0);
+    let process = Process::start(command.stderr(Stdio::null()));
+    wait_for_port(listen);
+    let until = Instant::now() + PATIENCE;
+    while ureq::get(format!("http://127.0.0.1:{admin}/live")).call().is_err() {
+        assert!(Instant::now() < until, "it waits for its supervisor");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+
+    let told = |wanted: &str| {
+        let mut room = [0; 4096];
+        loop {
+            let len = supervisor.recv(&mut room).unwrap_or_else(|error| panic!("{wanted}: {error}"));
+            let text = String::from_utf8_lossy(&room[..len]);
+            if text.starts_with(wanted) {
+                return text.into_owned();
+            }
+        }
+    };
+    assert_eq!(told("READY=1\n"), "READY=1\nSTATUS=1 of 1 backends take new calls\n");
+    process.signal("TERM");
+    assert!(told("STOPPING=1\n").contains("STATUS=draining"));
 }
