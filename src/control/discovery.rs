@@ -14,7 +14,7 @@
 
 use super::config::address::HostPort;
 use super::config::problem::Problem;
-use super::config::{Backend, Config, Discover, Pool, WEIGHT_MAX};
+use super::config::{Backend, Config, Discover, WEIGHT_MAX};
 use super::list_watch::Event;
 use super::operator::State;
 use super::resolve::InForce;
@@ -55,17 +55,27 @@ struct Server {
     addresses: Vec<SocketAddr>,
 }
 
+/// What DNS said of a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    of: Discover,
+    servers: Vec<Server>,
+}
+
 /// Fills the pools of `config` that find their backends by DNS, and returns what is wrong with that. Where DNS does not
 /// answer they have what is in force. Who is in force and answers, and is named no longer, drains.
 pub async fn fill(config: &mut Config, in_force: &InForce) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let nameservers = config.nameservers.clone();
+    let answers = answers(config, &in_force.found).await;
     for pool in &mut config.pools {
         let Some(discover) = &pool.discover else { continue };
-        let same = |one: &&Pool| one.discover.as_ref().is_some_and(|other| other.asks_as(discover));
-        let before = in_force.pools.iter().find(same).map_or(&[][..], |one| &one.backends);
-        let why = match ask(&nameservers, discover).await {
-            Ok((servers, _)) => {
+        // Two pools may make different backends of what one domain says.
+        let same =
+            in_force.pools.iter().filter(|one| one.discover.as_ref().is_some_and(|other| other.asks_as(discover)));
+        let before = same.max_by_key(|one| one.name == pool.name).map_or(&[][..], |one| &one.backends);
+        let answer = answers.iter().find(|(of, _)| of.asks_as(discover)).map(|(_, answer)| answer.clone());
+        let why = match answer.unwrap_or_else(|| Err("asking broke off".into())) {
+            Ok(servers) => {
                 let (mut backends, remark) = taken(servers, discover, pool.strategy);
                 let is_named = |one: &&Backend| backends.iter().any(|other| other.is(&one.name, &one.addresses));
                 let leaving = before.iter().filter(|one| in_force.answering.contains(&*one.name) && !is_named(one));
@@ -92,6 +102,36 @@ pub async fn fill(config: &mut Config, in_force: &InForce) -> Vec<Problem> {
         problems.push(Problem::environment(format!("{count} backends: at most {BACKENDS_MAX}")));
     }
     problems
+}
+
+/// What is said of each domain that `config` names: what was `found` of it, or else whatever DNS says now.
+async fn answers(config: &Config, found: &[Found]) -> Vec<(Discover, Result<Vec<Server>, String>)> {
+    let mut answers: Vec<_> = found.iter().map(|one| (one.of.clone(), Ok(one.servers.clone()))).collect();
+    let mut asked = JoinSet::new();
+    for of in domains(config) {
+        if found.iter().all(|one| !one.of.asks_as(&of)) {
+            let nameservers = config.nameservers.clone();
+            asked.spawn(async move {
+                let answer = ask(&nameservers, &of).await;
+                (of, answer.map(|(servers, _)| servers))
+            });
+        }
+    }
+    while let Some(answer) = asked.join_next().await {
+        answers.extend(answer);
+    }
+    answers
+}
+
+/// The domains that `config` names, each once.
+fn domains(config: &Config) -> Vec<Discover> {
+    let mut domains: Vec<Discover> = Vec::new();
+    for discover in config.pools.iter().filter_map(|pool| pool.discover.as_ref()) {
+        if domains.iter().all(|one| !one.asks_as(discover)) {
+            domains.push(discover.clone());
+        }
+    }
+    domains
 }
 
 impl Backend {
@@ -302,13 +342,15 @@ fn taken(servers: Vec<Server>, discover: &Discover, strategy: Strategy) -> (Vec<
 pub struct Watch {
     asked: (Vec<Discover>, Vec<SocketAddr>),
     tasks: Vec<AbortHandle>,
+    /// What it told of last. Whoever is told takes that and does not ask again: the answer may be another, or none, and the watch
+    /// would not tell of the same a second time.
+    pub found: Vec<Found>,
 }
 
 impl Watch {
     /// Watches the domains that `config` names from here on. A watch over the same goes on undisturbed.
     pub fn follow(&mut self, config: &Config, events: &mpsc::Sender<Event>) {
-        let domains: Vec<Discover> = config.pools.iter().filter_map(|pool| pool.discover.clone()).collect();
-        let asked = (domains, config.nameservers.clone());
+        let asked = (domains(config), config.nameservers.clone());
         if asked == self.asked {
             return;
         }
@@ -318,7 +360,14 @@ impl Watch {
         self.asked = asked;
     }
 
+    /// Keeps what it has told of.
+    pub fn take(&mut self, found: Found) {
+        self.found.retain(|one| !one.of.asks_as(&found.of));
+        self.found.push(found);
+    }
+
     fn stop(&mut self) {
+        self.found.clear();
         self.tasks.drain(..).for_each(|task| task.abort());
     }
 }
@@ -336,10 +385,16 @@ async fn watch(what: Discover, nameservers: Vec<SocketAddr>, events: mpsc::Sende
     loop {
         let pause = match ask(&nameservers, &what).await {
             Ok((servers, valid_until)) => {
-                if told.as_ref() != Some(&servers) && events.send(Event::Discovered).await.is_err() {
-                    return;
+                let found = Some(Found { of: what.clone(), servers });
+                if told != found {
+                    told.clone_from(&found);
+                    if let Some(found) = found
+                        && events.send(Event::Discovered(found)).await.is_err()
+                    {
+                        return;
+                    }
                 }
-                (told, is_away) = (Some(servers), false);
+                is_away = false;
                 valid_until.saturating_duration_since(Instant::now()).clamp(AT_LEAST, AT_MOST)
             }
             Err(why) => {
@@ -356,6 +411,8 @@ async fn watch(what: Discover, nameservers: Vec<SocketAddr>, events: mpsc::Sende
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::problem::Source;
+    use super::super::config::{Pool, parse};
     use super::*;
 
     fn domain() -> Discover {
@@ -402,6 +459,34 @@ mod tests {
         let mut twice = server(1, 1, 2);
         twice.addresses.clone_from(&server(1, 1, 1).addresses);
         assert_eq!(backends(&[server(1, 1, 1), twice], Strategy::Hash), [named(1, 100, 1)]);
+    }
+
+    /// Backends of each pool of a configuration of which DNS, which is away, said this before, or a watch this.
+    fn filled(text: &str, pools: Vec<Pool>, found: Vec<Found>) -> Vec<(Vec<String>, Pool)> {
+        let text = format!(
+            "[balancer]\nnameservers = [\"127.0.0.1:1\"]\n[[listen]]\naddress = \"udp:127.0.0.1:5070\"\n{text}"
+        );
+        let mut config = parse(Source { name: "viahop.toml".into(), text }).unwrap().config;
+        let in_force = InForce { pools, found, ..InForce::default() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(fill(&mut config, &in_force));
+        let names = |pool: &Pool| pool.backends.iter().map(|one| one.name.clone()).collect();
+        config.pools.into_iter().map(|pool| (names(&pool), pool)).collect()
+    }
+
+    /// DNS may say something else a moment later, or nothing, and the watch would not tell again.
+    #[test]
+    fn what_a_watch_tells_of_is_taken_as_it_is_and_stays_while_dns_is_away() {
+        let text = "[[pool]]\nname = \"first\"\ndiscover = \"sip:example.net;transport=tcp\"\n\
+                    [[pool]]\nname = \"all\"\ndiscover = \"sip:example.net;transport=tcp\"\nstrategy = \"priority\"\n";
+        let found = Found { of: domain(), servers: vec![server(10, 5, 1), server(20, 5, 2)] };
+        let (one, two) = ("s1.example.net:5060".to_owned(), "s2.example.net:5060".to_owned());
+        let of_pools = [vec![one.clone()], vec![one, two]];
+        let filled_by_watch = filled(text, Vec::new(), vec![found]);
+        assert_eq!(filled_by_watch.iter().map(|one| one.0.clone()).collect::<Vec<_>>(), of_pools);
+        let pools = filled_by_watch.into_iter().map(|one| one.1).collect();
+        let kept: Vec<_> = filled(text, pools, Vec::new()).into_iter().map(|one| one.0).collect();
+        assert_eq!(kept, of_pools, "each pool keeps its own");
     }
 
     #[test]

@@ -17,6 +17,7 @@
 
 use super::config::Config;
 use super::config::list_file::Stamp;
+use super::discovery::Found;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -33,7 +34,7 @@ pub enum Event {
     /// It was there and is gone.
     Vanished(PathBuf),
     /// DNS says of a domain what it did not say before: of that watch is told in the same way.
-    Discovered,
+    Discovered(Found),
 }
 
 /// A watch, which ends when it is dropped.
@@ -139,7 +140,7 @@ mod tests {
         let mut letter = |stamp: &Option<Stamp>| match watched.on_look(*stamp).map(|make| make(PathBuf::new())) {
             Some(Event::Changed(_)) => 'c',
             Some(Event::Vanished(_)) => 'v',
-            Some(Event::Discovered) | None => '.',
+            Some(Event::Discovered(_)) | None => '.',
         };
         looks.iter().map(&mut letter).collect()
     }

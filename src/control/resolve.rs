@@ -4,7 +4,7 @@
 use super::config::address::HostPort;
 use super::config::problem::{Problem, Report, Severity};
 use super::config::{Backend, Config, Listen, Loaded, Pool};
-use super::discovery;
+use super::discovery::{self, Found};
 use crate::dataplane::keys::Keys;
 use crate::dataplane::tables::{self, OwnName, ProxyHeader};
 use crate::dataplane::transport::Transport;
@@ -67,8 +67,10 @@ pub struct InForce {
     pub addresses: Addresses,
     /// The pools.
     pub pools: Vec<Pool>,
-    /// Names of backends that answered their last probe, whatever they answered.
+    /// Names of backends that answer probes, whatever they answer.
     pub answering: HashSet<Box<str>>,
+    /// What a watch has found of domains, which are not asked for again.
+    pub found: Vec<Found>,
 }
 
 /// Asks for everything `loaded` names, the servers of domains first. `keys` are those that its backends will be known by. A

@@ -275,7 +275,7 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
                     reading = Some(control.start_reading_lists());
                 }
             }
-            Some(event) = list_events.recv() => match control.is_to_be_read(&event) {
+            Some(event) = list_events.recv() => match control.is_to_be_read(event) {
                 true if reading.is_some() => read_lists_again = true,
                 true => reading = Some(control.start_reading_lists()),
                 false => {}

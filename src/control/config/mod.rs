@@ -246,7 +246,7 @@ pub struct List {
 }
 
 /// A domain whose servers are backends (RFC 3263 4.2).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Discover {
     /// Its name, in lower case.
     pub domain: String,

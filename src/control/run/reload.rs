@@ -7,6 +7,7 @@ use crate::control::clock::unix_now;
 use crate::control::cluster::{Cluster, moved_slots};
 use crate::control::config::problem::{Problem, Report, Source};
 use crate::control::config::{Config, Listen, Loaded, Pool, PoolTls};
+use crate::control::discovery::{self, Found};
 use crate::control::list_watch::Event;
 use crate::control::plan::Plan;
 use crate::control::resolve::{InForce, Resolved, resolve};
@@ -49,7 +50,7 @@ impl Control {
     /// Reads the configuration beside the loop: a name may take seconds.
     pub(super) fn start_reading(&self, dry_run: bool, reply: Option<oneshot::Sender<Answer>>) -> Reading {
         let (origin, running, secret) = (self.origin.clone(), self.config.clone(), self.secret.clone());
-        let in_force = self.in_force();
+        let in_force = self.in_force(Vec::new());
         let task = tokio::spawn(async move {
             let loaded = aside(move || origin.load()).await?;
             let problems = fixed_by_the_start(&running, &loaded.config);
@@ -69,12 +70,12 @@ impl Control {
         Reading { task, of_lists: false, dry_run, reply }
     }
 
-    /// Reads the lists of the configuration in force, and asks for the servers of its domains, likewise. The file itself may have been changed since and not be
-    /// meant yet: it is left alone.
+    /// Reads the lists of the configuration in force, likewise, and takes what was found of its domains. The file itself may have been
+    /// changed since and not be meant yet: it is left alone.
     pub(super) fn start_reading_lists(&self) -> Reading {
         let (running, source, is_well) = (self.config.clone(), self.source.clone(), self.view.reload.ok);
         let (keys, fingerprint) = (self.keys.clone(), self.fingerprint.clone());
-        let in_force = self.in_force();
+        let in_force = self.in_force(self.discovery.found.clone());
         let task = tokio::spawn(async move {
             let loaded = Loaded { config: running.clone(), warnings: Vec::new(), source };
             let loaded = aside(move || loaded.with_lists_of_this_moment()).await?;
@@ -92,14 +93,21 @@ impl Control {
         Reading { task, of_lists: true, dry_run: false, reply: None }
     }
 
-    fn in_force(&self) -> InForce {
+    fn in_force(&self, found: Vec<Found>) -> InForce {
         let (addresses, answering) = (self.cluster.addresses(), self.cluster.answering());
-        InForce { addresses, pools: self.config.pools.clone(), answering }
+        InForce { addresses, pools: self.config.pools.clone(), answering, found }
     }
 
     /// What a list does, or a domain; whether it wants to be read.
-    pub(super) fn is_to_be_read(&mut self, event: &Event) -> bool {
-        let Event::Vanished(path) = event else { return true };
+    pub(super) fn is_to_be_read(&mut self, event: Event) -> bool {
+        let path = match event {
+            Event::Vanished(path) => path,
+            Event::Changed(_) => return true,
+            Event::Discovered(found) => {
+                self.discovery.take(found);
+                return true;
+            }
+        };
         let note = "what was last read of it stays in force, and it is read when it is back; a start would fail";
         warn!(event = "list_vanished", path = %path.display(), note);
         self.view.reload.ok = false;
@@ -162,6 +170,10 @@ impl Control {
                 self.shared.credentials.store(self.view.credentials.clone());
                 self.watch();
                 self.lists.follow(&self.config, &self.list_to);
+                if !of_lists {
+                    // DNS was asked anew: what the watch has found may be older.
+                    self.discovery = discovery::Watch::default();
+                }
                 self.discovery.follow(&self.config, &self.list_to);
                 let after = self.shared.tables.load_full();
                 let moved: Vec<String> = moved_slots(&before, &after)
