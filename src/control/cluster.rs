@@ -240,10 +240,15 @@ impl Cluster {
         self.backends().map(|(_, backend)| (backend.name.clone(), backend.place.address)).collect()
     }
 
-    /// Names of those who answered their last probe, whatever they answered.
+    /// Names of those who answer probes, whatever they answer. Nobody does who is not probed.
     pub fn answering(&self) -> HashSet<Box<str>> {
-        let answers =
-            |backend: &&Backend| matches!(backend.last_probe, Some((Outcome::Alive(_) | Outcome::Unwell(_), _)));
+        let answers = |backend: &&Backend| {
+            backend.state.now != State::Maint
+                && backend.last_probe.is_some_and(|(outcome, _)| {
+                    // One lost probe does not take anybody down.
+                    backend.detector.is_up() || matches!(outcome, Outcome::Alive(_) | Outcome::Unwell(_))
+                })
+        };
         self.backends().map(|(_, backend)| backend).filter(answers).map(|backend| backend.name.clone()).collect()
     }
 
@@ -489,6 +494,22 @@ pub mod tests {
         assert_eq!(up, [true, false]);
         assert!(Arc::ptr_eq(&before.pools[0].backends[1].counters, &after.pools[0].backends[1].counters));
         assert!(!after.pools[0].is_empty());
+    }
+
+    #[test]
+    fn who_is_up_answers_though_a_probe_was_lost() {
+        let mut cluster = cluster(&text(&[1, 2, 3, 4, 5]), None);
+        let backends = &mut cluster.pools[0].backends;
+        backends[0].detector.on_outcome(Outcome::Alive(200));
+        let outcomes = [Outcome::Timeout, Outcome::Timeout, Outcome::Unwell(503), Outcome::Alive(200)];
+        for (backend, outcome) in backends.iter_mut().zip(outcomes) {
+            backend.detector.on_outcome(outcome);
+            backend.last_probe = Some((outcome, Duration::ZERO));
+        }
+        backends[3].state.now = State::Maint;
+        let mut answering: Vec<_> = cluster.answering().into_iter().collect();
+        answering.sort_unstable();
+        assert_eq!(answering, ["127.0.0.1:1".into(), "127.0.0.1:3".into()] as [Box<str>; 2]);
     }
 
     #[test]
