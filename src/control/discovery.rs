@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const AT_LEAST: Duration = Duration::from_secs(1);
 const AT_MOST: Duration = Duration::from_secs(3600);
 
-/// Likewise, while nobody answers.
+/// Likewise, while nobody answers, or a target has no address.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// A server of a domain.
@@ -212,7 +212,7 @@ async fn ask_one(resolver: &TokioResolver, what: &Discover) -> Result<(Vec<Serve
     addresses(resolver, &what.domain, port).await
 }
 
-/// `servers` with their addresses. A target that has none is left out: it may be on its way in, or out.
+/// `servers` with their addresses. A target that has none is left out, and is asked for again soon: it may be on its way in, or out.
 async fn targets(
     resolver: &TokioResolver,
     servers: Vec<Server>,
@@ -235,7 +235,10 @@ async fn targets(
                 found.push(server);
                 until = until.min(valid_until);
             }
-            Err(error) if error.is_no_records_found() => refused = Some("no target of its SRV records has an address"),
+            Err(error) if error.is_no_records_found() => {
+                refused = Some("no target of its SRV records has an address");
+                until = until.min(Instant::now() + RETRY);
+            }
             // Half of the servers would be no answer.
             Err(error) => return Err(told(&error)),
         }

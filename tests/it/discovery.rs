@@ -20,9 +20,14 @@ impl Dns {
 
     /// Says this from now on, in the words of dnsmasq's configuration.
     fn says(&mut self, records: &str) {
+        self.says_for(1, records);
+    }
+
+    /// The same, valid for so many seconds.
+    fn says_for(&mut self, ttl: u32, records: &str) {
         self.process = None;
         let text = format!(
-            "port={}\nlisten-address=127.0.0.1\nbind-interfaces\nno-resolv\nno-hosts\nno-daemon\npid-file\nlocal=/test/\nlocal-ttl=1\n{records}",
+            "port={}\nlisten-address=127.0.0.1\nbind-interfaces\nno-resolv\nno-hosts\nno-daemon\npid-file\nlocal=/test/\nlocal-ttl={ttl}\n{records}",
             self.port
         );
         let path = self.folder.write("dnsmasq.conf", &text);
@@ -177,5 +182,21 @@ fn the_first_server_with_an_address_of_its_kind_gets_calls() {
     wait_for(&viahop, &[format!("six.test:{} ready", six.port)]);
     Phone::new(listen).call("six");
     assert!(six.has("INVITE", "six"));
+    viahop.end();
+}
+
+#[test]
+fn a_target_that_has_no_address_yet_is_asked_for_before_its_record_is_stale() {
+    if !has_peer("dnsmasq") {
+        return;
+    }
+    let mut dns = Dns::new("early");
+    let srv = "srv-host=_sip._udp.sip.test,old.test,5060,10,50\nsrv-host=_sip._udp.sip.test,new.test,5060,10,50\n\
+               host-record=old.test,127.0.0.11\n";
+    dns.says_for(3600, srv);
+    let viahop = Viahop::start("early", &config(free_port(), dns.port, "sip:sip.test", UNPROBED));
+    wait_for(&viahop, &["old.test:5060 ready".into()]);
+    dns.says_for(3600, &format!("{srv}host-record=new.test,127.0.0.12\n"));
+    wait_for(&viahop, &["new.test:5060 ready".into(), "old.test:5060 ready".into()]);
     viahop.end();
 }
