@@ -631,6 +631,11 @@ fn backends_of_a_dispatcher_list_are_reached_over_tls_as_its_pool_says() {
         let (exit, _, stderr) = output(&mut viahop(&["check", path.to_str().unwrap()]));
         assert!(exit == 3 && stderr.contains(said) && stderr.contains("dispatcher.list:1:3"), "{exit}: {stderr}");
     }
+    let of_list = format!("list = \"{}\"", list.display());
+    let named = text(&trust.replace("cluster.example", "no name")).replace(&of_list, "discover = \"sips:sip.test\"");
+    let path = papers.folder.write("viahop.toml", &(named + "\n[admin]\nlisten = \"off\"\n"));
+    let (exit, _, stderr) = output(&mut viahop(&["check", path.to_str().unwrap()]));
+    assert!(exit == 3 && stderr.contains("`no name` is no name of a domain"), "{exit}: {stderr}");
     let viahop = Viahop::start("tls-list", &text(&trust));
     let answers = |place: usize| {
         viahop.wait_until("it answers OPTIONS", PATIENCE, |status| {

@@ -123,10 +123,12 @@ impl Reader<'_> {
             }
         };
         let pool_tls = PoolTls { clienthood, name };
-        for backend in sealed.filter(|backend| pool_tls.towards(&backend.target).is_none()) {
+        let domain = domain.map(|domain| (HostPort { host: domain.domain.clone(), port: 0 }, &domain.at));
+        let targets = sealed.map(|backend| (backend.target.clone(), &backend.at)).chain(domain);
+        for (target, at) in targets.filter(|(target, _)| pool_tls.towards(target).is_none()) {
             let (title, at) = match &tls.name {
                 Some(name) => (format!("`{}` is no name of a domain", name.get_ref()), name.span()),
-                None => (format!("no certificate could be for `{}`", backend.target.host), backend.at.clone()),
+                None => (format!("no certificate could be for `{}`", target.host), at.clone()),
             };
             let problem = Problem::error(at, title, "a certificate names a domain (RFC 5922)");
             self.problems.push(problem.help("say which with `name = \"sip.example.net\"` in the pool's `tls`"));
