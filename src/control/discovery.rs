@@ -23,9 +23,10 @@ use crate::dataplane::tables::Strategy;
 use crate::dataplane::transport::Transport;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
+use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::proto::rr::{RData, RecordType};
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -186,7 +187,7 @@ async fn ask(nameservers: &[SocketAddr], what: &Discover) -> Result<(Vec<Server>
 
 async fn ask_one(resolver: &TokioResolver, what: &Discover) -> Result<(Vec<Server>, Instant), String> {
     let Some(port) = what.port else {
-        return match resolver.lookup(what.service(), RecordType::SRV).await {
+        return match records(resolver, &what.service(), RecordType::SRV).await {
             Err(error) if error.is_no_records_found() => {
                 addresses(resolver, &what.domain, what.transport.default_port()).await
             }
@@ -262,13 +263,18 @@ async fn addresses(resolver: &TokioResolver, domain: &str, port: u16) -> Result<
 /// The addresses of a name, sorted: those of IPv4, or those of IPv6 if DNS says that there are none. A server that has both
 /// would be two. While it is not known whether there are any of IPv4 there is no answer.
 async fn look_up(resolver: &TokioResolver, name: &str) -> Result<(Vec<IpAddr>, Instant), NetError> {
-    let lookup = match resolver.lookup(name, RecordType::A).await {
-        Err(error) if error.is_no_records_found() => resolver.lookup(name, RecordType::AAAA).await?,
+    let lookup = match records(resolver, name, RecordType::A).await {
+        Err(error) if error.is_no_records_found() => records(resolver, name, RecordType::AAAA).await?,
         lookup => lookup?,
     };
     let mut found: Vec<IpAddr> = lookup.answers().iter().filter_map(|record| record.data.ip_addr()).collect();
     found.sort_unstable();
     Ok((found, lookup.valid_until()))
+}
+
+/// The records of a name, whatever letters it has: the rules for names of hosts (RFC 1123) are not those of DNS, and know no `_`.
+async fn records(resolver: &TokioResolver, name: &str, kind: RecordType) -> Result<Lookup, NetError> {
+    resolver.lookup(Name::from_ascii(name)?, kind).await
 }
 
 /// A resolver for each of `nameservers`, or for each of those of this machine. They remember nothing: whoever asks knows when

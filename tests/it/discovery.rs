@@ -132,7 +132,7 @@ fn without_srv_records_or_with_a_port_each_address_of_a_domain_is_a_backend() {
     let mut dns = Dns::new("addresses");
     dns.says(
         "host-record=plain.test,127.0.0.12\nhost-record=plain.test,127.0.0.11,2001:db8::1\n\
-         host-record=six.test,::1\nsrv-host=_sip._tcp.plain.test,.,0\n",
+         host-record=six.test,::1\nsrv-host=_sip._udp.a_b.test,c_d.test,5060\nhost-record=c_d.test,127.0.0.13\nsrv-host=_sip._tcp.plain.test,.,0\n",
     );
     let folder = Folder::new("discover-check");
     let mut ignorant = Dns::new("ignorant");
@@ -157,6 +157,8 @@ fn without_srv_records_or_with_a_port_each_address_of_a_domain_is_a_backend() {
     }
     let (_, said, told) = check("sip:six.test");
     assert!(said.contains("  [::1]:5060 "), "{said}{told}");
+    let (_, said, told) = check("sip:a_b.test");
+    assert!(said.contains("  c_d.test:5060 "), "{said}{told}");
     let (code, said, told) = check_with(&[free_port(), free_port(), ignorant.port, dns.port], "sip:six.test");
     assert_eq!(code, 0, "name servers that are away or know nothing are in the way of one that knows: {said}{told}");
     let (code, _, told) = check("sip:nobody.test");
