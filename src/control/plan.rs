@@ -11,7 +11,7 @@ pub struct Plan {
     /// Every pool of either.
     pub pools: Vec<PoolPlan>,
     /// What differs beside pools: `routes`, `policy`, `names that mean us`, `listeners`, `token keys`,
-    /// `certificates`, `drain`.
+    /// `certificates`, `drain`, `nameservers`.
     pub also: Vec<&'static str>,
 }
 

@@ -121,6 +121,10 @@ fn servers_come_and_go_as_dns_says_and_their_calls_stay_with_them() {
     wait_for(&viahop, &[is("a", &a, "drain"), is("c", &c, "ready")]);
     dns.says_srv(&[("a", a.port), ("c", c.port)]);
     wait_for(&viahop, &[is("a", &a, "ready"), is("c", &c, "ready")]);
+
+    let others = format!("{}\", \"127.0.0.1:{}", dns.port, free_port());
+    viahop.write_config(&config(listen, others, "sip:sip.test", PROBED));
+    assert!(ctl_ok(&viahop, &["reload", "--dry-run"]).contains("nameservers"));
     viahop.end();
 }
 

@@ -138,6 +138,7 @@ impl Control {
             ("token keys", fingerprint != self.fingerprint),
             ("certificates", are_renewed || pools(&resolved.config) != pools(&self.config)),
             ("drain", resolved.config.drain != self.config.drain),
+            ("nameservers", resolved.config.nameservers != self.config.nameservers),
         ];
         rows.into_iter().filter(|row| row.1).map(|row| row.0).collect()
     }
