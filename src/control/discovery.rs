@@ -35,6 +35,9 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
+/// Names of one service, each an alias of the one before.
+const ALIASES_MAX: usize = 8;
+
 /// How long one domain may take, with everything that its records name.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -187,7 +190,7 @@ async fn ask(nameservers: &[SocketAddr], what: &Discover) -> Result<(Vec<Server>
 
 async fn ask_one(resolver: &TokioResolver, what: &Discover) -> Result<(Vec<Server>, Instant), String> {
     let Some(port) = what.port else {
-        return match records(resolver, &what.service(), RecordType::SRV).await {
+        return match servers_of(resolver, what.service()).await {
             Err(error) if error.is_no_records_found() => {
                 addresses(resolver, &what.domain, what.transport.default_port()).await
             }
@@ -211,6 +214,24 @@ async fn ask_one(resolver: &TokioResolver, what: &Discover) -> Result<(Vec<Serve
         };
     };
     addresses(resolver, &what.domain, port).await
+}
+
+/// The SRV records of a service, which may stand under another name: the resolver follows a CNAME to addresses, and not to these.
+async fn servers_of(resolver: &TokioResolver, mut service: String) -> Result<Lookup, NetError> {
+    for _ in 0..ALIASES_MAX {
+        let none = match records(resolver, &service, RecordType::SRV).await {
+            Err(error) if error.is_no_records_found() => error,
+            known => return known,
+        };
+        let alias = records(resolver, &service, RecordType::CNAME).await?;
+        let mut names = alias.answers().iter().filter_map(|record| match &record.data {
+            RData::CNAME(name) => Some(name.to_ascii()),
+            _ => None,
+        });
+        let Some(name) = names.next() else { return Err(none) };
+        service = name;
+    }
+    Err(NetError::from("a name stands for another, and that for another, without end"))
 }
 
 /// `servers` with their addresses. A target that has none is left out, and is asked for again soon: it may be on its way in, or out.

@@ -4,6 +4,7 @@ use crate::ctl::{PROBED, Phone, Server, ctl_ok};
 use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, free_port, output, viahop, wait_for_port};
 use crate::support::has_peer;
 use std::fmt::Display;
+use std::net::UdpSocket;
 use std::process::{Command, Stdio};
 
 /// A name server for what is below `test`, whose records are valid for a second.
@@ -205,4 +206,42 @@ fn a_target_that_has_no_address_yet_is_asked_for_before_its_record_is_stale() {
     dns.says_for(3600, &format!("{srv}host-record=new.test,127.0.0.12\n"));
     wait_for(&viahop, &["new.test:5060 ready".into(), "old.test:5060 ready".into()]);
     viahop.end();
+}
+
+/// dnsmasq gives aliases of names with addresses alone, so this one is answered by hand.
+#[test]
+fn srv_records_may_stand_under_another_name() {
+    let dns = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = dns.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let name = |labels: &[&str]| -> Vec<u8> {
+            let of = |label: &&str| [&[label.len() as u8], label.as_bytes()].concat();
+            [labels.iter().flat_map(of).collect(), vec![0]].concat()
+        };
+        let (alias, real) = (name(&["_sip", "_udp", "alias", "test"]), name(&["_sip", "_udp", "real", "test"]));
+        let record = |owner: &[u8], kind: u8, data: &[u8]| {
+            [owner, &[0, kind, 0, 1, 0, 0, 0, 60, 0, data.len() as u8], data].concat()
+        };
+        let is_alias = record(&alias, 5, &real);
+        let srv = record(&real, 33, &[&[0, 1, 0, 1, 0x13, 0xc4], &name(&["host", "test"])[..]].concat());
+        let mut room = [0; 512];
+        while let Ok((len, from)) = dns.recv_from(&mut room) {
+            let end = 12 + room[12..len].iter().position(|octet| *octet == 0).unwrap() + 1;
+            let (asked, kind) = (room[12..end].to_vec(), room[end + 1]);
+            let (count, answers) = match kind {
+                1 => (1, record(&asked, 1, &[127, 0, 0, 13])),
+                5 if asked == alias => (1, is_alias.clone()),
+                33 if asked == alias => (2, [&is_alias[..], &srv].concat()),
+                33 if asked == real => (1, srv.clone()),
+                _ => (0, Vec::new()),
+            };
+            let head = [room[0], room[1], 0x85, 0x80, 0, 1, 0, count, 0, 0, 0, 0];
+            dns.send_to(&[&head, &room[12..end + 4], &answers].concat(), from).unwrap();
+        }
+    });
+    let folder = Folder::new("discover-alias");
+    let text = config(free_port(), port, "sip:alias.test", UNPROBED) + "[admin]\nlisten = \"off\"\n";
+    let path = folder.write("viahop.toml", &text);
+    let (_, said, told) = output(viahop(&["check", path.to_str().unwrap()]).env("STATE_DIRECTORY", &folder.0));
+    assert!(said.contains("  host.test:5060 "), "{said}{told}");
 }
