@@ -28,6 +28,7 @@ use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -64,6 +65,14 @@ struct Server {
 pub struct Found {
     of: Discover,
     servers: Vec<Server>,
+}
+
+impl Found {
+    /// Whether one server is at other addresses in `other`.
+    fn contradicts(&self, other: &Found) -> bool {
+        let addresses: HashMap<_, _> = other.servers.iter().map(|server| (&server.target, &server.addresses)).collect();
+        self.servers.iter().any(|server| addresses.get(&server.target).is_some_and(|at| **at != server.addresses))
+    }
 }
 
 /// Fills the pools of `config` that find their backends by DNS, and returns what is wrong with that. Where DNS does not
@@ -390,9 +399,10 @@ impl Watch {
         self.asked = asked;
     }
 
-    /// Keeps what it has told of.
+    /// Keeps what it has told of. What was found of another domain before one of its servers moved is forgotten, and is asked for
+    /// with the rest: a name that is two addresses would be refused.
     pub fn take(&mut self, found: Found) {
-        self.found.retain(|one| !one.of.asks_as(&found.of));
+        self.found.retain(|one| !one.of.asks_as(&found.of) && !one.contradicts(&found));
         self.found.push(found);
     }
 
@@ -517,6 +527,20 @@ mod tests {
         let pools = filled_by_watch.into_iter().map(|one| one.1).collect();
         let kept: Vec<_> = filled(text, pools, Vec::new()).into_iter().map(|one| one.0).collect();
         assert_eq!(kept, of_pools, "each pool keeps its own");
+    }
+
+    #[test]
+    fn what_was_found_before_a_server_moved_is_asked_for_again() {
+        let of = |transport| Discover { transport, ..domain() };
+        let found = |transport, number| Found { of: of(transport), servers: vec![server(1, 1, number)] };
+        let mut watch = Watch::default();
+        watch.take(found(Transport::Udp, 1));
+        watch.take(found(Transport::Tcp, 1));
+        assert_eq!(watch.found.len(), 2);
+        let mut moved = found(Transport::Udp, 1);
+        moved.servers[0].addresses = server(1, 1, 2).addresses;
+        watch.take(moved.clone());
+        assert_eq!(watch.found, [moved]);
     }
 
     #[test]
