@@ -259,6 +259,9 @@ fn what_would_close_a_shared_connection_is_refused() {
         swap("To: <sip:b@example.net>", "To: <sip:b@example.net>;tag=a=b"),
         swap("CSeq: 1 INVITE", "CSeq: 1\r\n INVITE"),
         swap("\"A\" <", "\"A\"\r\n <"),
+        swap("Max-", "Retry-After: soon\r\nMax-"),
+        swap("Max-", "retry-AFTER :\r\nMax-"),
+        swap("Max-", "Retry-After: 99999999999\r\nMax-"),
     ];
     let passed = [
         second("SIP / 2.0\r\n / UDP 192.0.2.1 : 5060;x;y=z;alias=[2001:db8::1]:5060"),
@@ -266,6 +269,8 @@ fn what_would_close_a_shared_connection_is_refused() {
         swap("\"A\" <", "\"A \\\" B\" <"),
         swap("To: <sip:b@example.net>", "To: sip:b@example.net"),
         swap(";rport", ";rport;oc;x=\"a b\""),
+        swap("Max-", "Retry-After:\r\n 18000;duration=3600 (busy)\r\nMax-"),
+        swap("Max-", "Retry-After-Lunch: soon\r\nMax-"),
     ];
     let arrival = Arrival { from: address(CLIENT), listener: Some(0), local: None, stream: None };
     let mut by_stream = Path::new(tables_of_streams());
@@ -300,6 +305,57 @@ fn only_a_request_is_answered_where_a_stream_breaks() {
     for (start, refusal) in [("SIP/2.0 200 OK", refusal), ("INFO sip:b SIP/2.0", None), ("GET / HTTP/1.1", refusal)] {
         assert_eq!(broken(start, refusal).verdict, Verdict::Drop(DropReason::BadFrame), "{start}");
     }
+}
+
+/// Whoever a server calls could close the connection by which it has called all the others: each of these closes one of Kamailio's.
+#[test]
+fn a_response_that_would_close_a_shared_connection_does_not_go_down_it() {
+    let streamed = |from: &str| Arrival {
+        from: address(from),
+        listener: None,
+        local: None,
+        stream: Some(StreamId::new(0, 7, 1).unwrap()),
+    };
+    let datagram = |from: &str| Arrival { from: address(from), listener: None, local: None, stream: None };
+    let mut path = Path::new(tables_of_streams());
+    let asked = |path: &mut Path, arrival: Arrival, transport: &str| {
+        let info = format!(
+            "INFO sip:phone@{CLIENT};transport=tcp SIP/2.0\r\nVia: SIP/2.0/{transport} {};branch=z9hG4bK-1\r\nFrom: <sip:b@example.net>;tag=2\r\n\
+             To: <sip:a@example.net>;tag=1\r\nCall-ID: shared\r\nCSeq: 1 INFO\r\nContent-Length: 0\r\n\r\n",
+            arrival.from
+        );
+        path.receive_on(info.as_bytes(), arrival).rows("via")
+    };
+    let by_stream = asked(&mut path, streamed(BACKENDS[0]), "TCP");
+    let by_datagram = asked(&mut path, datagram(BACKENDS[0]), "UDP");
+    let ok = "SIP/2.0 200 OK\r\nVIAS\r\nFrom: <sip:b@example.net>;tag=2\r\nTo: <sip:a@example.net>;tag=1\r\nCall-ID: shared\r\n\
+              CSeq: 1 INFO\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n";
+    let mut verdict = |vias: &[String], from: &str, to: &str| {
+        assert!(ok.contains(from), "{from}");
+        let rows: Vec<String> = vias.iter().map(|via| format!("Via: {via}")).collect();
+        let text = ok.replacen(from, to, 1).replace("VIAS", &rows.join("\r\n"));
+        path.receive(text.as_bytes(), CLIENT).verdict
+    };
+    for (from, to) in [
+        ("200 OK", "200"),
+        ("To: <sip:a@example.net>;tag=1\r\n", ""),
+        ("<sip:a@example.net>;tag=1", "<sip:a@example.net"),
+        ("<sip:a@example.net>;tag=1", "<sip:a@example.net>;tag=1, <sip:c@example.net>"),
+        ("<sip:a@example.net>;tag=1", "<sip:a@example.net>;tag=1;x=\"\\\"\""),
+        ("From: <sip:b@example.net>;tag=2\r\n", ""),
+        ("Call-ID: shared\r\n", ""),
+        ("CSeq: 1 INFO\r\n", ""),
+        ("1 INFO", "1"),
+        ("1 INFO", "1 IN FO"),
+        ("1 INFO", "1\r\n INFO"),
+        ("VIAS", "VIAS\r\nVia: x"),
+        ("Retry-After: 5", "Retry-After: soon"),
+    ] {
+        assert_eq!(verdict(&by_stream, from, to), Verdict::Drop(DropReason::MalformedResponse), "{to}");
+        // In a datagram it costs the sender alone.
+        assert!(matches!(verdict(&by_datagram, from, to), Verdict::Forward { .. }), "{to}");
+    }
+    assert!(matches!(verdict(&by_stream, "", ""), Verdict::Forward { .. }));
 }
 
 /// Sent-by and branch of a client stand in our own Via only if they may stand there.

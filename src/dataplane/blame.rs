@@ -5,7 +5,9 @@
 //! ours, and each that blames a header has the header's name in it: the place is that header, or where it is missing, the
 //! end of the headers.
 
+use crate::dataplane::frame;
 use crate::dataplane::scan::{Scan, rows};
+use crate::dataplane::shared;
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::{HeaderKind, NAMES};
 use crate::dataplane::validate::{self, Refusal};
@@ -44,7 +46,8 @@ pub fn of_response(message: &[u8], scan: &Scan) -> Blame {
     let reason = match (validate::single_headers_stand_once(scan), validate::end(message, scan)) {
         (Err(refusal), _) | (_, Err(refusal)) => refusal.reason,
         _ if scan.start_line.is_empty() || validate::first_via(message, scan).is_some() => {
-            "Bad Status-Line Or Second Via"
+            let unfit = frame::misleads(message, scan).or_else(|| shared::objection_to_response(message, scan));
+            unfit.unwrap_or("Bad Status-Line Or Second Via")
         }
         _ => "Bad Via",
     };

@@ -532,6 +532,9 @@ impl Dispatcher {
         head: &mut [u8],
     ) -> Result<(Sender, usize, usize), DropReason> {
         let id = flow.stream.ok_or(DropReason::ResponseForged)?;
+        if leads_inside(tables, flow) && shared::objection_to_response(message, &self.scan).is_some() {
+            return Err(DropReason::MalformedResponse);
+        }
         let length = fit_for_stream(message, &self.scan, end, &mut self.edits);
         let length = length.map_err(|_| DropReason::MalformedResponse)?;
         let mut head = Text::new(head);
@@ -693,6 +696,12 @@ fn stream_max(tables: &Tables, backend: Option<u16>) -> usize {
 fn transport_of(tables: &Tables, flow: &token::Flow) -> Transport {
     let otherwise = if flow.stream.is_some() { Transport::Tcp } else { Transport::Udp };
     flow.listener.map_or(otherwise, |index| tables.transport(index))
+}
+
+/// Whether a server is at the other end of a flow: it came by a connection of ours, or from inside.
+fn leads_inside(tables: &Tables, flow: &token::Flow) -> bool {
+    let token::Flow { listener, to: from, local, stream } = *flow;
+    listener.is_none() || route::is_from_inside(tables, &Arrival { from, listener, local, stream })
 }
 
 /// Whether this request from outside passed us before, and nothing that we decide by has changed since. From inside it may

@@ -1,30 +1,81 @@
-//! What a request must be to go down a connection that carries everybody's calls.
+//! What a message must be to go down a connection that carries everybody's calls.
 //!
 //! A server that cannot parse a message closes the connection it came on, and what stands behind it is lost (Kamailio does). In a
 //! datagram a sender's mistake costs that sender alone, so there nearly all is passed on; here it is refused, as far as servers
-//! are known to stumble over it.
+//! are known to stumble over it. A response is dropped for it: whoever is called must not cut off all the others that a server has called.
 
-use crate::dataplane::scan::{Scan, Span, rows};
+use crate::dataplane::scan::{Scan, Span, rows, rows_named};
 use crate::dataplane::sip::cursor::{Cursor, next_param};
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
-use crate::dataplane::sip::name_addr::NameAddr;
+use crate::dataplane::sip::name_addr::{self, NameAddr};
 use crate::dataplane::sip::via::{self, Via};
 use crate::dataplane::validate::Request;
+
+/// Octets of a status line that ends behind its code.
+const BARE_STATUS_LINE: usize = "SIP/2.0 200".len();
 
 /// Why the request may not go down such a connection, if it may not.
 #[cold]
 pub fn objection(message: &[u8], scan: &Scan, request: &Request) -> Option<&'static str> {
+    objection_to(message, scan, [request.from, request.to])
+}
+
+/// Why the response may not, of which only the Vias have been read.
+#[cold]
+pub fn objection_to_response(message: &[u8], scan: &Scan) -> Option<&'static str> {
+    if scan.start_line.len() == BARE_STATUS_LINE {
+        return Some("A Status-Line Without A Space At Its End");
+    }
+    if !scan.has(HeaderKind::CallId) {
+        return Some("No Call-ID");
+    }
+    if !scan.value(HeaderKind::CSeq).is_some_and(|value| is_plain_cseq(grammar::trim(value.of(message)))) {
+        return Some("CSeq Is Malformed");
+    }
+    let read = |kind| name_addr::parse(message, scan.value(kind)?).filter(|value| value.comma == 0);
+    let (Some(from), Some(to)) = (read(HeaderKind::From), read(HeaderKind::To)) else {
+        return Some("From Or To Is Malformed");
+    };
+    objection_to(message, scan, [from, to])
+}
+
+fn objection_to(message: &[u8], scan: &Scan, from_and_to: [NameAddr; 2]) -> Option<&'static str> {
     let is_folded = |kind| scan.value(kind).is_some_and(|value| value.of(message).contains(&b'\r'));
     // Folds are legal, and Kamailio closes at one in each of these.
     if [HeaderKind::CSeq, HeaderKind::From, HeaderKind::To].into_iter().any(is_folded) {
         return Some("A Folded CSeq, From Or To");
     }
-    if ![request.from, request.to].iter().all(|value| is_plain_address(message, value)) {
+    if !from_and_to.iter().all(|value| is_plain_address(message, value)) {
         return Some("From Or To Is Malformed");
+    }
+    if has_odd_retry_after(message, scan) {
+        return Some("Retry-After Is Malformed");
     }
     let all_plain = rows(message, scan, HeaderKind::Via).all(|row| are_plain_vias(message, row.span()));
     (!all_plain).then_some("A Via Is Malformed")
+}
+
+/// `1*DIGIT LWS Method`
+fn is_plain_cseq(value: &[u8]) -> bool {
+    let (number, method) = value.split_at(grammar::DIGIT.prefix(value));
+    let name = grammar::trim(method);
+    !number.is_empty() && name.len() < method.len() && !name.is_empty() && grammar::TOKEN.has_all(name)
+}
+
+/// Whether a Retry-After is not `delta-seconds` with something behind it that Kamailio passes over. The name is looked for in lines
+/// first: practically no message has it.
+fn has_odd_retry_after(message: &[u8], scan: &Scan) -> bool {
+    const NAME: &[u8] = b"retry-after";
+    let head = message.get(..scan.body as usize).unwrap_or(message);
+    let is_it = |lf: usize| head[lf + 1..].get(..NAME.len()).is_some_and(|name| name.eq_ignore_ascii_case(NAME));
+    memchr::memchr_iter(b'\n', head).any(is_it)
+        && rows_named(message, scan, &[NAME]).any(|value| {
+            let value = grammar::trim(value.of(message));
+            let digits = grammar::DIGIT.prefix(value);
+            let ends = value.get(digits).is_none_or(|&next| grammar::is_lws(next) || b";(".contains(&next));
+            !(1..10).contains(&digits) || !ends
+        })
 }
 
 /// Whether what stands behind the URI is parameters by the grammar.
