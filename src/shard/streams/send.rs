@@ -66,6 +66,10 @@ impl Streams {
                 };
             }
             Sender::Stream { id, listener } => match (self.find(id, to), tally) {
+                // Who has said all it had to say answers nothing, and may be gone altogether. An ACK is not answered.
+                (Some(slot), Tally::Request(_)) if self.has_ended(slot) && !parts[0].starts_with(b"ACK ") => {
+                    Err(Why::FlowGone)
+                }
                 (Some(slot), _) => Ok(slot),
                 // RFC 3261 18.2.2: where it cannot go down the connection it is to go down, a response goes down another.
                 (None, Tally::Response(..)) if listener.is_some() => {
@@ -153,6 +157,10 @@ impl Streams {
         let connection = self.connection(id.slot())?;
         let is_it = connection.generation == id.generation() && connection.peer.ip() == to.ip();
         (is_it && connection.state != State::Closing).then(|| id.slot())
+    }
+
+    fn has_ended(&mut self, slot: usize) -> bool {
+        self.connection(slot).is_some_and(|connection| connection.state == State::HalfClosed)
     }
 
     /// Sends what connections have to send, as far as their kernel takes it.
@@ -250,6 +258,20 @@ mod tests {
         }
         assert_eq!(bench.end.counters.streams.ended[Ended::Unread as usize].get(), 1);
         assert_eq!((bench.streams.held, bench.fates.waiting), (0, 0));
+    }
+
+    /// A phone that is switched off while a request of its own is unanswered: what it is asked then was lost without a word.
+    #[test]
+    fn who_has_closed_its_half_gets_answers_and_no_requests() {
+        let mut bench = Bench::new();
+        bench.streams.connection(0).unwrap().put_into(State::HalfClosed, 0);
+        bench.streams.connection(0).unwrap().unanswered = 2;
+        bench.send(b"INVITE sip:a SIP/2.0\r\n\r\n", Tally::Request(None));
+        assert_eq!(bench.streams.undelivered.pop().unwrap().why, Why::FlowGone);
+        bench.send(b"ACK sip:a SIP/2.0\r\n\r\n", Tally::Request(None));
+        bench.send(b"answer", RESPONSE);
+        bench.flush();
+        assert_eq!((bench.streams.undelivered.len(), bench.fates.sent), (0, 2));
     }
 
     /// The connections of a shard: one, of a client.
