@@ -653,6 +653,36 @@ fn what_is_for_a_connection_of_a_shard_that_there_is_not_is_answered_430_or_take
     after.assert_balanced();
 }
 
+/// A call that a server places down the connection it gets its requests by, and that is answered when another has taken its place.
+#[test]
+fn a_response_to_a_server_takes_the_connection_that_its_requests_take() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tables = tables_towards(1, &server, Transport::Tcp);
+    let mut bench = Bench::with(tables).connecting(StreamLimits::default());
+    bench.arrive(request_of_call(1));
+    bench.turn();
+    let (mut before, at) = (server.accept().unwrap().0, server.local_addr().unwrap());
+    bench.turn_streams([FIRST]);
+    let invite = String::from_utf8(request_of_call(2)).unwrap();
+    let invite = invite.replace(&format!("UDP {CLIENT};"), &format!("TCP {at};")).replace("b@example.net", CLIENT);
+    before.write_all(invite.as_bytes()).unwrap();
+    bench.turn_streams([FIRST]);
+    let (_, phone, sent) = bench.shard.io_mut().sent.remove(0);
+    assert_eq!(phone, address(CLIENT));
+    drop(before);
+    bench.turn_streams([FIRST]);
+
+    let sent = String::from_utf8(sent).unwrap();
+    bench.arrive(sent.replacen(&format!("INVITE sip:{CLIENT} SIP/2.0"), "SIP/2.0 200 OK", 1).into_bytes());
+    bench.turn();
+    let (mut after, _) = server.accept().unwrap();
+    bench.turn_streams([FIRST]);
+    let mut room = [0; 4096];
+    let len = after.read(&mut room).unwrap();
+    assert!(room[..len].starts_with(b"SIP/2.0 200 OK\r\n"));
+    bench.assert_balanced();
+}
+
 #[test]
 fn a_backend_to_which_no_connection_can_be_had_loses_one_message_and_another_gets_the_rest() {
     let at = address(BACKENDS[0]);

@@ -72,8 +72,17 @@ impl Streams {
                 }
                 (Some(slot), _) => Ok(slot),
                 // RFC 3261 18.2.2: where it cannot go down the connection it is to go down, a response goes down another.
-                (None, Tally::Response(..)) if listener.is_some() => {
-                    self.connect(to, listener, now_ms, tables, counters, fates).map_err(|()| Why::FlowGone)
+                (None, Tally::Response(..)) => {
+                    let server = tables.by_address.get(&to).and_then(|&index| tables.backends.get(index as usize));
+                    let connected = match listener {
+                        // That by which it gets everybody's requests.
+                        _ if server.is_some_and(|server| server.reach.proxy_header.is_none()) => {
+                            self.connect(to, None, now_ms, tables, counters, fates)
+                        }
+                        Some(_) => self.connect(to, listener, now_ms, tables, counters, fates),
+                        None => Err(()),
+                    };
+                    connected.map_err(|()| Why::FlowGone)
                 }
                 _ => Err(Why::FlowGone),
             },
