@@ -255,6 +255,17 @@ fn what_would_close_a_shared_connection_is_refused() {
         second("SIP/2.0/UDP (x)=y"),
         second("SIP/2.0/UDP 192.0.2.1;(x)=y"),
         swap("To: <sip:b@example.net>", "To: <sip:b<@example.net>"),
+        second("SIP/2.0/DCCP 192.0.2.1"),
+        second("SIP/2.0/UDP [2001{::1]"),
+        second("SIP/2.0/UDP 192.0.2.1;x=\"a,b\""),
+        second("SIP/2.0/UDP 192.0.2.1;ttl"),
+        second("SIP/2.0/UDP 192.0.2.1;Received"),
+        second("SIP/2.0/UDP 192.0.2.1;i"),
+        second("SIP/2.0/UDP 192.0.2.1;alias=[2001:db8::1]:5060"),
+        swap("To: <sip:b@example.net>", "To: <sip:b@example.net;x=\"y\">"),
+        swap("To: <sip:b@example.net>", "To: <sip: b@example.net>"),
+        swap("Max-", "X!: y\r\nMax-"),
+        swap("Max-", "It's: y\r\nMax-"),
         swap("z9hG4bK-1", "z9hG4bKa/b="),
         swap("To: <sip:b@example.net>", "To: <sip:b@example.net>;tag=a=b"),
         swap("CSeq: 1 INVITE", "CSeq: 1\r\n INVITE"),
@@ -264,13 +275,16 @@ fn what_would_close_a_shared_connection_is_refused() {
         swap("Max-", "Retry-After: 99999999999\r\nMax-"),
     ];
     let passed = [
-        second("SIP / 2.0\r\n / UDP 192.0.2.1 : 5060;x;y=z;alias=[2001:db8::1]:5060"),
+        second("SIP / 2.0\r\n / UDP 192.0.2.1 : 5060;x;y=[2001:db8::1]:5060;alias;id"),
         second("SIP/2.0/TLS [2001:db8::1]:5061;branch=z9hG4bK-2;received=2001:db8::1, SIP/2.0/UDP a.example.net"),
         swap("\"A\" <", "\"A \\\" B\" <"),
         swap("To: <sip:b@example.net>", "To: sip:b@example.net"),
         swap(";rport", ";rport;oc;x=\"a b\""),
         swap("Max-", "Retry-After:\r\n 18000;duration=3600 (busy)\r\nMax-"),
         swap("Max-", "Retry-After-Lunch: soon\r\nMax-"),
+        swap("Max-", "X+~_.: It's !\r\n %\r\nMax-"),
+        second("SIP/2.0/UNKNOWN 192.0.2.1;maddr=192.0.2.2;ttl=1"),
+        swap("To: <sip:b@example.net>", "To: <sip:b@example.net;x=y?h=1>;x=\"a,b\""),
     ];
     let arrival = Arrival { from: address(CLIENT), listener: Some(0), local: None, stream: None };
     let mut by_stream = Path::new(tables_of_streams());

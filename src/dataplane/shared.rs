@@ -9,8 +9,10 @@ use crate::dataplane::sip::cursor::{Cursor, next_param};
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::name_addr::{self, NameAddr};
+use crate::dataplane::sip::uri;
 use crate::dataplane::sip::via::{self, Via};
 use crate::dataplane::validate::Request;
+use core::iter;
 
 /// Octets of a status line that ends behind its code.
 const BARE_STATUS_LINE: usize = "SIP/2.0 200".len();
@@ -49,8 +51,8 @@ fn objection_to(message: &[u8], scan: &Scan, from_and_to: [NameAddr; 2]) -> Opti
     if !from_and_to.iter().all(|value| is_plain_address(message, value)) {
         return Some("From Or To Is Malformed");
     }
-    if has_odd_retry_after(message, scan) {
-        return Some("Retry-After Is Malformed");
+    if let Some(reason) = odd_header(message, scan) {
+        return Some(reason);
     }
     let all_plain = rows(message, scan, HeaderKind::Via).all(|row| are_plain_vias(message, row.span()));
     (!all_plain).then_some("A Via Is Malformed")
@@ -63,26 +65,40 @@ fn is_plain_cseq(value: &[u8]) -> bool {
     !number.is_empty() && name.len() < method.len() && !name.is_empty() && grammar::TOKEN.has_all(name)
 }
 
-/// Whether a Retry-After is not `delta-seconds` with something behind it that Kamailio passes over. The name is looked for in lines
-/// first: practically no message has it.
-fn has_odd_retry_after(message: &[u8], scan: &Scan) -> bool {
-    const NAME: &[u8] = b"retry-after";
-    let head = message.get(..scan.body as usize).unwrap_or(message);
-    let is_it = |lf: usize| head[lf + 1..].get(..NAME.len()).is_some_and(|name| name.eq_ignore_ascii_case(NAME));
-    memchr::memchr_iter(b'\n', head).any(is_it)
-        && rows_named(message, scan, &[NAME]).any(|value| {
-            let value = grammar::trim(value.of(message));
-            let digits = grammar::DIGIT.prefix(value);
-            let ends = value.get(digits).is_none_or(|&next| grammar::is_lws(next) || b";(".contains(&next));
-            !(1..10).contains(&digits) || !ends
-        })
+/// Which header Kamailio closes at, of those that nobody else here looks at: one whose name has letters of a `token` that it does not
+/// know in names, or a Retry-After without `delta-seconds`.
+fn odd_header(message: &[u8], scan: &Scan) -> Option<&'static str> {
+    const RETRY_AFTER: &[u8] = b"retry-after";
+    let head = message.get(scan.headers as usize..scan.body as usize).unwrap_or_default();
+    let mut has_retry_after = false;
+    for start in iter::once(0).chain(memchr::memchr_iter(b'\n', head).map(|lf| lf + 1)) {
+        let line = &head[start..];
+        if line.first().is_none_or(|&first| grammar::is_lws(first)) {
+            continue;
+        }
+        let name = &line[..memchr::memchr(b':', line).unwrap_or(0)];
+        if name.iter().any(|octet| matches!(octet, b'!' | b'%' | b'\'' | b'*' | b'`')) {
+            return Some("A Header Name With Odd Letters");
+        }
+        has_retry_after |= grammar::trim(name).eq_ignore_ascii_case(RETRY_AFTER);
+    }
+    let is_odd = |value: Span| {
+        let value = grammar::trim(value.of(message));
+        let digits = grammar::DIGIT.prefix(value);
+        let ends = value.get(digits).is_none_or(|&next| grammar::is_lws(next) || b";(".contains(&next));
+        !(1..10).contains(&digits) || !ends
+    };
+    let has_odd = has_retry_after && rows_named(message, scan, &[RETRY_AFTER]).any(is_odd);
+    has_odd.then_some("Retry-After Is Malformed")
 }
 
-/// Whether what stands behind the URI is parameters by the grammar.
+/// Whether the URI has only what may stand in one, and what stands behind it is parameters by the grammar.
 fn is_plain_address(message: &[u8], value: &NameAddr) -> bool {
+    let uri = value.uri.of(message);
+    let is_plain_uri = uri.first() != Some(&b';') && !uri.iter().any(|octet| b"<\"\\ \t".contains(octet));
     let is_bracketed = message.get(value.uri.end as usize) == Some(&b'>');
     let start = value.uri.end + u32::from(is_bracketed);
-    !value.uri.of(message).contains(&b'<') && are_plain_params(message, Span { start, end: value.whole.end })
+    is_plain_uri && are_plain_params(message, Span { start, end: value.whole.end }, |_, _| true)
 }
 
 /// Whether all values of a Via row follow the grammar.
@@ -101,20 +117,37 @@ fn is_plain_via(message: &[u8], via: &Via) -> bool {
     let protocol = Span { start: via.whole.start, end: via.sent_by.start }.of(message);
     let mut name = protocol.iter().filter(|&&octet| !grammar::is_lws(octet));
     let is_sip = b"SIP/2.0/".iter().all(|wanted| name.next().is_some_and(|octet| octet.eq_ignore_ascii_case(wanted)));
+    // Whatever else it begins with is a transport that Kamailio does not know; at these it closes.
+    let is_transport = name.next().is_some_and(|first| !b".02cdilp".contains(&first.to_ascii_lowercase()));
     let port = Span { start: via.host.end, end: via.sent_by.end }.of(message);
     // It is one that there is: without needless zeros it has five digits at most.
     let is_port = port.iter().find(|octet| octet.is_ascii_digit()) != Some(&b'0');
     let params = Span { start: via.sent_by.end, end: via.whole.end };
-    is_sip && is_port && is_host(via.host.of(message)) && are_plain_params(message, params)
+    is_sip
+        && is_transport
+        && is_port
+        && is_host(via.host.of(message))
+        && are_plain_params(message, params, is_plain_via_param)
 }
 
 /// Whether `host` is an IPv6 reference, or might be a name.
 fn is_host(host: &[u8]) -> bool {
-    host.first() == Some(&b'[') || grammar::TOKEN.has_all(host)
+    grammar::TOKEN.has_all(host) || host.first() == Some(&b'[') && uri::address(host).is_some()
 }
 
-/// `*( SEMI generic-param )`, where a quoted value holds no quoted pair: those are legal, and Kamailio closes at one in a Via.
-fn are_plain_params(message: &[u8], span: Span) -> bool {
+/// Whether Kamailio takes a parameter of a Via that is as it may be by the grammar: not a comma in quotes, and not a value missing or there
+/// where it is otherwise. `i` and `a` are its own.
+fn is_plain_via_param(name: &[u8], value: Option<&[u8]>) -> bool {
+    let is_one_of = |names: &[&[u8]]| names.iter().any(|one| name.eq_ignore_ascii_case(one));
+    match value {
+        None => !is_one_of(&[b"i", b"maddr", b"received", b"ttl"]),
+        Some(value) => !value.contains(&b',') && !is_one_of(&[b"a", b"alias"]),
+    }
+}
+
+/// `*( SEMI generic-param )`, each of which is `fit`. A quoted value holds no quoted pair: those are legal, and Kamailio closes at one in a
+/// Via or To.
+fn are_plain_params(message: &[u8], span: Span, fit: impl Fn(&[u8], Option<&[u8]>) -> bool) -> bool {
     let mut cursor = Cursor::new(message, span);
     loop {
         match next_param(&mut cursor) {
@@ -129,7 +162,9 @@ fn are_plain_params(message: &[u8], span: Span) -> bool {
                             && text.iter().all(|&octet| grammar::TOKEN.has(octet) || b"[]:".contains(&octet))
                     }
                 });
-                if !is_plain || !grammar::TOKEN.has_all(param.name.of(message)) {
+                let name = param.name.of(message);
+                if !is_plain || !grammar::TOKEN.has_all(name) || !fit(name, param.value.map(|value| value.of(message)))
+                {
                     return false;
                 }
             }
