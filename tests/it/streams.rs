@@ -375,6 +375,36 @@ fn a_response_whose_connection_is_gone_takes_a_new_one_to_where_the_via_says() {
     viahop.end();
 }
 
+/// As Kamailio does with one that is silent for two minutes while a call rings.
+#[test]
+fn a_response_to_a_server_that_has_closed_its_connection_takes_that_of_its_requests() {
+    let (listen, inside, phone) = (free_port(), free_port(), Backend::new());
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = server.local_addr().unwrap();
+    let more = format!("[[listen]]\naddress = \"tcp:127.0.0.1:{inside}\"\nside = \"inside\"\n");
+    let viahop = Viahop::start("closed-by-server", &config(listen, &[tcp(at.port())], &more));
+    let mut caller = Client::connect(inside);
+    let invite = request("INVITE", "TCP", at, "rings-long", EMPTY);
+    caller.say(invite.replacen("bob@example.net", &format!("127.0.0.1:{}", phone.port()), 1));
+    let (sent, from) = phone.hear();
+    caller.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    server.set_nonblocking(true).unwrap();
+    let until = Instant::now() + PATIENCE;
+    let another = loop {
+        // Until it is known to have closed, answers go down what was open.
+        phone.say(&answer(&sent, "486 Busy Here", EMPTY), from);
+        match server.accept() {
+            Ok((another, _)) => break another,
+            Err(_) => assert!(Instant::now() < until, "{}", viahop.log()),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    another.set_nonblocking(false).unwrap();
+    let heard = Client::of(another).hear();
+    assert!(heard.starts_with("SIP/2.0 486"), "{heard}");
+    viahop.end();
+}
+
 #[test]
 fn what_is_no_sip_or_could_be_read_twice_is_refused_and_closed_alone() {
     let (listen, backend) = (free_port(), Backend::new());

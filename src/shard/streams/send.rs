@@ -65,27 +65,25 @@ impl Streams {
                     false => fates.lost(DropReason::HandoffFull),
                 };
             }
-            Sender::Stream { id, listener } => match (self.find(id, to), tally) {
-                // Who has said all it had to say answers nothing, and may be gone altogether. An ACK is not answered.
-                (Some(slot), Tally::Request(_)) if self.has_ended(slot) && !parts[0].starts_with(b"ACK ") => {
-                    Err(Why::FlowGone)
-                }
-                (Some(slot), _) => Ok(slot),
-                // RFC 3261 18.2.2: where it cannot go down the connection it is to go down, a response goes down another.
-                (None, Tally::Response(..)) => {
-                    let server = tables.by_address.get(&to).and_then(|&index| tables.backends.get(index as usize));
-                    let connected = match listener {
-                        // That by which it gets everybody's requests.
-                        _ if server.is_some_and(|server| server.reach.proxy_header.is_none()) => {
-                            self.connect(to, None, now_ms, tables, counters, fates)
-                        }
-                        Some(_) => self.connect(to, listener, now_ms, tables, counters, fates),
-                        None => Err(()),
-                    };
-                    connected.map_err(|()| Why::FlowGone)
-                }
-                _ => Err(Why::FlowGone),
-            },
+            Sender::Stream { id, listener } => {
+                let found = self.find(id, to);
+                let has_ended = found.is_some_and(|slot| self.has_ended(slot));
+                let connected = match (found, tally) {
+                    // Who has said all it had to say answers nothing, and may be gone altogether. An ACK is not answered.
+                    (Some(_), Tally::Request(_)) if has_ended && !parts[0].starts_with(b"ACK ") => Err(()),
+                    // RFC 3261 18.2.2: where it cannot go down the connection it is to go down, a response goes down another. To a
+                    // server, that by which it gets its requests; no server closes a half alone.
+                    (_, Tally::Response(..)) if (found.is_none() || has_ended) && is_shared_with(tables, to) => {
+                        self.connect(to, None, now_ms, tables, counters, fates)
+                    }
+                    (Some(slot), _) => Ok(slot),
+                    (None, Tally::Response(..)) if listener.is_some() => {
+                        self.connect(to, listener, now_ms, tables, counters, fates)
+                    }
+                    _ => Err(()),
+                };
+                connected.map_err(|()| Why::FlowGone)
+            }
             Sender::Connect { listener } => {
                 let slot = match client.filter(|_| listener.is_none()) {
                     Some(client) => self.connect_for(client, to, now_ms, tables, counters, fates),
@@ -213,6 +211,12 @@ impl Streams {
             self.poller.set_interest(fd, number, readable, !is_done).ok();
         }
     }
+}
+
+/// Whether a backend is at `to`, and no connection to it begins with whom it is for.
+fn is_shared_with(tables: &Tables, to: SocketAddr) -> bool {
+    let backend = tables.by_address.get(&to).and_then(|&index| tables.backends.get(index as usize));
+    backend.is_some_and(|backend| backend.reach.proxy_header.is_none())
 }
 
 #[cfg(test)]
