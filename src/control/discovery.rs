@@ -8,9 +8,10 @@
 //! It is asked at the start, at each reload, and again whenever what was answered is valid no longer.
 //!
 //! Ways to get this wrong, and what catches each: a name server that is away, or that knows nothing for a moment, takes all
-//! backends away (what was found last stays); a server that leaves has calls (it drains for as long as it answers probes); an answer in another order looks like a change (answers are sorted); a
-//! record that changes with every answer makes reloads without end (none comes sooner than a second after the other); a
-//! server that gets another address moves its calls (its name is that of its SRV target, which it keeps).
+//! backends away (what was found last stays); a server that leaves has calls (it drains for as long as it answers probes); an
+//! answer in another order looks like a change (answers are sorted); a record that changes with every answer makes reloads
+//! without end (none comes sooner than a second after the other); a server that gets another address moves its calls (its
+//! name is that of its SRV target, which it keeps).
 
 use super::config::address::HostPort;
 use super::config::problem::Problem;
@@ -206,7 +207,8 @@ async fn ask_one(resolver: &TokioResolver, what: &Discover) -> Result<(Vec<Serve
             Err(error) => Err(told(&error)),
             Ok(lookup) => {
                 let records = lookup.answers().iter().filter_map(|record| match &record.data {
-                    RData::SRV(srv) if !srv.target.is_root() => Some(srv),
+                    // Of what is nobody's, and what nothing can be sent to, there is no server.
+                    RData::SRV(srv) if !srv.target.is_root() && srv.port != 0 => Some(srv),
                     _ => None,
                 });
                 let servers = records.map(|srv| Server {
