@@ -326,6 +326,11 @@ fn callers_and_callees_of_one_process_have_descriptors_for_both() {
     assert_eq!(output.code, 0, "{}", output.all());
 }
 
+/// A shell in which SIGHUP does what it does by default: a shell cannot undo that it is ignored, as it is below `nohup`.
+fn where_hangups_end(line: &str) -> Ended {
+    ended(Command::new("env").args(["--default-signal=HUP", "sh", "-c", line]))
+}
+
 #[test]
 fn a_run_that_is_interrupted_keeps_what_there_was_and_says_that_it_is_not_all() {
     let dir = Dir::new("interrupted");
@@ -342,7 +347,7 @@ fn a_run_that_is_interrupted_keeps_what_there_was_and_says_that_it_is_not_all() 
             while ! grep -q calls/s {dir}/out; do sleep 0.05; done; kill {signals}; wait $child",
             dir = dir.0.display()
         );
-        let output = ended(Command::new("sh").args(["-c", &line]));
+        let output = where_hangups_end(&line);
         assert_eq!(output.code, 0, "{signals}: {}", output.all());
         let printed = std::fs::read_to_string(dir.0.join("out")).unwrap();
         assert!(printed.contains("PARTIAL: ended by the user"), "{printed}");
@@ -463,7 +468,7 @@ fn a_run_whose_terminal_is_lost_writes_its_log() {
             for turn in $(seq 200); do [ -s {json} ] && exit 0; sleep 0.05; done; exit 42",
             out = dir.path("out")
         );
-        let output = ended(Command::new("sh").args(["-c", &line]));
+        let output = where_hangups_end(&line);
         if output.stderr.contains("not found") {
             eprintln!("skipped: script is not installed");
             return;
