@@ -321,7 +321,8 @@ impl Balancer {
         let loaded = parse(Source { name: "built-in".into(), text })?;
         let secret = secret::ephemeral(&loaded.config.token_keys).map_err(environment)?;
         let origin = Origin::Flags(Box::new(loaded.clone()));
-        let (service, _) = Service::start(runtime().map_err(environment)?, loaded, origin, secret, Arc::default())?;
+        let (service, _) =
+            Service::start(runtime().map_err(environment)?, loaded, origin, secret, None, Arc::default())?;
         let (orders, queue) = mpsc::channel(1);
         let view = service.view();
         let shards = view.fixed.shards.len();

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info};
 use viahop::control::config::problem::{Problem, Report};
 use viahop::control::events::Events;
+use viahop::control::kept_ports::KeptPorts;
 use viahop::control::run::listen_to_the_system;
 use viahop::control::{secret, view::View};
 
@@ -48,7 +49,8 @@ fn start(args: &cli::Run) -> Result<(Service, Signal, Report), Report> {
     log::start(&loaded.config.log, &events);
     log_panics();
     let secret = secret::obtain(&loaded.config.secret, &loaded.config.token_keys).map_err(environment)?;
-    let (service, warnings) = Service::start(runtime, loaded, origin, secret, events)?;
+    let ports = KeptPorts::of(&loaded.config);
+    let (service, warnings) = Service::start(runtime, loaded, origin, secret, ports.as_ref(), events)?;
     Ok((service, hangups, warnings))
 }
 

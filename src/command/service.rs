@@ -14,13 +14,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
-use tracing::info;
+use tracing::{info, warn};
 use viahop::control::admin;
 use viahop::control::clock::unix_now;
 use viahop::control::cluster::Cluster;
 use viahop::control::config::problem::{Problem, Report, Severity};
 use viahop::control::config::{Config, Cores, EgressMode, Loaded};
 use viahop::control::events::Events;
+use viahop::control::kept_ports::KeptPorts;
 use viahop::control::resolve::{InForce, Resolved, resolve};
 use viahop::control::run::{Order, Origin, Setup, first_view, run};
 use viahop::control::secret::Obtained;
@@ -57,6 +58,7 @@ impl Service {
         loaded: Loaded,
         origin: Origin,
         secret: Obtained,
+        kept_ports: Option<&KeptPorts>,
         events: Arc<Events>,
     ) -> Result<(Service, Report), Report> {
         let source = loaded.source.clone();
@@ -68,6 +70,9 @@ impl Service {
         let config = resolved.config.clone();
         let mut plan = plan(&resolved, cores.len());
         wait_for_ports(&plan).map_err(|error| about(cannot_open(&config, error)))?;
+        if let Some(kept) = kept_ports {
+            plan.egress_before = free_again(&plan, kept.read());
+        }
         let mut unstarted = open(&cores, &mut plan).map_err(|error| about(cannot_open(&config, error)))?;
         let steering = steering::install(config.steering, &unstarted, plan.egress_shared).map_err(about)?;
         if plan.egress_shared && steering.outcomes.is_none() {
@@ -89,6 +94,11 @@ impl Service {
                 None
             }
         };
+        let ports = unstarted.iter().map(|shard| shard.sockets().egress_ports());
+        if let Some(Err(error)) = kept_ports.map(|kept| kept.write(ports)) {
+            let effect = "answers to calls that ring over a restart are lost, unless `egress_ports` in `[balancer]` says where they come to";
+            warn!(event = "ports_not_kept", %error, effect);
+        }
         let started_at = unix_now();
         let credentials = Arc::new(resolved.credentials());
         let cluster = Cluster::new(resolved, None, cores.len(), started_at, &secret.fingerprint);
@@ -240,6 +250,7 @@ pub fn plan(resolved: &Resolved, shards: usize) -> Plan {
         egress_v4: has(v4.into()).then_some(v4),
         egress_v6: has(v6.into()).then_some(v6),
         egress_ports: config.egress_ports.clone(),
+        egress_before: Default::default(),
         egress_shared: config.egress_mode == EgressMode::Shared,
         gso: config.gso,
         linger: config.linger,
@@ -260,6 +271,22 @@ fn open(cores: &[usize], plan: &mut Plan) -> Result<Vec<Unstarted>, OpenError> {
             outcome => return outcome,
         }
     }
+}
+
+/// Of the ports towards backends that the process before had, those that can be had again. One that no living process holds is
+/// waited for.
+fn free_again(plan: &Plan, before: [Vec<u16>; 2]) -> [Vec<u16>; 2] {
+    let since = Instant::now();
+    let is_free = |address: Option<IpAddr>, port: u16| loop {
+        match address.map(|address| are_free(&[SocketAddr::new(address, port)], &[])) {
+            Some(Err(taken)) if lingers(&taken, since) => thread::sleep(Duration::from_millis(50)),
+            outcome => break outcome.is_some_and(|outcome| outcome.is_ok()),
+        }
+    };
+    let [v4, v6] = before;
+    let free =
+        |address: Option<IpAddr>, ports: Vec<u16>| ports.into_iter().filter(|&port| is_free(address, port)).collect();
+    [free(plan.egress_v4.map(IpAddr::V4), v4), free(plan.egress_v6.map(IpAddr::V6), v6)]
 }
 
 /// Whether a port is taken by nobody, as it is for a moment after the end of who had it.

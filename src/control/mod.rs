@@ -21,6 +21,7 @@ pub mod connections;
 mod discovery;
 pub mod events;
 pub mod health;
+pub mod kept_ports;
 pub mod list_watch;
 pub mod metrics;
 pub mod operator;

@@ -224,11 +224,15 @@ fn from_file(path: &Path) -> Result<Vec<u8>, Problem> {
 
 /// Where our own secret is kept: where systemd says, else where the user's programs keep their state.
 fn own_path() -> Option<PathBuf> {
+    Some(state_directory()?.join("secret"))
+}
+
+/// Where what the next process has to know is kept, if anywhere. It may not be there yet.
+pub fn state_directory() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let directory = variable("STATE_DIRECTORY")
+    variable("STATE_DIRECTORY")
         .or_else(|| variable("XDG_STATE_HOME").map(|directory| directory.join("viahop")))
-        .or_else(|| variable("HOME").map(|home| home.join(".local/state/viahop")))?;
-    Some(directory.join("secret"))
+        .or_else(|| variable("HOME").map(|home| home.join(".local/state/viahop")))
 }
 
 /// A secret of our own.

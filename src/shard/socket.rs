@@ -34,6 +34,8 @@ pub struct Plan {
     pub egress_v6: Option<Ipv6Addr>,
     /// The ports to send to backends from; `None`: any.
     pub egress_ports: Option<RangeInclusive<u16>>,
+    /// Of any, those that are tried first: of IPv4 and of IPv6.
+    pub egress_before: [Vec<u16>; 2],
     /// Whether all shards send to backends from one port: the first of `egress_ports`, once [`Plan::settle`] has found it.
     pub egress_shared: bool,
     /// Whether datagrams that are alike go through the kernel as one.
@@ -83,7 +85,10 @@ impl Plan {
         let port = match &self.egress_ports {
             Some(ports) => first_free(ports.clone(), free)?,
             // The kernel's choice for one family may be taken in the other.
-            None => first_free(std::iter::repeat_n(0, TRIES), free)?,
+            None => {
+                let before = self.egress_before.iter().flatten().copied();
+                first_free(before.chain(std::iter::repeat_n(0, TRIES)), free)?
+            }
         };
         self.egress_ports = Some(port..=port);
         Ok(())
@@ -151,17 +156,21 @@ impl Sockets {
         let open = |address, options| {
             UdpSocket::bind(address, options).map_err(|error| OpenError { protocol: "udp", address, error })
         };
-        let to_backends = |address: Option<IpAddr>| {
+        let to_backends = |address: Option<IpAddr>, before: &[u16]| {
             let at = |address| {
-                let ports = plan.egress_ports.clone().unwrap_or(0..=0);
-                first_free(ports, |port| open(SocketAddr::new(address, port), &egress))
+                let open = |port| open(SocketAddr::new(address, port), &egress);
+                match &plan.egress_ports {
+                    Some(ports) => first_free(ports.clone(), open),
+                    None => first_free(before.iter().copied().chain([0]), open),
+                }
             };
             address.map(at).transpose()
         };
+        let [before_v4, before_v6] = &plan.egress_before;
         Ok(Sockets {
             listeners: plan.listeners.iter().map(|&address| open(address, &listener)).collect::<Result<_, _>>()?,
-            egress_v4: to_backends(plan.egress_v4.map(IpAddr::V4))?,
-            egress_v6: to_backends(plan.egress_v6.map(IpAddr::V6))?,
+            egress_v4: to_backends(plan.egress_v4.map(IpAddr::V4), before_v4)?,
+            egress_v6: to_backends(plan.egress_v6.map(IpAddr::V6), before_v6)?,
             streams: plan
                 .streams
                 .iter()

@@ -603,9 +603,33 @@ fn a_drain_waits_for_the_answer_to_a_call_that_rings() {
 }
 
 #[test]
-fn a_call_that_rings_over_a_restart_is_answered_where_ports_towards_backends_are_chosen() {
-    let keys = format!("shards = 1\negress_ports = \"{}\"", free_port());
-    answered_after("ctl-again", &keys, Viahop::restart).end();
+fn a_call_that_rings_over_a_restart_is_answered() {
+    let chosen = format!("shards = 1\negress_ports = \"{}\"", free_port());
+    // Without a word about ports the next process takes those of the one before.
+    for keys in [&chosen, "shards = 2", "shards = 2\negress_mode = \"shared\""] {
+        let viahop = answered_after("ctl-again", keys, Viahop::restart);
+        assert!(!viahop.end().contains("ports_not_kept"), "{keys}");
+    }
+}
+
+#[test]
+fn a_port_that_somebody_has_taken_meanwhile_is_passed_over() {
+    let (mut viahop, servers, phone) = stage("ctl-ports", 1, UNPROBED);
+    let ports = |viahop: &Viahop| {
+        let status = viahop.status();
+        let shards = status["shards"].as_array().unwrap().iter();
+        shards.map(|shard| shard["egress_port_v4"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    let before = ports(&viahop);
+    viahop.restart();
+    assert_eq!(ports(&viahop), before);
+    let mut taken = None;
+    viahop.restart_after(|| taken = Some(UdpSocket::bind(("0.0.0.0", before[0] as u16)).unwrap()));
+    let after = ports(&viahop);
+    assert!(!after.contains(&before[0]) && after.contains(&before[1]), "{before:?}, {after:?}");
+    phone.call("elsewhere");
+    assert_eq!(servers[0].count("INVITE"), 1);
+    viahop.end();
 }
 
 #[test]

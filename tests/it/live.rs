@@ -133,8 +133,14 @@ impl Viahop {
 
     /// Kills it as a power cut would, and starts it again from what is in its folder: the configuration and the secret.
     pub fn restart(&mut self) {
+        self.restart_after(|| ());
+    }
+
+    /// The same, with something done while it is gone.
+    pub fn restart_after(&mut self, meanwhile: impl FnOnce()) {
         self.process.signal("KILL");
         assert!(self.process.wait(PATIENCE).is_some());
+        meanwhile();
         (self.process, self.log) = launch(&self.folder, "log-2");
         self.wait_for_life();
     }
