@@ -181,3 +181,20 @@ fn what_is_no_invite_or_within_a_dialog_takes_no_place_and_needs_none() {
         assert_eq!(send(&mut path, "INVITE", &format!("full {full}").replace(' ', "-")), next);
     }
 }
+
+/// Else names that come and go with reloads would be remembered for ever.
+#[test]
+fn a_pool_that_is_gone_has_no_turn_any_more() {
+    let tables = |generation: u64, name: &str| {
+        let parts = PoolParts { name: name.into(), strategy: Strategy::RoundRobin, ..pool(&BACKENDS) };
+        Tables::new(generation, settings(), vec![parts], None)
+    };
+    let mut path = Path::new(tables(1, "one"));
+    assert_eq!([send(&mut path, "INVITE", "a"), send(&mut path, "INVITE", "b")], [BACKENDS[0], BACKENDS[1]]);
+    path.tables = tables(2, "one").into();
+    assert_eq!([send(&mut path, "INVITE", "c"), send(&mut path, "INVITE", "g")], [BACKENDS[2], BACKENDS[0]]);
+    path.tables = tables(3, "another").into();
+    assert_eq!(send(&mut path, "INVITE", "d"), BACKENDS[0]);
+    path.tables = tables(4, "one").into();
+    assert_eq!([send(&mut path, "INVITE", "e"), send(&mut path, "INVITE", "f")], [BACKENDS[0], BACKENDS[1]]);
+}

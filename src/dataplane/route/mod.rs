@@ -202,11 +202,14 @@ impl Router {
     /// Passes over the backend at `address` until the next tables, as far as its slots have a runner-up: so whoever makes
     /// tables has to know of it.
     pub fn suspect(&mut self, tables: &Tables, address: SocketAddr) {
+        let Some(&known) = tables.by_address.get(&address) else { return };
+        if self.is_suspect(tables, known) {
+            return;
+        }
         // A server that stands in two pools is a backend of each.
         for (index, _) in tables.backends.iter().enumerate().filter(|(_, backend)| backend.address == address) {
-            let index = index as u16;
-            if !self.is_suspect(tables, index) && self.suspects.len() < SUSPECTS_MAX {
-                self.suspects.push(index);
+            if self.suspects.len() < SUSPECTS_MAX {
+                self.suspects.push(index as u16);
                 self.has_changed = true;
             }
         }
@@ -214,7 +217,7 @@ impl Router {
 
     /// Whether the backend of this index is passed over.
     pub fn is_suspect(&mut self, tables: &Tables, index: u16) -> bool {
-        self.forget_suspects_of_other_tables(tables);
+        self.look_at_tables(tables);
         self.suspects.contains(&index)
     }
 
@@ -225,13 +228,19 @@ impl Router {
     }
 
     #[inline(always)]
-    fn forget_suspects_of_other_tables(&mut self, tables: &Tables) {
+    fn look_at_tables(&mut self, tables: &Tables) {
         if self.generation != tables.generation {
-            // The first tables are no change.
-            self.has_changed = self.generation != 0;
-            self.generation = tables.generation;
-            self.suspects.clear();
+            self.forget_other_tables(tables);
         }
+    }
+
+    #[cold]
+    fn forget_other_tables(&mut self, tables: &Tables) {
+        // The first tables are no change.
+        self.has_changed = self.generation != 0;
+        self.generation = tables.generation;
+        self.suspects.clear();
+        self.turns.retain(|(digest, _)| tables.pools.iter().any(|pool| pool.digest == *digest));
     }
 
     /// Decides where a request goes, and what that changes in it. The decision is written to `place`, where it stays: one that is
@@ -246,7 +255,7 @@ impl Router {
         edits: &mut Edits,
         place: &'d mut Option<Decision>,
     ) -> Result<&'d Decision, Refusal> {
-        self.forget_suspects_of_other_tables(input.tables);
+        self.look_at_tables(input.tables);
         if self.has_changed {
             self.has_changed = false;
             self.unsettled_until_ms = input.now_ms + RINGING_MS;
