@@ -113,7 +113,7 @@ fn empty(sockets: &[socket::UdpSocket]) -> Chooser {
 }
 
 fn steering(sockets: &[socket::UdpSocket]) -> Chooser {
-    Chooser::Steering(Steering::install(&[sockets.iter().collect()]).expect("the privilege to steer"))
+    Chooser::Steering(Steering::install(&[sockets.iter().collect()], 7).expect("the privilege to steer"))
 }
 
 fn main() {

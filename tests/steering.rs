@@ -328,7 +328,7 @@ impl Port {
         let mut sockets = vec![socket::UdpSocket::bind("127.0.0.1:0".parse().unwrap(), &options).unwrap()];
         let address = sockets[0].address();
         sockets.extend((1..shards).map(|_| socket::UdpSocket::bind(address, &options).unwrap()));
-        let steering = match Steering::install(&[sockets.iter().collect()]) {
+        let steering = match Steering::install(&[sockets.iter().collect()], 7) {
             Ok(steering) => steering,
             Err(missing) => {
                 assert_ne!(std::env::var("VIAHOP_PEERS").as_deref(), Ok("required"), "{missing:?}");

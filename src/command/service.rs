@@ -74,7 +74,8 @@ impl Service {
             plan.egress_before = free_again(&plan, kept.read());
         }
         let mut unstarted = open(&cores, &mut plan).map_err(|error| about(cannot_open(&config, error)))?;
-        let steering = steering::install(config.steering, &unstarted, plan.egress_shared).map_err(about)?;
+        let seed = secret.keys.route(b"steering");
+        let steering = steering::install(config.steering, &unstarted, plan.egress_shared, seed).map_err(about)?;
         if plan.egress_shared && steering.outcomes.is_none() {
             unstarted.iter_mut().for_each(Unstarted::tell_answers);
         }

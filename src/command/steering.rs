@@ -9,11 +9,11 @@ use viahop::shard::steering::program::Outcome;
 use viahop::shard::steering::{self, Missing};
 
 /// Puts a program at the ports that all shards share, if that is wanted and can be had, and logs which it is. The port
-/// towards backends is among them if it is `shared`.
+/// towards backends is among them if it is `shared`. `seed` decides which Call-ID is whose.
 ///
 /// # Errors
 /// It is wanted, and what is missing.
-pub fn install(wanted: config::Steering, shards: &[Unstarted], shared: bool) -> Result<Steering, Problem> {
+pub fn install(wanted: config::Steering, shards: &[Unstarted], shared: bool, seed: u64) -> Result<Steering, Problem> {
     let has_choice = |first: &&Unstarted| shards.len() > 1 && (shared || first.sockets().listeners() > 0);
     let Some(first) = shards.first().filter(has_choice).filter(|_| wanted != config::Steering::Kernel) else {
         info!(event = "steering", by = "kernel", wanted = wanted.word(), shards = shards.len());
@@ -24,7 +24,7 @@ pub fn install(wanted: config::Steering, shards: &[Unstarted], shared: bool) -> 
         .map(|index| sockets.clone().filter_map(|one| one.listener(index)).collect::<Vec<_>>());
     let egress = (0..if shared { first.sockets().egress().count() } else { 0 })
         .map(|index| sockets.clone().filter_map(|one| one.egress().nth(index)).collect());
-    match steering::Steering::install(&listeners.chain(egress).collect::<Vec<_>>()) {
+    match steering::Steering::install(&listeners.chain(egress).collect::<Vec<_>>(), seed) {
         Ok(program) => {
             info!(event = "steering", by = "call-id", wanted = wanted.word());
             let labelled = move || {

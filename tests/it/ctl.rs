@@ -4,7 +4,7 @@ use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, config, free_port
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -610,6 +610,41 @@ fn a_call_that_rings_over_a_restart_is_answered() {
         let viahop = answered_after("ctl-again", keys, Viahop::restart);
         assert!(!viahop.end().contains("ports_not_kept"), "{keys}");
     }
+}
+
+/// RFC 3261 16.11: from another port it would be another transaction to the server, and a CANCEL the cancel of nothing.
+#[test]
+fn a_retransmission_behind_a_restart_leaves_as_the_same_octets_from_the_same_port() {
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (listen, port) = (free_port(), server.local_addr().unwrap().port());
+    let mut viahop = Viahop::start("ctl-same", &config(listen, &[port], UNPROBED));
+    let phone = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let at = phone.local_addr().unwrap();
+    // Each by its Call-ID, and where it came from.
+    let sent = |method: &str| {
+        let calls = (0..16).map(|number| {
+            let request = format!(
+                "{method} sip:bob@example.net SIP/2.0\r\nVia: SIP/2.0/UDP {at};branch=z9hG4bK{number};rport\r\nMax-Forwards: 70\r\n\
+                 From: <sip:a@example.net>;tag=1\r\nTo: <sip:bob@example.net>\r\nCall-ID: same-{number}\r\nCSeq: 1 {method}\r\n\
+                 Content-Length: 0\r\n\r\n"
+            );
+            phone.send_to(request.as_bytes(), ("127.0.0.1", listen)).unwrap();
+            let mut room = vec![0; 65_536];
+            let (len, shard) = server.recv_from(&mut room).unwrap();
+            (String::from_utf8_lossy(&room[..len]).into_owned(), shard)
+        });
+        calls.collect::<Vec<_>>()
+    };
+    let before = sent("INVITE");
+    viahop.restart();
+    assert_eq!(sent("INVITE"), before);
+    // What a server tells transactions apart by, without the token behind it.
+    let transaction =
+        |(text, _): &(String, SocketAddr)| row(text, "Via").unwrap().split(";vh=").next().unwrap().to_owned();
+    let of = |all: &[(String, SocketAddr)]| all.iter().map(transaction).collect::<Vec<_>>();
+    assert_eq!(of(&sent("CANCEL")), of(&before));
+    viahop.end();
 }
 
 #[test]

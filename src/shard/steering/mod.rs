@@ -50,14 +50,14 @@ pub struct Missing {
 
 impl Steering {
     /// Tries a program out on sockets of its own, and then puts one at each of `ports`: of each, the sockets that share
-    /// it, in the order of their shards.
+    /// it, in the order of their shards. With the same `seed` a Call-ID has the same shard.
     ///
     /// # Errors
     /// What is missing. The ports are then as they were before.
-    pub fn install(ports: &[Vec<&UdpSocket>]) -> Result<Steering, Missing> {
+    pub fn install(ports: &[Vec<&UdpSocket>], seed: u64) -> Result<Steering, Missing> {
         let shards = ports.first().map_or(0, Vec::len);
         self_test(shards)?;
-        match Steering::at(ports, shards) {
+        match Steering::at(ports, shards, seed) {
             Ok(steering) => Ok(steering),
             Err(refused) => {
                 // Some may have theirs already. Where there is none, there is nothing to take away.
@@ -67,8 +67,7 @@ impl Steering {
         }
     }
 
-    fn at(ports: &[Vec<&UdpSocket>], shards: usize) -> Result<Steering, Refused> {
-        let seed = RandomState::new().build_hasher().finish();
+    fn at(ports: &[Vec<&UdpSocket>], shards: usize, seed: u64) -> Result<Steering, Refused> {
         let room = Map::per_cpu(ROOM)?;
         let mut steering = Steering { room, programs: Vec::new(), _sockets: Vec::new(), seed, shards: shards as u32 };
         for port in ports {
@@ -139,7 +138,8 @@ pub fn self_test(shards: usize) -> Result<(), Missing> {
     for _ in 1..shards {
         sockets.push(UdpSocket::bind(address, &options).map_err(|error| failed("open a socket", error))?);
     }
-    let steering = Steering::at(&[sockets.iter().collect()], shards).map_err(|refused| missing(&refused))?;
+    let seed = RandomState::new().build_hasher().finish();
+    let steering = Steering::at(&[sockets.iter().collect()], shards, seed).map_err(|refused| missing(&refused))?;
     let sockets: Vec<std::net::UdpSocket> =
         sockets.into_iter().map(|socket| std::net::UdpSocket::from(OwnedFd::from(socket))).collect();
     arrive(&steering, &sockets, address).map_err(|error| failed("send calls to their shards", error))

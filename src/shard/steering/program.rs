@@ -224,8 +224,8 @@ pub const UNDECIDED: u32 = 1 << 31;
 
 /// Which of `shards` shards a Call-ID belongs to under `seed`: what the program works out, in Rust.
 ///
-/// A mix of multiplications over words of eight octets. The seed is drawn at each start, so that nobody can choose
-/// Call-IDs that all meet on one core; it need not last, since nothing is kept by it beyond the process.
+/// A mix of multiplications over words of eight octets. The seed is made of the secret: nobody else can choose Call-IDs that all
+/// meet on one core, and a call is on the same one behind a restart, where its CANCEL leaves from the port of its INVITE.
 pub fn shard_of(call_id: &[u8], seed: u64, shards: u32) -> u32 {
     let mut hash = seed;
     let hashed = &call_id[..call_id.len().min(HASHED_MAX)];
