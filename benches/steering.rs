@@ -113,7 +113,9 @@ fn empty(sockets: &[socket::UdpSocket]) -> Chooser {
 }
 
 fn steering(sockets: &[socket::UdpSocket]) -> Chooser {
-    Chooser::Steering(Steering::install(&[sockets.iter().collect()], 7).expect("the privilege to steer"))
+    let steering = Steering::load(1, sockets.len(), 7).expect("the privilege to steer");
+    steering.attach(&[sockets.iter().collect()]).expect("attached");
+    Chooser::Steering(steering)
 }
 
 fn main() {

@@ -328,7 +328,9 @@ impl Port {
         let mut sockets = vec![socket::UdpSocket::bind("127.0.0.1:0".parse().unwrap(), &options).unwrap()];
         let address = sockets[0].address();
         sockets.extend((1..shards).map(|_| socket::UdpSocket::bind(address, &options).unwrap()));
-        let steering = match Steering::install(&[sockets.iter().collect()], 7) {
+        let attached = Steering::load(1, shards, 7)
+            .and_then(|steering| steering.attach(&[sockets.iter().collect()]).map(|()| steering));
+        let steering = match attached {
             Ok(steering) => steering,
             Err(missing) => {
                 assert_ne!(std::env::var("VIAHOP_PEERS").as_deref(), Ok("required"), "{missing:?}");

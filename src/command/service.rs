@@ -73,9 +73,9 @@ impl Service {
         if let Some(kept) = kept_ports {
             plan.egress_before = free_again(&plan, kept.read());
         }
+        let programs = steering::load(config.steering, &plan, cores.len(), secret.keys.route(b"steering"));
         let mut unstarted = open(&cores, &mut plan).map_err(|error| about(cannot_open(&config, error)))?;
-        let seed = secret.keys.route(b"steering");
-        let steering = steering::install(config.steering, &unstarted, plan.egress_shared, seed).map_err(about)?;
+        let steering = steering::attach(config.steering, programs, &unstarted, plan.egress_shared).map_err(about)?;
         if plan.egress_shared && steering.outcomes.is_none() {
             unstarted.iter_mut().for_each(Unstarted::tell_answers);
         }

@@ -5,27 +5,39 @@ use viahop::control::config::problem::Problem;
 use viahop::control::config::{self, Config, EgressMode};
 use viahop::control::steering::{COST, Steering};
 use viahop::shard::Unstarted;
+use viahop::shard::socket::Plan;
 use viahop::shard::steering::program::Outcome;
 use viahop::shard::steering::{self, Missing};
+use viahop::sys::socket::UdpSocket;
 
-/// Puts a program at the ports that all shards share, if that is wanted and can be had, and logs which it is. The port
-/// towards backends is among them if it is `shared`. `seed` decides which Call-ID is whose.
+/// What [`load`] made ready: nothing, where nothing is wanted or there is nothing to choose.
+pub type Loaded = Result<Option<steering::Steering>, Missing>;
+
+/// Has a program ready for each port that `shards` shards are to share by `plan`, before it is opened: the port towards
+/// backends is among them if it is shared. `seed` decides which Call-ID is whose.
+pub fn load(wanted: config::Steering, plan: &Plan, shards: usize, seed: u64) -> Loaded {
+    let egress = [plan.egress_v4.is_some(), plan.egress_v6.is_some()].map(|has| usize::from(has && plan.egress_shared));
+    let ports = plan.listeners.len() + egress.iter().sum::<usize>();
+    let has_choice = wanted != config::Steering::Kernel && shards > 1 && ports > 0;
+    has_choice.then(|| steering::Steering::load(ports, shards, seed)).transpose()
+}
+
+/// Puts what is loaded at its ports, and logs what decides from now on.
 ///
 /// # Errors
 /// It is wanted, and what is missing.
-pub fn install(wanted: config::Steering, shards: &[Unstarted], shared: bool, seed: u64) -> Result<Steering, Problem> {
-    let has_choice = |first: &&Unstarted| shards.len() > 1 && (shared || first.sockets().listeners() > 0);
-    let Some(first) = shards.first().filter(has_choice).filter(|_| wanted != config::Steering::Kernel) else {
-        info!(event = "steering", by = "kernel", wanted = wanted.word(), shards = shards.len());
-        return Ok(Steering::off(wanted));
-    };
-    let sockets = shards.iter().map(Unstarted::sockets);
-    let listeners = (0..first.sockets().listeners())
-        .map(|index| sockets.clone().filter_map(|one| one.listener(index)).collect::<Vec<_>>());
-    let egress = (0..if shared { first.sockets().egress().count() } else { 0 })
-        .map(|index| sockets.clone().filter_map(|one| one.egress().nth(index)).collect());
-    match steering::Steering::install(&listeners.chain(egress).collect::<Vec<_>>(), seed) {
-        Ok(program) => {
+pub fn attach(
+    wanted: config::Steering,
+    loaded: Loaded,
+    shards: &[Unstarted],
+    shared: bool,
+) -> Result<Steering, Problem> {
+    let attached = loaded.and_then(|loaded| match loaded {
+        Some(program) => program.attach(&shared_ports(shards, shared)).map(|()| Some(program)),
+        None => Ok(None),
+    });
+    match attached {
+        Ok(Some(program)) => {
             info!(event = "steering", by = "call-id", wanted = wanted.word());
             let labelled = move || {
                 let counts = program.outcomes().ok()?;
@@ -33,12 +45,26 @@ pub fn install(wanted: config::Steering, shards: &[Unstarted], shared: bool, see
             };
             Ok(Steering { outcomes: Some(Box::new(labelled)), ..Steering::off(wanted) })
         }
+        Ok(None) => {
+            info!(event = "steering", by = "kernel", wanted = wanted.word(), shards = shards.len());
+            Ok(Steering::off(wanted))
+        }
         Err(missing) if wanted == config::Steering::CallId => Err(problem(&missing)),
         Err(Missing { what, remedy }) => {
             warn!(event = "steering", by = "kernel", wanted = wanted.word(), missing = what, cost = COST, remedy);
             Ok(Steering { missing: Some((what, remedy)), ..Steering::off(wanted) })
         }
     }
+}
+
+/// Of each port that the shards share, their sockets: listeners first, then those towards backends.
+fn shared_ports(shards: &[Unstarted], shared: bool) -> Vec<Vec<&UdpSocket>> {
+    let sockets = shards.iter().map(Unstarted::sockets);
+    let Some(first) = sockets.clone().next() else { return Vec::new() };
+    let listeners = (0..first.listeners()).map(|index| sockets.clone().filter_map(|one| one.listener(index)).collect());
+    let egress = (0..if shared { first.egress().count() } else { 0 })
+        .map(|index| sockets.clone().filter_map(|one| one.egress().nth(index)).collect());
+    listeners.chain(egress).collect()
 }
 
 /// That it is wanted and cannot be had.

@@ -12,8 +12,9 @@
 //! load and of what a shard remembers of its calls, never of where a message goes: every shard can serve every message,
 //! so whatever the program picks is right, and nothing is lost without it.
 //!
-//! Installed when the sockets are open and before anybody reads them; the sockets of a port stay the same for the life
-//! of the process, and so does the program. What is not to be had is told as [`Missing`], with a remedy.
+//! Loaded before the sockets are opened, which takes the kernel tens of milliseconds, and attached at once when they are: what comes in
+//! between goes by the kernel's hash. The sockets of a port stay the same for the life of the process, and so does the program. What is
+//! not to be had is told as [`Missing`], with a remedy.
 
 pub mod program;
 
@@ -33,8 +34,8 @@ use std::time::Duration;
 pub struct Steering {
     room: Map,
     programs: Vec<Program>,
-    /// The arrays of sockets live as long as their programs; held to be closed with them.
-    _sockets: Vec<Map>,
+    /// The sockets of each program's port, by shard.
+    sockets: Vec<Map>,
     seed: u64,
     shards: u32,
 }
@@ -49,46 +50,51 @@ pub struct Missing {
 }
 
 impl Steering {
-    /// Tries a program out on sockets of its own, and then puts one at each of `ports`: of each, the sockets that share
-    /// it, in the order of their shards. With the same `seed` a Call-ID has the same shard.
+    /// Tries a program out on sockets of its own, and then has one ready for each of `ports` ports that `shards` shards
+    /// share. With the same `seed` a Call-ID has the same shard.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn load(ports: usize, shards: usize, seed: u64) -> Result<Steering, Missing> {
+        self_test(shards)?;
+        Steering::loaded(ports, shards, seed).map_err(|refused| missing(&refused))
+    }
+
+    /// Puts the programs at `ports`: of each, the sockets that share it, in the order of their shards.
     ///
     /// # Errors
     /// What is missing. The ports are then as they were before.
-    pub fn install(ports: &[Vec<&UdpSocket>], seed: u64) -> Result<Steering, Missing> {
-        let shards = ports.first().map_or(0, Vec::len);
-        self_test(shards)?;
-        match Steering::at(ports, shards, seed) {
-            Ok(steering) => Ok(steering),
-            Err(refused) => {
-                // Some may have theirs already. Where there is none, there is nothing to take away.
-                ports.iter().filter_map(|port| port.first()).for_each(|socket| drop(bpf::detach(socket.as_fd())));
-                Err(missing(&refused))
-            }
-        }
+    pub fn attach(&self, ports: &[Vec<&UdpSocket>]) -> Result<(), Missing> {
+        self.attached(ports).map_err(|refused| {
+            // Some may have theirs already. Where there is none, there is nothing to take away.
+            ports.iter().filter_map(|port| port.first()).for_each(|socket| drop(bpf::detach(socket.as_fd())));
+            missing(&refused)
+        })
     }
 
-    fn at(ports: &[Vec<&UdpSocket>], shards: usize, seed: u64) -> Result<Steering, Refused> {
+    fn loaded(ports: usize, shards: usize, seed: u64) -> Result<Steering, Refused> {
         let room = Map::per_cpu(ROOM)?;
-        let mut steering = Steering { room, programs: Vec::new(), _sockets: Vec::new(), seed, shards: shards as u32 };
-        for port in ports {
+        let mut steering = Steering { room, programs: Vec::new(), sockets: Vec::new(), seed, shards: shards as u32 };
+        for _ in 0..ports {
             let sockets = Map::of_sockets(shards)?;
+            let seat = Seat::at_port(sockets.descriptor());
+            let code = program::program(seat, steering.room.descriptor(), steering.shards, seed);
+            steering.programs.push(Program::load(Purpose::Reuseport, "viahop_steer", &code)?);
+            steering.sockets.push(sockets);
+        }
+        Ok(steering)
+    }
+
+    fn attached(&self, ports: &[Vec<&UdpSocket>]) -> Result<(), Refused> {
+        for ((program, sockets), port) in self.programs.iter().zip(&self.sockets).zip(ports) {
             for (shard, socket) in port.iter().enumerate() {
                 sockets.put_socket(shard, socket.as_fd())?;
             }
-            let code = program::program(
-                Seat::at_port(sockets.descriptor()),
-                steering.room.descriptor(),
-                steering.shards,
-                seed,
-            );
-            let program = Program::load(Purpose::Reuseport, "viahop_steer", &code)?;
             if let Some(socket) = port.first() {
                 program.attach(socket.as_fd())?;
             }
-            steering.programs.push(program);
-            steering._sockets.push(sockets);
         }
-        Ok(steering)
+        Ok(())
     }
 
     /// The number of the shard that messages with this Call-ID come to.
@@ -139,7 +145,8 @@ pub fn self_test(shards: usize) -> Result<(), Missing> {
         sockets.push(UdpSocket::bind(address, &options).map_err(|error| failed("open a socket", error))?);
     }
     let seed = RandomState::new().build_hasher().finish();
-    let steering = Steering::at(&[sockets.iter().collect()], shards, seed).map_err(|refused| missing(&refused))?;
+    let steering = Steering::loaded(1, shards, seed).map_err(|refused| missing(&refused))?;
+    steering.attach(&[sockets.iter().collect()])?;
     let sockets: Vec<std::net::UdpSocket> =
         sockets.into_iter().map(|socket| std::net::UdpSocket::from(OwnedFd::from(socket))).collect();
     arrive(&steering, &sockets, address).map_err(|error| failed("send calls to their shards", error))
