@@ -591,7 +591,7 @@ fn answered_after(name: &str, keys: &str, meanwhile: impl FnOnce(&mut Viahop)) -
     viahop
 }
 
-/// Its answer comes to the port towards backends, which ends with the process.
+/// Its answer comes to a port of this process, and nobody may start another one to take that over.
 #[test]
 fn a_drain_waits_for_the_answer_to_a_call_that_rings() {
     let mut viahop = answered_after("ctl-rings", "shards = 2", |viahop| {
