@@ -459,6 +459,7 @@ mod tests {
                 "[[pool]]\nbackend = [{ uri = \"sip:::1:26000\" }]",
                 "6:25 `::1:26000` is not a host and a port | an IPv6 address and a port are written `[::1]:26000`",
             ),
+            ("[[pool]]\nbackend = [\"sip:a\"]", "6:12 this is a string | write `{ uri = \"sip:a\" }`"),
             ("[[pool]]\nbackend = { uri = \"sip:a\" }", "6:11 this is a table | expected a list, in `[` and `]`"),
             ("[route]\npool = \"default\"", "5:1 `[route]` is one table | there may be several: write `[[route]]`"),
             ("[[route]]\npool = \"proxies\"", "6:8 there is no pool of the name `proxies` | there are: `default`"),

@@ -33,6 +33,13 @@ pub fn toml_problem(error: &toml::de::Error, text: &str) -> Problem {
         if (found, expected) == ("integer", "i64") {
             return Problem::error(at, "this number is far out of range", "no key takes one of this size");
         }
+        // What stands alone is most likely the first key of the table.
+        let alone = |key: &str| text.get(at.clone()).map(|value| format!("write `{{ {key} = {value} }}`"));
+        let instead = match (found, expected) {
+            ("string", "struct Backend") => alone("uri"),
+            ("string", "struct Listen") => alone("address"),
+            _ => None,
+        };
         let expected = match expected {
             "i64" => "a whole number, without quotes",
             "a string" => "a string, in quotes",
@@ -50,7 +57,8 @@ pub fn toml_problem(error: &toml::de::Error, text: &str) -> Problem {
             "map" => "a table",
             other => other,
         };
-        return Problem::error(at, format!("this is {found}"), format!("expected {expected}"));
+        let label = instead.unwrap_or_else(|| format!("expected {expected}"));
+        return Problem::error(at, format!("this is {found}"), label);
     }
     let label = match text.get(at.clone()).is_some_and(|part| part.is_empty()) {
         true => "here",
