@@ -436,6 +436,18 @@ fn backends(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
             .map(|((pool, reason), count)| (vec![("pool", &pool[..]), ("reason", reason.label())], *count)),
     )?;
     out.histogram(
+        "viahop_backend_request_delay_seconds",
+        "From an INVITE that went to a backend until its first response between 101 and 299 (RFC 6076 4.3.1)",
+        view.backends.iter().filter_map(|backend| {
+            let in_seconds =
+                |(bound, count): (Option<u64>, u64)| (bound.map_or(f64::INFINITY, |ms| ms as f64 / 1e3), count);
+            let buckets: Vec<_> = backend.counters.request_delays().map(in_seconds).collect();
+            let sum_ms = backend.counters.sum(|shard| shard.request_delay_ms.sum());
+            let labels = vec![("pool", &backend.pool[..]), ("backend", &backend.name[..])];
+            buckets.iter().any(|bucket| bucket.1 > 0).then(|| (labels, sum_ms as f64 / 1e3, buckets))
+        }),
+    )?;
+    out.histogram(
         "viahop_backend_health_check_duration_seconds",
         "How long backends took to answer OPTIONS; without the probes that nobody answered",
         view.probe_times.iter().map(|(pool, times)| {

@@ -75,6 +75,9 @@ static HANDLING_NS: [u64; 10] =
 /// Bounds of [`ShardCounters::batches`], in messages: a batch has at most 32.
 static BATCH: [u64; 5] = [1, 2, 4, 8, 16];
 
+/// Bounds of [`BackendShard::request_delay_ms`]: from a server that answers by itself to a caller who has mostly given up.
+static REQUEST_DELAY_MS: [u64; 7] = [5, 20, 100, 300, 1_000, 3_000, 10_000];
+
 /// What a message is, as far as counting goes: a request's method, or a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -460,7 +463,7 @@ pub struct BackendCounters {
 }
 
 /// One shard's counters of one backend, alone on its cache lines.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(align(128))]
 pub struct BackendShard {
     /// Requests sent to it.
@@ -471,6 +474,21 @@ pub struct BackendShard {
     pub unavailable: Counter,
     /// ICMP errors that named it, or refusals to send to it.
     pub errors: Counter,
+    /// Milliseconds from when an INVITE went to it until its first response between 101 and 299: session request delay (RFC 6076
+    /// 4.3.1).
+    pub request_delay_ms: Histogram<7>,
+}
+
+impl Default for BackendShard {
+    fn default() -> BackendShard {
+        BackendShard {
+            requests: Counter::default(),
+            responses: Default::default(),
+            unavailable: Counter::default(),
+            errors: Counter::default(),
+            request_delay_ms: Histogram::new(&REQUEST_DELAY_MS),
+        }
+    }
 }
 
 impl BackendCounters {
@@ -488,6 +506,15 @@ impl BackendCounters {
     /// A sum over all shards.
     pub fn sum(&self, of: impl Fn(&BackendShard) -> u64) -> u64 {
         self.shards.iter().map(of).sum()
+    }
+
+    /// The buckets of [`BackendShard::request_delay_ms`], as [`Histogram::buckets`] has them, over all shards.
+    pub fn request_delays(&self) -> impl Iterator<Item = (Option<u64>, u64)> {
+        let bounds = REQUEST_DELAY_MS.iter().map(|&bound| Some(bound)).chain([None]);
+        bounds.enumerate().map(|(place, bound)| {
+            let count = self.sum(|shard| shard.request_delay_ms.buckets().nth(place).map_or(0, |(_, count)| count));
+            (bound, count)
+        })
     }
 }
 

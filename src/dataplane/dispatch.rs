@@ -435,7 +435,7 @@ impl Dispatcher {
         //# If the address does not match the proxy, the message MUST be silently
         //# discarded.
         let Top { token, digest, comma, value_start } = pop::top(message, row)?;
-        if code >= 200
+        if code > 100
             && let Some(digest) = digest
         {
             self.router.expect(digest);
@@ -444,10 +444,10 @@ impl Dispatcher {
             |flow: &token::Flow| flow.listener.is_none_or(|index| (index as usize) < tables.listeners.len());
         let flow = digest.and_then(|digest| token.verify(&tables.keys, digest)).filter(listener_known);
         let Some((flow, digest)) = flow.zip(digest) else { return Err(DropReason::ResponseForged) };
-        if code >= 200
+        if code > 100
             && scan.value(HeaderKind::CSeq).is_some_and(|cseq| cseq.of(message).trim_ascii_end().ends_with(b"INVITE"))
         {
-            self.router.answered(digest, now_ms);
+            self.router.answered(tables, digest, code, now_ms);
         }
         let mut next = Via::default();
         let rebuild = match pop::below(message, scan, row, comma, &mut next) {

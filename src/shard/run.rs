@@ -78,12 +78,14 @@ impl<I: Io> Shard<I> {
         link: ShardEnd,
     ) -> Shard<I> {
         let sockets = listeners + usize::from(egress.v4.is_some()) + usize::from(egress.v6.is_some());
+        let mut dispatcher = Dispatcher::new(scanner, egress);
+        dispatcher.router().shard = number;
         Shard {
             number,
             io,
             listeners,
             egress,
-            dispatcher: Dispatcher::new(scanner, egress),
+            dispatcher,
             inbox: ReceiveBatch::new(BATCH, DATAGRAM_MAX),
             heads: vec![0; HEADS].into_boxed_slice(),
             heads_used: 0,

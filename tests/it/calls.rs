@@ -304,14 +304,75 @@ fn patient_server(folder: &Folder, port: u16) -> Process {
          <send><![CDATA[\nSIP/2.0 200 OK\n{}]]></send>\n<timewait milliseconds=\"32000\"/></scenario>",
         head.replace(";tag=[call_number]", "")
     );
-    let path = folder.write("patient.xml", &scenario);
+    by_scenario(folder, port, &scenario, &["-max_retrans", "30", "-trace_msg"])
+}
+
+fn by_scenario(folder: &Folder, port: u16, scenario: &str, more: &[&str]) -> Process {
+    let path = folder.write(&format!("{port}.xml"), scenario);
     let mut command = Command::new("sipp");
-    command.args(["-sf", path.to_str().unwrap(), "-i", "127.0.0.1", "-p", &port.to_string(), "-nostdin"]);
-    command.args(["-max_retrans", "30", "-trace_msg"]);
+    command.args(["-sf", path.to_str().unwrap(), "-i", "127.0.0.1", "-p", &port.to_string(), "-nostdin"]).args(more);
     command.current_dir(&folder.0).stdout(Stdio::null()).stderr(Stdio::null());
     let process = Process::start(&mut command);
     wait_for_port(port);
     process
+}
+
+/// What counts is the first response that says more than 100, and of calls that succeed (RFC 6076 4.3.1).
+#[test]
+fn how_long_a_server_lets_its_callers_wait_is_told_of_each() {
+    if !has_peer("sipp") {
+        return;
+    }
+    let folder = Folder::new("delay");
+    let (quick, slow, refuses) = (free_port(), free_port(), free_port());
+    let _servers = [
+        sipp_uas(&folder.0, quick, &[]),
+        server_that(&folder, slow, &["100 Trying", "180 Ringing", "183 Session Progress", "200 OK"]),
+        server_that(&folder, refuses, &["404 Not Found"]),
+    ];
+    let listen = free_port();
+    let viahop = Viahop::start("delay", &config(listen, &[quick, slow, refuses], UNPROBED));
+    let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 90, 50, &[]));
+    assert!(client.wait(MINUTE).is_some(), "{}", viahop.log());
+    let of = |what: &str, port: u16, more: &str| {
+        let name = format!("viahop_backend_request_delay_seconds_{what}");
+        viahop.metric(&name, &format!("127.0.0.1:{port}\"{more}"))
+    };
+    for port in [quick, slow] {
+        // One for each INVITE and one for each BYE.
+        let accepted = viahop.metric("viahop_responses_total", &format!("127.0.0.1:{port}\",code_class=\"2xx\"")) / 2.0;
+        assert!(accepted > 5.0 && of("count", port, "") == accepted, "{}", viahop.metrics());
+    }
+    assert_eq!(of("bucket", slow, ",le=\"0.1\""), 0.0, "{}", viahop.metrics());
+    let mean = |port: u16| of("sum", port, "") / of("count", port, "");
+    assert!(mean(slow) >= 0.149 && mean(quick) < 0.149, "{} {}", mean(slow), mean(quick));
+    assert_eq!(of("count", refuses, ""), 0.0, "{}", viahop.metrics());
+    viahop.end();
+}
+
+/// SIPp as a server that answers an INVITE with each of `answers`, 150 ms behind each other, a 100 at once.
+fn server_that(folder: &Folder, port: u16, answers: &[&str]) -> Process {
+    let send = |line: &str, lasts: bool| {
+        let attribute = if lasts { " retrans=\"500\"" } else { "" };
+        format!(
+            "<send{attribute}><![CDATA[\nSIP/2.0 {line}\n[last_Via:]\n[last_From:]\n[last_To:];tag=[call_number]\n[last_Call-ID:]\n\
+             [last_CSeq:]\nContact: <sip:[local_ip]:[local_port]>\nContent-Length: 0\n\n]]></send>\n"
+        )
+    };
+    let answers = answers.iter().map(|&line| match line {
+        "100 Trying" => send(line, false),
+        _ => format!("<pause milliseconds=\"150\"/>\n{}", send(line, line >= "2")),
+    });
+    let answers: String = answers.collect();
+    let bye = if answers.contains("200 OK") {
+        format!("<recv request=\"BYE\"/>\n{}", send("200 OK", false))
+    } else {
+        String::new()
+    };
+    let scenario = format!(
+        "<?xml version=\"1.0\"?><scenario name=\"slow\">\n<recv request=\"INVITE\"/>\n{answers}<recv request=\"ACK\"/>\n{bye}</scenario>"
+    );
+    by_scenario(folder, port, &scenario, &[])
 }
 
 /// Call-IDs of what SIPp's message log says it received.

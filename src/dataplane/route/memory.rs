@@ -5,7 +5,7 @@
 //! its final response ends sooner than one that rings, a flood pushes out what is needed least. Nothing else is kept per
 //! call.
 
-use crate::dataplane::limits::MEMORY_ENTRIES;
+use crate::dataplane::limits::{MEMORY_ENTRIES, RINGING_MS};
 use crate::dataplane::scan::prefetch;
 use ahash::AHashMap;
 
@@ -16,8 +16,8 @@ const SETS: usize = MEMORY_ENTRIES / WAYS;
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 struct Entry {
-    /// Digest of the call's key, or of the INVITE's transaction.
-    digest: u64,
+    /// Digest of the call's key, or of the INVITE's transaction, and in its low bits a [`STAMP`].
+    stamped: u64,
     /// Stable id of its backend.
     backend: u32,
     /// When the entry may be taken, in units of 1.024 s of the shard's clock; 0: it is free. The top bit: [`RINGING`].
@@ -27,9 +27,19 @@ struct Entry {
 /// An INVITE without a final response, in the top bit of [`Entry::expires`]: 69 years are left for the rest.
 const RINGING: u32 = 1 << 31;
 
+/// When an INVITE went out, in the shard's milliseconds, in the low bits of [`Entry::stamped`]; 0: more has come back than a 100. What the
+/// digest has there is known of all in a set, but for two bits.
+const STAMP: u64 = (1 << 18) - 1;
+const _: () = assert!(RINGING_MS < STAMP && SETS > (STAMP >> 2) as usize);
+
 impl Entry {
     fn until(&self) -> u32 {
         self.expires & !RINGING
+    }
+
+    #[inline(always)]
+    fn is_of(&self, digest: u64) -> bool {
+        (self.stamped ^ digest) & !STAMP == 0
     }
 }
 
@@ -96,6 +106,15 @@ impl Memory {
         rang.then_some(entry.backend)
     }
 
+    /// Where the INVITE of this digest went, and how many milliseconds ago, once: when its first response comes that is no 100.
+    #[inline(always)]
+    pub fn first_heard(&mut self, digest: u64, now_ms: u64) -> Option<(u32, u64)> {
+        let entry = self.find(digest, now_ms)?;
+        let sent_ms = entry.stamped & STAMP;
+        entry.stamped &= !STAMP;
+        (sent_ms != 0).then(|| (entry.backend, now_ms.wrapping_sub(sent_ms) & STAMP))
+    }
+
     /// How many INVITEs ring at each backend. Looks at every entry: a millisecond.
     pub fn ringing(&self, now_ms: u64) -> AHashMap<u32, u32> {
         let mut counts = AHashMap::new();
@@ -110,37 +129,39 @@ impl Memory {
     #[inline(always)]
     fn find(&mut self, digest: u64, now_ms: u64) -> Option<&mut Entry> {
         let now = units(now_ms);
-        self.set(digest).0.iter_mut().find(|entry| entry.digest == digest && entry.until() >= now)
+        self.set(digest).0.iter_mut().find(|entry| entry.is_of(digest) && entry.until() >= now)
     }
 
     /// Remembers the backend of an INVITE, which rings, for `for_ms`.
     #[inline(always)]
     pub fn remember_ringing(&mut self, digest: u64, backend: u32, now_ms: u64, for_ms: u64) -> Remembered {
-        self.enter(Entry { digest, backend, expires: units(now_ms + for_ms) | RINGING }, now_ms)
+        let stamped = digest & !STAMP | (now_ms & STAMP).max(1);
+        self.enter(digest, Entry { stamped, backend, expires: units(now_ms + for_ms) | RINGING }, now_ms)
     }
 
     /// Remembers the backend of a call for `for_ms`.
     #[inline(always)]
     pub fn remember(&mut self, digest: u64, backend: u32, now_ms: u64, for_ms: u64) -> Remembered {
-        self.enter(Entry { digest, backend, expires: units(now_ms + for_ms) }, now_ms)
+        self.enter(digest, Entry { stamped: digest & !STAMP, backend, expires: units(now_ms + for_ms) }, now_ms)
     }
 
     #[inline(always)]
-    fn enter(&mut self, new: Entry, now_ms: u64) -> Remembered {
-        let Entry { digest, .. } = new;
+    fn enter(&mut self, digest: u64, new: Entry, now_ms: u64) -> Remembered {
         let set = self.set(digest);
-        let place = set.0.iter().position(|entry| entry.digest == digest);
+        let place = set.0.iter().position(|entry| entry.is_of(digest));
         let place = place.unwrap_or_else(|| {
             let oldest = set.0.iter().enumerate().min_by_key(|(_, entry)| entry.until());
             oldest.map_or(0, |(place, _)| place)
         });
         let entry = &mut set.0[place];
         let in_use = entry.until() >= units(now_ms);
-        let is_new = entry.digest != digest || !in_use;
-        let evicted = entry.digest != digest && in_use;
+        let is_new = !entry.is_of(digest) || !in_use;
+        let evicted = !entry.is_of(digest) && in_use;
+        let comes_again = !is_new && entry.backend == new.backend;
         // What comes again behind its final response rings no more: its server need not say so a second time.
-        let has_ended = !is_new && entry.backend == new.backend && entry.expires & RINGING == 0;
-        *entry = Entry { expires: new.expires & if has_ended { !RINGING } else { u32::MAX }, ..new };
+        let has_ended = comes_again && entry.expires & RINGING == 0;
+        let stamped = if comes_again { entry.stamped } else { new.stamped };
+        *entry = Entry { stamped, expires: new.expires & if has_ended { !RINGING } else { u32::MAX }, ..new };
         Remembered { is_new, evicted }
     }
 }
@@ -167,7 +188,7 @@ mod tests {
     #[test]
     fn a_full_set_forgets_the_oldest_and_says_so() {
         let mut memory = Memory::default();
-        let digest = |i: usize| (i * SETS) as u64 + 5;
+        let digest = |i: usize| (i as u64) << 18 | 5;
         for i in 0..WAYS {
             assert!(!memory.remember(digest(i), i as u32, i as u64 * 2000, MEMORY_MS).evicted);
         }
@@ -208,11 +229,31 @@ mod tests {
     }
 
     #[test]
+    fn how_long_an_invite_waited_is_told_once_and_counts_from_the_first_time_it_went_there() {
+        const TEN_YEARS: u64 = 315_360_000_000;
+        // Stamps begin anew every four minutes or so.
+        for start in [0, 7, STAMP - 10, STAMP, STAMP + 1, TEN_YEARS] {
+            let mut memory = Memory::default();
+            memory.remember_ringing(5, 42, start, RINGING_MS);
+            memory.remember_ringing(5, 42, start + 500, RINGING_MS);
+            let waited = memory.first_heard(5, start + 1_700).map(|(backend, ms)| (backend, ms.div_ceil(2)));
+            assert_eq!(waited, Some((42, 850)), "{start}");
+            memory.remember_ringing(5, 42, start + 1_800, RINGING_MS);
+            assert_eq!(memory.first_heard(5, start + 1_900), None);
+            memory.remember_ringing(5, 43, start + 2_000, RINGING_MS);
+            let other = memory.first_heard(5, start + 2_000 + RINGING_MS - 2_000);
+            assert_eq!(other.map(|(backend, ms)| (backend, ms.div_ceil(2))), Some((43, (RINGING_MS - 2_000) / 2)));
+            memory.remember(6, 42, start, MEMORY_MS);
+            assert_eq!(memory.first_heard(6, start), None, "no INVITE");
+        }
+    }
+
+    #[test]
     fn expired_entries_are_taken_silently() {
         let mut memory = Memory::default();
         for i in 0..WAYS {
-            memory.remember((i * SETS) as u64, 1, 0, MEMORY_MS);
+            memory.remember((i as u64) << 18, 1, 0, MEMORY_MS);
         }
-        assert!(!memory.remember((WAYS * SETS) as u64, 2, 2 * MEMORY_MS, MEMORY_MS).evicted);
+        assert!(!memory.remember((WAYS as u64) << 18, 2, 2 * MEMORY_MS, MEMORY_MS).evicted);
     }
 }

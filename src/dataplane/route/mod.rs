@@ -169,6 +169,8 @@ pub struct Router {
     ringing: AHashMap<u32, u32>,
     /// When they are counted anew.
     recount_at_ms: u64,
+    /// Whose it is: the shard's number.
+    pub shard: usize,
     /// Whether responses may come to a shard that did not forward their requests.
     pub collects_strays: bool,
     /// Transactions that were answered here and are not known here, at most [`BATCH`]: since whoever takes them last did.
@@ -331,9 +333,17 @@ impl Router {
         Some(index)
     }
 
-    /// Learns that the INVITE of `transaction` has its final response: what follows comes within 64*T1.
+    /// Learns that the INVITE of `transaction` has a response, of a code above 100: if it is final, what follows comes within 64*T1.
     #[inline(always)]
-    pub fn answered(&mut self, transaction: u64, now_ms: u64) {
+    pub fn answered(&mut self, tables: &Tables, transaction: u64, code: u16, now_ms: u64) {
+        if let Some((backend, after_ms)) = self.open.first_heard(transaction, now_ms)
+            && code < 300
+        {
+            self.count_delay(tables, backend, after_ms);
+        }
+        if code < 200 {
+            return;
+        }
         if self.collects_strays && self.open.recall(transaction, now_ms).is_none() {
             if self.strays.len() < BATCH {
                 self.strays.push(transaction);
@@ -343,7 +353,14 @@ impl Router {
         self.settle(transaction, now_ms);
     }
 
-    /// The same, of an INVITE that is known here if it is known anywhere.
+    fn count_delay(&self, tables: &Tables, backend: u32, after_ms: u64) {
+        let backend = tables.by_id.get(&backend).and_then(|&index| tables.backends.get(index as usize));
+        if let Some(counters) = backend.and_then(|backend| backend.counters.shard(self.shard)) {
+            counters.request_delay_ms.add(after_ms, 1);
+        }
+    }
+
+    /// The same, of an INVITE that has its final response and is known here if it is known anywhere.
     #[inline(always)]
     pub fn settle(&mut self, transaction: u64, now_ms: u64) {
         let rang_at = self.open.keep(transaction, now_ms, MEMORY_MS);
