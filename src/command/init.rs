@@ -56,6 +56,9 @@ mod tests {
             "socket",
             "origins",
             "proxy_protocol",
+            "hep",
+            "node",
+            "share",
         ];
         let is_example = |line: &str| examples.iter().any(|name| line.starts_with(&format!("#{name} ")));
         let written: Vec<String> = TEXT
@@ -88,6 +91,7 @@ mod tests {
             ("route", "[[route]]"),
             ("policy", "[policy]"),
             ("admin", "[admin]"),
+            ("capture", "[capture]"),
             ("log", "[log]"),
             ("health", "[[pool]]\nhealth = { xyzzy = 1 }"),
             ("backend", "[[pool]]\nbackend = [{ xyzzy = 1 }]"),

@@ -32,6 +32,7 @@ pub struct Cluster {
     inside: Vec<Network>,
     own: Vec<OwnName>,
     policy: tables::Policy,
+    capture: Option<tables::Capture>,
     /// 16 hex digits by which nodes of a fleet can tell whether they route alike.
     pub hash: String,
     /// What goes into the hash beside the pools.
@@ -181,6 +182,7 @@ impl Cluster {
             inside,
             own,
             policy: tables::Policy { foreign_route, record_route, path, schemes, proxy_require, stream_keep_s },
+            capture: config.capture,
         }
     }
 
@@ -206,7 +208,7 @@ impl Cluster {
             strategy: pool.strategy,
             backends: pool.backends.iter().map(|backend| backend.parts(pool)).collect(),
         });
-        Tables::new(generation, settings, parts.collect(), previous)
+        Tables { capture: self.capture, ..Tables::new(generation, settings, parts.collect(), previous) }
     }
 
     /// Every backend, with the number of its pool and its number in it.
@@ -224,6 +226,7 @@ impl Cluster {
                 ("policy", format!("{:?}", (&of.policy, &of.inside))),
                 ("names that mean us", format!("{:?}", of.own)),
                 ("listeners", format!("{:?}", of.listeners)),
+                ("capture", format!("{:?}", of.capture)),
             ]
         };
         parts(self).iter().zip(parts(other)).filter(|(a, b)| a.1 != b.1).map(|(a, _)| a.0).collect()

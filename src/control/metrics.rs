@@ -482,6 +482,12 @@ fn shards(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
         "Datagrams that the program looked at; all but `call_id` were left to the kernel, for this reason",
         steering.datagrams().into_iter().map(|(outcome, count)| (vec![("outcome", outcome)], count)),
     )?;
+    let captures = [("sent", view.sum(|one| one.captured.get())), ("lost", view.sum(|one| one.captures_lost.get()))];
+    out.counter(
+        "viahop_capture_packets",
+        "Copies of messages for a collector of HEP, by what became of them; none where `[capture]` names none",
+        captures.iter().map(|(outcome, count)| (vec![("outcome", *outcome)], *count)),
+    )?;
     out.counter(
         "viahop_handoffs",
         "Words of answers passed to other shards, by shard: none but with `egress_mode = \"shared\"` and without steering",

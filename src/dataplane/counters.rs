@@ -387,6 +387,10 @@ pub struct ShardCounters {
     pub memory_unknown: Counter,
     /// Calls and INVITEs the call memory had to forget before their time.
     pub memory_evicted: Counter,
+    /// Copies of messages that were sent to a collector.
+    pub captured: Counter,
+    /// Copies that could not be sent.
+    pub captures_lost: Counter,
     /// Answers to INVITEs of other shards that these were told of.
     pub handoffs: Counter,
     /// Those that one of them had no room for.
@@ -425,6 +429,8 @@ impl ShardCounters {
             memory_followed: Counter::default(),
             memory_unknown: Counter::default(),
             memory_evicted: Counter::default(),
+            captured: Counter::default(),
+            captures_lost: Counter::default(),
             handoffs: Counter::default(),
             handoffs_lost: Counter::default(),
             socket_drops: (0..=listeners).map(|_| Counter::default()).collect(),

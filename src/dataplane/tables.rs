@@ -53,6 +53,19 @@ pub struct Tables {
     pub draining: bool,
     /// The call that somebody follows, if anybody does. Nothing is decided by it.
     pub trace: Option<Trace>,
+    /// Who gets copies of messages, if anybody does. Nothing is decided by it.
+    pub capture: Option<Capture>,
+}
+
+/// A collector that gets copies of messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// Where it takes HEP by UDP.
+    pub to: SocketAddr,
+    /// What it knows this node by.
+    pub node: u32,
+    /// Of a hundred calls, how many are copied.
+    pub share: u32,
 }
 
 /// A call that somebody follows.
@@ -489,7 +502,14 @@ impl Tables {
             can_be_full,
             draining,
             trace: None,
+            capture: None,
         }
+    }
+
+    /// Whether somebody wants to know of single messages that went well.
+    #[inline(always)]
+    pub fn are_watched(&self) -> bool {
+        self.trace.is_some() || self.capture.is_some()
     }
 
     /// Whether `host:port` means us. `host` may be in any case; an address counts however it is written.

@@ -12,6 +12,7 @@
 
 pub mod io;
 mod linger;
+mod mirror;
 pub mod outbox;
 mod overload;
 pub mod run;

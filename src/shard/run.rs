@@ -235,11 +235,14 @@ impl<I: Io> Shard<I> {
             Some(from) => {
                 let local = datagram.local;
                 let arrival = Arrival { from, listener, local, stream: None };
+                self.witness.note(tables, room.input);
                 let dispatcher = &mut self.dispatcher;
                 let kind = contained(&mut room, |room| dispatcher.on_datagram(tables, now_ms, arrival, room));
                 let is_refused = !matches!(room.verdict, Verdict::Forward { .. });
-                if kind != Kind::NoMessage && (is_refused || tables.trace.is_some()) {
-                    let seen = Seen { shard: self.number, now_ms, tables, arrival, room: &room };
+                if kind != Kind::NoMessage && (is_refused || tables.are_watched()) {
+                    let peer = peer_of(&mut self.streams, room.verdict);
+                    let (shard, egress) = (self.number, self.egress);
+                    let seen = Seen { shard, now_ms, tables, arrival, room: &room, egress, peer };
                     let (witness, link) = (&mut self.witness, &self.link);
                     // What is told of a message is worth less than the shard: a bug there costs the telling.
                     catch_unwind(AssertUnwindSafe(|| witness.look(&seen, dispatcher, link))).ok();
@@ -355,6 +358,14 @@ pub(super) fn egress_number(listeners: usize, egress: EgressPorts, to: SocketAdd
     match to {
         SocketAddr::V4(_) => egress.v4.map(|_| listeners),
         SocketAddr::V6(_) => egress.v6.map(|_| listeners + usize::from(egress.v4.is_some())),
+    }
+}
+
+/// The other side of the connection that a message leaves by, if it is one of this shard's.
+pub(super) fn peer_of(streams: &mut Option<Streams>, verdict: Verdict) -> Option<SocketAddr> {
+    match verdict {
+        Verdict::Forward { to, from: Sender::Stream { id, .. }, .. } => streams.as_mut()?.peer(id, to),
+        _ => None,
     }
 }
 

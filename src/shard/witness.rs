@@ -1,15 +1,18 @@
-//! What a shard tells of single messages: those that could not be read, and those of a call that somebody follows.
+//! What a shard tells of single messages: those that could not be read, and those of a call that somebody follows. A collector that gets
+//! copies of them gets all ([`super::mirror`]).
 //!
-//! Both are for people, so both are few: a budget for each second, and whoever floods us with nonsense does not make us
+//! The first two are for people, so both are few: a budget for each second, and whoever floods us with nonsense does not make us
 //! tell of it at that rate. Of a message at most [`OCTETS_MAX`] octets are told.
 
+use super::mirror::Mirror;
 use crate::dataplane::blame::Blame;
-use crate::dataplane::dispatch::Dispatcher;
+use crate::dataplane::dispatch::{Dispatcher, EgressPorts};
 use crate::dataplane::room::Room;
 use crate::dataplane::route::Arrival;
 use crate::dataplane::tables::Tables;
 use crate::dataplane::verdict::Verdict;
 use crate::link::{Malformed, ShardEnd, Signal, Traced};
+use std::net::SocketAddr;
 
 /// Octets of a malformed message that are told: the place it is blamed for, and what stands round it.
 const OCTETS_MAX: usize = 2048;
@@ -31,6 +34,7 @@ const TRACED_PER_S: u32 = 100;
 pub struct Witness {
     malformed: Budget,
     traced: Budget,
+    mirror: Mirror,
 }
 
 #[derive(Debug, Default)]
@@ -62,9 +66,21 @@ pub struct Seen<'a> {
     pub arrival: Arrival,
     /// The message, and what became of it.
     pub room: &'a Room<'a>,
+    /// The ports towards backends.
+    pub egress: EgressPorts,
+    /// The other side of the connection that it leaves by, if that is one of this shard's.
+    pub peer: Option<SocketAddr>,
 }
 
 impl Witness {
+    /// Keeps a message as it came, where somebody gets copies: deciding changes it.
+    #[inline(always)]
+    pub fn note(&mut self, tables: &Tables, message: &[u8]) {
+        if tables.capture.is_some() {
+            self.mirror.note(message);
+        }
+    }
+
     /// Tells of a message what is worth telling.
     #[cold]
     pub fn look(&mut self, seen: &Seen<'_>, dispatcher: &Dispatcher, link: &ShardEnd) {
@@ -76,6 +92,9 @@ impl Witness {
             malformed(seen, blame, link);
         }
         self.traced(seen, dispatcher, link);
+        if let Some(capture) = &seen.tables.capture {
+            self.mirror.copy(seen, capture, dispatcher.call_id(seen.room.input), &link.counters);
+        }
     }
 
     fn traced(&mut self, seen: &Seen<'_>, dispatcher: &Dispatcher, link: &ShardEnd) {

@@ -11,6 +11,7 @@ mod support;
 
 mod browser;
 mod calls;
+mod capture;
 mod ctl;
 mod dialogs;
 mod discovery;

@@ -34,6 +34,9 @@ pub struct File {
     /// `[admin]`
     #[serde(default)]
     pub admin: Admin,
+    /// `[capture]`
+    #[serde(default)]
+    pub capture: Capture,
     /// `[log]`
     #[serde(default)]
     pub log: Log,
@@ -308,6 +311,18 @@ pub struct Admin {
     pub allow_remote: Value<bool>,
     /// Path of the socket that `viahop ctl` speaks to, or `off`.
     pub socket: Value<String>,
+}
+
+/// Who gets copies of messages.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Capture {
+    /// `udp:ADDRESS:PORT` of a collector that takes HEP 3.
+    pub hep: Value<String>,
+    /// What the collector is to know this node by.
+    pub node: Value<i64>,
+    /// Per cent of calls.
+    pub share: Value<i64>,
 }
 
 /// What is written to standard error.

@@ -26,7 +26,7 @@ use super::health::outlier::Limits;
 use super::operator::State;
 use crate::dataplane::sip::start_line::Method;
 use crate::dataplane::sip::uri::Scheme;
-use crate::dataplane::tables::{Affinity, ForeignRoute, Network, PathPolicy, ProxyHeader, Side, Strategy};
+use crate::dataplane::tables::{Affinity, Capture, ForeignRoute, Network, PathPolicy, ProxyHeader, Side, Strategy};
 use crate::dataplane::transport::Transport;
 use crate::tls::{Client, Clienthood, Server};
 use address::HostPort;
@@ -83,6 +83,8 @@ pub struct Config {
     pub drain: Duration,
     /// Whom to ask for the servers of domains; empty: those that this machine asks.
     pub nameservers: Vec<SocketAddr>,
+    /// Who gets copies of messages, if anybody does.
+    pub capture: Option<Capture>,
     /// What is written to standard error.
     pub log: Log,
 }

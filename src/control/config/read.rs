@@ -20,7 +20,7 @@ use super::problem::Problem;
 use super::{Config, EgressMode, Listen, Log, LogFormat, Policy, Socket, Steering, Streams};
 use crate::dataplane::limits::LISTENERS_MAX;
 use crate::dataplane::sip::uri::Scheme;
-use crate::dataplane::tables::{ForeignRoute, Network, PathPolicy, Side};
+use crate::dataplane::tables::{Capture, ForeignRoute, Network, PathPolicy, Side};
 use crate::dataplane::transport::Transport;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -88,6 +88,7 @@ impl Reader<'_> {
                 Duration::ZERO..=Duration::from_secs(86_400),
             ),
             nameservers: self.nameservers(&balancer.nameservers, &file.pool),
+            capture: self.capture(&file.capture),
             log: self.log(&file.log),
             listeners: listeners?,
             pools: pools?,
@@ -269,6 +270,24 @@ impl Reader<'_> {
             self.error(value.span(), title, format!("the kernel takes {SOCKET_PATH_MAX} at most"));
         }
         Socket::Path(path.into())
+    }
+
+    fn capture(&mut self, capture: &file::Capture) -> Option<Capture> {
+        let node = self.number(&capture.node, 1, 1, u32::MAX.into(), "`node`");
+        let share = self.number(&capture.share, 100, 1, 100, "`share`");
+        let Some(hep) = &capture.hep else {
+            for alone in [&capture.node, &capture.share].into_iter().flatten() {
+                self.error(alone.span(), "nobody gets copies", "`hep = \"udp:ADDRESS:PORT\"` says who");
+            }
+            return None;
+        };
+        let to = hep.get_ref().strip_prefix("udp:").and_then(|address| address.parse::<SocketAddr>().ok());
+        let Some(to) = to.filter(|to| to.port() != 0 && !to.ip().is_unspecified()) else {
+            let title = format!("`{}` is not where a collector listens", hep.get_ref());
+            self.error(hep.span(), title, "an address and a port, like `udp:10.0.0.5:9060`");
+            return None;
+        };
+        Some(Capture { to, node, share })
     }
 
     fn log(&mut self, log: &file::Log) -> Log {
@@ -482,6 +501,15 @@ mod tests {
             (
                 "[admin]\nlisten = \"0.0.0.0:8460\"",
                 "6:10 the admin endpoint would be open to others | everybody who reaches this address could read names and addresses of your cluster",
+            ),
+            ("[capture]\nshare = 5", "6:9 nobody gets copies | `hep = \"udp:ADDRESS:PORT\"` says who"),
+            (
+                "[capture]\nhep = \"10.0.0.5:9060\"",
+                "6:7 `10.0.0.5:9060` is not where a collector listens | an address and a port, like `udp:10.0.0.5:9060`",
+            ),
+            (
+                "[capture]\nhep = \"udp:10.0.0.5:9060\"\nshare = 0",
+                "7:9 `share` 0 is out of range | a number from 1 to 100",
             ),
             ("[admin]\nlisten = 8460", "6:10 this is a whole number | expected a string, in quotes"),
             (

@@ -155,6 +155,12 @@ impl Streams {
         slot.and_then(|slot| self.connection(slot)).map_or(0, |connection| connection.queued())
     }
 
+    /// The other side of connection `id`, where that is one to the host of `to`.
+    pub(in crate::shard) fn peer(&mut self, id: StreamId, to: SocketAddr) -> Option<SocketAddr> {
+        let slot = self.find(id, to)?;
+        self.connection(slot).map(|connection| connection.peer)
+    }
+
     /// The slot of connection `id`, if it is there and leads to the host of `to`. A token may be of a process that had more
     /// shards.
     pub(super) fn find(&mut self, id: StreamId, to: SocketAddr) -> Option<usize> {

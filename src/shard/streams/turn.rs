@@ -30,7 +30,7 @@ use crate::dataplane::verdict::{Answer, DropReason, Sender, Verdict};
 use crate::link::{Handed, ShardEnd, Signal};
 use crate::shard::io::Io;
 use crate::shard::outbox::{Fates, Leaving};
-use crate::shard::run::{HEADS, Ledger, Shard, contained, egress_number, may_be_padded};
+use crate::shard::run::{HEADS, Ledger, Shard, contained, egress_number, may_be_padded, peer_of};
 use crate::shard::witness::Seen;
 use crate::tls::session::Failure;
 use std::net::SocketAddr;
@@ -427,6 +427,7 @@ impl<I: Io> Shard<I> {
         let place = self.place_for_head();
         let tables = self.tables.load();
         let mut room = Room::new(&mut buffer[frame.clone()], &mut self.heads[place]);
+        self.witness.note(tables, room.input);
         let dispatcher = &mut self.dispatcher;
         let kind = contained(&mut room, |room| match broken {
             None => dispatcher.on_datagram(tables, now_ms, arrival, room),
@@ -434,8 +435,10 @@ impl<I: Io> Shard<I> {
         });
         let verdict = room.verdict;
         let is_refused = !matches!(verdict, Verdict::Forward { .. });
-        if kind != Kind::NoMessage && (is_refused || tables.trace.is_some()) {
-            let seen = Seen { shard: self.number, now_ms, tables, arrival, room: &room };
+        if kind != Kind::NoMessage && (is_refused || tables.are_watched()) {
+            let peer = peer_of(&mut self.streams, verdict);
+            let (shard, egress) = (self.number, self.egress);
+            let seen = Seen { shard, now_ms, tables, arrival, room: &room, egress, peer };
             let (witness, link) = (&mut self.witness, &self.link);
             // What is told of a message is worth less than the shard: a bug there costs the telling.
             catch_unwind(AssertUnwindSafe(|| witness.look(&seen, dispatcher, link))).ok();

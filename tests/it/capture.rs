@@ -1,0 +1,184 @@
+//! Copies for a collector: taken by sngrep, read by tshark.
+
+use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, calls, free_port, sipp_uac, sipp_uas};
+use crate::streams::{Backend, EMPTY, answer, request, rows, udp};
+use crate::support::has_peer;
+use crate::tls::{Papers, Phone};
+use rustls::version::TLS13;
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// sngrep as a collector, which writes what it gets as if it had seen it on a wire. It says nothing of transports: all is UDP.
+struct Collector {
+    folder: Folder,
+    port: u16,
+    process: Process,
+}
+
+/// What tshark reads of a message.
+#[derive(Clone, Debug)]
+struct Copy {
+    from: String,
+    to: String,
+    call_id: String,
+    vias: usize,
+    max_forwards: String,
+    time: f64,
+}
+
+impl Collector {
+    fn start(name: &str) -> Option<Collector> {
+        if !has_peer("sngrep") || !has_peer("tshark") {
+            return None;
+        }
+        let (folder, port) = (Folder::new(name), free_port());
+        let mut command = Command::new("sngrep");
+        command.args(["-N", "-q", "-L", &format!("udp:127.0.0.1:{port}"), "-O", "copies.pcap"]);
+        command.current_dir(&folder.0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let process = Process::start(&mut command);
+        let until = Instant::now() + Duration::from_secs(10);
+        while std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            assert!(Instant::now() < until, "sngrep does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Some(Collector { folder, port, process })
+    }
+
+    /// What it got.
+    fn end(mut self) -> Vec<Copy> {
+        self.process.signal("INT");
+        self.process.wait(Duration::from_secs(10));
+        let mut command = Command::new("tshark");
+        // Ports of tests are any: what they carry is SIP, whatever tshark knows them for.
+        command.args(["-r", "copies.pcap", "-d", "udp.port==1-65535,sip", "-T", "fields", "-E", "separator=|"]);
+        let fields = ["ip.src", "udp.srcport", "ip.dst", "udp.dstport", "sip.Call-ID", "sip.Via", "sip.Max-Forwards"];
+        command.args(fields.iter().chain(&["frame.time_epoch"]).flat_map(|field| ["-e", field]));
+        command.args(["-E", "aggregator=;"]).current_dir(&self.folder.0);
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let copies = text.lines().map(|line| {
+            let parts: Vec<&str> = line.split('|').collect();
+            Copy {
+                from: format!("{}:{}", parts[0], parts[1]),
+                to: format!("{}:{}", parts[2], parts[3]),
+                call_id: parts[4].into(),
+                vias: parts[5].matches("SIP/2.0/").count(),
+                max_forwards: parts[6].into(),
+                time: parts[7].parse().unwrap(),
+            }
+        });
+        copies.collect()
+    }
+}
+
+fn config(listen: &str, backend: &str, capture: &str) -> String {
+    format!(
+        "[balancer]\nshards = 2\ngso = true\n{listen}\n[[pool]]\n{UNPROBED}\nbackend = [{{ uri = \"{backend}\" }}]\n\
+         [capture]\n{capture}\n"
+    )
+}
+
+#[test]
+fn a_collector_gets_every_message_as_it_came_and_as_it_left() {
+    let Some(collector) = has_peer("sipp").then(|| Collector::start("capture")).flatten() else { return };
+    let (port, listen) = (free_port(), free_port());
+    let _server = sipp_uas(&collector.folder.0, port, &[]);
+    let listener = format!("[[listen]]\naddress = \"udp:127.0.0.1:{listen}\"");
+    let capture = format!("hep = \"udp:127.0.0.1:{}\"\nnode = 7", collector.port);
+    let viahop = Viahop::start("capture", &config(&listener, &udp(port), &capture));
+    let mut client = Process::start(&mut sipp_uac(&collector.folder.0, listen, 20, 50, &[]));
+    assert!(client.wait(Duration::from_secs(60)).is_some_and(|status| status.success()));
+    assert_eq!(calls(&collector.folder.0).successful, 20);
+    // INVITE, 180, 200, ACK, BYE, 200; each twice.
+    viahop.wait_for_metric("viahop_capture_packets_total", "outcome=\"sent\"", 240.0);
+    viahop.end();
+    let copies = collector.end();
+    assert_eq!(copies.len(), 240);
+    let (us, server) = (format!("127.0.0.1:{listen}"), format!("127.0.0.1:{port}"));
+    let (came, left): (Vec<&Copy>, Vec<&Copy>) = copies.iter().partition(|copy| copy.to == us || copy.from == server);
+    assert_eq!((came.len(), left.len()), (120, 120));
+    let client: BTreeSet<&str> = came.iter().filter(|copy| copy.to == us).map(|copy| &copy.from[..]).collect();
+    assert_eq!(client.len(), 1);
+    for (came, left) in came.iter().zip(&left) {
+        let is_request = came.to == us;
+        assert_eq!(came.call_id, left.call_id);
+        assert!((left.time - came.time).abs() < 5.0, "{came:?} {left:?}");
+        let (vias, hops, towards) = match is_request {
+            true => ((1, 2), ("70", "69"), &server[..]),
+            false => ((2, 1), ("", ""), *client.first().unwrap()),
+        };
+        assert_eq!((came.vias, left.vias), vias, "{came:?} {left:?}");
+        assert_eq!((&came.max_forwards[..], &left.max_forwards[..]), hops, "{came:?} {left:?}");
+        assert_eq!(left.to, towards);
+        // Answers come to the port that requests leave from.
+        assert!(is_request || (left.from == us && came.to.starts_with("127.0.0.1:")), "{came:?} {left:?}");
+    }
+}
+
+#[test]
+fn a_share_of_calls_is_copied_whole() {
+    let Some(collector) = has_peer("sipp").then(|| Collector::start("capture-share")).flatten() else { return };
+    let (port, listen) = (free_port(), free_port());
+    let _server = sipp_uas(&collector.folder.0, port, &[]);
+    let listener = format!("[[listen]]\naddress = \"udp:127.0.0.1:{listen}\"");
+    let capture = format!("hep = \"udp:127.0.0.1:{}\"\nshare = 30", collector.port);
+    let viahop = Viahop::start("capture-share", &config(&listener, &udp(port), &capture));
+    let mut client = Process::start(&mut sipp_uac(&collector.folder.0, listen, 200, 100, &[]));
+    assert!(client.wait(Duration::from_secs(60)).is_some_and(|status| status.success()));
+    viahop.end();
+    let mut calls: BTreeMap<String, usize> = BTreeMap::new();
+    collector.end().into_iter().for_each(|copy| *calls.entry(copy.call_id).or_default() += 1);
+    // Thrown like dice: six standard deviations.
+    assert!((60 - 39..=60 + 39).contains(&calls.len()), "{}", calls.len());
+    assert!(calls.values().all(|&copies| copies == 12), "{calls:?}");
+}
+
+#[test]
+fn what_comes_by_tls_is_copied_in_clear() {
+    let Some(collector) = Collector::start("capture-tls") else { return };
+    let (papers, backend, listen) = (Papers::new("capture-papers"), Backend::new(), free_port());
+    let listener = format!(
+        "[[listen]]\naddress = \"tls:127.0.0.1:{listen}\"\ntls = {{ {} }}",
+        papers.issue("a", &["sip.example"])
+    );
+    let capture = format!("hep = \"udp:127.0.0.1:{}\"", collector.port);
+    let viahop = Viahop::start("capture-tls", &config(&listener, &udp(backend.port()), &capture));
+    let mut phone = Phone::new(&papers, listen, &TLS13, None).connect("sip.example");
+    let own = phone.address();
+    phone.say(request("INVITE", "TLS", "192.0.2.1", "sealed", EMPTY));
+    let (sent, from) = backend.hear();
+    backend.say(&answer(&sent, "200 OK", ""), from);
+    assert_eq!(rows(&phone.hear(), "Via").len(), 1);
+    viahop.wait_for_metric("viahop_capture_packets_total", "outcome=\"sent\"", 4.0);
+    viahop.end();
+    let ways: Vec<(String, String)> = collector.end().into_iter().map(|copy| (copy.from, copy.to)).collect();
+    let (own, us, shard, server) =
+        (own.to_string(), format!("127.0.0.1:{listen}"), from.to_string(), format!("127.0.0.1:{}", backend.port()));
+    let expected = [(&own, &us), (&shard, &server), (&server, &shard), (&us, &own)];
+    assert_eq!(ways, expected.map(|(from, to)| (from.clone(), to.clone())));
+}
+
+#[test]
+fn a_collector_that_is_away_costs_nobody_but_itself() {
+    if !has_peer("sipp") {
+        return;
+    }
+    let (folder, port, listen) = (Folder::new("capture-away"), free_port(), free_port());
+    let _server = sipp_uas(&folder.0, port, &[]);
+    let listener = format!("[[listen]]\naddress = \"udp:127.0.0.1:{listen}\"");
+    let capture = |to: &str| config(&listener, &udp(port), &format!("hep = \"udp:{to}\""));
+    // Nobody listens at the first, and to the second, which comes with a reload, the kernel sends nothing.
+    let viahop = Viahop::start("capture-away", &capture(&format!("127.0.0.1:{}", free_port())));
+    for to in [None, Some("255.255.255.255:9060")] {
+        if let Some(to) = to {
+            viahop.write_config(&capture(to));
+            viahop.process.signal("HUP");
+            viahop.wait_until("the reload", PATIENCE, |status| status["generation"] == 2);
+        }
+        let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 20, 50, &[]));
+        assert!(client.wait(Duration::from_secs(60)).is_some_and(|status| status.success()), "{:?}", calls(&folder.0));
+    }
+    viahop.wait_for_metric("viahop_capture_packets_total", "outcome=\"lost\"", 240.0);
+    viahop.end();
+}
