@@ -161,8 +161,20 @@ mod tests {
         let unclear = find(&cluster, "127.0.0.1:2").unwrap_err();
         assert_eq!((unclear.status, unclear.exit_code), (409, 2));
         assert!(unclear.help.unwrap().contains("`proxies/127.0.0.1:2`, `other/127.0.0.1:2`"));
-        let unknown = find(&cluster, "127.0.0.l:1").unwrap_err();
-        assert_eq!(unknown.status, 404);
-        assert!(unknown.help.unwrap().starts_with("did you mean `127.0.0.1:"));
+    }
+
+    #[test]
+    fn of_a_name_that_is_none_the_one_that_was_meant_is_named_and_no_other() {
+        let three = "[[pool]]\nname = \"other\"\nbackend = [{ uri = \"sip:10.0.0.11\" }, { uri = \"sip:10.0.0.12\" }, { uri = \"sip:10.0.0.13\" }]\n";
+        let cluster = cluster(&(text(&[1]) + three), None);
+        for (wanted, help) in [
+            ("127.0.0.l:1", "did you mean `127.0.0.1:1`?"),
+            ("10.0.0.12", "did you mean `10.0.0.12:5060`?"),
+            ("10.0.0.12:506O", "did you mean `10.0.0.12:5060`?"),
+            ("10.0.0.14:5060", "`viahop ctl backends` lists them"),
+        ] {
+            let unknown = find(&cluster, wanted).unwrap_err();
+            assert_eq!((unknown.status, unknown.help.as_deref()), (404, Some(help)), "{wanted}");
+        }
     }
 }

@@ -8,9 +8,11 @@ pub fn did_you_mean(word: &str, known: &[&str]) -> String {
     }
 }
 
-/// The known word that looks most like `word`, if it looks enough like it.
+/// The known word that looks most like `word`, if it looks enough like it, and more so than any other: a guess among several
+/// that are as likely would name somebody who was not meant. One that is written without its end is the likeliest.
 pub fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let likeness = |name: &str| strsim::jaro_winkler(word, name);
+    let likeness = |name: &str| if name.starts_with(word) { 1.0 } else { strsim::jaro_winkler(word, name) };
     let best = known.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
-    (likeness(best) > 0.8).then_some(best)
+    let rivals = known.iter().filter(|name| **name != best && likeness(name) == likeness(best)).count();
+    (likeness(best) > 0.8 && rivals == 0).then_some(best)
 }
