@@ -210,9 +210,17 @@ fn too_open(path: &Path) -> Option<Problem> {
 fn from_file(path: &Path) -> Result<Vec<u8>, Problem> {
     let name = path.display();
     let text = fs::read(path).map_err(|error| {
-        Problem::environment(format!("cannot read the secret in {name}: {error}")).help(format!(
-            "`(umask 077; openssl rand -base64 32 > {name})` makes one; every node of a fleet needs the same"
-        ))
+        let help = match error.kind() {
+            io::ErrorKind::NotFound => {
+                format!("`(umask 077; openssl rand -base64 32 > {name})` makes one; every node of a fleet needs the same")
+            }
+            // Not a word of making one: it would be written over the fleet's.
+            io::ErrorKind::PermissionDenied => format!(
+                "let the user that viahop runs as read it: `chgrp GROUP {name}; chmod 640 {name}`, with a group of that user"
+            ),
+            _ => "name the file that the fleet's secret is in".to_owned(),
+        };
+        Problem::environment(format!("cannot read the secret in {name}: {error}")).help(help)
     })?;
     let secret = text.trim_ascii().to_vec();
     if secret.len() < FILE_OCTETS_MIN {
@@ -365,6 +373,8 @@ mod tests {
     fn a_secret_file_that_is_missing_or_short_is_refused_with_a_remedy() {
         let problem = from_file(Path::new("/nonexistent/secret")).unwrap_err();
         assert!(problem.help.unwrap().contains("openssl rand"));
+        let problem = from_file(&std::env::temp_dir()).unwrap_err();
+        assert!(!problem.help.unwrap().contains("openssl rand"), "what is there is not to be written over");
         assert!(own(None).is_err());
     }
 }
