@@ -96,9 +96,12 @@ impl Service {
             }
         };
         let ports = unstarted.iter().map(|shard| shard.sockets().egress_ports());
-        if let Some(Err(error)) = kept_ports.map(|kept| kept.write(ports)) {
+        if let Some(kept) = kept_ports
+            && let Err(error) = kept.write(ports)
+        {
+            let (path, error) = (kept.file.display(), error.to_string());
             let effect = "answers to calls that ring over a restart are lost, unless `egress_ports` in `[balancer]` says where they come to";
-            warn!(event = "ports_not_kept", %error, effect);
+            warn!(event = "ports_not_kept", %path, error, effect);
         }
         let started_at = unix_now();
         let credentials = Arc::new(resolved.credentials());

@@ -21,7 +21,8 @@ const LISTENERS_MAX: usize = 16;
 /// ```
 #[derive(Debug)]
 pub struct KeptPorts {
-    file: PathBuf,
+    /// What they are kept in.
+    pub file: PathBuf,
     listener: String,
 }
 

@@ -451,10 +451,10 @@ impl Control {
         let (pool, backend_name, address) = (watched.pool.clone(), watched.name.clone(), backend.place.address);
         if backend.detector.is_up() {
             backend.starts_slowly(slow_start);
-            info!(event = "backend_up", %pool, backend = %backend_name, %address, reason = %outcome);
+            info!(event = "backend_up", %pool, backend = %backend_name, %address, reason = outcome.to_string());
             self.publish(Some(Reason::BackendUp));
         } else {
-            warn!(event = "backend_down", %pool, backend = %backend_name, %address, reason = %outcome);
+            warn!(event = "backend_down", %pool, backend = %backend_name, %address, reason = outcome.to_string());
             self.publish(Some(Reason::BackendDown));
             if let Some(pool) = self.cluster.pools.iter().find(|one| one.name == pool)
                 && pool.is_empty()
@@ -481,8 +481,8 @@ impl Control {
             return;
         }
         if let Some(more) = self.limiter.allow("backend_refused") {
-            let reason = std::io::Error::from_raw_os_error(code);
-            warn!(event = "backend_refused", address = %to, %reason, not_shown = more);
+            let reason = std::io::Error::from_raw_os_error(code).to_string();
+            warn!(event = "backend_refused", address = %to, reason, not_shown = more);
         }
         let mut watched = self.watches.iter().filter(|watched| watched.place.address == to).peekable();
         if watched.peek().is_none() {
@@ -500,12 +500,14 @@ impl Control {
                 let Some(more) = self.limiter.allow("backend_tls_failed") else { return };
                 let backend = self.cluster.backends().find(|(_, backend)| backend.place.address == *peer);
                 let name = backend.map_or("", |(_, backend)| &*backend.name);
-                warn!(event = "backend_tls_failed", backend = name, address = %peer, reason, why = %text, not_shown = more);
+                let why = &**text;
+                warn!(event = "backend_tls_failed", backend = %name, address = %peer, reason, why, not_shown = more);
             }
             Some(index) => {
                 let Some(more) = self.limiter.allow(reason) else { return };
                 let at = self.fixed.listeners.get(*index as usize).map_or("", |(name, _)| &**name);
-                info!(event = "client_tls_failed", listener = at, from = %peer, reason, why = %text, not_shown = more);
+                let why = &**text;
+                info!(event = "client_tls_failed", listener = %at, from = %peer, reason, why, not_shown = more);
             }
         }
     }

@@ -33,12 +33,14 @@ impl Control {
             has_changed |= !matches!(turn, Turn::Spared(_));
             match turn {
                 Turn::Ejected(reason, for_s) => {
-                    warn!(event = "backend_ejected", %pool, backend = %name, %address, %reason, for_s);
+                    let reason = reason.to_string();
+                    warn!(event = "backend_ejected", %pool, backend = %name, %address, reason, for_s);
                 }
                 Turn::Spared(reason) => {
                     if let Some(not_shown) = self.limiter.allow("backend_spared") {
+                        let reason = reason.to_string();
                         let note = "not ejected: `max_ejected` of its pool are already, or no other takes new calls";
-                        warn!(event = "backend_spared", %pool, backend = %name, %address, %reason, note, not_shown);
+                        warn!(event = "backend_spared", %pool, backend = %name, %address, reason, note, not_shown);
                     }
                 }
                 Turn::Back => info!(event = "backend_back", %pool, backend = %name, %address),
