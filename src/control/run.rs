@@ -41,6 +41,7 @@ use super::view::{Fixed, Reason, View};
 use super::witness::Witness;
 use crate::dataplane::keys::Keys;
 use crate::link::{ControlEnd, HandshakeFailed, Signal};
+use crate::tls::session::Failure;
 use limiter::Limiter;
 use reload::{Reading, busy_reading};
 use std::collections::HashSet;
@@ -434,7 +435,7 @@ impl Control {
         let Some(backend) = backends.and_then(|all| all.iter_mut().find(|backend| backend.name == watched.name)) else {
             return;
         };
-        let probe::Report { outcome, took, .. } = report;
+        let probe::Report { outcome, failure, took, .. } = report;
         backend.last_probe = Some((outcome, took));
         if matches!(outcome, Outcome::Alive(_) | Outcome::Unwell(_)) {
             self.view.probe_times.entry(watched.pool.clone()).or_default().add(took);
@@ -454,6 +455,10 @@ impl Control {
             info!(event = "backend_up", %pool, backend = %backend_name, %address, reason = outcome.to_string());
             self.publish(Some(Reason::BackendUp));
         } else {
+            if let Some(Failure { handshake, text }) = failure {
+                let reason = handshake.label();
+                warn!(event = "backend_tls_failed", backend = %backend_name, %address, reason, why = text);
+            }
             warn!(event = "backend_down", %pool, backend = %backend_name, %address, reason = outcome.to_string());
             self.publish(Some(Reason::BackendDown));
             if let Some(pool) = self.cluster.pools.iter().find(|one| one.name == pool)

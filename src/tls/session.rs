@@ -13,6 +13,7 @@
 use super::{Client, Server};
 use crate::dataplane::counters::Handshake;
 use rustls::{ClientConnection, Connection, Error, HandshakeKind, InvalidMessage, ServerConnection};
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::ops::Range;
 
@@ -76,6 +77,14 @@ pub struct Failure {
     /// What rustls says.
     pub text: String,
 }
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Failure {}
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {

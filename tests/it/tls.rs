@@ -721,19 +721,35 @@ fn a_backend_that_closes_behind_its_answer_has_answered_the_probe() {
 }
 
 #[test]
-fn a_backend_without_tls_is_refused_by_its_probe() {
+fn a_probe_that_fails_for_its_tls_says_why_and_the_backend_is_down() {
     let (papers, ports) = (Papers::new("tls-plain"), ports());
     let own = papers.issue("a", &["a.example"]);
     let plain = TcpListener::bind("127.0.0.1:0").unwrap();
     let uri = format!("sips:localhost:{}", plain.local_addr().unwrap().port());
     std::thread::spawn(move || {
         for mut stream in plain.incoming().flatten() {
+            // What is closed with octets that nobody has read is reset, and what was answered is lost with it.
+            let _ = stream.read(&mut [0; 4096]);
             stream.write_all(b"SIP/2.0 400 Bad Request\r\nContent-Length: 0\r\n\r\n").ok();
         }
     });
     let pool = format!("tls = {{ ca = \"{}\" }}", papers.path("ca.pem"));
     let viahop = Viahop::start("tls-plain", &config(ports, &own, &uri, &pool));
     viahop.wait_until("it is down", PATIENCE, |status| status["backends"][0]["state"] == "down");
+    let told = |log: &str, reason: &str, why: &str| {
+        let mut lines = log.lines().filter(|line| line.contains("event=\"backend_tls_failed\""));
+        lines.any(|line| line.contains(&format!("reason=\"{reason}\" why=\"")) && line.contains(why))
+    };
+    let log = viahop.log();
+    assert!(told(&log, "not_tls", "corrupt message"), "{log}");
+    viahop.end();
+
+    let cluster = Cluster::start(&papers.authority.issue(&["other.example"]));
+    let pool = format!("tls = {{ ca = \"{}\", name = \"cluster.example\" }}", papers.path("ca.pem"));
+    let viahop = Viahop::start("tls-stranger", &config(ports, &own, &cluster.uri(), &pool));
+    viahop.wait_until("it is down", PATIENCE, |status| status["backends"][0]["state"] == "down");
+    let log = viahop.log();
+    assert!(told(&log, "bad_certificate", "other.example"), "{log}");
     viahop.end();
 }
 

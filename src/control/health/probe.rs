@@ -23,6 +23,7 @@ use crate::dataplane::sip::start_line::{self, StartLine};
 use crate::dataplane::tables::ProxyHeader;
 use crate::dataplane::transport::Transport;
 use crate::tls::Credentials;
+use crate::tls::session::Failure;
 use arc_swap::ArcSwap;
 use ppp::{v1, v2};
 use std::io;
@@ -42,12 +43,14 @@ const ANSWER_MAX: usize = 8192;
 const HURRY_GAP: Duration = Duration::from_millis(50);
 
 /// What a probe reports.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Report {
     /// The number of the watch.
     pub watch: u64,
     /// What came of it.
     pub outcome: Outcome,
+    /// Why there was no TLS with it, if it refused so.
+    pub failure: Option<Failure>,
     /// How long it took.
     pub took: Duration,
 }
@@ -109,7 +112,8 @@ async fn run(
         let started = Instant::now();
         next = tokio::time::Instant::now() + health.interval;
         let outcome = asker.ask(place, &health).await;
-        if to.send(Report { watch, outcome, took: started.elapsed() }).await.is_err() {
+        let (failure, took) = (asker.failure.take(), started.elapsed());
+        if to.send(Report { watch, outcome, failure, took }).await.is_err() {
             return;
         }
     }
@@ -122,6 +126,8 @@ struct Asker {
     socket: Option<UdpSocket>,
     /// Of a backend that is reached over TCP or TLS: the connection, and what has come on it and is no message yet.
     stream: Option<(Stream, Vec<u8>)>,
+    /// Why there was no TLS with it.
+    failure: Option<Failure>,
     credentials: Arc<ArcSwap<Credentials>>,
     cseq: u32,
 }
@@ -132,7 +138,8 @@ impl Asker {
         match timeout_at(until, self.exchange(place)).await {
             Ok(Ok(code)) if health.is_ok(code) => Outcome::Alive(code),
             Ok(Ok(code)) => Outcome::Unwell(code),
-            Ok(Err(_)) => {
+            Ok(Err(error)) => {
+                self.failure = error.downcast().ok();
                 // The local address may be gone, or the route: the next probe starts from scratch.
                 (self.socket, self.stream) = (None, None);
                 Outcome::Refused

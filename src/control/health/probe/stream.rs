@@ -24,7 +24,7 @@ impl Stream {
     /// The same with it from here on, to the backend at `address`.
     pub(super) fn sealed(self, address: SocketAddr, credentials: &Credentials) -> io::Result<Stream> {
         let client: &Client = credentials.clients.get(&address).ok_or(io::ErrorKind::NotFound)?;
-        let session = Session::connect(client).map_err(|failure| io::Error::other(failure.text))?;
+        let session = Session::connect(client).map_err(io::Error::other)?;
         Ok(Stream { session: Some(session), ..self })
     }
 
@@ -77,7 +77,7 @@ impl Stream {
         let has_closed = session.has_closed();
         // An alert of ours goes too.
         self.flush().await?;
-        let opened = opened.map_err(|failure| io::Error::other(failure.text))?;
+        let opened = opened.map_err(io::Error::other)?;
         came.extend_from_slice(&room[..opened]);
         // Whoever closes behind its answer has answered.
         if has_closed && opened == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
