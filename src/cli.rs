@@ -20,11 +20,12 @@ pub struct Cli {
 const AFTER_HELP: &str = "\
 Start here:
   viahop demo                          ten seconds of real calls on this machine
-  viahop run --listen udp:0.0.0.0:5060 --backend sip:10.0.0.11:5060 --backend sip:10.0.0.12:5060
+  viahop run --listen udp:0.0.0.0:5060 --backend sip:10.0.0.11,sip:10.0.0.12
   viahop init > viahop.toml            a configuration with every key explained
 
 Exit codes:
-  0 ok   1 failed   2 usage   3 configuration wrong   4 this machine does not allow it   5 not ready";
+  0 ok   1 failed   2 usage   3 configuration wrong
+  4 this machine does not allow it   5 not ready";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -60,7 +61,8 @@ pub enum Command {
 #[command(after_help = "\
 Either a file or flags say what to do:
   viahop run -c viahop.toml
-  viahop run --listen udp:0.0.0.0:5060 --backend sip:10.0.0.11 --backend 'sip:10.0.0.12;weight=50'
+  viahop run --listen udp:0.0.0.0:5060 --backend 'sip:10.0.0.11;weight=50' \\
+      --backend sip:10.0.0.12
 Quote a backend that has a `;`: the shell would end the command there.")]
 pub struct Run {
     /// Configuration to read, and to read again on SIGHUP. Default: none, then --listen and --backend are needed.
@@ -162,10 +164,14 @@ pub struct Check {
 /// `viahop import`
 #[derive(Debug, Args)]
 #[command(after_help = "\
-  viahop import /etc/kamailio/dispatcher.list > viahop.toml && viahop check viahop.toml
-A pool can also follow the list as it changes: `list = \"/etc/kamailio/dispatcher.list\"` in its [[pool]].
+Example:
+  viahop import /etc/kamailio/dispatcher.list > viahop.toml
+A pool can also follow the list as it changes, with this in its [[pool]]:
+  list = \"/etc/kamailio/dispatcher.list\"
 
-Exit codes: 0 made   3 something in the list is wrong: nothing is made   4 the file cannot be written")]
+Exit codes:
+  0 made   3 something in the list is wrong: nothing is made
+  4 the file cannot be written")]
 pub struct Import {
     /// The list to read.
     #[arg(value_name = "dispatcher.list")]
@@ -204,8 +210,10 @@ pub struct Demo {
 /// `viahop explain`
 #[derive(Debug, Args)]
 #[command(after_help = "\
-  viahop explain -c viahop.toml INVITE.sip            by the configuration, all backends up
-  viahop explain --live -c viahop.toml INVITE.sip     as the running viahop does at this moment")]
+By the configuration, all backends up:
+  viahop explain -c viahop.toml INVITE.sip
+As the running viahop does at this moment:
+  viahop explain --live -c viahop.toml INVITE.sip")]
 pub struct Explain {
     /// File with one SIP message as it comes from the network, or `-` for standard input. Lines that end in a bare LF are
     /// mended to CRLF, which is said.
@@ -235,19 +243,21 @@ pub struct Explain {
     subcommand_required = true,
     arg_required_else_help = true,
     after_help = "\
-  viahop ctl status                        is it well? shards and their load, backends, messages
-  viahop ctl backend 10.0.0.11:5060 drain  no new calls for this server; those it has go on
+Examples:
+  viahop ctl status                        is it well?
+  viahop ctl backend 10.0.0.11:5060 drain  no new calls; those it has go on
   viahop ctl backend 10.0.0.11:5060 ready  new calls again
-  viahop ctl reload --dry-run              what the file on disk would change, before it does
+  viahop ctl reload --dry-run              what would the file on disk change?
   viahop ctl events                        what happened lately
-  viahop ctl errors                        messages that could not be read, and where they are wrong
-  viahop ctl connections                   who is connected, and what waits on whom
-  viahop ctl trace --call-id ID            what is decided about each message of a call
+  viahop ctl errors                        messages that could not be read
+  viahop ctl connections                   who is connected, what waits on whom
+  viahop ctl trace --call-id ID            what is decided about each message
 
 What is changed here holds until the process ends: what a restart is to find belongs in the file.
 
-Exit codes: 0 done; 1 refused; 2 no such thing, or usage; 3 configuration wrong; 4 this machine does not allow it;
-5 no viahop answers"
+Exit codes:
+  0 done   1 refused   2 no such thing, or usage   3 configuration wrong
+  4 this machine does not allow it   5 no viahop answers"
 )]
 pub struct Ctl {
     /// The socket of the viahop that is meant. Default: the first of ctl.sock in $RUNTIME_DIRECTORY,
@@ -299,10 +309,13 @@ pub enum CtlCommand {
     /// Change one backend, at once and until the process ends.
     #[command(
         after_help = "\
+What it gets:
   ready      new calls by its weight, as long as probes find it up
-  drain      no new calls; calls it has go on: what has a token of ours, what names it, INVITEs under way
-  maint      nothing at all, and no probes: for a server that is being taken apart
-  weight N   N parts of new calls, 0 to 10000; 0 is none. Only calls from or to this backend move",
+  drain      no new calls; those it has go on: what has a token of ours, what
+             names it, INVITEs under way
+  maint      nothing at all, and no probes: it is being taken apart
+  weight N   N parts of new calls, 0 to 10000; 0 is none. Only calls from or
+             to this backend move",
         subcommand_value_name = "ready|drain|maint|weight N"
     )]
     Backend {
@@ -352,7 +365,7 @@ At most 1000 are listed for each shard; how many there are is told in any case. 
 
     /// Follow one call: show what is decided about each of its messages, as they come.
     #[command(after_help = "\
-The call is followed until the time is over, also when this command is stopped; a new trace ends the one before. Of a
+The call is followed until the time is over, also when this command is stopped; a new trace ends the one before. Of a \
 call at most 100 messages a second are shown for each shard, and 1000 kept.")]
     Trace {
         /// The call's Call-ID, as it stands in its messages.
@@ -440,5 +453,28 @@ impl FromStr for Endpoint {
             "off" => Ok(Endpoint::Off),
             _ => text.parse().map(Endpoint::At).map_err(|_| "write ADDRESS:PORT, like 127.0.0.1:8460, or off".into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cli;
+    use clap::{Command, CommandFactory};
+
+    /// Below a heading and no wider than a terminal: of what is wrapped nobody sees any more what stands below what, and a command
+    /// that is copied is cut.
+    #[test]
+    fn examples_stand_as_they_are_written_on_a_terminal_of_80() {
+        fn look_at(command: &Command) {
+            let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let is_example = |line: &&str| line.starts_with("  ");
+            let wide = text.lines().find(|line| is_example(line) && line.chars().count() > 80);
+            assert_eq!(wide, None, "of {}", command.get_name());
+            // A `\` at the end of a line of the source takes the blanks before an example that stands first.
+            let first = text.lines().next().filter(|_| text.lines().any(|line| is_example(&line)));
+            assert!(first.is_none_or(|line| line.ends_with(':')), "no heading:\n{text}");
+            command.get_subcommands().for_each(look_at);
+        }
+        look_at(&Cli::command());
     }
 }

@@ -13,7 +13,7 @@ use std::{fs, io};
 #[command(after_help = "\
 Where shells look for it:
   viahop-load completions bash > /etc/bash_completion.d/viahop-load
-  viahop-load completions zsh  > /usr/local/share/zsh/site-functions/_viahop-load
+  viahop-load completions zsh > /usr/local/share/zsh/site-functions/_viahop-load
   viahop-load completions fish > /etc/fish/completions/viahop-load.fish")]
 pub struct Completions {
     /// The shell.

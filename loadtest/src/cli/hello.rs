@@ -19,7 +19,7 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example, with a load over UDP beside it:
-  viahop-load hello --target 'sip:127.0.0.1:5061;transport=tls' --rate 1000 --seconds 10 &
+  viahop-load hello --target 'sip:127.0.0.1:5061;transport=tls' --rate 1000 &
   viahop-load uac --target sip:127.0.0.1:5060 --rate 5000 --seconds 8")]
 pub struct Args {
     /// The element, as sip:HOST:PORT;transport=tls. On this machine, unless --anywhere is given.
