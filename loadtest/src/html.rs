@@ -95,9 +95,9 @@ fn cards(page: &mut String, log: &Log) {
             if counts.failed > 0 { format!("{share:.2} %") } else { "0".to_owned() },
             counts.failed > 0,
         ));
-        cards.push(("latency p50", Short(latency.at(0.5)).to_string(), false));
-        cards.push(("latency p99", Short(latency.at(0.99)).to_string(), false));
-        cards.push(("own lateness p99.9", Short(calls.lateness.at(0.999)).to_string(), false));
+        cards.push(("latency p50", latency.short(0.5), false));
+        cards.push(("latency p99", latency.short(0.99), false));
+        cards.push(("own lateness p99.9", calls.lateness.short(0.999), false));
         if let Some(ser) = Kpis::of(calls).ser {
             cards.push(("established (SER)", format!("{ser:.2} %"), false));
         }
@@ -140,7 +140,7 @@ fn requests(page: &mut String, log: &Log) {
             line.retransmissions
         );
         for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] {
-            let _ = write!(page, "<td>{}", Short(line.latency.at(quantile)));
+            let _ = write!(page, "<td>{}", line.latency.short(quantile));
         }
         let failures: Vec<String> = line.failures.iter().map(|(reason, count)| format!("{count} × {reason}")).collect();
         let class = if failures.is_empty() { "text" } else { "'text bad wrap'" };

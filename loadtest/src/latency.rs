@@ -43,6 +43,11 @@ impl Latencies {
         if self.0.is_empty() { 0 } else { self.0.value_at_quantile(quantile).min(self.0.max()) }
     }
 
+    /// The same for people to read, `-` when there is none: nothing would be as fast as 0 ns.
+    pub fn short(&self, quantile: f64) -> String {
+        if self.0.is_empty() { "-".to_owned() } else { Short(self.at(quantile)).to_string() }
+    }
+
     /// The longest.
     pub fn max(&self) -> u64 {
         if self.0.is_empty() { 0 } else { self.0.max() }

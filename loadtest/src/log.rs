@@ -2,7 +2,7 @@
 //! and the logs of several machines add up exactly.
 
 use crate::clock::{self, SECOND_NS};
-use crate::latency::Latencies;
+use crate::latency::{Latencies, Short};
 use crate::sip::message::Method;
 use crate::tally::{Kind, Tally};
 use crate::{uac, uas, usage};
@@ -86,6 +86,11 @@ impl Second {
         let mut latencies = Latencies::default();
         self.latency.iter().for_each(|(ns, count)| latencies.record_step(*ns, *count));
         latencies
+    }
+
+    /// The most by which a call was placed late, for people to read; `-` where none was placed.
+    pub fn lateness(&self) -> String {
+        if self.placed == 0 { "-".to_owned() } else { Short(self.lateness_max_ns).to_string() }
     }
 
     fn add(&mut self, other: &Second) {

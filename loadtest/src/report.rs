@@ -99,9 +99,9 @@ fn put_kpis(text: &mut String, kpis: &Kpis) {
 
 fn put_quantiles(text: &mut String, latencies: &Latencies) {
     for quantile in [0.5, 0.9, 0.99, 0.999] {
-        let _ = write!(text, " {:>8}", Short(latencies.at(quantile)));
+        let _ = write!(text, " {:>8}", latencies.short(quantile));
     }
-    let _ = writeln!(text, " {:>8}", Short(latencies.max()));
+    let _ = writeln!(text, " {:>8}", latencies.short(1.0));
 }
 
 fn put_callees(text: &mut String, report: &uas::Report) {
@@ -194,11 +194,12 @@ pub fn gap(flow: &Flow) -> String {
 fn put_generator(text: &mut String, log: &Log) {
     let share = |usage: &Usage, lives_ns: u64, calls: u64| {
         let percent = |ns: u64| ns as f64 * 100.0 / lives_ns.max(1) as f64;
+        let per_call =
+            usage.on_cpu_ns.checked_div(calls).map_or("-".to_owned(), |per_call| Short(per_call).to_string());
         format!(
-            "{:.0} % of a core busy, {:.1} % waiting for one, {} per call",
+            "{:.0} % of a core busy, {:.1} % waiting for one, {per_call} per call",
             percent(usage.on_cpu_ns),
             percent(usage.waiting_ns),
-            Short(usage.on_cpu_ns / calls.max(1))
         )
     };
     if let Some(calls) = log.calls.as_ref().filter(|calls| calls.lives_ns > 0) {

@@ -318,32 +318,23 @@ fn judge_shards(side: &str, overflowed: u64, broken: u64, waiting_ns: u64, lives
 }
 
 /// One line about one second.
-pub fn line(at_ns: u64, second: &Second) -> String {
+pub fn line(progress: &Progress<'_>) -> String {
+    let Progress { at_ns, second, rate, .. } = *progress;
     let per_second = |count: u64| count as f64 * SECOND_NS as f64 / second.length_ns.max(1) as f64;
-    if second.latency.is_empty() && second.failed == 0 && second.lateness_max_ns == 0 {
-        // Callees by themselves, or nothing at all.
+    let seconds = at_ns as f64 / SECOND_NS as f64;
+    let (placed, completed) = (per_second(second.placed), per_second(second.completed));
+    let Second { failed, retransmissions, open, .. } = second;
+    if rate == 0.0 {
+        // Callees by themselves.
         return format!(
-            "{:>6.1}s  {:>9.1} calls/s  {:>9.1} done/s  again {:<6} open {}",
-            at_ns as f64 / SECOND_NS as f64,
-            per_second(second.placed),
-            per_second(second.completed),
-            second.retransmissions,
-            second.open
+            "{seconds:>6.1}s  {placed:>9.1} calls/s  {completed:>9.1} done/s  again {retransmissions:<6} open {open}"
         );
     }
     let latencies: Latencies = second.latencies();
-    let quantile = |quantile| Short(latencies.at(quantile)).to_string();
+    let [p50, p99, max] = [0.5, 0.99, 1.0].map(|quantile| latencies.short(quantile));
+    let late = second.lateness();
     format!(
-        "{:>6.1}s  {:>9.1} calls/s  {:>9.1} done/s  failed {:<6} again {:<6} open {:<8} p50 {:>7} p99 {:>7} max {:>7} late {:>7}",
-        at_ns as f64 / SECOND_NS as f64,
-        per_second(second.placed),
-        per_second(second.completed),
-        second.failed,
-        second.retransmissions,
-        second.open,
-        quantile(0.5),
-        quantile(0.99),
-        quantile(1.0),
-        Short(second.lateness_max_ns).to_string()
+        "{seconds:>6.1}s  {placed:>9.1} calls/s  {completed:>9.1} done/s  failed {failed:<6} again {retransmissions:<6} open {open:<8} \
+         p50 {p50:>7} p99 {p99:>7} max {max:>7} late {late:>7}"
     )
 }

@@ -13,7 +13,6 @@
 //! Where standard output is no terminal there is one line per second in its place: [`line`](crate::run::line).
 
 use crate::clock::SECOND_NS;
-use crate::latency::Short;
 use crate::log::Log;
 use crate::report::gap;
 use crate::run::{Plan, Progress, Watcher, Wish};
@@ -213,12 +212,12 @@ impl View {
                 [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)].iter().fold(
                     String::new(),
                     |mut text, (name, quantile)| {
-                        let _ = write!(text, "{name} {}  ", Short(latencies.at(*quantile)));
+                        let _ = write!(text, "{name} {}  ", latencies.short(*quantile));
                         text
                     },
                 ),
             );
-            row("lateness", format!("max {}", Short(second.lateness_max_ns)));
+            row("lateness", format!("max {}", second.lateness()));
             row("calls/s", curve(&self.rates));
             row("p99", curve(&self.p99s));
         } else {

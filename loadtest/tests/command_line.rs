@@ -294,6 +294,21 @@ fn a_callee_that_never_answers_ends_the_run_after_64_t1_with_what_there_was() {
 }
 
 #[test]
+fn a_time_that_was_not_measured_is_a_dash_and_seconds_of_waiting_look_like_the_others() {
+    let dir = Dir::new("unmeasured");
+    let page = dir.path("run.html");
+    let args = ["run", "--listen", ANY, "--calls", "2", "--t1", "30ms", "--fault", "silent=100%", "--html", &page];
+    let output = run(&args);
+    assert_eq!(output.code, 1, "{}", output.all());
+    let seconds: Vec<&str> = output.stdout.lines().filter(|line| line.contains("calls/s")).collect();
+    assert!(seconds.len() > 1 && seconds.iter().all(|line| line.contains("failed") && line.contains("p50       -")));
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.contains("<b>-</b><span>latency p50</span>"), "{page}");
+    assert!(!output.stdout.contains(" 0ns") && !page.contains(">0ns<"), "nothing is that fast: {}", output.stdout);
+    assert!(output.stdout.contains("waiting for one, - per call"), "{}", output.stdout);
+}
+
+#[test]
 fn a_rate_that_no_machine_can_do_ends_in_time_and_is_void() {
     let args =
         ["run", "--listen", ANY, "--rate", "500000000", "--seconds", "0.2", "--calls-max", "50", "--drain", "1s", "-q"];

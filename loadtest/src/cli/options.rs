@@ -205,7 +205,7 @@ struct Lines;
 
 impl Watcher for Lines {
     fn on_second(&mut self, progress: &Progress<'_>) {
-        say!("{}", run::line(progress.at_ns, progress.second));
+        say!("{}", run::line(progress));
     }
 
     fn wish(&mut self) -> Option<Wish> {
