@@ -56,6 +56,8 @@ pub struct Flow {
     pub sent: Option<u64>,
     /// How many reached the other side.
     pub arrived: Option<u64>,
+    /// Of responses that were sent, those that are for the element: to requests that no caller had sent, as its probes are.
+    pub to_the_element: u64,
 }
 
 /// One second of a run.
@@ -207,7 +209,17 @@ impl Log {
                 there,
                 sent: of(sent, kind),
                 arrived: of(arrived, kind),
+                to_the_element: 0,
             }));
+        }
+        let made: Vec<_> = flows.iter().filter(|flow| flow.there).map(|flow| (flow.kind.method, -flow.gap())).collect();
+        for (method, mut left) in made {
+            let answers = |flow: &&mut Flow| !flow.there && flow.kind.method == method && flow.gap() > 0;
+            for flow in flows.iter_mut().filter(answers) {
+                let own = flow.gap().min(left).max(0);
+                flow.to_the_element = own as u64;
+                left -= own;
+            }
         }
         let place = |method| match method {
             Method::Invite => 0,
@@ -248,7 +260,12 @@ impl Flow {
     /// How many did not arrive: lost on the way, or kept by the element. Negative: how many came that the other side had not
     /// sent, made or copied in between.
     pub fn missing(&self) -> Option<i64> {
-        Some(self.sent? as i64 - self.arrived? as i64)
+        Some(self.sent? as i64 - self.arrived? as i64 - self.to_the_element as i64)
+    }
+
+    /// The same, 0 where one side only is known.
+    fn gap(&self) -> i64 {
+        self.missing().unwrap_or(0)
     }
 }
 
@@ -356,6 +373,18 @@ mod tests {
             flows,
             [(invite, true, Some(1)), (trying, false, Some(-10)), (ok, false, Some(0)), (bye, true, Some(0))]
         );
+        let (options, alive) = (Kind::request(Method::Options), Kind::response(200, Method::Options));
+        let backend = &mut log.callees.as_mut().unwrap().backends[0];
+        backend.received.note_many(options, 7);
+        backend.sent.note_many(alive, 7);
+        let of = |log: &Log, kind| log.flows().iter().find(|flow| flow.kind == kind).unwrap().missing();
+        assert_eq!(
+            (of(&log, options), of(&log, alive)),
+            (Some(-7), Some(0)),
+            "the element has asked, and was answered"
+        );
+        log.callees.as_mut().unwrap().backends[0].sent.note_many(alive, 2);
+        assert_eq!(of(&log, alive), Some(2), "and no more than it had asked");
         log.callees = None;
         assert!(log.flows().iter().all(|flow| flow.missing().is_none()));
     }

@@ -185,6 +185,7 @@ fn put_flows(text: &mut String, flows: &[Flow]) {
 /// What is missing between the two sides, or too much, in words.
 pub fn gap(flow: &Flow) -> String {
     match flow.missing() {
+        Some(0) if flow.to_the_element > 0 => format!("  {} to the element itself", flow.to_the_element),
         None | Some(0) => String::new(),
         Some(missing @ 1..) => format!("  {missing} missing"),
         Some(more) => format!("  {} made or copied on the way", -more),
