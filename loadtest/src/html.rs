@@ -62,11 +62,11 @@ body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,sa
 h1{margin:0;font-size:1.5rem}h2{margin:2rem 0 .3rem;font-size:1.1rem}p{margin:.2rem 0;color:var(--dim)}
 pre{overflow-x:auto;font:12.5px/1.5 ui-monospace,monospace;border:1px solid var(--line);border-radius:6px;padding:.7rem}.command{border:0;padding:0;margin:.4rem 0;color:var(--dim);white-space:pre-wrap}
 .mark{border-left:4px solid;padding:.25rem .7rem;margin:.4rem 0;background:var(--soft)}.void{color:var(--bad);font-weight:600}.partial,.noisy{color:var(--warn)}.valid{color:var(--good)}
-.cards{display:grid;grid-template-columns:repeat(6,1fr);gap:.6rem;margin:1rem 0}@media(max-width:800px){.cards{grid-template-columns:repeat(3,1fr)}}
+.cards{display:grid;grid-template-columns:repeat(6,1fr);gap:.6rem;margin:1rem 0}@media(max-width:800px){.cards{grid-template-columns:repeat(3,1fr)}}@media(max-width:480px){.cards{grid-template-columns:repeat(2,1fr)}}
 .cards div{border:1px solid var(--line);border-radius:6px;padding:.5rem .7rem}.cards b{display:block;font-size:1.3rem;font-variant-numeric:tabular-nums;white-space:nowrap}.cards span{color:var(--dim);font-size:.85rem}
 .bad b,td.bad{color:var(--bad)}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.93rem}td,th{padding:.25rem .5rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}th{color:var(--dim);font-weight:500}td:first-child,th:first-child,.text{text-align:left!important}td.wrap{white-space:normal}
 .none{color:var(--dim)}.bar{background:var(--a);height:.7rem;border-radius:2px;min-width:1px}.share{width:40%}.mono{font:12.5px ui-monospace,monospace}
-svg{width:100%;height:auto;display:block}svg text{fill:var(--dim);font-size:11px}.grid{stroke:var(--line)}.a,.b,.c,.d{fill:none;stroke-width:1.8}.a{stroke:var(--a)}.b{stroke:var(--b)}.c{stroke:var(--c)}.d{stroke:var(--d);stroke-dasharray:4 3}
+svg{width:100%;min-width:48rem;height:auto;display:block}svg text{fill:var(--dim);font-size:11px}.grid{stroke:var(--line)}.a,.b,.c,.d{fill:none;stroke-width:1.8}.a{stroke:var(--a)}.b{stroke:var(--b)}.c{stroke:var(--c)}.d{stroke:var(--d);stroke-dasharray:4 3}
 svg .ka{fill:var(--a)}svg .kb{fill:var(--b)}svg .kc{fill:var(--c)}svg .kd{fill:var(--d)}.scroll{overflow-x:auto}summary{cursor:pointer;color:var(--dim)}</style><main>";
 
 /// Whether the result counts.
@@ -246,7 +246,7 @@ fn rates(page: &mut String, seconds: &[Second]) {
         curve('c', "completed", &|second| second.completed),
         curve('b', "failed", &|second| second.failed),
     ];
-    plot(page, "Calls per second", &curves, Scale::Linear, |value| format!("{value:.0}"), |at| format!("{at:.0} s"));
+    plot(page, "Calls per second", &curves, Scale::Linear, trimmed, |at| format!("{at:.0} s"));
 }
 
 fn latencies(page: &mut String, seconds: &[Second]) {
@@ -278,8 +278,8 @@ fn percentiles(page: &mut String, latency: &Latencies, lateness: &Latencies) {
 }
 
 /// 99.9 and not 99.90000001.
-fn trimmed(percent: f64) -> String {
-    format!("{percent:.6}").trim_end_matches('0').trim_end_matches('.').to_owned()
+fn trimmed(value: f64) -> String {
+    format!("{value:.6}").trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 fn milliseconds(value: f64) -> String {
@@ -324,7 +324,7 @@ fn plot(
     let place = |x: f64, y: f64| (LEFT + x / x_max * WIDTH, ABOVE + HEIGHT - (y - low) / (high - low) * HEIGHT);
     let _ = write!(
         page,
-        "<svg viewBox='0 0 {} {}' role=img aria-label='{name}'>",
+        "<div class=scroll><svg viewBox='0 0 {} {}' role=img aria-label='{name}'>",
         LEFT + WIDTH + 20.0,
         ABOVE + HEIGHT + BELOW
     );
@@ -363,7 +363,7 @@ fn plot(
         let x = LEFT + 10.0 + index as f64 * 120.0;
         let _ = write!(page, "<text class=k{} x={x} y={}>● {}</text>", curve.class, ABOVE + HEIGHT + 38.0, curve.name);
     }
-    page.push_str("</svg>");
+    page.push_str("</svg></div>");
 }
 
 /// The next of 1, 2, 2.5, 5, 10, 20 … that is not below `value`.
@@ -396,7 +396,8 @@ mod tests {
         for never in ["<script", "src=", "href=", "url(", "@import", "NaN", "inf "] {
             assert!(!page.contains(never), "{never}");
         }
-        assert_eq!(page.matches("<svg").count(), 3);
+        // What is wider than a telephone is scrolled by itself, and not with the page.
+        assert_eq!((page.matches("<svg").count(), page.matches("<div class=scroll><svg").count()), (3, 3));
         assert!(page.len() < 200_000, "{}", page.len());
         render(&Log::new());
     }
@@ -405,5 +406,7 @@ mod tests {
     fn axes_end_at_round_figures() {
         let rounded: Vec<f64> = [0.0, 0.7, 1.0, 1.1, 2.2, 3.0, 9.0, 10.0, 10_001.0].map(round_up).into();
         assert_eq!(rounded, [1.0, 1.0, 1.0, 2.0, 2.5, 5.0, 10.0, 10.0, 20_000.0]);
+        let quarters = [0.25, 0.5, 62.5, 250.0].map(trimmed);
+        assert_eq!(quarters, ["0.25", "0.5", "62.5", "250"], "four grid lines have four figures");
     }
 }
