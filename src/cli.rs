@@ -267,7 +267,7 @@ pub struct Ctl {
     pub socket: Option<PathBuf>,
 
     /// Its HTTP endpoint instead of the socket, on this machine.
-    #[arg(long, global = true, value_name = "http://ADDRESS:PORT")]
+    #[arg(long, global = true, value_name = "http://ADDRESS:PORT", value_parser = http)]
     pub url: Option<String>,
 
     /// Form of the answer. Tables may change from version to version; `json` and `csv` grow at their ends only. `kamcmd` is
@@ -278,6 +278,14 @@ pub struct Ctl {
     /// What to do.
     #[command(subcommand)]
     pub command: CtlCommand,
+}
+
+/// What begins as the URL of an endpoint does; whether there is one, asking tells.
+fn http(text: &str) -> Result<String, String> {
+    match text.strip_prefix("http://") {
+        Some(place) if !place.is_empty() => Ok(text.to_owned()),
+        _ => Err("write http://ADDRESS:PORT, like http://127.0.0.1:8460".into()),
+    }
 }
 
 /// Form of an answer.

@@ -674,6 +674,11 @@ fn nobody_there_is_exit_code_5_with_what_was_tried() {
     let (code, _, stderr) = output(command.current_dir(&folder.0));
     assert_eq!(code, 5);
     assert!(stderr.contains("nobody listens"), "{stderr}");
+    for typed in ["127.0.0.1:8460", "https://127.0.0.1:8460", "http://"] {
+        let (code, _, stderr) = output(&mut viahop(&["ctl", "--url", typed, "status"]));
+        assert_eq!(code, 2, "{stderr}");
+        assert!(stderr.contains("write http://ADDRESS:PORT"), "{stderr}");
+    }
 }
 
 /// The kernel lets who connects wait for a place, however long that takes.
