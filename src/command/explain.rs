@@ -18,6 +18,7 @@ use viahop::control::config::problem::{Problem, Report, Severity};
 use viahop::control::health::detector::Outcome;
 use viahop::control::health::outlier::Limits;
 use viahop::control::operator::State;
+use viahop::control::plan::in_words;
 use viahop::control::resolve::{InForce, resolve};
 use viahop::control::secret::{self, Obtained};
 use viahop::dataplane::dispatch::{Dispatcher, EgressPorts};
@@ -273,7 +274,8 @@ fn reasons(tables: &Tables, decision: &Decision) {
             Some(rule) => say!("rule     {}", rule.name),
             None => say!("rule     none matches: the first pool"),
         }
-        say!("pool     {} (affinity {:?}, strategy {:?})", pool.name, pool.affinity, pool.strategy);
+        let (affinity, strategy) = (in_words(&pool.affinity), in_words(&pool.strategy));
+        say!("pool     {} (affinity {affinity}, strategy {strategy})", pool.name);
     }
     match decision.how {
         How::Key { hash, runner_up } => {

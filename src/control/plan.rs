@@ -88,7 +88,7 @@ fn differs<T: PartialEq>(what: &str, old: &T, new: &T, word: impl Fn(&T) -> Stri
 }
 
 /// `CallId` as the configuration has it: `call-id`.
-fn in_words(value: &impl std::fmt::Debug) -> String {
+pub fn in_words(value: &impl std::fmt::Debug) -> String {
     let mut words = String::new();
     for letter in format!("{value:?}").chars() {
         if letter.is_ascii_uppercase() && !words.is_empty() {

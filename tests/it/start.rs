@@ -393,7 +393,8 @@ fn explain_takes_a_message_on_a_tcp_listener_from_a_stream() {
                    From: <sip:a@example.net>;tag=1\r\nTo: <sip:bob@example.net>\r\nCall-ID: explain\r\nCSeq: 1 OPTIONS\r\n\
                    User-Agent: long enough for an answer that says why\r\nAccept: application/sdp\r\n\r\n";
     let with = without.replace("\r\n\r\n", "\r\nContent-Length: 0\r\n\r\n");
-    assert!(explained(without, &udp).contains("sent to "));
+    let sent = explained(without, &udp);
+    assert!(sent.contains("sent to ") && sent.contains("(affinity call-id, strategy hash)"), "{sent}");
     assert!(explained(&with, &tcp).contains("sent to "));
     let refused = explained(without, &tcp);
     assert!(refused.contains("400 Missing Content-Length") && refused.contains("closed"), "{refused}");
