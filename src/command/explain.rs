@@ -21,6 +21,8 @@ use viahop::control::operator::State;
 use viahop::control::plan::in_words;
 use viahop::control::resolve::{InForce, resolve};
 use viahop::control::secret::{self, Obtained};
+use viahop::control::witness::{Line, line_at};
+use viahop::dataplane::blame::Blame;
 use viahop::dataplane::dispatch::{Dispatcher, EgressPorts};
 use viahop::dataplane::frame::{Broken, Frame, Framer};
 use viahop::dataplane::limits::{DATAGRAM_MAX, HEAD_MAX};
@@ -217,6 +219,7 @@ fn print(
     let sent = match verdict {
         Verdict::Drop(reason) => {
             say!("dropped: {}\n  {}", reason.label(), reason.describe().trim());
+            refused_for(&dispatcher, &room);
             return;
         }
         Verdict::Reply { to, answer } => {
@@ -226,6 +229,7 @@ fn print(
                 Answer::Status(code) => say!("answered by viahop itself: {code}, to {to}"),
                 Answer::Pong | Answer::Stun => say!("answered by viahop itself: STUN, to {to}"),
             }
+            refused_for(&dispatcher, &room);
             room.output()
         }
         Verdict::Forward { to, .. } => {
@@ -245,6 +249,20 @@ fn print(
         }
     };
     say!("\n{}", String::from_utf8_lossy(&sent.concat()));
+}
+
+/// What was wrong, and where: an answer that would be longer than the request does without the words, or is not given.
+fn refused_for(dispatcher: &Dispatcher, room: &Room<'_>) {
+    let refusal = dispatcher.refused(room.verdict).map(|Refusal { code, reason, .. }| format!("{code} {reason}"));
+    match (refusal, dispatcher.blame(room.input, room.verdict)) {
+        (None, None) => {}
+        (Some(refusal), None) => say!("because  {refusal}"),
+        (refusal, Some(Blame { reason, at })) => {
+            say!("because  {}, octet {at} of {}", refusal.as_deref().unwrap_or(reason), room.input.len());
+            let Line { text, caret, .. } = line_at(room.input, at);
+            say!("  | {text}\n  | {:caret$}^", "");
+        }
+    }
 }
 
 fn reasons(tables: &Tables, decision: &Decision) {

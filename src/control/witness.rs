@@ -159,19 +159,21 @@ fn how(how: How) -> String {
 }
 
 /// The line of a message that an octet stands in.
-struct Line {
+#[derive(Debug)]
+pub struct Line {
     /// With escapes.
-    text: String,
+    pub text: String,
     /// How many characters of `text` are before the octet.
-    caret: usize,
+    pub caret: usize,
     /// Its offset.
-    start: usize,
+    pub start: usize,
 }
 
 /// Octets of a line that are shown on each side of the place.
 const ASIDE: usize = 60;
 
-fn line_at(octets: &[u8], at: usize) -> Line {
+/// The line that octet `at` of `octets` stands in, as much of it as a terminal has room for.
+pub fn line_at(octets: &[u8], at: usize) -> Line {
     let at = at.min(octets.len());
     let begin = octets[..at].iter().rposition(|&octet| octet == b'\n').map_or(0, |before| before + 1);
     let end = octets[at..].iter().position(|&octet| octet == b'\n').map_or(octets.len(), |len| at + len + 1);

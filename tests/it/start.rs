@@ -396,6 +396,12 @@ fn explain_takes_a_message_on_a_tcp_listener_from_a_stream() {
     let sent = explained(without, &udp);
     assert!(sent.contains("sent to ") && sent.contains("(affinity call-id, strategy hash)"), "{sent}");
     assert!(explained(&with, &tcp).contains("sent to "));
+    // The answer has no room for the words, being no longer than the request.
+    let short = "OPTIONS sip:bob@a SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1:5;branch=z9hG4bK1\r\nTo: <sip:b@a>\r\n\
+                 From: <sip:a@a>;tag=1\r\nCall-ID: explain\r\nCSeq: one OPTIONS\r\n\r\n";
+    let refused = explained(short, &udp);
+    let why = "because  400 Bad CSeq, octet 135 of 150\n  | CSeq: one OPTIONS\\r\\n\n  |       ^\n";
+    assert!(refused.contains(why), "{refused}");
     let refused = explained(without, &tcp);
     assert!(refused.contains("400 Missing Content-Length") && refused.contains("closed"), "{refused}");
     let mut client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
