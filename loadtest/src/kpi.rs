@@ -53,16 +53,20 @@ fn outcomes(line: &Line) -> impl Iterator<Item = (u16, u64)> + '_ {
     //# timeout error is received from the transaction layer, it MUST be
     //# treated as if a 408 (Request Timeout) status code has been received.
     // And what went wrong with a connection as a 503.
-    let of_transport = |reason: &str| ["connection", "TLS", "WebSocket"].iter().any(|word| reason.starts_with(word));
     let code = move |reason: &str| match reason {
         reason if reason.starts_with("timeout") => 408,
-        reason if of_transport(reason) => 503,
+        reason if is_of_transport(reason) => 503,
         reason => reason.parse().unwrap_or(0),
     };
     // Of a call that there was no room for nothing was asked.
     let attempts = line.failures.iter().filter(|(reason, _)| &***reason != NO_ROOM);
     let failures = attempts.map(move |(reason, count)| (code(reason), *count));
     failures.chain([(line.expect, line.answered)])
+}
+
+/// Whether a call failed for `reason` because a connection did not come about, or ended.
+pub fn is_of_transport(reason: &str) -> bool {
+    ["connection", "TLS", "WebSocket"].iter().any(|word| reason.starts_with(word))
 }
 
 #[cfg(test)]

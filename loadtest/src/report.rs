@@ -68,12 +68,13 @@ fn put_calls(text: &mut String, report: &uac::Report, rate: f64) {
     for wrong in report.wrongs.iter().take(SHOWN_MAX) {
         let _ = writeln!(text, "  {}: {} in {}", wrong.what, wrong.row, wrong.call_id);
     }
+    let refused = if report.hindrance().is_some() { "not connected" } else { "refused: nobody listens there" };
     put_if_any(
         text,
         "network:",
         &[
             (counts.retransmissions, "retransmissions"),
-            (counts.refused, "refused: nobody listens there"),
+            (counts.refused, refused),
             (counts.connections_lost, "connections lost"),
             (counts.reconnects, "attempts to connect again"),
             (counts.unsent, "not taken by the kernel"),

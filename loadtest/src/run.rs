@@ -282,11 +282,11 @@ fn judge_callers(plan: &Plan, wishes: u32, calls: &uac::Report, marks: &mut Vec<
         ));
     }
     if counts.received() == 0 && counts.placed > 0 {
-        let why = match (counts.refused, counts.unsent) {
+        let why = calls.hindrance().unwrap_or(match (counts.refused, counts.unsent) {
             (0, 0) => "nothing came back: the target swallows what it gets, or its answers go elsewhere",
             (0, _) => "this machine's kernel did not take them: a firewall, or no way there",
             _ => "nobody listens there (ICMP port unreachable, or connection refused)",
-        };
+        });
         marks.push(format!("VOID: not one request was answered; {why}"));
     }
     judge_shards("callers", counts.overflowed, calls.broken, calls.usage.waiting_ns, calls.lives_ns, marks);

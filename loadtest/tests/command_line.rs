@@ -1,5 +1,6 @@
 //! The program as a user has it: what it prints, what it writes, how it ends.
 
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -98,6 +99,21 @@ fn a_target_where_nobody_listens_is_void_and_says_why() {
     let output = run(&["uac", "--target", "sip:127.0.0.1:0", "--calls", "3", "--t1", "5ms", "-q"]);
     assert_eq!(output.code, 1, "{}", output.all());
     assert!(output.stdout.contains("answered; this machine's kernel did not take them"), "{}", output.stdout);
+}
+
+#[test]
+fn a_target_that_listens_for_something_else_is_void_for_what_it_did() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = format!("sip:{};transport=tls", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 4096]).and_then(|_| stream.write_all(b"SIP/2.0 400 Bad Request\r\n\r\n"));
+        }
+    });
+    let output = run(&["uac", "--target", &target, "--calls", "3", "--t1", "5ms", "-q"]);
+    assert_eq!(output.code, 1, "{}", output.all());
+    assert!(output.stdout.contains("answered; TLS: what came is no TLS"), "{}", output.stdout);
+    assert!(!output.stdout.contains("nobody listens"), "{}", output.stdout);
 }
 
 #[test]

@@ -21,6 +21,7 @@ use crate::clock::{SECOND_NS, now_ns};
 use crate::endpoint::{Endpoint, Transport};
 use crate::failure::{Exit, Failure, cannot_bind};
 use crate::impair::{Impaired, Impairment};
+use crate::kpi::is_of_transport;
 use crate::latency::Latencies;
 use crate::remote::{self, Remote};
 use crate::rng;
@@ -331,6 +332,14 @@ impl Report {
         let sent = self.lines.iter().filter(|line| line.expect != 0);
         sent.for_each(|line| all.add(&line.latency));
         all
+    }
+
+    /// What was in the way of most calls that had no connection, if it was something else than that nobody listens.
+    pub fn hindrance(&self) -> Option<&str> {
+        let failures = self.lines.iter().flat_map(|line| &line.failures);
+        let of_connections = failures.filter(|(reason, _)| is_of_transport(reason));
+        let (most, _) = of_connections.max_by_key(|(_, count)| **count)?;
+        Some(&**most).filter(|reason| *reason != "connection refused")
     }
 
     /// Adds another shard's, or another machine's. Exact: all latencies have the same steps.
