@@ -10,6 +10,7 @@ use crate::dataplane::scan::{Scan, rows};
 use crate::dataplane::shared;
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::{HeaderKind, NAMES};
+use crate::dataplane::sip::start_line;
 use crate::dataplane::validate::{self, Refusal};
 
 /// What a message is blamed for, and where.
@@ -44,12 +45,13 @@ pub fn of_response(message: &[u8], scan: &Scan) -> Blame {
         return Blame { reason: fault.describe(), at: at.min(message.len()) };
     }
     let reason = match (validate::single_headers_stand_once(scan), validate::end(message, scan)) {
+        _ if start_line::parse(message, scan.start_line).is_err() => "Bad Status-Line",
         (Err(refusal), _) | (_, Err(refusal)) => refusal.reason,
-        _ if scan.start_line.is_empty() || validate::first_via(message, scan).is_some() => {
+        _ if validate::first_via(message, scan).is_none() => "Bad Via",
+        _ => {
             let unfit = frame::misleads(message, scan).or_else(|| shared::objection_to_response(message, scan));
-            unfit.unwrap_or("Bad Status-Line Or Second Via")
+            unfit.unwrap_or("Bad Second Via")
         }
-        _ => "Bad Via",
     };
     let at = named(message, scan, reason).unwrap_or(scan.start_line.start as usize);
     Blame { reason, at: at.min(message.len()) }
@@ -67,15 +69,8 @@ fn word(message: &[u8], scan: &Scan, number: usize) -> usize {
 /// The place of the header whose name is in `reason`, if one is: the value of its first row, or the second row of one that
 /// stands there once too often. Where there is none, the end of the headers.
 fn named(message: &[u8], scan: &Scan, reason: &str) -> Option<usize> {
-    let mut words = reason.split(' ');
-    // Names of one letter are those of compact forms, and articles.
-    let is_it =
-        |(name, _): &(&str, HeaderKind)| name.len() > 1 && words.clone().any(|word| word.eq_ignore_ascii_case(name));
-    let kind = NAMES
-        .iter()
-        .find(|name| is_it(name))
-        .map(|(_, kind)| *kind)
-        .or_else(|| words.any(|word| word == "Hops").then_some(HeaderKind::MaxForwards))?;
+    let is_it = |(name, _): &&(&str, HeaderKind)| reason.split(' ').any(|word| word.eq_ignore_ascii_case(name));
+    let kind = NAMES.iter().find(is_it).map(|(_, kind)| *kind)?;
     if reason.starts_with("More Than One")
         && let Some(second) = rows(message, scan, kind).nth(1)
     {
@@ -118,6 +113,12 @@ mod tests {
         assert_eq!(at(INVITE, 505, "Version Not Supported"), "SIP");
         assert_eq!(at(INVITE, 400, "Bad Request-Line"), "INV");
         assert_eq!(at(INVITE, 400, "Bad Call-ID"), "\r\n", "what is missing is missing at the end");
+        assert_eq!(at(INVITE, 414, "Request-URI Too Long"), "sip");
+        assert_eq!(at(INVITE, 416, "Unsupported URI Scheme"), "sip");
+        let odd = "INVITE  sip:b@x SIP/2.0\r\nVia: a\r\nVia: b\r\nFrom:\r\n\r\n";
+        assert_eq!(at(odd, 400, "Bad Request-URI"), "sip");
+        assert_eq!(at(odd, 400, "Bad Via"), "a\r\n");
+        assert_eq!(at(odd, 400, "Bad From"), "Fro", "nothing stands there");
     }
 
     #[test]
@@ -135,5 +136,12 @@ mod tests {
         assert_eq!(of("Via: x;;\r\n"), Blame { reason: "Bad Via", at: 21 });
         assert_eq!(of("Via: SIP/2.0/UDP a\r\nl: 9\r\n").reason, "Content-Length Exceeds Datagram");
         assert_eq!(of("Via: SIP/2.0/UDP a\r\nl: 0\r\nl: 0\r\n").at, 42);
+        let plain = "Via: SIP/2.0/UDP a\r\nCall-ID: 1\r\nCSeq: 1 BYE\r\nFrom: <sip:a>\r\nTo: <sip:a>\r\n";
+        assert_eq!(of(&format!("{plain}Via: x\r\n")).reason, "A Via Is Malformed");
+        assert_eq!(of(plain).reason, "Bad Second Via");
+        assert_eq!(of("Via: SIP/2.0/UDP a\r\n").reason, "No Call-ID");
+        assert_eq!(of("Via: SIP/2.0/UDP a\r\nX: a\0\r\n").reason, "NUL In The Header Section");
+        let bad = "SIP/2.0 99 Odd\r\nVia: SIP/2.0/UDP a\r\nl: 0\r\nl: 0\r\n\r\n";
+        assert_eq!(of_response(bad.as_bytes(), &scanned(bad)), Blame { reason: "Bad Status-Line", at: 0 });
     }
 }
