@@ -28,9 +28,4 @@ impl<'a> Room<'a> {
     pub fn output(&self) -> [&[u8]; 2] {
         [self.head.get(..self.head_len).unwrap_or_default(), self.input.get(self.tail.clone()).unwrap_or_default()]
     }
-
-    /// Octets to be sent.
-    pub fn output_len(&self) -> usize {
-        self.head_len + self.tail.len()
-    }
 }
