@@ -29,7 +29,7 @@ pub const fn looks_like_stun(first: u8) -> bool {
 pub fn answer(request: &[u8], source: SocketAddr, out: &mut Text<'_>) -> Option<()> {
     let (header, attributes) = request.split_at_checked(HEADER)?;
     let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
-    if header[..2] != BINDING_REQUEST || header[4..8] != MAGIC || length != attributes.len() || length % 4 != 0 {
+    if header[..2] != BINDING_REQUEST || header[4..8] != MAGIC || length != attributes.len() {
         return None;
     }
     let wants_fingerprint = read_attributes(attributes)?;
@@ -124,6 +124,9 @@ mod tests {
         let v4 = answered(&request(b""), "192.0.2.1:32853").unwrap();
         assert_eq!(&v4[..4], [1, 1, 0, 12]);
         assert_eq!(&v4[20..], b"\x00\x20\x00\x08\x00\x01\xa1\x47\xe1\x12\xa6\x43");
+        assert_eq!(answered(&request(b""), "[::ffff:192.0.2.1]:32853").unwrap(), v4);
+        let unknown = answered(&request(b"\x80\x00\x00\x01x\0\0\0"), "192.0.2.1:32853");
+        assert_eq!(unknown.unwrap(), v4, "what need not be understood changes nothing");
         let v6 = answered(&request(b""), "[2001:db8:1234:5678:11:2233:4455:6677]:32853").unwrap();
         assert_eq!(
             &v6[20..],
@@ -134,7 +137,7 @@ mod tests {
     #[test]
     fn a_fingerprint_is_answered_with_one() {
         let answer = answered(&request(b"\x80\x28\x00\x04\x01\x02\x03\x04"), "192.0.2.1:32853").unwrap();
-        assert_eq!(answer.len(), 40);
+        assert_eq!((answer.len(), &answer[..4], &answer[32..36]), (40, &[1, 1, 0, 20][..], &[0x80, 0x28, 0, 4][..]));
         let crc = crc32(&answer[..32]) ^ 0x5354_554e;
         assert_eq!(&answer[36..], crc.to_be_bytes());
     }
@@ -142,6 +145,16 @@ mod tests {
     #[test]
     fn crc_is_the_one_of_the_check_value() {
         assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+    }
+
+    /// Two that answered answers would never end.
+    #[test]
+    fn neither_an_answer_nor_an_indication_is_answered() {
+        for kind in [[0x01, 0x01], [0x01, 0x11], [0x00, 0x11], [0x00, 0x03]] {
+            let mut other = request(b"");
+            other[..2].copy_from_slice(&kind);
+            assert!(answered(&other, "192.0.2.1:1").is_none(), "{kind:?}");
+        }
     }
 
     #[test]
@@ -157,6 +170,7 @@ mod tests {
             &no_cookie,
             &request(b"\x00\x06\x00\x00"),
             &request(b"\x80\x22\x00\x08\0\0\0\0"),
+            &request(b"\x80\x22\x00\x01x\0"),
         ] {
             assert!(answered(bad, "192.0.2.1:1").is_none(), "{bad:?}");
         }
