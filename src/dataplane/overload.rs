@@ -126,6 +126,7 @@ mod tests {
         let mut pressure = Pressure::default();
         for now_ms in 0..OVERLOAD_STANDING_MS {
             assert_eq!(pressure.on_look(now_ms, ROOM, ROOM), Shedding::Nothing);
+            assert!(!pressure.is_calm(), "it is to be looked at again soon");
         }
         assert_eq!(pressure.on_look(OVERLOAD_STANDING_MS, 0, ROOM), Shedding::Nothing);
         let again = OVERLOAD_STANDING_MS + 1;

@@ -231,7 +231,11 @@ mod tests {
             ("sips:a;transport=tcp", 5061),
             ("sip:a;transport=tlsx", 5060),
             ("sip:a;transports=tls", 5060),
+            ("sip:a;trusted-1=tls", 5060),
+            ("SIP:a", 5060),
             ("sip:a:5070;transport=tls", 5070),
+            ("sip:a:5090", 5090),
+            ("sip:a:0000005090", 5090),
         ] {
             assert_eq!(read(text).unwrap().port, port, "{text}");
         }
@@ -249,6 +253,7 @@ mod tests {
         assert!(uri.has_headers);
         assert!(uri.is_loose && !uri.has_maddr);
         assert!(read("sip:a;maddr=192.0.2.1").unwrap().has_maddr);
+        assert!(read("sip:a;lr=on").unwrap().is_loose);
         assert!(uri.param(text.as_bytes(), b"lr").is_some());
         assert_eq!(of(uri.param(text.as_bytes(), b"transport").unwrap().value.unwrap()), "udp");
         assert!(uri.param(text.as_bytes(), b"user").is_none());
@@ -283,11 +288,25 @@ mod tests {
             "sip:[a b]",
             "sip:[::1>]",
             "sip:[::1;lr]",
+            "sip:a;x>y",
+            "sip:a[b",
+            "sip:a\\b@c",
+            "sip:a:0000065536",
+            "tel:1 2",
+            "tel:<1>",
+            "tel:1>",
+            "tel:\"1\"",
+            "tel:1\\",
+            "a(b:x",
             "bob",
             ":x",
             "1a:x",
         ] {
             assert!(read(text).is_none(), "{text}");
+        }
+        for octet in ['"', '<', '>', '\t'] {
+            assert!(read(&format!("sip:a{octet}b@c")).is_none(), "{octet:?}");
+            assert!(read(&format!("sip:a{octet}b")).is_none(), "{octet:?}");
         }
     }
 
@@ -296,9 +315,10 @@ mod tests {
         for (text, scheme) in [
             ("SIP:a@b", Scheme::Sip),
             ("sIpS:a@b", Scheme::Sips),
-            ("tel:+4930123", Scheme::Tel),
+            ("TEL:+4930123", Scheme::Tel),
             ("URN:service:sos", Scheme::Urn),
             ("soap.beep://192.0.2.103:3002", Scheme::Other),
+            ("a+b:x", Scheme::Other),
         ] {
             assert_eq!(read(text).unwrap().scheme, scheme, "{text}");
         }
@@ -314,9 +334,12 @@ mod tests {
             b"192.0.2",
             b"192.0.2.",
             b"192.0.2.1.",
+            b"1.2.3.4.5.6",
+            b"256.0.2.1",
             b"192.0.2.256",
             b"192.0.2.01",
             b"192.0.2.1000",
+            b"4294967488.0.2.1",
             b"1..2.3",
             b"[192.0.2.1]",
             b"",

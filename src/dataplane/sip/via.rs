@@ -361,7 +361,7 @@ mod tests {
 
     #[test]
     fn folds_and_blanks_may_stand_wherever_the_grammar_has_them() {
-        let text = "  SIP  / 2.0\r\n /UDP\r\n    192.0.2.2 : 5061 ; branch = 390skdjuw ,";
+        let text = "  SIP  / 2.0\r\n /UDP\r\n    192.0.2.2 : 5061 ; branch= 390skdjuw ,";
         let via = read(text).unwrap();
         assert_eq!(of(text, via.host), "192.0.2.2");
         assert_eq!(of(text, via.sent_by), "192.0.2.2 : 5061");
@@ -406,6 +406,63 @@ mod tests {
         assert_eq!(via.received_value(text.as_bytes()), Some(&b"2001:db8::9:255"[..]));
     }
 
+    /// As each proxy on the way reads it: a quote or a bracket that no grammar has there begins something for one of them.
+    #[test]
+    fn nothing_that_quotes_or_brackets_stands_where_it_does_not_belong() {
+        for octet in ['"', '<', '>', '[', '\t'] {
+            for start in [" SIP/2.0/UDP a", " SIP/2.0/UDP [::1", " SIP/2.0/UDP a;x", " SIP/2.0/UDP a;x=y"] {
+                let end = if start.contains('[') { "b]" } else { "b" };
+                let text = format!("{start}{octet}{end}");
+                let is_harmless = octet == '[' && start.contains(';');
+                assert_eq!(read(&text).is_some(), is_harmless, "{text}");
+            }
+        }
+        for octet in [',', ';', '?', '@'] {
+            assert!(read(&format!(" SIP/2.0/UDP [::1{octet}b]")).is_none(), "{octet}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_noted_is_read_in_every_spelling() {
+        for text in [
+            ";received=192.0.2.1;rport=5060",
+            " ; Received = 192.0.2.1 ;RPORT= 5060",
+            ";received= 192.0.2.1 ;rport=5060",
+        ] {
+            let text = format!(" SIP/2.0/UDP a{text}");
+            let via = read(&text).unwrap();
+            assert_eq!(via.received_value(text.as_bytes()), Some(&b"192.0.2.1"[..]), "{text}");
+            assert_eq!(via.rport_value(text.as_bytes()), Some(&b"5060"[..]), "{text}");
+        }
+    }
+
+    #[test]
+    fn keep_alives_are_offered_by_the_first_keep_that_has_no_value() {
+        for (text, keep) in [
+            (" SIP/2.0/UDP a;Test", ""),
+            (" SIP/2.0/UDP a;keep=30", ""),
+            (" SIP/2.0/UDP a;keep=30;keep;x", ";keep"),
+            (" SIP/2.0/UDP a;Keep ;keep", ";Keep"),
+        ] {
+            assert_eq!(of(text, read(text).unwrap().keep), keep, "{text}");
+        }
+    }
+
+    #[test]
+    fn default_ports_are_those_of_the_transport() {
+        for (text, port) in [
+            (" SIP/2.0/TCP a", 5060),
+            (" SIP/2.0/TLS a", 5061),
+            ("SIP/2.0/tls a", 5061),
+            ("SIP/2.0/WS a", 80),
+            ("SIP/2.0/WSS a", 443),
+            ("SIP/2.0/SCTP a", 5060),
+            (" SIP/2.0/TLS a:5070", 5070),
+        ] {
+            assert_eq!(read(text).unwrap().port, port, "{text}");
+        }
+    }
+
     #[test]
     fn what_the_grammar_does_not_allow_is_refused() {
         for text in [
@@ -413,6 +470,10 @@ mod tests {
             "SIP/2.0/UDP",
             "SIP/2.0/UDP ",
             "SIP/2.0 UDP a",
+            "SIP/2.0/UDP[::1]",
+            "SIP//UDP a",
+            "/2.0/UDP a",
+            "SIP/2.0/ a",
             "SIP/2.0/UDP a;;branch=1",
             "SIP/2.0/UDP 192.0.2.15;;,;,,",
             "SIP/2.0/UDP a:port",
