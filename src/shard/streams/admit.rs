@@ -13,7 +13,7 @@ use std::os::fd::AsRawFd;
 const ACCEPTS: usize = 64;
 
 /// How long accepting pauses when no descriptor is left, in milliseconds.
-const PAUSE_MS: u64 = 1000;
+pub(super) const PAUSE_MS: u64 = 1000;
 
 impl Streams {
     /// Takes connections that wait at listener number `place` of this list.
@@ -95,5 +95,33 @@ pub(super) fn source_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::send::tests::Bench;
+    use super::*;
+
+    #[test]
+    fn a_connection_is_admitted_up_to_each_bound_and_not_beyond() {
+        let mut bench = Bench::new();
+        let source = |text: &str| Some(source_of(text.parse().unwrap()));
+        let (one, same, other) = (source("2001:db8::1"), source("2001:db8::ffff:0:0:2"), source("2001:db8:0:1::1"));
+        assert_ne!(source("192.0.2.1"), source("192.0.2.2"));
+        bench.streams.limits.per_source = 2;
+        bench.streams.count(one);
+        assert_eq!(bench.streams.admit(one), Ok(()));
+        bench.streams.count(same);
+        assert_eq!(bench.streams.admit(one), Err(Ended::SourceLimit));
+        assert_eq!((bench.streams.admit(other), bench.streams.admit(None)), (Ok(()), Ok(())));
+        bench.streams.held = bench.streams.limits.held - 1;
+        assert_eq!(bench.streams.admit(other), Ok(()));
+        bench.streams.held += 1;
+        assert_eq!(bench.streams.admit(other), Err(Ended::Limit));
+        (bench.streams.held, bench.streams.limits.connections) = (0, 2);
+        assert_eq!(bench.streams.admit(other), Ok(()), "one is there");
+        bench.streams.limits.connections = 1;
+        assert_eq!(bench.streams.admit(other), Err(Ended::Limit));
     }
 }

@@ -152,6 +152,7 @@ mod tests {
             (binary(1, 0x11, &with_tlv), Some("192.0.2.7:5060")),
             (binary(1, 0x21, &v6), Some("[2001::9]:5060")),
             (binary(0, 0, &[]), None),
+            (binary(0, 0x11, &v4), None),
         ]
     }
 

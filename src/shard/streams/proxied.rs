@@ -271,6 +271,8 @@ mod tests {
         let expected = format!("PROXY TCP4 192.0.2.7 {host} 1000 {port}\r\n");
         assert_eq!(header(arrival("192.0.2.7:1000", None)), expected.as_bytes());
         assert_eq!(header(arrival("[2001:db8::7]:1000", None)), b"PROXY TCP6 2001:db8::7 :: 1000 0\r\n");
+        let otherwise = arrival("192.0.2.7:1000", Some("2001:db8::1"));
+        assert_eq!(header(otherwise), b"PROXY TCP4 192.0.2.7 0.0.0.0 1000 0\r\n");
         for other in [Tally::Request(None), Tally::Response(Some(0), 200)] {
             assert_eq!(Client::of(&tables, &arrival("192.0.2.7:1000", None), other), None);
         }
@@ -311,6 +313,7 @@ mod tests {
         assert_eq!(connection.is_over_for_client(IDLE, IDLE), Some(Ended::Idle));
         connection.note_goes(b"INVITE sip:a SIP/2.0\r\n", Tally::Request(Some(0)), 1000);
         connection.note_goes(b"ACK sip:a SIP/2.0\r\n", Tally::Request(Some(0)), 2000);
+        connection.note_goes(b"SIP/2.0 180 Ringing\r\n", Tally::Response(None, 180), 2000);
         assert_eq!(connection.unanswered, 1);
         assert_eq!(connection.is_over_for_client(IDLE + 1999, IDLE), None);
         assert_eq!(connection.is_over_for_client(IDLE + 2000, IDLE), Some(Ended::Idle));

@@ -13,7 +13,7 @@ use crate::sys::tcp;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-/// After the first failure to connect the next attempt is made at once; then it waits as long, and twice as long each time.
+/// How long after a failure to connect the next attempt is made; after each that fails, too, twice as long as before.
 const BACK_OFF_MS: u64 = 100;
 /// At most so long.
 const BACK_OFF_MAX_MS: u64 = 5000;
@@ -125,5 +125,34 @@ impl Streams {
             target.failures += 1;
             target.not_before_ms = now_ms + wait.min(BACK_OFF_MAX_MS);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::send::tests::Bench;
+    use super::*;
+
+    #[test]
+    fn after_each_failure_the_next_attempt_waits_twice_as_long_until_one_succeeds() {
+        let mut bench = Bench::new();
+        let streams = &mut bench.streams;
+        let to = SocketAddr::from(([192, 0, 2, 1], 5060));
+        let mut now_ms = 0;
+        for _ in 0..2 {
+            for wait in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
+                // Attempts that were made together.
+                streams.lost(usize::MAX, to, true, false, now_ms);
+                streams.lost(usize::MAX, to, true, false, now_ms + 1);
+                let target = &streams.by_target[&to];
+                let then = now_ms + wait;
+                assert!(target.waits(then - 1) && !target.waits(then), "{wait}");
+                assert!(!target.is_over(then + BACK_OFF_MAX_MS - 1) && target.is_over(then + BACK_OFF_MAX_MS));
+                now_ms = then;
+            }
+            streams.reached(to);
+        }
+        streams.lost(usize::MAX, to, false, false, now_ms);
+        assert!(!streams.by_target[&to].waits(now_ms), "one that was open has not failed");
     }
 }

@@ -226,7 +226,7 @@ fn is_shared_with(tables: &Tables, to: SocketAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::control::cluster::tests::{cluster, keys, text};
     use crate::dataplane::limits::{FRAME_MAX, SEND_BACKLOG_MAX};
@@ -294,15 +294,15 @@ mod tests {
     }
 
     /// The connections of a shard: one, of a client.
-    struct Bench {
-        streams: Streams,
-        end: ShardEnd,
-        client: TcpStream,
+    pub(in crate::shard::streams) struct Bench {
+        pub(in crate::shard::streams) streams: Streams,
+        pub(in crate::shard::streams) end: ShardEnd,
+        pub(in crate::shard::streams) client: TcpStream,
         fates: Fate,
     }
 
     impl Bench {
-        fn new() -> Bench {
+        pub(in crate::shard::streams) fn new() -> Bench {
             let tables = cluster(&text(&[1]), None).tables(1, &keys(), false, None);
             let (_, mut ends) = link(vec![Box::new(|| ())], 1, tables);
             let (poller, limits) = (Poller::new().unwrap(), StreamLimits::default());
@@ -324,6 +324,16 @@ mod tests {
 
         fn flush(&mut self) {
             self.streams.flush(0, &self.end.counters.streams, &mut self.fates);
+        }
+
+        /// Sweeps at this moment, however short the last time is ago, and sends what comes of it. Returns whether the connection is still
+        /// there.
+        pub(in crate::shard::streams) fn sweep(&mut self, now_ms: u64) -> bool {
+            self.streams.swept_ms = 0;
+            let tables = self.end.shared.tables.load();
+            self.streams.sweep(now_ms, &tables, &self.end.counters.streams, &mut self.fates);
+            self.streams.flush(now_ms, &self.end.counters.streams, &mut self.fates);
+            self.streams.slots[0].is_some()
         }
     }
 

@@ -89,3 +89,68 @@ impl Streams {
         counters.held_octets.set(self.held as u64);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::admit::PAUSE_MS;
+    use super::super::connection::Connection;
+    use super::super::send::tests::Bench;
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn each_deadline_ends_a_connection_at_its_moment_and_as_what_it_is() {
+        let limits = Bench::new().streams.limits;
+        let rows: [(fn(&mut Connection), u64, Ended); 8] = [
+            (
+                |one| (one.origin, one.state) = (Origin::Opened, State::Connecting),
+                limits.connect_ms,
+                Ended::ConnectFailed,
+            ),
+            (|one| one.state = State::Handshaking, limits.handshake_ms, Ended::Handshake),
+            (|one| one.close_as(Ended::BadFrame, 0), CLOSING_MS, Ended::BadFrame),
+            (|one| one.state = State::HalfClosed, HALF_CLOSED_MS, Ended::Closed),
+            (|one| one.stuck_since_ms = Some(0), limits.frame_ms, Ended::Unread),
+            (|one| one.partial_since_ms = Some(0), limits.frame_ms, Ended::Slow),
+            (|one| one.has_spoken = false, FIRST_MS, Ended::Slow),
+            (|_| (), limits.idle_ms, Ended::Idle),
+        ];
+        for (prepare, deadline, ended) in rows {
+            let mut bench = Bench::new();
+            bench.streams.handshaking = 1;
+            let connection = bench.streams.connection(0).unwrap();
+            connection.has_spoken = true;
+            prepare(connection);
+            assert!(bench.sweep(deadline - 1), "{ended:?}");
+            assert!(!bench.sweep(deadline), "{ended:?}");
+            assert_eq!(bench.end.counters.streams.ended[ended as usize].get(), 1, "{ended:?}");
+        }
+    }
+
+    #[test]
+    fn a_silent_connection_of_ours_is_asked_whether_it_is_alive_and_a_clients_is_not() {
+        for (origin, asked) in [(Origin::Opened, 2), (Origin::Accepted, 0)] {
+            let mut bench = Bench::new();
+            let connection = bench.streams.connection(0).unwrap();
+            (connection.origin, connection.has_spoken) = (origin, true);
+            for now_ms in [KEEP_ALIVE_MS - 1, KEEP_ALIVE_MS, 2 * KEEP_ALIVE_MS - 1, 2 * KEEP_ALIVE_MS] {
+                assert!(bench.sweep(now_ms));
+            }
+            bench.streams.slots.clear();
+            let mut heard = String::new();
+            bench.client.read_to_string(&mut heard).unwrap();
+            assert_eq!(heard, "\r\n\r\n".repeat(asked));
+        }
+    }
+
+    #[test]
+    fn what_is_held_is_counted_anew_and_a_pause_of_accepting_ends() {
+        let mut bench = Bench::new();
+        bench.streams.held = 1 << 30;
+        bench.streams.connection(0).unwrap().partial = vec![0; 100];
+        bench.streams.pause(0, &bench.end.counters.streams);
+        assert!(bench.sweep(PAUSE_MS - 1) && bench.streams.paused_until_ms.is_some());
+        assert!(bench.sweep(PAUSE_MS) && bench.streams.paused_until_ms.is_none());
+        assert_eq!((bench.streams.held, bench.end.counters.streams.held_octets.get()), (100, 100));
+    }
+}

@@ -322,6 +322,7 @@ pub fn pong(octets: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::send::tests::Bench;
     use super::*;
 
     const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -385,6 +386,7 @@ mod tests {
             (sip.to_owned(), Upgrade::Done),
             (origin("https://phone.example"), Upgrade::Done),
             (origin("https://PHONE.example"), Upgrade::Done),
+            (format!("{sip}Content-Length: 0\r\n"), Upgrade::Done),
             ("Sec-WebSocket-Protocol: xmpp, sip\r\n".into(), Upgrade::Done),
             (origin("https://evil.example"), Upgrade::Origin),
             (origin("https://phone.example.evil.example"), Upgrade::Origin),
@@ -417,6 +419,8 @@ mod tests {
                 event => panic!("{more}: {event:?}"),
             }
         }
+        let mut open_to_all = WebSocket::new(Arc::new(Origins::new(vec!["*".into()])));
+        assert!(matches!(next(&mut open_to_all, request(&origin("https://evil.example"))), Event::Open(_)));
         for octets in [&b"\x16\x03\x01"[..], b"GET / HTTP/1.1\r\n\r\n", b"OPTIONS sip:a SIP/2.0\r\n\r\n"] {
             assert!(matches!(next(&mut socket(), octets.to_vec()), Event::Refused(Upgrade::Malformed, _)));
         }
@@ -441,12 +445,24 @@ mod tests {
             }
         }
         let mut socket = open();
-        assert_eq!(next(&mut socket, frame(0x01, &text[..5])), Event::Nothing);
-        assert_eq!((socket.held(), socket.assembling_since_ms()), (5, Some(0)));
+        assert_eq!(socket.next(&mut frame(0x01, &text[..5]), 7).1, Event::Nothing);
+        assert_eq!((socket.held(), socket.assembling_since_ms()), (5, Some(7)));
         assert!(matches!(next(&mut socket, frame(0x89, b"are you there")), Event::Ping(_)));
         assert_eq!(next(&mut socket, frame(0x00, &text[5..9])), Event::Nothing);
         assert_eq!(next(&mut socket, frame(0x80, &text[9..])), Event::Assembled(text.to_vec()));
         assert_eq!((socket.held(), socket.assembling_since_ms()), (0, None));
+    }
+
+    #[test]
+    fn what_leaves_says_what_it_is_and_how_long() {
+        let header = |pushed, len| {
+            let mut out = Vec::new();
+            put_header(&mut out, pushed, len);
+            out
+        };
+        assert_eq!(header(Pushed::Message([b"a", "\u{f6}".as_bytes()]), 3), [0x81, 3]);
+        assert_eq!(header(Pushed::Message([b"a", b"\xf6"]), 200), [0x82, 126, 0, 200]);
+        assert_eq!(pong(b"abc"), b"\x8a\x03abc");
     }
 
     #[test]
@@ -459,15 +475,29 @@ mod tests {
     }
 
     #[test]
+    fn who_pings_now_and_then_may_do_so_for_good() {
+        let mut bench = Bench::new();
+        let connection = bench.streams.connection(0).unwrap();
+        (connection.websocket, connection.has_spoken) = (Some(Box::new(open())), true);
+        for second in 0..2 * CONTROLS_MAX {
+            let websocket = bench.streams.connection(0).unwrap().websocket.as_mut().unwrap();
+            assert!(matches!(next(websocket, frame(0x89, b"")), Event::Ping(_)));
+            assert!(bench.sweep(1000 * u64::from(second)));
+        }
+    }
+
+    #[test]
     fn whoever_breaks_a_rule_is_told_which() {
         let code = |event: Event| match event {
             Event::Broken(frame) => u16::from_be_bytes([frame[2], frame[3]]),
             event => panic!("{event:?}"),
         };
         let huge = |len: u64| [&[0x81, 0xff][..], &len.to_be_bytes(), &[0; 4]].concat();
-        let rows: [(Vec<u8>, u16); 13] = [
+        let rows: [(Vec<u8>, u16); 15] = [
             (vec![0x81, 0x01, b'x'], PROTOCOL_ERROR),
             (frame(0xc1, b"x"), PROTOCOL_ERROR),
+            (frame(0xa1, b"x"), PROTOCOL_ERROR),
+            (frame(0x91, b"x"), PROTOCOL_ERROR),
             (frame(0x83, b"x"), PROTOCOL_ERROR),
             (frame(0x8b, b"x"), PROTOCOL_ERROR),
             (frame(0x09, b"x"), PROTOCOL_ERROR),
@@ -494,6 +524,10 @@ mod tests {
                 socket.assembled = None;
             }
             assert_eq!(code(next(&mut socket, frame(first, b""))), POLICY);
+            let message = next(&mut socket, frame(0x81, b"x"));
+            assert!(matches!(message, Event::Message(_)), "what brings something is not what there is too much of");
+            socket.rest();
+            assert!(!matches!(next(&mut socket, frame(first, b"")), Event::Broken(_)));
         }
         assert_eq!(next(&mut open(), frame(0x88, &1001u16.to_be_bytes())), Event::Close(vec![0x88, 2, 0x03, 0xe9]));
         assert_eq!(next(&mut open(), frame(0x88, b"")), Event::Close(vec![0x88, 0]));
