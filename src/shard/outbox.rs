@@ -276,11 +276,14 @@ mod tests {
     use super::*;
     use crate::dataplane::verdict::Answer;
 
-    /// A machine that the first address has left: what was sent from where.
+    /// A machine that the first address has left: what was sent from where. One port it sends nothing to, whenever it is asked, and
+    /// has a report about somebody else each time.
     #[derive(Default)]
-    struct Machine(Vec<(SocketAddr, Option<IpAddr>)>);
+    struct Machine(Vec<(SocketAddr, Option<IpAddr>)>, Vec<Unreachable>);
 
     const ENETUNREACH: i32 = 101;
+    const ECONNREFUSED: i32 = 111;
+    const CLOSED: u16 = 666;
     const GONE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 50));
 
     impl Io for Machine {
@@ -289,7 +292,12 @@ mod tests {
         }
 
         fn send(&mut self, _: usize, datagrams: &[Outgoing<'_>]) -> io::Result<usize> {
-            let taken: Vec<_> = datagrams.iter().take_while(|one| one.from != Some(GONE)).collect();
+            if datagrams[0].to.port() == CLOSED {
+                self.1.push(Unreachable { to: ([192, 0, 2, 9], 9).into(), code: ECONNREFUSED });
+                return Err(io::Error::from_raw_os_error(ECONNREFUSED));
+            }
+            let is_sent = |one: &&Outgoing<'_>| one.from != Some(GONE) && one.to.port() != CLOSED;
+            let taken: Vec<_> = datagrams.iter().take_while(is_sent).collect();
             self.0.extend(taken.iter().map(|one| (one.to, one.from)));
             if taken.is_empty() { Err(io::Error::from_raw_os_error(ENETUNREACH)) } else { Ok(taken.len()) }
         }
@@ -299,7 +307,7 @@ mod tests {
         }
 
         fn next_error(&mut self, _: usize) -> Option<Unreachable> {
-            None
+            self.1.pop()
         }
 
         fn queued(&mut self, _: usize) -> (u64, u64) {
@@ -311,9 +319,9 @@ mod tests {
         }
     }
 
-    /// How many were sent, and how many were lost.
+    /// How many were sent, and how many were lost, and who cannot be reached.
     #[derive(Default)]
-    struct Counted([usize; 2]);
+    struct Counted([usize; 2], Vec<SocketAddr>);
 
     impl Fates for Counted {
         fn sent(&mut self, _: Tally) {
@@ -324,7 +332,10 @@ mod tests {
             self.0[1] += 1;
         }
 
-        fn unreachable(&mut self, _: Unreachable) {}
+        fn unreachable(&mut self, report: Unreachable) {
+            self.1.push(report.to);
+        }
+
         fn refused(&mut self, _: SocketAddr) {}
         fn handed_over(&mut self) {}
         fn waiting(&mut self, _: i64) {}
@@ -344,5 +355,20 @@ mod tests {
         assert_eq!(send(&mut machine, 0, &outgoing, |_| Tally::Reply(Answer::Stun), &mut counted), 4);
         assert_eq!(machine.0, [(to(1), here), (to(2), None), (to(3), None), (to(4), here)]);
         assert_eq!(counted.0, [4, 0]);
+    }
+
+    #[test]
+    fn a_message_that_never_leaves_is_given_up_and_keeps_no_other_waiting() {
+        let outgoing = [1, CLOSED, 3].map(|port| Outgoing {
+            to: ([198, 51, 100, 7], port).into(),
+            parts: [b"x", b""],
+            from: None,
+            pads: false,
+        });
+        let (mut machine, mut counted) = (Machine::default(), Counted::default());
+        assert_eq!(send(&mut machine, 0, &outgoing, |_| Tally::Reply(Answer::Stun), &mut counted), 3);
+        assert_eq!(counted.0, [2, 1]);
+        let others = vec![SocketAddr::from(([192, 0, 2, 9], 9)); TRIES_MAX as usize];
+        assert_eq!(counted.1, [others, vec![outgoing[1].to]].concat());
     }
 }

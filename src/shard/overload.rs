@@ -53,3 +53,67 @@ impl Overload {
         buffer.shedding
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::limits::OVERLOAD_STANDING_MS;
+    use crate::sys::errors::Unreachable;
+    use crate::sys::mmsg::{Outgoing, ReceiveBatch};
+    use std::io;
+
+    /// A receive buffer: what of it is in use, and how often it was looked at.
+    struct Buffers(u64, u64);
+
+    impl Io for Buffers {
+        fn receive(&mut self, _: usize, _: &mut ReceiveBatch) -> io::Result<usize> {
+            Ok(0)
+        }
+
+        fn send(&mut self, _: usize, datagrams: &[Outgoing<'_>]) -> io::Result<usize> {
+            Ok(datagrams.len())
+        }
+
+        fn makes_runs(&self) -> bool {
+            false
+        }
+
+        fn next_error(&mut self, _: usize) -> Option<Unreachable> {
+            None
+        }
+
+        fn queued(&mut self, _: usize) -> (u64, u64) {
+            self.1 += 1;
+            (self.0, 100)
+        }
+
+        fn drops(&mut self, _: usize) -> u64 {
+            0
+        }
+    }
+
+    #[test]
+    fn a_buffer_is_looked_at_seldom_until_its_queue_is_long_and_a_batch_that_is_not_full_has_emptied_it() {
+        let (mut overload, mut io) = (Overload::new(1), Buffers(0, 0));
+        for now_ms in 0..10 * OVERLOAD_LOOK_MS {
+            assert_eq!(overload.on_batch(&mut io, 0, BATCH, now_ms), Shedding::Nothing);
+            assert_eq!(overload.on_batch(&mut io, 1, BATCH, now_ms), Shedding::Nothing, "no listener's");
+            assert!(overload.is_calm());
+        }
+        assert_eq!(io.1, 10);
+        let long = 10 * OVERLOAD_LOOK_MS;
+        io.0 = 100;
+        for now_ms in long..long + OVERLOAD_STANDING_MS {
+            assert_eq!(overload.on_batch(&mut io, 0, BATCH, now_ms), Shedding::Nothing);
+            assert!(!overload.is_calm());
+        }
+        assert_eq!(io.1, 10 + OVERLOAD_STANDING_MS);
+        let stood = long + OVERLOAD_STANDING_MS;
+        assert_eq!(overload.on_batch(&mut io, 0, BATCH, stood), Shedding::Registrations);
+        assert_eq!(overload.on_batch(&mut io, 0, BATCH, stood), Shedding::Registrations, "until the next look");
+        assert_eq!(overload.on_batch(&mut io, 0, BATCH - 1, stood + 1), Shedding::Nothing);
+        assert_eq!(io.1, 11 + OVERLOAD_STANDING_MS);
+        overload.on_batch(&mut io, 0, BATCH - 1, stood + 3_600_000);
+        assert!(overload.is_calm());
+    }
+}

@@ -145,3 +145,67 @@ fn malformed(seen: &Seen<'_>, blame: Blame, link: &ShardEnd) {
         octets: message.get(start..end).unwrap_or_default().into(),
     })));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::cluster::tests::{cluster, keys, text};
+    use crate::dataplane::dispatch::EgressPorts;
+    use crate::dataplane::limits::HEAD_MAX;
+    use crate::dataplane::scan::Scanner;
+    use crate::dataplane::tables::Trace;
+    use crate::link::link;
+
+    /// What is told of a message that comes at each of these moments.
+    fn told(message: &str, trace: Option<&str>, moments: impl Iterator<Item = u64>) -> Vec<Signal> {
+        let mut tables = cluster(&text(&[1]), None).tables(1, &keys(), false, None);
+        tables.trace = trace.map(|call_id| Trace { number: 1, call_id: call_id.as_bytes().into() });
+        let (mut control, ends) = link(vec![Box::new(|| ())], 1, tables.clone());
+        let mut dispatcher = Dispatcher::new(Scanner::best(), EgressPorts { v4: Some(40_001), v6: None });
+        let (from, mut witness) = ("192.0.2.7:5060".parse().unwrap(), Witness::default());
+        let arrival = Arrival { from, listener: Some(0), local: None, stream: None };
+        let mut told = Vec::new();
+        for now_ms in moments {
+            let (mut input, mut head) = (message.as_bytes().to_vec(), vec![0; HEAD_MAX]);
+            let mut room = Room::new(&mut input, &mut head);
+            dispatcher.on_datagram(&tables, now_ms, arrival, &mut room);
+            let seen = Seen { shard: 0, now_ms, tables: &tables, arrival, room: &room };
+            witness.look(&seen, &dispatcher, &ends[0]);
+            told.extend(std::iter::from_fn(|| control.signals.try_recv().ok()));
+        }
+        told
+    }
+
+    fn options(headers: &str) -> String {
+        format!(
+            "OPTIONS sip:a@b SIP/2.0\r\nVia: SIP/2.0/UDP a;branch=z9hG4bK1\r\nFrom: <sip:a>;tag=1\r\nTo: <sip:b>\r\n\
+             Call-ID: followed\r\n{headers}\r\n"
+        )
+    }
+
+    #[test]
+    fn of_a_flood_so_many_are_told_in_a_second_and_again_in_the_next() {
+        let flood = || (0..2000).map(|ms| 5_000 + ms);
+        assert_eq!(told(&options("CSeq: x\r\n"), None, flood()).len(), 2 * MALFORMED_PER_S as usize);
+        let good = options("CSeq: 1 OPTIONS\r\n");
+        assert_eq!(told(&good, Some("followed"), flood()).len(), 2 * TRACED_PER_S as usize);
+        assert_eq!(told(&good, Some("another"), flood()), []);
+        assert_eq!(told(&good, None, flood()), []);
+    }
+
+    #[test]
+    fn of_a_long_message_the_place_is_told_and_what_stands_round_it() {
+        for (before, after) in [(0, 0), (1500, 0), (0, 5000), (5000, 0), (5000, 5000)] {
+            let [before, after] = [before, after].map(|len| format!("X: {}\r\n", "x".repeat(len)));
+            let message = options(&format!("{before}CSeq: x\r\n{after}"));
+            let told = told(&message, None, [0].into_iter());
+            let [Signal::Malformed(one)] = &told[..] else { panic!("{told:?}") };
+            assert_eq!((one.reason, one.len, &message[one.at..][..1]), ("Bad CSeq", message.len(), "x"));
+            assert_eq!(&*one.octets, &message.as_bytes()[one.start..][..one.octets.len()]);
+            assert!(one.octets.len() == message.len() || one.octets.len() <= OCTETS_MAX);
+            let (before, behind) = (one.at - one.start, one.start + one.octets.len() - one.at);
+            assert!(before.min(BEFORE) == one.at.min(BEFORE), "{before}");
+            assert!(behind > 500 || behind == message.len() - one.at, "{behind}");
+        }
+    }
+}
