@@ -484,6 +484,8 @@ mod tests {
         assert_eq!(zero, [named(1, 1, 1), named(2, 60, 1)], "RFC 2782: a very small chance");
         let heavy = backends(&[server(1, 32_000, 1), server(1, 64_000, 2)], Strategy::Hash);
         assert_eq!(heavy, [named(1, 5_000, 1), named(2, 10_000, 1)]);
+        let light = backends(&[server(1, 1, 1), server(1, 64_000, 2)], Strategy::Hash);
+        assert_eq!(light, [named(1, 1, 1), named(2, 10_000, 1)], "nobody is left without any");
     }
 
     #[test]

@@ -185,6 +185,7 @@ mod tests {
         let heavier = text(&[1, 2]).replace(":1\" }", ":1\", weight = 200 }");
         let changed = plan(&text(&[1, 2]), &heavier);
         assert_eq!(changed.pools[0].backends[0].details, ["weight 100 -> 200"]);
+        assert_eq!(changed.pools[0].change, Change::Changed);
         let same = plan(&text(&[1, 2]), &text(&[1, 2]));
         assert_eq!((same.pools[0].change, same.pools[0].keys_moved), (Change::Same, Some(0.0)));
     }
@@ -199,6 +200,30 @@ mod tests {
     }
 
     #[test]
+    fn whatever_is_written_of_a_pool_or_backend_is_a_change_of_it() {
+        let of_pool = |written: &str| {
+            let before = format!("[balancer]\ngso = true\n{}", text(&[1, 2]).replace("\" }", ";transport=tcp\" }"));
+            let PoolPlan { change, details, backends, .. } =
+                plan(&before, &before.replace("name =", &format!("{written}\nname ="))).pools.remove(0);
+            assert_eq!((change, backends), (Change::Changed, Vec::new()), "{written}");
+            details.join(", ")
+        };
+        for (written, said) in [
+            ("strategy = \"round-robin\"", "strategy hash -> round-robin"),
+            ("health = { fall = 5 }", "health"),
+            ("outlier = { share = 41 }", "outlier"),
+            ("slow_start = \"10s\"", "slow_start"),
+            ("panic = 50", "panic"),
+            ("pad = true", "pad"),
+            ("send_proxy = \"v2\"", "send_proxy"),
+        ] {
+            assert_eq!(of_pool(written), said);
+        }
+        let limited = plan(&text(&[1]), &text(&[1]).replace(":1\" }", ":1\", max_open = 7 }"));
+        assert_eq!(limited.pools[0].backends[0].details, ["max_open"]);
+    }
+
+    #[test]
     fn another_affinity_makes_other_keys_so_no_share_is_claimed() {
         let plan = plan(&text(&[1, 2]), &text(&[1, 2]).replace("name =", "affinity = \"aor\"\nname ="));
         assert_eq!(plan.pools[0].details, ["affinity call-id -> aor"]);
@@ -210,6 +235,8 @@ mod tests {
         let more = text(&[1])
             + "[[pool]]\nname = \"extra\"\nbackend = [{ uri = \"sip:127.0.0.1:9\" }]\n\
                                  [[route]]\nmethods = [\"REGISTER\"]\npool = \"extra\"\n";
+        let moved = |plan: Plan| plan.pools.iter().map(|pool| pool.keys_moved).collect::<Vec<_>>();
+        assert_eq!(moved(plan(&more, &more.replace(":9", ":8"))), [Some(0.0), Some(1.0)]);
         let there = plan(&text(&[1]), &more);
         assert_eq!((&there.pools[1].pool[..], there.pools[1].change), ("extra", Change::Added));
         assert_eq!(there.also, ["routes"]);

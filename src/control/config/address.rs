@@ -304,6 +304,24 @@ mod tests {
         assert_eq!(nameserver("::1"), Ok("[::1]:53".parse().unwrap()));
         assert_eq!(network("10.1.2.3/8").unwrap().prefix, 8);
         assert_eq!(network("::1").unwrap().prefix, 128);
+        assert_eq!(network("10.0.0.1").unwrap().prefix, 32);
+    }
+
+    #[test]
+    fn hosts_are_names_of_dns_and_addresses_and_nothing_else() {
+        let label = |len: usize| "a".repeat(len);
+        let longest = format!("{}.{}.{}.{}", label(63), label(63), label(63), label(61));
+        for good in ["my-sbc_1.example.net", "a.1b", &label(63), &longest] {
+            assert_eq!(host_port(good), Ok(host(good, 5060)));
+        }
+        for bad in
+            ["a..b", ".a", "a b", "a/b", "b\u{fc}ro", "1.2.3", "[10.0.0.1]", "[a]", &label(64), &format!("{longest}a")]
+        {
+            assert!(host_port(bad).is_err(), "{bad}");
+        }
+        for bad in ["http:a", "ws:a", "sip:a?x=y", "sip:a:+5060", "sip:a:5O60x", "sip:", "sip:a;lr"] {
+            assert!(backend_uri(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

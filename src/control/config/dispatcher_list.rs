@@ -604,6 +604,25 @@ mod tests {
     }
 
     #[test]
+    fn the_transport_is_what_says_so_in_any_case_and_nothing_else() {
+        let list = entries("1 sip:a;px=tls\n1 sip:b;px=tcp\n1 sip:c;Transport=TCP\n1 sip:d;TRANSPORT=UDP\n");
+        let transports: Vec<Transport> = list.iter().map(|one| one.transport).collect();
+        assert_eq!(transports, [Transport::Udp, Transport::Udp, Transport::Tcp, Transport::Udp]);
+        assert!(list.iter().all(|one| one.unreachable.is_none()));
+    }
+
+    #[test]
+    fn numbers_and_lines_are_taken_up_to_their_bounds() {
+        let list = entries("2147483647 sip:a 63 65535 _my=1;weight=100;rweight=100\n0 sip:b 0 0 my='a;b';weight=0\n");
+        let row = |one: &Entry| (one.set, one.flags, one.priority, one.weight, one.rweight);
+        assert_eq!(row(&list[0]), (2_147_483_647, 63, 65_535, Some(100), Some(100)));
+        assert_eq!(row(&list[1]), (0, 0, 0, Some(0), None));
+        let line = |len: usize| format!("{:<len$}\n", "1 sip:a # ");
+        assert_eq!(entries(&line(LINE_MAX - 1)).len(), 1);
+        assert_eq!(parse(&line(LINE_MAX)).1.len(), 1);
+    }
+
+    #[test]
     fn fields_may_be_left_out_and_values_quoted() {
         let list = entries(
             "1 sip:a weight=50\n1 sip:b 8 RWEIGHT=7;\n1 sip:c#x\n1 sip:d 0# x\n1 sip:[2001:db8::1]:5070 0 1 my=it's;duid='a;b' # y\n",
@@ -619,12 +638,14 @@ mod tests {
             ("sip:10.0.0.1\n", "1:1 the number of the set is missing | write `1 sip:10.0.0.1`"),
             ("one sip:10.0.0.1\n", "1:1 set `one` is not a number | a number from 0 to 2147483647"),
             ("9999999999 sip:a\n", "1:1 set 9999999999 is too large | a number from 0 to 2147483647"),
+            ("+1 sip:a\n", "1:1 set `+1` is not a number | a number from 0 to 2147483647"),
             ("1\n", "1:2 the destination is missing | a URI like `sip:10.0.0.11:5060` belongs here"),
             ("1 10.0.0.1\n", "1:3 `10.0.0.1` is not a SIP URI | write `sip:10.0.0.1`"),
             ("1 sip:10.0.0.12:506O\n", "1:20 port `506O` is not a number | the letter O, not the digit 0"),
             ("1 sips:10.0.0.1:0\n", "1:17 port 0 is no port | a number from 1 to 65535"),
             ("1 sip:bob@10.0.0.1\n", "1:7 a backend is a server, without a user | leave this out"),
             ("1 sip:a 0x8 5 rweight=30\n", "1:9 flags in hexadecimal | write `8`"),
+            ("1 sip:a 0X10\n", "1:9 flags in hexadecimal | write `16`"),
             (
                 "1 sip:a 64\n",
                 "1:9 there are no flags 64 | the sum of 1 inactive, 2 trying, 4 disabled, 8 probing, 16 no DNS, 32 no ping",
@@ -647,6 +668,16 @@ mod tests {
             ("1 sip:a 0 0 weight=5;;duid=a\n", "1:22 an attribute without a name | `name=value` belongs here"),
             ("1 sip:a 0 0 duid=a;duid=b\n", "1:20 `duid` stands twice | Kamailio heeds the last one; keep one"),
             ("1 sip:a 0 0 duid=\"a\n", "1:18 the value of `duid` does not end | the quote that ends it is missing"),
+            (
+                "1 sip:a 0 0 weight=\n",
+                "1:20 weight `` is not a number from 0 to 100 | Kamailio takes it for 0: no calls",
+            ),
+            ("1 sip:a 0 0 duid=a\\b\n", "1:18 `a\\\\b` cannot be a name | letters, digits and `-._:/` make good names"),
+            ("1 sip:a 0 0 duid=a\"b\n", "1:18 `a\\\"b` cannot be a name | letters, digits and `-._:/` make good names"),
+            (
+                "1 sip:a 0 0 duid=a\u{7f}\n",
+                "1:18 `a\\u{7f}` cannot be a name | letters, digits and `-._:/` make good names",
+            ),
             ("1 sip:a 0 0 duid=\n", "1:18 `` cannot be a name | letters, digits and `-._:/` make good names"),
             (
                 "\u{feff}1 sip:a\n",

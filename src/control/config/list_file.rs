@@ -271,6 +271,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_with_a_set_is_shown_in_the_list_and_an_empty_one_says_why_it_is() {
+        let file = File::new("twice", "1 sip:10.0.0.1\n1 sip:10.0.0.1\n2 sip:10.0.0.2;transport=sctp 4\n");
+        let shown = file.wrong(&["set = 1"]);
+        assert!(shown.contains(":2:3") && shown.contains("here first"), "{shown}");
+        assert_eq!(shown.matches("error[config]").count(), 1, "{shown}");
+        assert!(file.wrong(&["set = 2"]).contains("viahop can send to nobody in set 2"));
+        assert!(file.wrong(&["set = 7"]).contains("has no set 7"));
+        let unsound = "1 sip:10.0.0.1 32\n1 sip:10.0.0.2 9\n";
+        let states = |pool: &str| {
+            let Loaded { config, warnings, .. } = File::new("probed", unsound).load(&[pool]).unwrap();
+            (config.pools[0].backends[1].state.word(), warnings.len())
+        };
+        assert_eq!(states(""), ("ready", 1), "flag 32 has no effect");
+        assert_eq!(states("health = { probe = false }"), ("drain", 1), "nobody would wake it");
+    }
+
+    #[test]
+    fn lists_and_backends_are_bounded() {
+        let file = File::new("long", "");
+        fs::File::options().write(true).open(&file.0).unwrap().set_len(FILE_MAX + 1).unwrap();
+        assert!(file.wrong(&[""]).contains("16777216 are the most"), "{}", file.wrong(&[""]));
+        let number = |number: usize| format!("1 sip:10.{}.{}.{}\n", number >> 16, number >> 8 & 0xff, number & 0xff);
+        let list = |count: usize| (0..count).map(number).collect::<String>();
+        let file = File::new("many", list(BACKENDS_MAX));
+        assert_eq!(file.load(&[""]).unwrap().config.pools[0].backends.len(), BACKENDS_MAX);
+        fs::write(&file.0, list(BACKENDS_MAX + 1)).unwrap();
+        assert!(file.wrong(&[""]).contains("65536 backends: at most 65535"));
+    }
+
+    #[test]
     fn backends_and_a_list_do_not_go_together() {
         let file = File::new("both", "1 sip:10.0.0.1\n");
         let shown = file.wrong(&["backend = [{ uri = \"sip:10.0.0.2\" }]"]);

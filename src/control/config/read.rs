@@ -619,6 +619,31 @@ mod tests {
         assert_eq!(found, [(vec![1], 1), (vec![0], 0)]);
     }
 
+    /// Tokens name listeners by number.
+    #[test]
+    fn a_listener_for_streams_changes_no_number_of_one_for_datagrams_wherever_it_stands() {
+        let streams = "[[listen]]\naddress = \"tcp:0.0.0.0\"\n";
+        for text in [format!("{streams}{LISTEN}{POOL}"), format!("{LISTEN}{streams}{POOL}")] {
+            let names: Vec<_> = load(&text).config.listeners.into_iter().map(|one| one.name).collect();
+            assert_eq!(names, ["udp:0.0.0.0:5060", "tcp:0.0.0.0:5060"]);
+        }
+    }
+
+    #[test]
+    fn what_is_off_is_nothing_to_complain_about() {
+        let off = "pad = false\nsend_proxy = \"off\"\nhealth = { probe = false }\noutlier = { on = false }\n";
+        let loaded = load(&format!("[balancer]\ngso = false\n{LISTEN}{POOL}{off}"));
+        let pool = &loaded.config.pools[0];
+        assert_eq!((loaded.config.gso, pool.pads, loaded.warnings.len()), (false, false, 0));
+        assert!(pool.health.is_none() && pool.outlier.is_none());
+        let on = "pad = true\nhealth = { probe = true, ok = [\"2xx\", \"404\"] }\noutlier = { on = true }\n";
+        let config = load(&format!("[balancer]\ngso = true\n{LISTEN}{POOL}{on}")).config;
+        assert!(config.gso && config.pools[0].pads && config.pools[0].outlier.is_some());
+        let health = config.pools[0].health.as_ref().unwrap();
+        let is_ok = [199, 200, 299, 300, 403, 404, 405].map(|code| health.is_ok(code));
+        assert_eq!(is_ok, [false, true, true, false, false, true, false]);
+    }
+
     #[test]
     fn domains_are_compared_as_they_stand_in_messages_and_what_never_could_is_refused() {
         let rule = |domains: &str| format!("{LISTEN}{POOL}[[route]]\ndomains = [{domains}]\npool = \"default\"\n");

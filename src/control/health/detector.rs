@@ -190,6 +190,17 @@ mod tests {
     }
 
     #[test]
+    fn who_is_up_and_has_just_failed_is_trying() {
+        let mut detector = Detector::new(3, 2);
+        let trying =
+            [Alive(200), Timeout, Alive(200), Timeout, Timeout, Timeout, Alive(200), Alive(200)].map(|outcome| {
+                detector.on_outcome(outcome);
+                detector.is_trying()
+            });
+        assert_eq!(trying, [false, true, false, true, true, false, false, false]);
+    }
+
+    #[test]
     fn a_refusal_needs_no_second_opinion() {
         assert_eq!(states(&[Alive(200), Refused, Alive(200), Alive(200), Refused]), "+--+-");
     }

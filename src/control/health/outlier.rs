@@ -116,7 +116,6 @@ impl Outlier {
         self.total = total;
         if self.left_s > 0 {
             self.left_s -= 1;
-            self.window.clear();
             return None;
         }
         self.calm_s += 1;
@@ -176,11 +175,17 @@ mod tests {
         assert_eq!(found(&[(30, 30, 15, 8); 5]), Some((1, Sickness::Unavailable(53))));
         assert_eq!(found(&[(30, 30, 15, 5); 5]), None, "a third is not enough");
         assert_eq!(found(&[(9, 9, 9, 9); 5]), None, "nor are 18 calls");
+        assert_eq!(
+            found(&[(10, 10, 10, 4); 5]),
+            Some((1, Sickness::Unavailable(40))),
+            "as many and as much as is enough"
+        );
     }
 
     #[test]
     fn who_says_nothing_is_sick_and_who_is_late_is_not() {
         assert_eq!(found(&[(50, 50, 50, 0), (50, 0, 0, 0), (50, 0, 0, 0)]), Some((2, Sickness::Silent(100))));
+        assert_eq!(found(&[(10, 0, 0, 0); 5]), Some((1, Sickness::Silent(20))));
         assert_eq!(found(&[(9, 0, 0, 0), (9, 0, 0, 0), (50, 50, 0, 0), (50, 1, 0, 0)]), None);
     }
 
@@ -196,8 +201,9 @@ mod tests {
             assert!(outlier.is_ejected());
             pass(&mut outlier, 1);
             assert!(!outlier.is_ejected());
+            pass(&mut outlier, 4 * expected);
         }
-        pass(&mut outlier, 320 * 4 + 1);
+        pass(&mut outlier, 1);
         assert_eq!(outlier.eject(&LIMITS), 10);
     }
 
