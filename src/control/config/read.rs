@@ -316,7 +316,7 @@ fn nowhere(title: impl Into<String>) -> Problem {
 #[cfg(test)]
 mod tests {
     use crate::control::config::problem::{Severity, Source};
-    use crate::control::config::{Loaded, parse};
+    use crate::control::config::{Loaded, Socket, parse};
     use crate::dataplane::tables::ProxyHeader;
 
     const LISTEN: &str = "[[listen]]\naddress = \"udp:0.0.0.0:5060\"\n";
@@ -511,6 +511,71 @@ mod tests {
                 "[capture]\nhep = \"udp:10.0.0.5:9060\"\nshare = 0",
                 "7:9 `share` 0 is out of range | a number from 1 to 100",
             ),
+            (
+                "[balancer]\nshards = 2\ncores = [0]",
+                "6:10 `cores` and `shards` are both given | `cores` says how many there are already",
+            ),
+            ("[balancer]\ncores = []", "6:9 no core is named | leave `cores` out to use all of them"),
+            (
+                "[balancer]\nsecret = \"0123456789abcdef\"\nsecret_file = \"x\"",
+                "6:10 `secret` and `secret_file` are both given | keep one of them",
+            ),
+            (
+                "[balancer]\negress = [\"10.0.0.1\", \"::1\", \"10.0.0.2\"]",
+                "6:30 two addresses of one family to send from | one address for IPv4 and one for IPv6",
+            ),
+            (
+                "[balancer]\negress_ports = \"40015-40000\"",
+                "6:16 `40015-40000` is not a range of ports | like `40000-40015`: from 1 to 65535, the lower one first",
+            ),
+            (
+                "[balancer]\negress_ports = \"0-5\"",
+                "6:16 `0-5` is not a range of ports | like `40000-40015`: from 1 to 65535, the lower one first",
+            ),
+            (
+                "[balancer]\nnameservers = [\"127.0.0.1\"]",
+                "6:15 `nameservers` has no effect here | asked only where a pool says `discover`; names elsewhere are this machine's to look up",
+            ),
+            (
+                "[[listen]]\nname = \"a b\"\naddress = \"udp:0.0.0.0:5061\"",
+                "6:8 `a b` cannot be a name | letters, digits and `-._:/` make good names",
+            ),
+            (
+                "[[listen]]\nname = \"udp:0.0.0.0:5060\"\naddress = \"udp:0.0.0.0:5061\"",
+                "6:8 two of the name `udp:0.0.0.0:5060` | give one of them another `name`",
+            ),
+            (
+                "[[listen]]\naddress = \"ws:0.0.0.0\"\norigins = [\"https://a/b\"]",
+                "7:12 `https://a/b` is no origin | like `https://phone.example.net`, without a path",
+            ),
+            (
+                "[[listen]]\naddress = \"ws:0.0.0.0\"\norigins = [\"https://\"]",
+                "7:12 `https://` is no origin | like `https://phone.example.net`, without a path",
+            ),
+            (
+                "[[pool]]\nname = \"\"\nbackend = [{ uri = \"sip:a\" }]",
+                "6:8 `` cannot be a name | letters, digits and `-._:/` make good names",
+            ),
+            (
+                "[[pool]]\nhealth = { ok = [] }\nbackend = [{ uri = \"sip:a\" }]",
+                "6:17 no response would count as alive | leave `ok` out for the default",
+            ),
+            (
+                "[[pool]]\nsend_proxy = \"v2\"\ndiscover = \"sip:example.net\"",
+                "7:12 `example.net` is reached over UDP, and its pool has `send_proxy` | no server reads a PROXY header in datagrams",
+            ),
+            (
+                "[[pool]]\nbackend = [{ uri = \"sip:a\", max_message_size = 2000 }]",
+                "6:48 `max_message_size` has no effect here | heeded only for what goes to a backend over TCP or TLS",
+            ),
+            (
+                "[admin]\nlisten = \"localhost\"",
+                "6:10 `localhost` is not an address and a port | write `127.0.0.1:8460`, or `off`",
+            ),
+            (
+                "[admin]\nsocket = \"ctl.sock\"",
+                "6:10 `ctl.sock` is no path from the root | like `/run/viahop/ctl.sock`, or `off`",
+            ),
             ("[admin]\nlisten = 8460", "6:10 this is a whole number | expected a string, in quotes"),
             (
                 "[log]\nlevel = \"verbose\"",
@@ -617,6 +682,33 @@ mod tests {
         let config = load(&format!("{LISTEN}{POOL}{unnamed}{rules}")).config;
         let found: Vec<_> = config.routes.iter().map(|rule| (rule.listeners.clone().unwrap(), rule.pool)).collect();
         assert_eq!(found, [(vec![1], 1), (vec![0], 0)]);
+    }
+
+    #[test]
+    fn what_is_bounded_by_the_kernel_or_by_sense_is_taken_up_to_its_bound() {
+        let said = |text: &str| problems(&format!("{text}{LISTEN}{POOL}")).len();
+        for (good, bad) in [
+            ("[balancer]\negress_ports = \"40000\"\n", "[balancer]\negress_ports = \"1-65536\"\n"),
+            ("[balancer]\negress = [\"10.0.0.1\", \"::1\"]\n", "[balancer]\negress = [\"::1\", \"::2\"]\n"),
+            ("[balancer]\nsecret = \"0123456789abcdef\"\n", "[balancer]\nsecret = \"0123456789abcde\"\n"),
+            ("[admin]\nlisten = \"[::1]:1\"\n", "[admin]\nlisten = \"10.0.0.1:1\"\nallow_remote = false\n"),
+            ("[admin]\nlisten = \"10.0.0.1:1\"\nallow_remote = true\n", "[admin]\nlisten = \"10.0.0.1:1\"\n"),
+            ("[admin]\nlisten = \"off\"\nsocket = \"off\"\n", "[admin]\nsocket = \"off/\"\n"),
+            (&format!("[admin]\nsocket = \"/{:x<106}\"\n", ""), &format!("[admin]\nsocket = \"/{:x<107}\"\n", "")),
+        ] {
+            assert_eq!((said(good), said(bad)), (0, 1), "{good}{bad}");
+        }
+        let listeners = |count: usize| -> String {
+            let one = |port: usize| format!("[[listen]]\naddress = \"udp:127.0.0.1:{}\"\n", 1 + port);
+            (0..count).map(one).collect()
+        };
+        assert_eq!([254, 255].map(|more| said(&listeners(more))), [0, 1]);
+        let inside = LISTEN.replace("[[listen]]", "[[listen]]\nside = \"inside\"");
+        assert!(problems(&format!("{inside}{POOL}"))[0].contains("all listeners face inside"));
+        let silent = "[policy]\nrecord_route = false\n[admin]\nlisten = \"off\"\nsocket = \"off\"\n";
+        let config = load(&format!("{LISTEN}{POOL}{silent}")).config;
+        assert_eq!((config.policy.record_route, config.admin, config.socket), (false, None, Socket::Off));
+        assert!(load(&format!("{LISTEN}{POOL}")).config.policy.record_route);
     }
 
     /// Tokens name listeners by number.
