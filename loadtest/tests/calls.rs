@@ -202,6 +202,8 @@ fn a_subscription_goes_along_the_route_that_the_element_recorded() {
     let uas = callees(1, PATIENT);
     let without_route = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
     let counter = std::sync::Arc::clone(&without_route);
+    let notified = std::sync::Arc::new(std::sync::Mutex::new(HashSet::new()));
+    let notifies = std::sync::Arc::clone(&notified);
     let meddler = Meddler::start(uas.addresses().to_vec(), move |way, octets| {
         let text = String::from_utf8(octets).unwrap();
         if way == Way::There && text.starts_with("SUBSCRIBE") {
@@ -210,6 +212,9 @@ fn a_subscription_goes_along_the_route_that_the_element_recorded() {
             }
             let routed = text.contains("\r\nRoute: <sip:element.example;lr>\r\n");
             counter.fetch_add(u64::from(!routed), std::sync::atomic::Ordering::Relaxed);
+        }
+        if text.starts_with("NOTIFY") && text.contains("\r\nRoute: <sip:element.example;lr>\r\n") {
+            notifies.lock().unwrap().insert(text.clone());
         }
         // RFC 6665 3.1.1: 200-class responses to SUBSCRIBE have an Expires, of no more than was asked for.
         let grants = text.contains("\r\nExpires: 600\r\n") || text.contains("\r\nExpires: 0\r\n");
@@ -220,6 +225,7 @@ fn a_subscription_goes_along_the_route_that_the_element_recorded() {
     let called = Uac::start(config).unwrap().join();
     assert_eq!((called.counts.completed, called.counts.altered), (50, 0), "{:?}", called.lines);
     assert_eq!(without_route.load(std::sync::atomic::Ordering::Relaxed), 0);
+    assert_eq!(notified.lock().unwrap().len(), 100, "the second of each, too, whose SUBSCRIBE has no Record-Route");
     assert_eq!(called.latency().count(), 100, "the wait for a NOTIFY is no latency of a request");
 }
 

@@ -158,12 +158,12 @@ impl Backend {
     }
 
     /// Writes the NOTIFY that follows a SUBSCRIBE.
-    pub(super) fn put_notify<'a>(
+    pub(super) fn put_notify(
         &self,
         out: &mut Text<'_>,
         request: &Request<'_>,
         target: &[u8],
-        routes: impl Iterator<Item = &'a [u8]>,
+        routes: &[&[u8]],
         last: bool,
     ) {
         let message = request.message;
@@ -185,9 +185,7 @@ impl Backend {
             format!(" SIP/2.0\r\nVia: SIP/2.0/{transport} {address};branch=z9hG4bK{:016x}", request.key).as_bytes(),
         );
         out.put(format!("{:x};rport\r\nMax-Forwards: 70\r\n", request.number).as_bytes());
-        //= RFC 3261 section 12.1.1
-        // The callee's route set is the Record-Route of the request, in order.
-        let rows = routes.map(|route| (&b"Route"[..], route)).chain([
+        let rows = routes.iter().map(|&route| (&b"Route"[..], route)).chain([
             (&b"From"[..], from.octets()),
             (b"To", row(Name::From)),
             (b"Call-ID", row(Name::CallId)),

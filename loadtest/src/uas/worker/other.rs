@@ -4,7 +4,7 @@ use super::backend::Carries;
 use super::{Request, Shard};
 use crate::digest::Proof;
 use crate::owners::Owner;
-use crate::sip::message::{Message, Method, Name};
+use crate::sip::message::{Message, Method, Name, Rows};
 use crate::sip::text::{Text, from_hex};
 use crate::sip::value::{address, cseq, param, split, split_first, uri, uri_host_port};
 use crate::sys::address::Address;
@@ -49,17 +49,28 @@ impl Shard {
         let timers = self.shared.config.timers;
         let message = request.message;
         let expires = message.value(Name::Expires).and_then(crate::sip::value::number);
-        let routes = || message.values(Name::RecordRoute).flat_map(split);
-        let contact = split_first(message.value(Name::Contact).unwrap_or_default()).0;
-        let hop = uri(routes().next().unwrap_or(contact));
-        let hop = uri_host_port(hop).and_then(|(host, port)| address(host, port)).map(Address::from);
         let call = &mut self.calls[slot as usize];
+        let (rows, mut before) = (std::mem::take(&mut call.rows), Rows::default());
+        //= RFC 3261 section 12.1.1
+        //# The route set MUST be set to the list of URIs in the Record-Route
+        //# header field from the request, taken in order and preserving all URI
+        //# parameters.
+        //
+        // Of the request that began the dialog: what comes later has none, and the NOTIFY before was sent along it.
+        let routes: Vec<&[u8]> = match Message::read(&rows, &mut before) {
+            Ok(notify) if request.in_dialog => notify.values(Name::Route).collect(),
+            _ => message.values(Name::RecordRoute).flat_map(split).collect(),
+        };
+        let contact = split_first(message.value(Name::Contact).unwrap_or_default()).0;
+        let hop = uri(routes.first().copied().unwrap_or(contact));
+        let hop = uri_host_port(hop).and_then(|(host, port)| address(host, port)).map(Address::from);
         // On a stream along the connection it came on: a generator opens none to whoever may be named.
         let hop = hop.filter(|_| request.from.stream() == 0).unwrap_or(request.from);
         (call.cseq, call.last, call.to) = (request.number, expires == Some(0), hop);
         let mut out = Text::new(&mut self.scratch);
-        self.backends[request.place].put_notify(&mut out, request, uri(contact), routes(), call.last);
+        self.backends[request.place].put_notify(&mut out, request, uri(contact), &routes, call.last);
         let len = out.finish();
+        call.rows = rows;
         let Some(len) = len.filter(|_| !contact.is_empty()) else {
             self.backends[request.place].counts.malformed += 1;
             return self.release(slot);
