@@ -19,9 +19,10 @@ pub struct Unreachable {
 
 impl Unreachable {
     /// Whether that says something of the destination. That packets on the way there are shorter does not: the kernel has made a
-    /// note of it, and what is sent from now on goes in fragments.
+    /// note of it, and what is sent from now on goes in fragments. Nor does it that a firewall of this machine has dropped a
+    /// datagram, or has no room for another flow: it is lost, as on the way.
     pub fn is_of_destination(&self) -> bool {
-        self.code != libc::EMSGSIZE
+        !matches!(self.code, libc::EMSGSIZE | libc::EPERM)
     }
 }
 
@@ -76,6 +77,13 @@ mod tests {
     use crate::sys::mmsg::{Outgoing, ReceiveBatch, SendBatch};
     use crate::sys::socket::{Options, UdpSocket};
     use std::os::fd::AsRawFd;
+
+    #[test]
+    fn what_is_lost_on_this_machine_says_nothing_of_its_destination() {
+        let to = "192.0.2.1:5060".parse().unwrap();
+        let is_of_destination = |code| Unreachable { to, code }.is_of_destination();
+        assert_eq!([libc::EPERM, libc::EMSGSIZE, libc::ECONNREFUSED].map(is_of_destination), [false, false, true]);
+    }
 
     #[test]
     fn a_refused_datagram_names_its_destination_and_the_socket_goes_on_working() {

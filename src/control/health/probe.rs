@@ -138,6 +138,8 @@ impl Asker {
         match timeout_at(until, self.exchange(place)).await {
             Ok(Ok(code)) if health.is_ok(code) => Outcome::Alive(code),
             Ok(Ok(code)) => Outcome::Unwell(code),
+            // A firewall of this machine has dropped it, or has no room for another flow: lost, as it may be on the way.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => Outcome::Timeout,
             Ok(Err(error)) => {
                 self.failure = error.downcast().ok();
                 // The local address may be gone, or the route: the next probe starts from scratch.
@@ -333,6 +335,14 @@ mod tests {
         let address = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let place = Place { address, local: [127, 0, 0, 1].into(), transport: Transport::Udp, proxy_header: None };
         assert_eq!(Asker::default().ask(place, &health()).await, Outcome::Refused);
+    }
+
+    #[tokio::test]
+    async fn what_this_machine_forbids_is_no_refusal() {
+        // To send there takes a permission that the socket has not.
+        let address = "255.255.255.255:5060".parse().unwrap();
+        let place = Place { address, local: [0, 0, 0, 0].into(), transport: Transport::Udp, proxy_header: None };
+        assert_eq!(Asker::default().ask(place, &health()).await, Outcome::Timeout);
     }
 
     #[test]
