@@ -4,6 +4,7 @@ use super::address::{ROOM, RawAddress};
 use super::check;
 use super::socket::{local_address, set};
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
@@ -114,6 +115,19 @@ fn bind(socket: &OwnedFd, address: SocketAddr) -> io::Result<()> {
     let raw = RawAddress::from(address);
     // SAFETY: the pointer and the length are those of one live `RawAddress`.
     check(unsafe { libc::bind(socket.as_raw_fd(), raw.as_ptr(), raw.len()) }).map(drop)
+}
+
+/// How often the kernel has sent again, by a timer, what the other side of `stream` has acknowledged nothing of. 0
+/// if the kernel does not say.
+pub fn repeats(stream: &TcpStream) -> u8 {
+    // SAFETY: a C struct of integers; zero is a value of each.
+    let mut info: libc::tcp_info = unsafe { MaybeUninit::zeroed().assume_init() };
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    let room = (&raw mut info).cast();
+    // SAFETY: the kernel writes at most `len` octets to the struct, which has as many.
+    let result =
+        check(unsafe { libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, room, &mut len) });
+    result.map_or(0, |_| info.tcpi_retransmits)
 }
 
 /// The address that `listener` is bound to, its port filled in.

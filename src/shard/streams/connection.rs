@@ -7,7 +7,7 @@ use super::wire::Wire;
 use crate::dataplane::counters::{Ended, Tally};
 use crate::dataplane::frame::Framer;
 use crate::dataplane::limits::SEND_BACKLOG_MAX;
-use crate::dataplane::tables::Tables;
+use crate::dataplane::tables::{Backend, Serves, Tables};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
@@ -176,10 +176,22 @@ impl Connection {
     /// Whether it is the one that all clients share to a backend to which each has its own: it was opened under another
     /// configuration, and nothing goes there any more.
     pub fn is_left_for(&self, tables: &Tables) -> bool {
-        let is_shared = self.origin == Origin::Opened && self.listener.is_none() && self.on_behalf.is_none();
-        let backend = tables.by_address.get(&self.peer).filter(|_| is_shared);
-        let backend = backend.and_then(|&index| tables.backends.get(index as usize));
-        backend.is_some_and(|backend| backend.reach.proxy_header.is_some())
+        self.shared_backend(tables).is_some_and(|backend| backend.reach.proxy_header.is_some())
+    }
+
+    /// Whether it is one that clients share, to a backend that does not answer probes.
+    pub fn is_to_silent(&self, tables: &Tables) -> bool {
+        self.shared_backend(tables).is_some_and(|backend| backend.serves == Serves::Named)
+    }
+
+    /// Whether it is to a backend, or was, and for no client alone.
+    pub fn is_shared(&self) -> bool {
+        self.origin == Origin::Opened && self.listener.is_none() && self.on_behalf.is_none()
+    }
+
+    fn shared_backend<'t>(&self, tables: &'t Tables) -> Option<&'t Backend> {
+        let index = tables.by_address.get(&self.peer).filter(|_| self.is_shared())?;
+        tables.backends.get(*index as usize)
     }
 
     /// Octets that are kept for it.

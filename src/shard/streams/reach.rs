@@ -34,6 +34,16 @@ impl Target {
         now_ms < self.not_before_ms
     }
 
+    /// Lets what comes next open another connection than the one in `slot`.
+    pub(super) fn set_aside(&mut self, slot: usize) {
+        self.slot = self.slot.filter(|&shared| shared != slot);
+    }
+
+    /// Whether the connection in `slot` is the one that messages go by.
+    pub(super) fn is_reached_by(&self, slot: usize) -> bool {
+        self.slot == Some(slot)
+    }
+
     /// Whether nothing has to be remembered of it any more.
     pub(super) fn is_over(&self, now_ms: u64) -> bool {
         self.slot.is_none() && now_ms >= self.not_before_ms + BACK_OFF_MAX_MS
@@ -118,7 +128,7 @@ impl Streams {
             return;
         }
         let target = self.by_target.entry(to).or_default();
-        target.slot = target.slot.filter(|&shared| shared != slot);
+        target.set_aside(slot);
         // Attempts that were made together fail together, and count as one.
         if was_connecting && !target.waits(now_ms) {
             let wait = BACK_OFF_MS << target.failures.min(10);

@@ -3,8 +3,10 @@
 use super::connection::{Origin, State};
 use super::{Streams, handshake};
 use crate::dataplane::counters::{Ended, StreamCounters};
+use crate::dataplane::limits::RINGING_MS;
 use crate::dataplane::tables::Tables;
 use crate::shard::outbox::Fates;
+use crate::sys::tcp;
 
 /// How long an accepted connection may take to its first whole message, in milliseconds: 64*T1.
 const FIRST_MS: u64 = 32_000;
@@ -19,6 +21,13 @@ pub(super) const HALF_CLOSED_MS: u64 = 32_000;
 /// After how long of silence a connection of ours is asked whether it is alive, in milliseconds: half of the 120 s after
 /// which Kamailio closes a silent one, and RFC 5626 4.4.1 asks a client.
 const KEEP_ALIVE_MS: u64 = 60_000;
+
+/// The same of one to a backend that does not answer probes, in milliseconds: if that has started anew meanwhile, it says so.
+const KEEP_ALIVE_SILENT_MS: u64 = 5_000;
+
+/// How often the kernel sends again what such a backend does not acknowledge, before the connection is set aside: 0.6 s, or three
+/// round trips where those take long.
+const REPEATS_MAX: u8 = 2;
 
 /// How often deadlines are looked at, in milliseconds: a bound may be passed by as much.
 const SWEEP_MS: u64 = 500;
@@ -37,6 +46,7 @@ impl Streams {
         let limits = self.limits;
         self.held = 0;
         for slot in 0..self.slots.len() {
+            let is_aside = self.is_aside(slot, tables);
             let Some(connection) = self.connection(slot) else { continue };
             let for_ms = |since: u64| now_ms.saturating_sub(since);
             let in_state_ms = for_ms(connection.state_since_ms);
@@ -51,6 +61,7 @@ impl Streams {
                 _ if !connection.has_spoken && connection.origin == Origin::Accepted && in_state_ms >= FIRST_MS => {
                     Some(Ended::Slow)
                 }
+                State::Open if is_aside && for_ms(connection.active_ms) >= RINGING_MS => Some(Ended::Closed),
                 _ if for_ms(connection.active_ms) >= limits.idle_ms => Some(Ended::Idle),
                 _ if connection.is_left_for(tables) && for_ms(connection.active_ms) >= limits.proxied_idle_ms => {
                     Some(Ended::Idle)
@@ -71,9 +82,11 @@ impl Streams {
                 None => {}
             }
             connection.rest();
+            let keep_alive_ms = if connection.is_to_silent(tables) { KEEP_ALIVE_SILENT_MS } else { KEEP_ALIVE_MS };
             let is_silent = connection.origin == Origin::Opened
                 && connection.state == State::Open
-                && for_ms(connection.active_ms) >= KEEP_ALIVE_MS
+                && for_ms(connection.active_ms) >= keep_alive_ms
+                && !is_aside
                 && !connection.is_left_for(tables);
             if is_silent {
                 connection.push([b"\r\n\r\n", b""], None);
@@ -87,6 +100,100 @@ impl Streams {
         }
         self.by_target.retain(|_, target| !target.is_over(now_ms));
         counters.held_octets.set(self.held as u64);
+    }
+
+    /// Whether the connection in `slot` is to a backend to which what comes next opens another: it is set aside if the backend
+    /// answers no probes and its kernel acknowledges nothing. What is on its way there may still arrive, and be answered; but behind
+    /// the backend's return our kernel tries that again only when it has waited for as long as the backend was away.
+    fn is_aside(&mut self, slot: usize, tables: &Tables) -> bool {
+        let connection = self.slots.get(slot).and_then(Option::as_deref);
+        let Some(connection) = connection.filter(|connection| connection.is_shared()) else { return false };
+        let Some(target) = self.by_target.get_mut(&connection.peer) else { return true };
+        let is_open = connection.state == State::Open;
+        if is_open && connection.is_to_silent(tables) && tcp::repeats(connection.wire.socket()) >= REPEATS_MAX {
+            target.set_aside(slot);
+        }
+        !target.is_reached_by(slot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::cluster::tests::{cluster, keys, text};
+    use crate::control::health::detector::Outcome;
+    use crate::dataplane::counters::Tally;
+    use crate::dataplane::verdict::DropReason;
+    use crate::link::link;
+    use crate::shard::streams::StreamLimits;
+    use crate::sys::errors::Unreachable;
+    use crate::sys::poll::Poller;
+    use socket2::{SockFilter, SockRef};
+    use std::io::Read;
+    use std::net::{SocketAddr, TcpListener};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    /// A server whose host is cut off for a while, with a request on its way.
+    #[test]
+    fn behind_a_servers_return_nothing_waits_for_what_its_kernel_never_acknowledged() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let mut cluster = cluster(&text(&[to.port()]).replace("\" }", ";transport=tcp\" }"), None);
+        let up = cluster.tables(1, &keys(), false, None);
+        cluster.pools[0].backends[0].detector.on_outcome(Outcome::Timeout);
+        let down = cluster.tables(2, &keys(), false, Some(&up));
+        let (_, ends) = link(vec![Box::new(|| ())], 1, up.clone());
+        let counters = &ends[0].counters.streams;
+        let limits = StreamLimits::default();
+        let mut streams = Streams::new(0, Poller::new().unwrap(), 0, Vec::new(), limits, Arc::default()).unwrap();
+        let reach = |streams: &mut Streams| {
+            let slot = streams.connect(to, None, 0, &up, counters, &mut Nobody).unwrap();
+            streams.connection(slot).unwrap().put_into(State::Open, 0);
+            slot
+        };
+        let first = reach(&mut streams);
+        let (mut server, _) = listener.accept().unwrap();
+        // What comes for this socket never comes.
+        let nothing = SockFilter::new(6, 0, 0, 0);
+        SockRef::from(&server).attach_filter(&[nothing]).unwrap();
+        let request = |streams: &mut Streams, slot| {
+            streams.connection(slot).unwrap().push([b"request", b""], None);
+            streams.flush_one(slot, 0, counters, &mut Nobody);
+        };
+        request(&mut streams, first);
+        let mut now_ms = SWEEP_MS;
+        while reach(&mut streams) == first {
+            std::thread::sleep(Duration::from_millis(10));
+            streams.swept_ms = 0;
+            streams.sweep(now_ms, &up, counters, &mut Nobody);
+            assert_eq!(reach(&mut streams), first, "nobody is given up who answers probes");
+            streams.swept_ms = 0;
+            streams.sweep(now_ms, &down, counters, &mut Nobody);
+            now_ms += 10;
+        }
+        let second = reach(&mut streams);
+        let (mut again, _) = listener.accept().unwrap();
+        request(&mut streams, second);
+        let mut came = [0; 7];
+        again.read_exact(&mut came).unwrap();
+        SockRef::from(&server).detach_filter().unwrap();
+        server.read_exact(&mut came).unwrap();
+        assert_eq!(&came, b"request", "what was on its way arrives all the same");
+        assert_eq!(streams.open, 2);
+        streams.sweep(now_ms + RINGING_MS, &up, counters, &mut Nobody);
+        assert_eq!((streams.open, reach(&mut streams)), (1, second));
+    }
+
+    struct Nobody;
+
+    impl Fates for Nobody {
+        fn sent(&mut self, _: Tally) {}
+        fn lost(&mut self, _: DropReason) {}
+        fn unreachable(&mut self, _: Unreachable) {}
+        fn refused(&mut self, _: SocketAddr) {}
+        fn handed_over(&mut self) {}
+        fn waiting(&mut self, _: i64) {}
     }
 }
 
