@@ -54,6 +54,9 @@ impl UdpSocket {
         } else {
             set(raw, libc::IPPROTO_IP, libc::IP_PKTINFO, tells_local.into())?;
             set(raw, libc::IPPROTO_IP, libc::IP_RECVERR, options.errors.into())?;
+            // Whoever on the way can only pass shorter packets is to cut ours. That it cannot would be said to our address, which
+            // other nodes may have as well, and until we heard of it nothing of such a length arrived.
+            set(raw, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_OMIT)?;
         }
         let wanted = RawAddress::from(address);
         // SAFETY: the pointer and the length are those of one live `RawAddress`.
@@ -165,6 +168,13 @@ mod tests {
 
     const OPTIONS: Options =
         Options { shared_port: true, receive_buffer: 1 << 18, send_buffer: 1 << 18, errors: true, tell_local: true };
+
+    #[test]
+    fn packets_may_be_cut_on_their_way() {
+        let socket = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), &OPTIONS).unwrap();
+        let found = get(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER).unwrap();
+        assert_eq!(found, libc::IP_PMTUDISC_OMIT);
+    }
 
     #[test]
     fn sockets_share_a_port_only_when_all_of_them_say_so() {
