@@ -560,6 +560,30 @@ fn probes_over_tcp_say_whether_a_backend_is_up() {
     viahop.end();
 }
 
+/// A server that has stopped listening and answers on what it has, as one whose certificate has expired does: it was up, and each
+/// connection to it that failed was a 503.
+#[test]
+fn a_probe_asks_on_a_new_connection_when_a_shard_could_open_none() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (listen, port) = (free_port(), server.local_addr().unwrap().port());
+    let text = config(listen, &[tcp(port)], "").replace(UNPROBED, "health = { interval = \"1s\", timeout = \"1s\" }");
+    let viahop = Viahop::start("probe-anew", &text);
+    let mut backend = Client::of(server.accept().unwrap().0);
+    drop(server);
+    std::thread::spawn(move || {
+        while let Ok(heard) = backend.listen() {
+            backend.say(answer(&heard, "200 OK", EMPTY));
+        }
+    });
+    viahop.wait_until("it answers", PATIENCE, |status| status["backends"][0]["last_probe"] == "options_ok (200)");
+    let mut client = Client::connect(listen);
+    client.say(request("INVITE", "TCP", client.address(), "anew", EMPTY));
+    let heard = client.hear();
+    assert!(heard.starts_with("SIP/2.0 503 Next Hop Unreachable\r\n"), "{heard}");
+    viahop.wait_until("it is down", PATIENCE, |status| status["backends"][0]["state"] == "down");
+    viahop.end();
+}
+
 /// SIPp as a server over TCP on this port: one connection, or one for each call.
 fn sipp_tcp_uas(folder: &std::path::Path, port: u16) -> Process {
     let mut command = Command::new("sipp");

@@ -4,8 +4,8 @@
 //! wait: interval, or less if a shard saw a refusal ─► OPTIONS ─► a final response, ICMP, or nothing in time ─► outcome
 //! ```
 //!
-//! A backend that is reached over TCP or TLS is asked so, on one connection that is opened again when it is gone. Where
-//! connections begin with a PROXY header, its own says that it is for nobody.
+//! A backend that is reached over TCP or TLS is asked so, on one connection that is opened again when it is gone, or when a shard
+//! could not open one. Where connections begin with a PROXY header, its own says that it is for nobody.
 //!
 //! A probe is not retransmitted: `fall` counts what is lost. The socket is connected, so ICMP errors come back to it and
 //! nobody else can answer in the backend's name.
@@ -107,7 +107,11 @@ async fn run(
     loop {
         tokio::select! {
             () = tokio::time::sleep_until(next) => {}
-            () = hurry.notified() => tokio::time::sleep(HURRY_GAP).await,
+            () = hurry.notified() => {
+                // A shard was refused: that a connection could be opened once says nothing of whether one can be opened.
+                asker.stream = None;
+                tokio::time::sleep(HURRY_GAP).await;
+            }
         }
         let started = Instant::now();
         next = tokio::time::Instant::now() + health.interval;
