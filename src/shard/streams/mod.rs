@@ -283,6 +283,11 @@ impl Streams {
         self.part(&connection, slot, now_ms, counters);
         self.open -= 1;
         self.held = self.held.saturating_sub(connection.held());
+        if self.open == 0 {
+            // Nobody sweeps where there is nobody.
+            self.held = 0;
+            counters.held_octets.set(0);
+        }
         let was_handshaking = connection.state == State::Handshaking;
         // In TLS 1.3 we are through before a server has looked at who we are: until it has said something, nothing is known.
         let was_refused = ended == Ended::Tls && connection.origin == Origin::Opened && !connection.has_spoken;

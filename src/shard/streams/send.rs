@@ -293,6 +293,18 @@ pub(super) mod tests {
         assert_eq!((bench.streams.undelivered.len(), bench.fates.sent), (0, 2));
     }
 
+    /// Where there are no connections nobody looks round: what the last one had held stood in the metrics until the next came.
+    #[test]
+    fn with_the_last_connection_nothing_is_held() {
+        let mut bench = Bench::new();
+        bench.streams.connection(0).unwrap().partial = vec![b'x'; 100];
+        let (tables, counters) = (bench.end.shared.tables.load(), &bench.end.counters.streams);
+        bench.streams.sweep(1000, &tables, counters, &mut bench.fates);
+        assert_eq!(counters.held_octets.get(), 100);
+        bench.streams.end(0, Ended::Closed, 1001, counters, &mut bench.fates);
+        assert_eq!((bench.streams.held, counters.held_octets.get()), (0, 0));
+    }
+
     /// The connections of a shard: one, of a client.
     pub(in crate::shard::streams) struct Bench {
         pub(in crate::shard::streams) streams: Streams,
