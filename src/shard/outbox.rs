@@ -55,8 +55,9 @@ pub trait Fates {
     fn lost(&mut self, reason: DropReason);
     /// A destination cannot be reached.
     fn unreachable(&mut self, report: Unreachable);
-    /// No connection could be opened to a destination, or none is tried so soon after one could not.
-    fn refused(&mut self, to: SocketAddr);
+    /// No connection could be opened to a destination, or none is tried so soon after one could not, for what the error number `code`
+    /// stands for.
+    fn refused(&mut self, to: SocketAddr, code: i32);
     /// Another shard has taken it over.
     fn handed_over(&mut self);
     /// So many more messages wait (or fewer, if negative).
@@ -336,7 +337,7 @@ mod tests {
             self.1.push(report.to);
         }
 
-        fn refused(&mut self, _: SocketAddr) {}
+        fn refused(&mut self, _: SocketAddr, _: i32) {}
         fn handed_over(&mut self) {}
         fn waiting(&mut self, _: i64) {}
     }

@@ -26,7 +26,7 @@ use crate::dataplane::scan::Scanner;
 use crate::dataplane::tables::Tables;
 use crate::dataplane::verdict::{DropReason, Sender, Verdict};
 use crate::link::{ShardEnd, Signal};
-use crate::sys::errors::{self, Unreachable};
+use crate::sys::errors::Unreachable;
 use crate::sys::mmsg::ReceiveBatch;
 use smallvec::SmallVec;
 use std::net::SocketAddr;
@@ -439,10 +439,10 @@ impl Fates for Ledger<'_> {
     }
 
     /// Of a backend that takes datagrams it says nothing: only its longest requests would have gone so.
-    fn refused(&mut self, to: SocketAddr) {
+    fn refused(&mut self, to: SocketAddr, code: i32) {
         let backend = self.tables.by_address.get(&to).and_then(|&index| self.tables.backends.get(index as usize));
         if backend.is_some_and(|backend| backend.reach.transport.is_stream()) {
-            self.unreachable.push(Unreachable { to, code: errors::CONNECTION_REFUSED });
+            self.unreachable.push(Unreachable { to, code });
         }
     }
 

@@ -26,8 +26,11 @@ impl Unreachable {
     }
 }
 
-/// What is said of a destination to which no connection could be opened.
-pub const CONNECTION_REFUSED: i32 = libc::ECONNREFUSED;
+/// What is said of a destination that has not answered in time when a connection was to be opened.
+pub const TIMED_OUT: i32 = libc::ETIMEDOUT;
+
+/// What is said of one that a connection was opened to, and no TLS could be spoken with, or for which there is nothing to speak it with.
+pub const NO_TLS: i32 = libc::EPROTO;
 
 /// Takes the oldest error off the queue of `fd`; `None` if the queue is empty.
 pub fn next(fd: RawFd) -> Option<Unreachable> {

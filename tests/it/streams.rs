@@ -584,6 +584,28 @@ fn a_probe_asks_on_a_new_connection_when_a_shard_could_open_none() {
     viahop.end();
 }
 
+/// A server that hangs was "Connection refused (os error 111)" in the log, as one that does not listen is.
+#[test]
+fn the_log_says_why_a_backend_could_not_be_connected_to() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    // What nobody accepts fills the kernel's queue, and then it answers no more.
+    let patience = Duration::from_millis(200);
+    let queue: Vec<_> = std::iter::from_fn(|| TcpStream::connect_timeout(&address, patience).ok()).collect();
+    let gone = free_port();
+    for (name, port, why) in [("hangs", address.port(), "Connection timed out"), ("gone", gone, "Connection refused")] {
+        let listen = free_port();
+        let viahop = Viahop::start(name, &config(listen, &[tcp(port)], "[streams]\nconnect_timeout = \"300ms\""));
+        let mut client = Client::connect(listen);
+        client.say(request("INVITE", "TCP", client.address(), name, EMPTY));
+        assert!(client.hear().starts_with("SIP/2.0 503 Next Hop Unreachable\r\n"));
+        let line = format!("event=\"backend_refused\" address=127.0.0.1:{port} reason={why}");
+        viahop.wait_until("it is told", PATIENCE, |_| viahop.log().contains(&line));
+        viahop.end();
+    }
+    drop(queue);
+}
+
 /// SIPp as a server over TCP on this port: one connection, or one for each call.
 fn sipp_tcp_uas(folder: &std::path::Path, port: u16) -> Process {
     let mut command = Command::new("sipp");

@@ -8,6 +8,7 @@ use crate::dataplane::counters::{Ended, Tally};
 use crate::dataplane::frame::Framer;
 use crate::dataplane::limits::SEND_BACKLOG_MAX;
 use crate::dataplane::tables::{Backend, Serves, Tables};
+use crate::sys::errors;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
@@ -86,6 +87,8 @@ pub struct Connection {
     pub state: State,
     /// What it will have ended for, if it is closing.
     pub closes_as: Ended,
+    /// The error number for which it could not be opened, if it cannot be.
+    pub failed_with: i32,
     /// How far the message that has begun was read.
     pub framer: Framer,
     /// What of it has come.
@@ -144,6 +147,7 @@ impl Connection {
             on_behalf: None,
             origin,
             closes_as: Ended::BadFrame,
+            failed_with: errors::TIMED_OUT,
             framer: Framer::default(),
             partial: Vec::new(),
             partial_since_ms: None,

@@ -313,10 +313,13 @@ impl Streams {
                     }
                 }
             }
-            Origin::Opened => self.lost(slot, connection.peer, was_connecting, connection.listener.is_some(), now_ms),
+            Origin::Opened => {
+                let failed_with = was_connecting.then_some(connection.failed_with);
+                self.lost(slot, connection.peer, failed_with, connection.listener.is_some(), now_ms);
+            }
         }
         if was_connecting && connection.origin == Origin::Opened && connection.listener.is_none() {
-            fates.refused(connection.peer);
+            fates.refused(connection.peer, connection.failed_with);
         }
         for Unsent { octets, tally } in connection.give_up() {
             fates.waiting(-1);

@@ -9,7 +9,7 @@ use super::wire::Wire;
 use crate::dataplane::counters::{Ended, StreamCounters};
 use crate::dataplane::tables::Tables;
 use crate::shard::outbox::Fates;
-use crate::sys::tcp;
+use crate::sys::{errors, tcp};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
@@ -24,6 +24,8 @@ pub(super) struct Target {
     slot: Option<usize>,
     /// Attempts that have failed since the last that has not.
     failures: u32,
+    /// The error number for which the last one has.
+    failed_with: i32,
     /// No attempt before this.
     not_before_ms: u64,
 }
@@ -108,9 +110,10 @@ impl Streams {
             let connection = Connection::new(wire, to, listener, Origin::Opened, generation, now_ms);
             self.insert(connection.on_behalf_of(client, now_ms))
         });
-        inserted.map_err(|_| {
+        inserted.map_err(|error| {
             counters.ended[if is_full { Ended::Limit } else { Ended::ConnectFailed } as usize].add(1);
-            self.lost(usize::MAX, to, true, listener.is_some(), now_ms);
+            let failed_with = error.raw_os_error().unwrap_or(errors::NO_TLS);
+            self.lost(usize::MAX, to, Some(failed_with), listener.is_some(), now_ms);
         })
     }
 
@@ -121,18 +124,27 @@ impl Streams {
         }
     }
 
-    /// The connection to `to` that was in `slot` is gone. `is_client`: it is no backend, and nothing is remembered of it.
-    pub(super) fn lost(&mut self, slot: usize, to: SocketAddr, was_connecting: bool, is_client: bool, now_ms: u64) {
-        if is_client && !was_connecting {
+    /// The error number for which the last attempt to connect to `to` has failed.
+    pub(super) fn failed_with(&self, to: SocketAddr) -> i32 {
+        self.by_target.get(&to).map_or(0, |target| target.failed_with)
+    }
+
+    /// The connection to `to` that was in `slot` is gone, or could not be opened, for which there is an error number. `is_client`: it
+    /// is no backend, and nothing is remembered of it.
+    pub(super) fn lost(&mut self, slot: usize, to: SocketAddr, failed_with: Option<i32>, is_client: bool, now_ms: u64) {
+        if is_client && failed_with.is_none() {
             self.by_target.remove(&to);
             return;
         }
         let target = self.by_target.entry(to).or_default();
         target.set_aside(slot);
         // Attempts that were made together fail together, and count as one.
-        if was_connecting && !target.waits(now_ms) {
+        if let Some(failed_with) = failed_with
+            && !target.waits(now_ms)
+        {
             let wait = BACK_OFF_MS << target.failures.min(10);
             target.failures += 1;
+            target.failed_with = failed_with;
             target.not_before_ms = now_ms + wait.min(BACK_OFF_MAX_MS);
         }
     }

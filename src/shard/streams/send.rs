@@ -91,7 +91,7 @@ impl Streams {
                 };
                 if slot.is_err() && listener.is_none() {
                     // A backend may not be tried again for longer than it is suspected, and others could have its requests.
-                    fates.refused(to);
+                    fates.refused(to, self.failed_with(to));
                 }
                 slot.map_err(|()| Why::Unreachable)
             }
@@ -368,7 +368,7 @@ pub(super) mod tests {
 
         fn unreachable(&mut self, _: Unreachable) {}
 
-        fn refused(&mut self, _: SocketAddr) {}
+        fn refused(&mut self, _: SocketAddr, _: i32) {}
 
         fn handed_over(&mut self) {}
 

@@ -191,7 +191,7 @@ mod tests {
         fn sent(&mut self, _: Tally) {}
         fn lost(&mut self, _: DropReason) {}
         fn unreachable(&mut self, _: Unreachable) {}
-        fn refused(&mut self, _: SocketAddr) {}
+        fn refused(&mut self, _: SocketAddr, _: i32) {}
         fn handed_over(&mut self) {}
         fn waiting(&mut self, _: i64) {}
     }

@@ -32,6 +32,7 @@ use crate::shard::io::Io;
 use crate::shard::outbox::{Fates, Leaving};
 use crate::shard::run::{HEADS, Ledger, Shard, contained, egress_number, may_be_padded, peer_of};
 use crate::shard::witness::Seen;
+use crate::sys::errors;
 use crate::tls::session::Failure;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -181,7 +182,8 @@ impl<I: Io> Shard<I> {
     fn on_connected(&mut self, slot: usize, now_ms: u64) {
         self.with_ledger(|streams, link, ledger| {
             let Some(connection) = streams.connection(slot) else { return };
-            if !matches!(connection.wire.socket().take_error(), Ok(None)) {
+            if let Ok(Some(error)) | Err(error) = connection.wire.socket().take_error() {
+                connection.failed_with = error.raw_os_error().unwrap_or(connection.failed_with);
                 return streams.end(slot, Ended::ConnectFailed, now_ms, &link.counters.streams, ledger);
             }
             if connection.wire.socket().peer_addr().is_err() {
@@ -190,7 +192,7 @@ impl<I: Io> Shard<I> {
             }
             let is_tls = connection.wire.is_tls();
             connection.put_into(if is_tls { State::Handshaking } else { State::Open }, now_ms);
-            connection.active_ms = now_ms;
+            (connection.active_ms, connection.failed_with) = (now_ms, errors::NO_TLS);
             let peer = connection.peer;
             if !is_tls {
                 streams.reached(peer);
