@@ -169,7 +169,8 @@ mod tests {
             let (mut input, mut head) = (message.as_bytes().to_vec(), vec![0; HEAD_MAX]);
             let mut room = Room::new(&mut input, &mut head);
             dispatcher.on_datagram(&tables, now_ms, arrival, &mut room);
-            let seen = Seen { shard: 0, now_ms, tables: &tables, arrival, room: &room };
+            let egress = EgressPorts::default();
+            let seen = Seen { shard: 0, now_ms, tables: &tables, arrival, room: &room, egress, peer: None };
             witness.look(&seen, &dispatcher, &ends[0]);
             told.extend(std::iter::from_fn(|| control.signals.try_recv().ok()));
         }

@@ -177,10 +177,10 @@ impl Connection {
         is_ours && tables.speaks_tls(self.peer).is_some_and(|wanted| wanted != self.wire.is_tls())
     }
 
-    /// Whether it is the one that all clients share to a backend to which each has its own: it was opened under another
-    /// configuration, and nothing goes there any more.
+    /// Whether it is the one that all clients share to whom `tables` have no such connection to, since each client has its own or it
+    /// is no backend: it was opened under another configuration, and no request goes there any more.
     pub fn is_left_for(&self, tables: &Tables) -> bool {
-        self.shared_backend(tables).is_some_and(|backend| backend.reach.proxy_header.is_some())
+        self.is_shared() && self.shared_backend(tables).is_none_or(|backend| backend.reach.proxy_header.is_some())
     }
 
     /// Whether it is one that clients share, to a backend that does not answer probes.

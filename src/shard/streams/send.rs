@@ -305,6 +305,30 @@ pub(super) mod tests {
         assert_eq!((bench.streams.held, counters.held_octets.get()), (0, 0));
     }
 
+    /// A server that was taken out of the set, and a client that an answer had taken a connection to, were asked for good whether they are
+    /// alive, so that neither connection was ever silent enough to end.
+    #[test]
+    fn only_backends_are_asked_whether_they_are_alive() {
+        let tables = Bench::new().end.shared.tables.load_full();
+        let [served, gone] = [*tables.by_address.keys().next().unwrap(), "192.0.2.99:5060".parse().unwrap()];
+        let rows =
+            [(served, None, true, None), (gone, None, false, Some(300_000)), (gone, Some(0), false, Some(3_600_000))];
+        for (peer, listener, is_asked, ends_ms) in rows {
+            let mut bench = Bench::new();
+            let connection = bench.streams.connection(0).unwrap();
+            (connection.origin, connection.peer, connection.listener) = (Origin::Opened, peer, listener);
+            let mut sweep = |now_ms: u64| {
+                bench.streams.sweep(now_ms, &tables, &bench.end.counters.streams, &mut bench.fates);
+                bench.streams.connection(0).map(|connection| connection.unsent())
+            };
+            assert_eq!(sweep(60_000), Some(if is_asked { 4 } else { 0 }), "{peer} {listener:?}");
+            if let Some(ends_ms) = ends_ms {
+                assert_eq!((sweep(ends_ms - 1000), sweep(ends_ms)), (Some(0), None), "{peer} {listener:?}");
+                assert_eq!(bench.end.counters.streams.ended[Ended::Idle as usize].get(), 1);
+            }
+        }
+    }
+
     /// The connections of a shard: one, of a client.
     pub(in crate::shard::streams) struct Bench {
         pub(in crate::shard::streams) streams: Streams,
@@ -351,7 +375,7 @@ pub(super) mod tests {
 
     /// What has become of messages.
     #[derive(Default)]
-    struct Fate {
+    pub(in crate::shard::streams) struct Fate {
         sent: usize,
         lost: Vec<DropReason>,
         waiting: i64,

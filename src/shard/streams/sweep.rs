@@ -18,7 +18,7 @@ const CLOSING_MS: u64 = 1000;
 /// longest a transaction waits.
 pub(super) const HALF_CLOSED_MS: u64 = 32_000;
 
-/// After how long of silence a connection of ours is asked whether it is alive, in milliseconds: half of the 120 s after
+/// After how long of silence a connection of ours to a backend is asked whether it is alive, in milliseconds: half of the 120 s after
 /// which Kamailio closes a silent one, and RFC 5626 4.4.1 asks a client.
 const KEEP_ALIVE_MS: u64 = 60_000;
 
@@ -84,6 +84,7 @@ impl Streams {
             connection.rest();
             let keep_alive_ms = if connection.is_to_silent(tables) { KEEP_ALIVE_SILENT_MS } else { KEEP_ALIVE_MS };
             let is_silent = connection.origin == Origin::Opened
+                && connection.listener.is_none()
                 && connection.state == State::Open
                 && for_ms(connection.active_ms) >= keep_alive_ms
                 && !is_aside
@@ -119,18 +120,18 @@ impl Streams {
 
 #[cfg(test)]
 mod tests {
+    use super::super::admit::PAUSE_MS;
+    use super::super::connection::Connection;
+    use super::super::send::tests::{Bench, Fate};
     use super::*;
     use crate::control::cluster::tests::{cluster, keys, text};
     use crate::control::health::detector::Outcome;
-    use crate::dataplane::counters::Tally;
-    use crate::dataplane::verdict::DropReason;
     use crate::link::link;
     use crate::shard::streams::StreamLimits;
-    use crate::sys::errors::Unreachable;
     use crate::sys::poll::Poller;
     use socket2::{SockFilter, SockRef};
     use std::io::Read;
-    use std::net::{SocketAddr, TcpListener};
+    use std::net::TcpListener;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -148,7 +149,7 @@ mod tests {
         let limits = StreamLimits::default();
         let mut streams = Streams::new(0, Poller::new().unwrap(), 0, Vec::new(), limits, Arc::default()).unwrap();
         let reach = |streams: &mut Streams| {
-            let slot = streams.connect(to, None, 0, &up, counters, &mut Nobody).unwrap();
+            let slot = streams.connect(to, None, 0, &up, counters, &mut Fate::default()).unwrap();
             streams.connection(slot).unwrap().put_into(State::Open, 0);
             slot
         };
@@ -159,17 +160,17 @@ mod tests {
         SockRef::from(&server).attach_filter(&[nothing]).unwrap();
         let request = |streams: &mut Streams, slot| {
             streams.connection(slot).unwrap().push([b"request", b""], None);
-            streams.flush_one(slot, 0, counters, &mut Nobody);
+            streams.flush_one(slot, 0, counters, &mut Fate::default());
         };
         request(&mut streams, first);
         let mut now_ms = SWEEP_MS;
         while reach(&mut streams) == first {
             std::thread::sleep(Duration::from_millis(10));
             streams.swept_ms = 0;
-            streams.sweep(now_ms, &up, counters, &mut Nobody);
+            streams.sweep(now_ms, &up, counters, &mut Fate::default());
             assert_eq!(reach(&mut streams), first, "nobody is given up who answers probes");
             streams.swept_ms = 0;
-            streams.sweep(now_ms, &down, counters, &mut Nobody);
+            streams.sweep(now_ms, &down, counters, &mut Fate::default());
             now_ms += 10;
         }
         let second = reach(&mut streams);
@@ -181,29 +182,9 @@ mod tests {
         server.read_exact(&mut came).unwrap();
         assert_eq!(&came, b"request", "what was on its way arrives all the same");
         assert_eq!(streams.open, 2);
-        streams.sweep(now_ms + RINGING_MS, &up, counters, &mut Nobody);
+        streams.sweep(now_ms + RINGING_MS, &up, counters, &mut Fate::default());
         assert_eq!((streams.open, reach(&mut streams)), (1, second));
     }
-
-    struct Nobody;
-
-    impl Fates for Nobody {
-        fn sent(&mut self, _: Tally) {}
-        fn lost(&mut self, _: DropReason) {}
-        fn unreachable(&mut self, _: Unreachable) {}
-        fn refused(&mut self, _: SocketAddr, _: i32) {}
-        fn handed_over(&mut self) {}
-        fn waiting(&mut self, _: i64) {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::admit::PAUSE_MS;
-    use super::super::connection::Connection;
-    use super::super::send::tests::Bench;
-    use super::*;
-    use std::io::Read;
 
     #[test]
     fn each_deadline_ends_a_connection_at_its_moment_and_as_what_it_is() {
