@@ -21,7 +21,7 @@ const BACK_OFF_MAX_MS: u64 = 5000;
 /// Somebody we connect to.
 #[derive(Debug, Default)]
 pub(super) struct Target {
-    slot: Option<usize>,
+    pub(super) slot: Option<usize>,
     /// Attempts that have failed since the last that has not.
     failures: u32,
     /// The error number for which the last one has.
@@ -164,8 +164,8 @@ mod tests {
         for _ in 0..2 {
             for wait in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
                 // Attempts that were made together.
-                streams.lost(usize::MAX, to, true, false, now_ms);
-                streams.lost(usize::MAX, to, true, false, now_ms + 1);
+                streams.lost(usize::MAX, to, Some(errors::TIMED_OUT), false, now_ms);
+                streams.lost(usize::MAX, to, Some(errors::TIMED_OUT), false, now_ms + 1);
                 let target = &streams.by_target[&to];
                 let then = now_ms + wait;
                 assert!(target.waits(then - 1) && !target.waits(then), "{wait}");
@@ -174,7 +174,7 @@ mod tests {
             }
             streams.reached(to);
         }
-        streams.lost(usize::MAX, to, false, false, now_ms);
+        streams.lost(usize::MAX, to, None, false, now_ms);
         assert!(!streams.by_target[&to].waits(now_ms), "one that was open has not failed");
     }
 }

@@ -315,8 +315,7 @@ pub(super) mod tests {
             [(served, None, true, None), (gone, None, false, Some(300_000)), (gone, Some(0), false, Some(3_600_000))];
         for (peer, listener, is_asked, ends_ms) in rows {
             let mut bench = Bench::new();
-            let connection = bench.streams.connection(0).unwrap();
-            (connection.origin, connection.peer, connection.listener) = (Origin::Opened, peer, listener);
+            bench.opens_to(peer, listener);
             let mut sweep = |now_ms: u64| {
                 bench.streams.sweep(now_ms, &tables, &bench.end.counters.streams, &mut bench.fates);
                 bench.streams.connection(0).map(|connection| connection.unsent())
@@ -349,6 +348,13 @@ pub(super) mod tests {
             socket.set_nonblocking(true).unwrap();
             streams.insert(Connection::new(Wire::new(socket, None), peer, Some(0), Origin::Accepted, 1, 0)).unwrap();
             Bench { streams, end: ends.remove(0), client, fates: Fate::default() }
+        }
+
+        /// Makes the connection one of ours to `peer`, for `listener` if it is to no backend.
+        pub(in crate::shard::streams) fn opens_to(&mut self, peer: SocketAddr, listener: Option<u8>) {
+            let connection = self.streams.connection(0).unwrap();
+            (connection.origin, connection.peer, connection.listener) = (Origin::Opened, peer, listener);
+            self.streams.by_target.entry(peer).or_default().slot = Some(0);
         }
 
         fn send(&mut self, octets: &[u8], tally: Tally) {

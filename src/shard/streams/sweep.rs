@@ -217,10 +217,13 @@ mod tests {
 
     #[test]
     fn a_silent_connection_of_ours_is_asked_whether_it_is_alive_and_a_clients_is_not() {
-        for (origin, asked) in [(Origin::Opened, 2), (Origin::Accepted, 0)] {
+        for (is_ours, asked) in [(true, 2), (false, 0)] {
             let mut bench = Bench::new();
-            let connection = bench.streams.connection(0).unwrap();
-            (connection.origin, connection.has_spoken) = (origin, true);
+            let backend = *bench.end.shared.tables.load().by_address.keys().next().unwrap();
+            if is_ours {
+                bench.opens_to(backend, None);
+            }
+            bench.streams.connection(0).unwrap().has_spoken = true;
             for now_ms in [KEEP_ALIVE_MS - 1, KEEP_ALIVE_MS, 2 * KEEP_ALIVE_MS - 1, 2 * KEEP_ALIVE_MS] {
                 assert!(bench.sweep(now_ms));
             }
