@@ -105,11 +105,12 @@ fn a_target_where_nobody_listens_is_void_and_says_why() {
 fn a_target_that_listens_for_something_else_is_void_for_what_it_did() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let target = format!("sip:{};transport=tls", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
+    let serve = move || {
         for mut stream in listener.incoming().flatten() {
             let _ = stream.read(&mut [0; 4096]).and_then(|_| stream.write_all(b"SIP/2.0 400 Bad Request\r\n\r\n"));
         }
-    });
+    };
+    std::thread::Builder::new().name("plain".into()).spawn(serve).unwrap();
     let output = run(&["uac", "--target", &target, "--calls", "3", "--t1", "5ms", "-q"]);
     assert_eq!(output.code, 1, "{}", output.all());
     assert!(output.stdout.contains("answered; TLS: what came is no TLS"), "{}", output.stdout);
