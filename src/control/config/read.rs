@@ -481,6 +481,8 @@ mod tests {
             ("[[pool]]\nbackend = [\"sip:a\"]", "6:12 this is a string | write `{ uri = \"sip:a\" }`"),
             ("[[pool]]\nbackend = { uri = \"sip:a\" }", "6:11 this is a table | expected a list, in `[` and `]`"),
             ("[route]\npool = \"default\"", "5:1 `[route]` is one table | there may be several: write `[[route]]`"),
+            ("[[policy]]\npath = \"off\"", "5:1 `[[policy]]` is a list | there is one: write `[policy]`"),
+            ("[[pool.health]]\nprobe = false", "5:1 `[[pool.health]]` is a list | there is one: write `[pool.health]`"),
             ("[[route]]\npool = \"proxies\"", "6:8 there is no pool of the name `proxies` | there are: `default`"),
             (
                 "[[route]]\npool = \"default\"\nlisten = [\"udp:0.0.0.0:5061\"]",

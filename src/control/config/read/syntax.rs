@@ -26,9 +26,20 @@ pub fn toml_problem(error: &toml::de::Error, text: &str) -> Problem {
         message.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected "))
     {
         let found = found.split(' ').next().unwrap_or_default();
-        if let (("map", "a sequence"), Some(name)) = ((found, expected), text.get(at.start..).and_then(header)) {
-            let label = format!("there may be several: write `[[{name}]]`");
-            return Problem::error(at, format!("`[{name}]` is one table"), label);
+        // Of a table that is written as a list of one, the first key is what the reader misses its value of.
+        match (found, expected, text.get(at.start..).and_then(header)) {
+            ("map", _, Some(("[[", name))) => {
+                return Problem::error(
+                    at,
+                    format!("`[[{name}]]` is a list"),
+                    format!("there is one: write `[{name}]`"),
+                );
+            }
+            ("map", "a sequence", Some((_, name))) => {
+                let label = format!("there may be several: write `[[{name}]]`");
+                return Problem::error(at, format!("`[{name}]` is one table"), label);
+            }
+            _ => {}
         }
         if (found, expected) == ("integer", "i64") {
             return Problem::error(at, "this number is far out of range", "no key takes one of this size");
@@ -67,10 +78,12 @@ pub fn toml_problem(error: &toml::de::Error, text: &str) -> Problem {
     Problem::error(at, format!("this is not TOML: {}", message.trim_end().replace('\n', ", ")), label)
 }
 
-/// The name between the brackets of a table's header, where `text` begins with one.
-fn header(text: &str) -> Option<&str> {
-    let name = text.strip_prefix('[')?.split(']').next()?;
-    name.bytes().all(|octet| octet.is_ascii_lowercase()).then_some(name)
+/// The brackets of a table's header and the name between them, where `text` begins with one.
+fn header(text: &str) -> Option<(&str, &str)> {
+    let bracket = text.bytes().take_while(|octet| *octet == b'[').count();
+    let (brackets, rest) = text.split_at_checked(bracket).filter(|(brackets, _)| !brackets.is_empty())?;
+    let name = rest.split(']').next()?;
+    name.bytes().all(|octet| octet.is_ascii_lowercase() || octet == b'.').then_some((brackets, name))
 }
 
 fn list(names: &[&str]) -> String {
