@@ -311,6 +311,22 @@ impl Pool {
         taking * 100 < ready * self.panic as usize
     }
 
+    /// Takes note of what came of a probe of backend `index`. Returns whose state that changed.
+    ///
+    /// If nobody was up, those rise with it that lack one answer: what was away was the way there, and whoever rose first would get
+    /// the keys and the dialogs of all others until they follow.
+    pub fn on_outcome(&mut self, index: usize, outcome: Outcome) -> Vec<usize> {
+        let is_seen_up = |backend: &Backend| backend.state.now != State::Maint && backend.detector.is_up();
+        let nobody_was = !self.backends.iter().any(is_seen_up);
+        if !self.backends[index].detector.on_outcome(outcome) {
+            return Vec::new();
+        }
+        let rises = |backend: &mut Backend| backend.detector.is_rising() && backend.detector.on_outcome(outcome);
+        let others = self.backends.iter_mut().enumerate().filter(|_| nobody_was);
+        let others = others.filter_map(|(other, backend)| (other != index && rises(backend)).then_some(other));
+        [index].into_iter().chain(others).collect()
+    }
+
     /// A second passed. Returns what it brought, with the index of the backend. `traffic` is that of all servers.
     fn on_second(&mut self, traffic: &HashMap<SocketAddr, Traffic>) -> Vec<(usize, Turn)> {
         let mut turns = Vec::new();
@@ -497,6 +513,26 @@ pub mod tests {
         assert_eq!(up, [true, false]);
         assert!(Arc::ptr_eq(&before.pools[0].backends[1].counters, &after.pools[0].backends[1].counters));
         assert!(!after.pools[0].is_empty());
+    }
+
+    #[test]
+    fn who_comes_back_together_gets_its_keys_together() {
+        let mut cluster = cluster(&text(&[1, 2, 3, 4]), None);
+        let pool = &mut cluster.pools[0];
+        for index in 0..4 {
+            assert_eq!(pool.on_outcome(index, Outcome::Timeout), [index]);
+        }
+        // The first is asked again before the fourth is, and the third is gone.
+        for (index, outcome) in [Outcome::Alive(200), Outcome::Alive(200), Outcome::Timeout].into_iter().enumerate() {
+            assert!(pool.on_outcome(index, outcome).is_empty());
+        }
+        assert_eq!(pool.on_outcome(0, Outcome::Alive(200)), [0, 1]);
+        let up: Vec<bool> = pool.backends.iter().map(|backend| backend.detector.is_up()).collect();
+        assert_eq!(up, [true, true, false, false]);
+        // Where somebody is up, it takes two answers.
+        assert!(pool.on_outcome(3, Outcome::Alive(200)).is_empty());
+        assert!(pool.on_outcome(2, Outcome::Alive(200)).is_empty());
+        assert_eq!(pool.on_outcome(2, Outcome::Alive(200)), [2]);
     }
 
     #[test]

@@ -430,42 +430,46 @@ impl Control {
     fn on_probe(&mut self, report: probe::Report) {
         let Some(watched) = self.watches.iter().find(|watched| watched.number == report.watch) else { return };
         let pool = self.cluster.pools.iter_mut().find(|pool| pool.name == watched.pool);
-        let slow_start = pool.as_ref().map_or(Duration::ZERO, |pool| pool.slow_start);
-        let backends = pool.map(|pool| &mut pool.backends);
-        let Some(backend) = backends.and_then(|all| all.iter_mut().find(|backend| backend.name == watched.name)) else {
-            return;
-        };
+        let Some(pool) = pool else { return };
+        let Some(index) = pool.backends.iter().position(|backend| backend.name == watched.name) else { return };
         let probe::Report { outcome, failure, took, .. } = report;
-        backend.last_probe = Some((outcome, took));
+        pool.backends[index].last_probe = Some((outcome, took));
         if matches!(outcome, Outcome::Alive(_) | Outcome::Unwell(_)) {
             self.view.probe_times.entry(watched.pool.clone()).or_default().add(took);
         }
-        let is_suspect = self.suspects.contains(&backend.place.address);
-        if !backend.detector.on_outcome(outcome) {
+        let is_suspect = self.suspects.contains(&pool.backends[index].place.address);
+        let changed = pool.on_outcome(index, outcome);
+        if changed.is_empty() {
             if is_suspect && matches!(outcome, Outcome::Alive(_)) {
                 // One refusal among messages that arrive: the shards may trust it again.
                 return self.publish(None);
             }
             return;
         }
-        backend.changed_at = unix_now();
-        let (pool, backend_name, address) = (watched.pool.clone(), watched.name.clone(), backend.place.address);
-        if backend.detector.is_up() {
-            backend.starts_slowly(slow_start);
-            info!(event = "backend_up", %pool, backend = %backend_name, %address, reason = outcome.to_string());
+        let (slow_start, pool_name) = (pool.slow_start, &pool.name);
+        if let Some(Failure { handshake, text }) = failure.filter(|_| !pool.backends[index].detector.is_up()) {
+            let (backend, address) = (&pool.backends[index].name, pool.backends[index].place.address);
+            warn!(event = "backend_tls_failed", %backend, %address, reason = handshake.label(), why = text);
+        }
+        for index in changed {
+            let backend = &mut pool.backends[index];
+            backend.changed_at = unix_now();
+            let (name, address) = (&backend.name, backend.place.address);
+            if backend.detector.is_up() {
+                info!(event = "backend_up", pool = %pool_name, backend = %name, %address, reason = outcome.to_string());
+                backend.starts_slowly(slow_start);
+            } else {
+                warn!(event = "backend_down", pool = %pool_name, backend = %name, %address, reason = outcome.to_string());
+            }
+        }
+        if pool.backends[index].detector.is_up() {
             self.publish(Some(Reason::BackendUp));
         } else {
-            if let Some(Failure { handshake, text }) = failure {
-                let reason = handshake.label();
-                warn!(event = "backend_tls_failed", backend = %backend_name, %address, reason, why = text);
-            }
-            warn!(event = "backend_down", %pool, backend = %backend_name, %address, reason = outcome.to_string());
+            let emptied = pool.is_empty().then(|| pool.name.clone());
             self.publish(Some(Reason::BackendDown));
-            if let Some(pool) = self.cluster.pools.iter().find(|one| one.name == pool)
-                && pool.is_empty()
-            {
+            if let Some(pool) = emptied {
                 let remedy = "if these servers do not answer OPTIONS: `health = { probe = false }`, or `--no-probe`";
-                error!(event = "pool_empty", pool = %pool.name, effect = "new requests are answered 503", remedy);
+                error!(event = "pool_empty", %pool, effect = "new requests are answered 503", remedy);
             }
         }
     }

@@ -102,6 +102,11 @@ impl Detector {
         self.is_up && self.against > 0
     }
 
+    /// Whether it is down and lacks one success to be up.
+    pub fn is_rising(&self) -> bool {
+        !self.is_up && self.against > 0 && self.against + 1 >= self.rise << self.flaps
+    }
+
     /// Takes note of an outcome. Returns whether the state changed.
     pub fn on_outcome(&mut self, outcome: Outcome) -> bool {
         let speaks_for_up = matches!(outcome, Outcome::Alive(_));

@@ -189,7 +189,8 @@ mod tests {
     #[test]
     fn each_deadline_ends_a_connection_at_its_moment_and_as_what_it_is() {
         let limits = Bench::new().streams.limits;
-        let rows: [(fn(&mut Connection), u64, Ended); 8] = [
+        type Prepare = fn(&mut Connection);
+        let rows: [(Prepare, u64, Ended); 8] = [
             (
                 |one| (one.origin, one.state) = (Origin::Opened, State::Connecting),
                 limits.connect_ms,
