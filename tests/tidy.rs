@@ -277,7 +277,11 @@ fn files(place: &Path, endings: &[&str]) -> Vec<PathBuf> {
 /// What is compiled outside of tests: without comments, and up to the unit tests, which stand last.
 fn code_of(file: &Path) -> String {
     let text = fs::read_to_string(file).unwrap();
-    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    // Tests that others borrow from are `pub` in some way.
+    let is_tests = |behind: &str| behind.lines().next().is_some_and(|line| line.ends_with("mod tests {"));
+    let mut marks = text.match_indices("#[cfg(test)]\n");
+    let end = marks.find(|(at, mark)| is_tests(&text[at + mark.len()..])).map_or(text.len(), |(at, _)| at);
+    let code = &text[..end];
     code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
