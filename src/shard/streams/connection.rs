@@ -345,6 +345,7 @@ mod tests {
     use crate::dataplane::verdict::Answer;
     use std::io::Read;
     use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
 
     fn pair() -> (Connection, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -397,8 +398,30 @@ mod tests {
     }
 
     #[test]
+    fn who_reads_slowly_is_not_stuck() {
+        let (mut connection, mut client) = pair();
+        let large = vec![b'x'; 16 << 20];
+        connection.push([&large, b""], None);
+        connection.flush(7, |_| {}).unwrap();
+        assert_eq!((connection.stuck_since_ms, connection.active_ms), (Some(7), 7));
+        let before = connection.unsent();
+        client.read_exact(&mut vec![0; large.len() - before]).unwrap();
+        while connection.unsent() == before {
+            connection.flush(9, |_| {}).unwrap();
+        }
+        assert_eq!((connection.stuck_since_ms, connection.active_ms), (Some(9), 9));
+    }
+
+    #[test]
     fn what_did_not_leave_whole_comes_back_whole() {
-        let (mut connection, _client) = pair();
+        for websocket in [None, Some(Box::new(WebSocket::new(Arc::default())))] {
+            let (mut connection, _client) = pair();
+            connection.websocket = websocket;
+            comes_back(&mut connection);
+        }
+    }
+
+    fn comes_back(connection: &mut Connection) {
         let large = vec![b'x'; 8 << 20];
         connection.push([b"one", b""], Some(Tally::Request(None)));
         connection.push([b"two", &large], Some(Tally::Request(Some(1))));
@@ -410,6 +433,6 @@ mod tests {
         assert_eq!((&unsent[0].octets[..5], unsent[0].tally), (&b"twoxx"[..], Tally::Request(Some(1))));
         assert_eq!(unsent[0].octets.len(), 3 + large.len());
         assert_eq!(&unsent[1].octets[..], b"three");
-        assert_eq!(connection.held(), 0);
+        assert_eq!((connection.held(), connection.unsent()), (0, 0));
     }
 }
