@@ -599,7 +599,7 @@ fn the_log_says_why_a_backend_could_not_be_connected_to() {
         let mut client = Client::connect(listen);
         client.say(request("INVITE", "TCP", client.address(), name, EMPTY));
         assert!(client.hear().starts_with("SIP/2.0 503 Next Hop Unreachable\r\n"));
-        let line = format!("event=\"backend_refused\" address=127.0.0.1:{port} reason={why}");
+        let line = format!("event=\"backend_refused\" address=127.0.0.1:{port} reason=\"{why} (");
         viahop.wait_until("it is told", PATIENCE, |_| viahop.log().contains(&line));
         viahop.end();
     }
