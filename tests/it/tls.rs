@@ -379,6 +379,18 @@ fn what_is_no_tls_is_counted_by_what_it_is_and_harms_nobody() {
     viahop.end();
 }
 
+/// It was told of with the next connection of its shard, and when nobody else came, never.
+#[test]
+fn the_only_client_there_is_is_told_of_when_its_handshake_fails() {
+    let (papers, ports) = (Papers::new("tls-only"), ports());
+    let text = config(ports, &papers.issue("a", &["a.example"]), &udp(free_port()), UNPROBED);
+    let viahop = Viahop::start("tls-only", &text.replace("shards = 2", "shards = 1"));
+    let strangers = Papers::new("tls-only-strangers");
+    assert!(Phone::new(&strangers, ports[1], &version::TLS13, None).try_connect("a.example").is_err());
+    viahop.wait_until("it is told", PATIENCE, |_| viahop.log().contains("reason=\"refused\" why=received fatal alert"));
+    viahop.end();
+}
+
 /// A ClientHello costs nothing to repeat, and us a signature each time.
 #[test]
 fn datagrams_are_answered_while_hundreds_of_handshakes_wait_in_line() {

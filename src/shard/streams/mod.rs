@@ -216,9 +216,9 @@ impl Streams {
         })
     }
 
-    /// Whether something has to be looked at though nothing comes: connections have deadlines.
+    /// Whether something has to be looked at though nothing comes: connections have deadlines, and what failed in the last is to be told.
     pub fn has_deadlines(&self) -> bool {
-        self.open > 0 || self.paused_until_ms.is_some()
+        self.open > 0 || self.paused_until_ms.is_some() || !self.failures.is_empty()
     }
 
     /// Whether there is nothing to do unless something comes.
