@@ -113,6 +113,7 @@ impl From<io::Error> for Failure {
 pub struct Session {
     tls: Connection,
     records: Records,
+    has_heard: bool,
     has_closed: bool,
     failure: Option<Failure>,
 }
@@ -136,7 +137,7 @@ impl Session {
 
     fn new(mut tls: Connection) -> Session {
         tls.set_buffer_limit(Some(SEALED_MAX));
-        Session { tls, records: Records::default(), has_closed: false, failure: None }
+        Session { tls, records: Records::default(), has_heard: false, has_closed: false, failure: None }
     }
 
     /// Whether messages have to wait.
@@ -160,6 +161,11 @@ impl Session {
     /// Whether the other side has begun something that it has to end. Tickets of servers may be long, and come several at a time.
     pub fn has_begun(&self) -> bool {
         self.records.begun > 0 || matches!(self.tls, Connection::Server(_)) && self.records.silent > SILENT_MAX
+    }
+
+    /// Whether the other side has said anything.
+    pub fn has_heard(&self) -> bool {
+        self.has_heard
     }
 
     /// Whether the other side has said that nothing more will come.
@@ -189,6 +195,7 @@ impl Session {
     pub fn open(&mut self, room: &mut [u8], start: usize, len: usize) -> Result<usize, Failure> {
         debug_assert!(start >= CARRIED && start + len <= room.len());
         let (mut opened, was_handshaking) = (0, self.is_handshaking());
+        self.has_heard = true;
         self.records.pass(&room[start..start + len]);
         let outcome = self.open_on(room, start..start + len, &mut opened);
         if opened > 0 || was_handshaking {

@@ -385,9 +385,13 @@ fn the_only_client_there_is_is_told_of_when_its_handshake_fails() {
     let (papers, ports) = (Papers::new("tls-only"), ports());
     let text = config(ports, &papers.issue("a", &["a.example"]), &udp(free_port()), UNPROBED);
     let viahop = Viahop::start("tls-only", &text.replace("shards = 2", "shards = 1"));
+    // A balancer looks whether we are there, and is no client that has failed.
+    drop(TcpStream::connect(("127.0.0.1", ports[1])).unwrap());
+    wait_for_handshakes(&viahop, "accepted", "closed", 1.0);
     let strangers = Papers::new("tls-only-strangers");
     assert!(Phone::new(&strangers, ports[1], &version::TLS13, None).try_connect("a.example").is_err());
     viahop.wait_until("it is told", PATIENCE, |_| viahop.log().contains("reason=\"refused\" why=received fatal alert"));
+    assert!(!viahop.log().contains("reason=\"closed\""), "{}", viahop.log());
     viahop.end();
 }
 

@@ -59,6 +59,11 @@ impl Wire {
         self.session.as_ref().map_or(Handshake::Full, |session| session.handshake())
     }
 
+    /// Whether the other side has said anything of TLS.
+    pub fn has_heard(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.has_heard())
+    }
+
     /// Whether the other side has said, without closing the socket, that nothing more will come.
     pub fn has_closed(&self) -> bool {
         self.session.as_ref().is_some_and(|session| session.has_closed())
