@@ -277,14 +277,15 @@ mod tests {
     use super::*;
     use crate::dataplane::verdict::Answer;
 
-    /// A machine that the first address has left: what was sent from where. One port it sends nothing to, whenever it is asked, and
-    /// has a report about somebody else each time.
+    /// A machine that the first address has left: what was sent from where. To one port it knows no way; to another it sends nothing
+    /// either, and has a report about somebody else each time.
     #[derive(Default)]
     struct Machine(Vec<(SocketAddr, Option<IpAddr>)>, Vec<Unreachable>);
 
     const ENETUNREACH: i32 = 101;
     const ECONNREFUSED: i32 = 111;
     const CLOSED: u16 = 666;
+    const NOWHERE: u16 = 667;
     const GONE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 50));
 
     impl Io for Machine {
@@ -297,7 +298,7 @@ mod tests {
                 self.1.push(Unreachable { to: ([192, 0, 2, 9], 9).into(), code: ECONNREFUSED });
                 return Err(io::Error::from_raw_os_error(ECONNREFUSED));
             }
-            let is_sent = |one: &&Outgoing<'_>| one.from != Some(GONE) && one.to.port() != CLOSED;
+            let is_sent = |one: &&Outgoing<'_>| one.from != Some(GONE) && ![CLOSED, NOWHERE].contains(&one.to.port());
             let taken: Vec<_> = datagrams.iter().take_while(is_sent).collect();
             self.0.extend(taken.iter().map(|one| (one.to, one.from)));
             if taken.is_empty() { Err(io::Error::from_raw_os_error(ENETUNREACH)) } else { Ok(taken.len()) }
@@ -360,16 +361,16 @@ mod tests {
 
     #[test]
     fn a_message_that_never_leaves_is_given_up_and_keeps_no_other_waiting() {
-        let outgoing = [1, CLOSED, 3].map(|port| Outgoing {
+        let outgoing = [1, CLOSED, 3, NOWHERE, 5].map(|port| Outgoing {
             to: ([198, 51, 100, 7], port).into(),
             parts: [b"x", b""],
-            from: None,
+            from: Some(GONE).filter(|_| port == NOWHERE),
             pads: false,
         });
         let (mut machine, mut counted) = (Machine::default(), Counted::default());
-        assert_eq!(send(&mut machine, 0, &outgoing, |_| Tally::Reply(Answer::Stun), &mut counted), 3);
-        assert_eq!(counted.0, [2, 1]);
+        assert_eq!(send(&mut machine, 0, &outgoing, |_| Tally::Reply(Answer::Stun), &mut counted), 5);
+        assert_eq!(counted.0, [3, 2]);
         let others = vec![SocketAddr::from(([192, 0, 2, 9], 9)); TRIES_MAX as usize];
-        assert_eq!(counted.1, [others, vec![outgoing[1].to]].concat());
+        assert_eq!(counted.1, [others, vec![outgoing[1].to, outgoing[3].to]].concat());
     }
 }

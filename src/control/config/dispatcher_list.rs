@@ -383,7 +383,7 @@ impl Reader {
     }
 
     fn weight(&mut self, name: &str, value: &str, at: Range<usize>) -> Option<u8> {
-        let is_number = !value.is_empty() && value.bytes().all(|octet| octet.is_ascii_digit());
+        let is_number = value.bytes().all(|octet| octet.is_ascii_digit());
         let weight = value.parse().ok().filter(|weight| is_number && *weight <= 100);
         if weight.is_none() {
             let title = format!("{name} `{value}` is not a number from 0 to 100");
@@ -625,7 +625,7 @@ mod tests {
     #[test]
     fn fields_may_be_left_out_and_values_quoted() {
         let list = entries(
-            "1 sip:a weight=50\n1 sip:b 8 RWEIGHT=7;\n1 sip:c#x\n1 sip:d 0# x\n1 sip:[2001:db8::1]:5070 0 1 my=it's;duid='a;b' # y\n",
+            "1 sip:a _my=1;weight=50\n1 sip:b 8 RWEIGHT=7;\n1 sip:c#x\n1 sip:d 0# x\n1 sip:[2001:db8::1]:5070 0 1 my=it's;duid='a;b' # y\n",
         );
         assert_eq!((list[0].weight, list[1].rweight, list[1].flags), (Some(50), Some(7), 8));
         assert_eq!((&list[2].uri[..], &list[3].uri[..]), ("sip:c", "sip:d"));
@@ -666,6 +666,7 @@ mod tests {
             ),
             ("1 sip:a 0 0 =5\n", "1:13 an attribute without a name | `name=value` belongs here"),
             ("1 sip:a 0 0 weight=5;;duid=a\n", "1:22 an attribute without a name | `name=value` belongs here"),
+            ("1 sip:a 0 0 weight=5;;\n", "1:22 an attribute without a name | `name=value` belongs here"),
             ("1 sip:a 0 0 duid=a;duid=b\n", "1:20 `duid` stands twice | Kamailio heeds the last one; keep one"),
             ("1 sip:a 0 0 duid=\"a\n", "1:18 the value of `duid` does not end | the quote that ends it is missing"),
             (
@@ -760,20 +761,21 @@ mod tests {
         let list = entries(text);
         let Set { rows, remarks } = backends(&list, 1, true);
         assert!(rows[4].1.as_ref().is_err_and(|problem| problem.severity == Severity::Note));
+        assert_eq!(rows[3].1.as_ref().unwrap().weight, 1, "an operator may put it to use");
         assert!(remarks[..4].iter().all(|remark| remark.severity == Severity::Note));
         assert_eq!(read(text, false).0[2], "c:5060 drain", "without a probe nobody would wake it");
     }
 
     #[test]
     fn what_cannot_be_done_or_is_not_heeded_is_told() {
-        let text = "1 sip:a;transport=SCTP\n1 sips:b;transport=udp\n1 sip:c\n1 sip:c:5060\n1 sip:d 0 0 duid=c:5060\n1 sip:e 32 0 rweight=5;maxload=3;my=x\n\
+        let text = "1 sip:a;px=y;transport=SCTP\n1 sips:b;transport=udp\n1 sip:c\n1 sip:c:5060\n1 sip:d 0 0 duid=c:5060\n1 sip:e 32 0 rweight=5;maxload=3;my=x\n\
                     1 sip:f 0 0 my=y;other\n";
         let (made, said) = read(text, true);
         assert_eq!(made.len(), 3);
         assert_eq!(
             said,
             [
-                "1:9 transport `SCTP`: viahop reaches backends over UDP, TCP and TLS | let the server take one of these, or leave the entry out",
+                "1:14 transport `SCTP`: viahop reaches backends over UDP, TCP and TLS | let the server take one of these, or leave the entry out",
                 "2:10 `sips:` goes over TLS, and TLS not over UDP | leave this out, or write `sip:`",
                 "4:3 `c:5060` stands twice in set 1 | a second time",
                 "5:3 two destinations of set 1 have the name `c:5060` | the second",

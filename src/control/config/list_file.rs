@@ -272,10 +272,14 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_a_set_is_shown_in_the_list_and_an_empty_one_says_why_it_is() {
-        let file = File::new("twice", "1 sip:10.0.0.1\n1 sip:10.0.0.1\n2 sip:10.0.0.2;transport=sctp 4\n");
+        let file = File::new(
+            "twice",
+            "1 sip:10.0.0.1\n1 sip:10.0.0.1\n2 sip:10.0.0.2;transport=sctp 4\n3 sip:a;transport=sctp\n",
+        );
         let shown = file.wrong(&["set = 1"]);
         assert!(shown.contains(":2:3") && shown.contains("here first"), "{shown}");
         assert_eq!(shown.matches("error[config]").count(), 1, "{shown}");
+        assert_eq!(file.wrong(&["set = 3"]).matches("error[config]").count(), 1, "{}", file.wrong(&["set = 3"]));
         assert!(file.wrong(&["set = 2"]).contains("viahop can send to nobody in set 2"));
         assert!(file.wrong(&["set = 7"]).contains("has no set 7"));
         let unsound = "1 sip:10.0.0.1 32\n1 sip:10.0.0.2 9\n";

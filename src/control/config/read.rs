@@ -693,6 +693,14 @@ mod tests {
             ("[balancer]\negress_ports = \"40000\"\n", "[balancer]\negress_ports = \"1-65536\"\n"),
             ("[balancer]\negress = [\"10.0.0.1\", \"::1\"]\n", "[balancer]\negress = [\"::1\", \"::2\"]\n"),
             ("[balancer]\nsecret = \"0123456789abcdef\"\n", "[balancer]\nsecret = \"0123456789abcde\"\n"),
+            (
+                "[[listen]]\nname = 'a-b'\naddress = \"udp:[::1]\"\n",
+                "[[listen]]\nname = 'a\"b'\naddress = \"udp:[::1]\"\n",
+            ),
+            (
+                "[[listen]]\nname = 'a/b'\naddress = \"udp:[::1]\"\n",
+                "[[listen]]\nname = 'a\\b'\naddress = \"udp:[::1]\"\n",
+            ),
             ("[admin]\nlisten = \"[::1]:1\"\n", "[admin]\nlisten = \"10.0.0.1:1\"\nallow_remote = false\n"),
             ("[admin]\nlisten = \"10.0.0.1:1\"\nallow_remote = true\n", "[admin]\nlisten = \"10.0.0.1:1\"\n"),
             ("[admin]\nlisten = \"off\"\nsocket = \"off\"\n", "[admin]\nsocket = \"off/\"\n"),
@@ -763,7 +771,8 @@ mod tests {
         let text = "[[listen]]\naddress = \"udp:0.0.0.0\"\n[[pool]]\nname = \"a\"\nbackend = [{ uri = \"sip:a\", priority = 1 }]\n\
                     [[route]]\npool = \"a\"\n[[route]]\nmethods = [\"REGISTER\"]\npool = \"a\"\n";
         let loaded = load(text);
-        assert_eq!(loaded.warnings.len(), 2);
+        let hides_none = text.replacen("[[route]]", "[[route]]\ndomains = [\"a\"]", 1);
+        assert_eq!((loaded.warnings.len(), load(&hides_none).warnings.len()), (2, 1));
         assert!(loaded.warnings.iter().all(|problem| problem.severity == Severity::Warning));
     }
 
@@ -779,8 +788,12 @@ mod tests {
         assert!(without[0].starts_with("9:19 this rule takes INVITE without ACK | "), "{without:?}");
         assert!(said(&[("\"INVITE\"", "other")])[0].contains("INVITE without ACK and CANCEL"));
         assert!(said(&[("\"ACK\", \"CANCEL\"", "other"), ("\"INVITE\"", "default")])[0].contains("ACK and CANCEL"));
+        let (invite, rest) = ("\"INVITE\"]\ndomains = [\"a\"", "\"ACK\", \"CANCEL\"]\ndomains = [\"a\"");
+        assert!(said(&[("\"INVITE\"", "other"), (rest, "other")])[0].contains("without ACK and CANCEL"));
         for all_in_one in [
-            &[("\"INVITE\", \"CANCEL\", \"ACK\"", "other")][..],
+            &[(invite, "other"), (rest, "other")][..],
+            &[(invite, "other"), ("\"ACK\", \"CANCEL\"", "other")],
+            &[("\"INVITE\", \"CANCEL\", \"ACK\"", "other")],
             &[("\"INVITE\"", "default")],
             &[("\"INVITE\"", "other"), ("\"ACK\", \"CANCEL\", \"BYE\"", "other")],
         ] {

@@ -208,6 +208,16 @@ mod tests {
     }
 
     #[test]
+    fn what_was_before_an_ejection_says_nothing_after_it() {
+        let mut outlier = Outlier::default();
+        let silent = |requests: u64| Traffic { requests, ..Traffic::default() };
+        assert_eq!(outlier.on_second(silent(50), &LIMITS), None);
+        assert_eq!(outlier.on_second(silent(100), &LIMITS), Some(Sickness::Silent(100)));
+        (0..outlier.eject(&LIMITS)).for_each(|_| assert_eq!(outlier.on_second(silent(100), &LIMITS), None));
+        assert_eq!([119, 119].map(|requests| outlier.on_second(silent(requests), &LIMITS)), [None; 2]);
+    }
+
+    #[test]
     fn whoever_is_pardoned_is_back_and_begins_anew() {
         let mut outlier = Outlier::default();
         outlier.eject(&LIMITS);

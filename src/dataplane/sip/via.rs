@@ -449,6 +449,13 @@ mod tests {
     }
 
     #[test]
+    fn another_value_may_follow_at_once() {
+        let text = "SIP/2.0/UDP sbc-1.example,SIP/2.0/UDP b";
+        let via = read(text).unwrap();
+        assert_eq!((of(text, via.host), &text[via.comma as usize..]), ("sbc-1.example", ",SIP/2.0/UDP b"));
+    }
+
+    #[test]
     fn default_ports_are_those_of_the_transport() {
         for (text, port) in [
             (" SIP/2.0/TCP a", 5060),
