@@ -126,6 +126,7 @@ mod tests {
     use super::*;
     use crate::control::cluster::tests::{cluster, keys, text};
     use crate::control::health::detector::Outcome;
+    use crate::dataplane::tables::ProxyHeader;
     use crate::link::link;
     use crate::shard::streams::StreamLimits;
     use crate::sys::poll::Poller;
@@ -232,6 +233,22 @@ mod tests {
             let mut heard = String::new();
             bench.client.read_to_string(&mut heard).unwrap();
             assert_eq!(heard, "\r\n\r\n".repeat(asked));
+        }
+    }
+
+    /// Nothing goes there any more, but an answer may come.
+    #[test]
+    fn what_clients_shared_ends_when_it_is_silent_where_each_has_its_own() {
+        for proxy_header in [None, Some(ProxyHeader::V1)] {
+            let mut bench = Bench::new();
+            let idle_ms = bench.streams.limits.proxied_idle_ms;
+            let mut tables = Tables::clone(&bench.end.shared.tables.load());
+            tables.backends[0].reach.proxy_header = proxy_header;
+            bench.opens_to(tables.backends[0].address, None);
+            bench.streams.connection(0).unwrap().has_spoken = true;
+            bench.end.shared.tables.store(Arc::new(tables));
+            assert!(bench.sweep(idle_ms - 1));
+            assert_eq!(bench.sweep(idle_ms), proxy_header.is_none());
         }
     }
 
