@@ -237,6 +237,8 @@ fn what_cannot_be_delivered_is_answered_in_the_name_of_its_next_hop() {
     let Verdict::Forward { to, .. } = home.verdict else { panic!("{:?}", home.verdict) };
     assert_eq!(to, address(CLIENT));
     assert!(home.text().starts_with("SIP/2.0 503 Gone\r\nVia: SIP/2.0/UDP phone.example.net:5062;"), "{}", home.text());
+    let ack = INVITE.replace("INVITE", "ACK").replace("<sip:b@example.net>", &home.rows("to")[0]);
+    assert_eq!(path.receive(ack.as_bytes(), CLIENT).verdict, Verdict::Drop(DropReason::AckForOwnReply));
     assert_eq!(answer(&mut path, &passed_on("ACK")), None);
     assert_eq!(answer(&mut path, made.as_bytes()), None);
 }
@@ -330,6 +332,29 @@ fn the_ack_of_an_answer_of_ours_goes_no_further_and_all_else_with_its_tag_does()
     assert_eq!(ack.verdict, Verdict::Drop(DropReason::AckForOwnReply));
     assert!(path.receive(with_tag("ACK").replace("answers", "another").as_bytes(), CLIENT).is_forward());
     assert!(path.receive(with_tag("INFO").as_bytes(), CLIENT).is_forward());
+}
+
+/// A server that calls a phone for its caller, both through us, passes our answer on with the tag that we gave it, and sends it
+/// again until the caller's ACK is there.
+#[test]
+fn the_ack_for_an_answer_of_ours_that_a_server_has_passed_on_reaches_that_server() {
+    let mut path = Path::new(tables());
+    let went_on = path.receive(INVITE.as_bytes(), CLIENT);
+    let Verdict::Forward { to: server, .. } = went_on.verdict else { panic!("{:?}", went_on.verdict) };
+    let called = went_on.text().replacen("Via", "Via: SIP/2.0/UDP server;branch=z9hG4bK-server\r\nVia", 1);
+    let refused = path.receive(called.as_bytes(), &server.to_string());
+    assert_eq!(refused.verdict_code(), Some(404), "{}", refused.text());
+    let tagged = |request: &str| {
+        request.replace("INVITE", "ACK").replace("<sip:b@example.net>", &refused.rows("to")[0]).into_bytes()
+    };
+    let of_the_server = path.receive(&tagged(&called), &server.to_string());
+    assert_eq!(of_the_server.verdict, Verdict::Drop(DropReason::AckForOwnReply));
+    let of_the_caller = path.receive(&tagged(INVITE), CLIENT);
+    assert!(
+        matches!(of_the_caller.verdict, Verdict::Forward { to, .. } if to == server),
+        "{:?}",
+        of_the_caller.verdict
+    );
 }
 
 #[test]

@@ -246,8 +246,8 @@ impl Dispatcher {
         if request.method == Method::Ack {
             let tag = request.to.tag.of(message);
             let from_tag = request.from.tag.of(message);
-            let call_id = request.call_id.of(message);
-            let ours = token::is_own_to_tag(tag, &tables.keys, call_id, request.cseq, from_tag);
+            let (call_id, branch) = (request.call_id.of(message), request.via.branch.of(message));
+            let ours = token::is_own_to_tag(tag, &tables.keys, call_id, request.cseq, from_tag, branch);
             return Ok(ours.then_some(Verdict::Drop(DropReason::AckForOwnReply)));
         }
         let uri = &request.uri;

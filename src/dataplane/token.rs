@@ -31,8 +31,9 @@
 //!
 //! # In the To tag of our own answers
 //!
-//! `vh` and 16 letters: a MAC over Call-ID, CSeq number and From tag. The same for the same request every time
-//! (RFC 3261 8.2.7), and recognised in the ACK that follows, which no backend has a use for.
+//! `vh` and 16 letters: a MAC over Call-ID, CSeq number, From tag and the branch of the client. The same for the same request
+//! every time (RFC 3261 8.2.7), and recognised in the ACK that follows, which no backend has a use for. The branch tells that
+//! ACK from another's: a proxy that called somebody through us passes our answer on, tag and all, and waits for its caller's ACK.
 //!
 //! Letters are lower-case and any case is understood, since tokens compare without regard to case (RFC 3261 7.3.1).
 
@@ -326,25 +327,25 @@ const TAG_PREFIX: &[u8] = b"vh";
 //# To header tags MUST be generated for responses in a stateless
 //# manner - in a manner that will generate the same tag for the
 //# same request consistently.
-pub fn write_to_tag(out: &mut Text<'_>, keys: &Keys, call_id: &[u8], cseq: u32, from_tag: &[u8]) {
+pub fn write_to_tag(out: &mut Text<'_>, keys: &Keys, call_id: &[u8], cseq: u32, from_tag: &[u8], branch: &[u8]) {
     out.put(TAG_PREFIX);
-    let tag = tag_mac(keys, keys.current(), call_id, cseq, from_tag).unwrap_or_default();
+    let tag = tag_mac(keys, keys.current(), call_id, cseq, from_tag, branch).unwrap_or_default();
     hex::encode_number(out, tag);
 }
 
 /// Whether `tag` is the To tag that an answer of our own to this request has.
 #[inline(always)]
-pub fn is_own_to_tag(tag: &[u8], keys: &Keys, call_id: &[u8], cseq: u32, from_tag: &[u8]) -> bool {
+pub fn is_own_to_tag(tag: &[u8], keys: &Keys, call_id: &[u8], cseq: u32, from_tag: &[u8], branch: &[u8]) -> bool {
     let Some((prefix, text)) = tag.split_at_checked(TAG_PREFIX.len()) else { return false };
     if !prefix.eq_ignore_ascii_case(TAG_PREFIX) {
         return false;
     }
     let Some(mac) = hex::decode_number(text) else { return false };
-    (0..crate::dataplane::keys::KEY_IDS as u8).any(|id| tag_mac(keys, id, call_id, cseq, from_tag) == Some(mac))
+    (0..crate::dataplane::keys::KEY_IDS as u8).any(|id| tag_mac(keys, id, call_id, cseq, from_tag, branch) == Some(mac))
 }
 
-fn tag_mac(keys: &Keys, id: u8, call_id: &[u8], cseq: u32, from_tag: &[u8]) -> Option<u64> {
-    keys.mac(id, [b"tag", call_id, from_tag], cseq)
+fn tag_mac(keys: &Keys, id: u8, call_id: &[u8], cseq: u32, from_tag: &[u8], branch: &[u8]) -> Option<u64> {
+    keys.mac(id, [b"tag", call_id, from_tag, branch], cseq)
 }
 
 /// Hexadecimal, eight octets at a time. A quarter longer than base32 and several times faster: both are arithmetic on
@@ -633,17 +634,18 @@ mod tests {
 
     #[test]
     fn our_to_tag_is_recognised_in_its_ack_only() {
-        let tag = written(|out| write_to_tag(out, &keys(3), b"call@h", 7, b"a1"));
+        let tag = written(|out| write_to_tag(out, &keys(3), b"call@h", 7, b"a1", b"z9hG4bK-1"));
         assert_eq!(tag.len(), 18);
-        assert!(is_own_to_tag(&tag, &keys(3), b"call@h", 7, b"a1"));
-        assert!(is_own_to_tag(&tag.to_ascii_uppercase(), &keys(3), b"call@h", 7, b"a1"));
-        assert!(!is_own_to_tag(&[b"vx", &tag[2..]].concat(), &keys(3), b"call@h", 7, b"a1"));
-        assert!(!is_own_to_tag(&tag, &keys(3), b"call@h", 8, b"a1"));
-        assert!(!is_own_to_tag(&tag, &keys(3), b"other@h", 7, b"a1"));
-        assert!(!is_own_to_tag(&tag, &keys(3), b"call@h", 7, b"a2"));
-        assert!(!is_own_to_tag(&tag, &keys(4), b"call@h", 7, b"a1"));
-        assert!(!is_own_to_tag(b"vhabc", &keys(3), b"call@h", 7, b"a1"));
-        assert!(!is_own_to_tag(b"", &keys(3), b"call@h", 7, b"a1"));
+        assert!(is_own_to_tag(&tag, &keys(3), b"call@h", 7, b"a1", b"z9hG4bK-1"));
+        assert!(is_own_to_tag(&tag.to_ascii_uppercase(), &keys(3), b"call@h", 7, b"a1", b"z9hG4bK-1"));
+        assert!(!is_own_to_tag(&[b"vx", &tag[2..]].concat(), &keys(3), b"call@h", 7, b"a1", b"z9hG4bK-1"));
+        assert!(!is_own_to_tag(&tag, &keys(3), b"call@h", 8, b"a1", b"z9hG4bK-1"));
+        assert!(!is_own_to_tag(&tag, &keys(3), b"other@h", 7, b"a1", b"z9hG4bK-1"));
+        assert!(!is_own_to_tag(&tag, &keys(3), b"call@h", 7, b"a2", b"z9hG4bK-1"));
+        assert!(!is_own_to_tag(&tag, &keys(3), b"call@h", 7, b"a1", b"z9hG4bK-2"));
+        assert!(!is_own_to_tag(&tag, &keys(4), b"call@h", 7, b"a1", b"z9hG4bK-1"));
+        assert!(!is_own_to_tag(b"vhabc", &keys(3), b"call@h", 7, b"a1", b"z9hG4bK-1"));
+        assert!(!is_own_to_tag(b"", &keys(3), b"call@h", 7, b"a1", b"z9hG4bK-1"));
     }
 
     /// Frozen: nodes of different versions read each other's tokens. Computed once by an implementation of the page
@@ -655,7 +657,7 @@ mod tests {
         assert_eq!(token, b"0300c633640713c46386a1e13d8b72c8~198.51.100.7!5060~z9hG4bK-1");
         let token = written(|out| write_via_token(out, &keys(3), &flows()[5], 42, None));
         assert_eq!(String::from_utf8_lossy(&token), "8301c633640713c4004000020a0b0c0df7d8541875fd5832");
-        let tag = written(|out| write_to_tag(out, &keys(3), b"call@h", 7, b"a1"));
-        assert_eq!(tag, b"vh20139a59b135f35c");
+        let tag = written(|out| write_to_tag(out, &keys(3), b"call@h", 7, b"a1", b"z9hG4bK-1"));
+        assert_eq!(tag, b"vh08b4cef07b042812");
     }
 }

@@ -6,13 +6,13 @@
 //! tried; if that does not help there is no answer.
 
 use super::edit::Edits;
-use super::via::Received;
+use super::via::{Received, is_ours};
 use crate::dataplane::keys::Keys;
 use crate::dataplane::scan::{Row, Scan, rows};
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::name_addr;
-use crate::dataplane::sip::via::Via;
+use crate::dataplane::sip::via::{self, Via};
 use crate::dataplane::tables::Policy;
 use crate::dataplane::text::Text;
 use crate::dataplane::token;
@@ -155,7 +155,7 @@ fn write_with(
             let number = number.and_then(|number| u32::try_from(number).ok()).unwrap_or_default();
             let from_tag = tag(message, scan, HeaderKind::From).flatten().unwrap_or_default();
             out.put(b";tag=");
-            token::write_to_tag(out, keys, call_id, number, from_tag);
+            token::write_to_tag(out, keys, call_id, number, from_tag, client_branch(keys, message, scan));
         }
         out.put(b"\r\n");
     }
@@ -174,6 +174,13 @@ fn write_with(
     }
     out.put(names.content_length).put(b"\r\n");
     Ok(())
+}
+
+/// The branch of the topmost Via that is not ours. Above it stands ours where we answer in the name of a next hop.
+fn client_branch<'a>(keys: &Keys, message: &'a [u8], scan: &Scan) -> &'a [u8] {
+    let vias = rows(message, scan, HeaderKind::Via).filter_map(|row| via::parse(message, row.span()));
+    let client = { vias }.find(|via| !is_ours(keys, message, via));
+    client.map(|via| via.branch.of(message)).unwrap_or_default()
 }
 
 fn put_unsupported<'a>(out: &mut Text<'_>, tags: impl Iterator<Item = &'a [u8]>) {

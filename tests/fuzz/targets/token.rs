@@ -79,9 +79,10 @@ fn check_branch(text: &[u8]) {
 /// The text may be the tag, or part of what the tag is made of.
 fn check_tag(input: &Input) {
     let keys = keys(input.key_id);
-    let (call_id, from_tag) = input.text.split_at(input.text.len() / 2);
-    let tag = written(|out| token::write_to_tag(out, &keys, call_id, input.cseq, from_tag));
-    let is_own = |tag: &[u8], cseq| token::is_own_to_tag(tag, &keys, call_id, cseq, from_tag);
+    let (call_id, rest) = input.text.split_at(input.text.len() / 2);
+    let (from_tag, branch) = rest.split_at(rest.len() / 2);
+    let tag = written(|out| token::write_to_tag(out, &keys, call_id, input.cseq, from_tag, branch));
+    let is_own = |tag: &[u8], cseq| token::is_own_to_tag(tag, &keys, call_id, cseq, from_tag, branch);
     assert!(is_own(&tag, input.cseq) && is_own(&tag.to_ascii_uppercase(), input.cseq));
     assert!(!is_own(&tag, input.cseq.wrapping_add(1)));
     assert_eq!(is_own(input.text, input.cseq), tag.eq_ignore_ascii_case(input.text));
