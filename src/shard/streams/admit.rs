@@ -102,6 +102,22 @@ pub(super) fn source_of(address: IpAddr) -> IpAddr {
 mod tests {
     use super::super::send::tests::Bench;
     use super::*;
+    use crate::dataplane::counters::Handshake;
+    use crate::dataplane::transport::Transport;
+
+    #[test]
+    fn handshakes_are_begun_up_to_their_bound() {
+        let mut bench = Bench::new();
+        let counters = &bench.end.counters.streams;
+        bench.streams.limits.handshakes = 2;
+        for (under_way, refused) in [(1, 0), (2, 1)] {
+            bench.streams.handshaking = under_way;
+            let (socket, peer) = (bench.client.try_clone().unwrap(), bench.client.peer_addr().unwrap());
+            // There are no credentials to begin one with either.
+            assert!(bench.streams.wire_of(socket, 0, Transport::Tls, peer, counters).is_err());
+            assert_eq!(counters.accepted_handshakes[Handshake::Limit as usize].get(), refused);
+        }
+    }
 
     #[test]
     fn a_connection_is_admitted_up_to_each_bound_and_not_beyond() {

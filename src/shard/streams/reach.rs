@@ -152,8 +152,33 @@ impl Streams {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Listening;
     use super::super::send::tests::Bench;
     use super::*;
+    use crate::dataplane::transport::Transport;
+    use std::net::TcpListener;
+    use std::sync::Arc;
+
+    /// What was sealed must not go on in plain text, and clients must not fill what there is for others.
+    #[test]
+    fn a_client_whose_connection_is_gone_is_connected_to_over_tcp_alone_and_where_there_is_room() {
+        for transport in [Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss] {
+            for room in [1, 2] {
+                let mut bench = Bench::new();
+                bench.streams.limits.connections = room;
+                let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+                let to = socket.local_addr().unwrap();
+                let listening = Listening { index: 3, transport, origins: Arc::default(), socket, tells_local: false };
+                bench.streams.listeners.push(listening);
+                let is_tcp = transport == Transport::Tcp;
+                assert_eq!(bench.connect(to, Some(3)), is_tcp && room == 2, "{transport} {room}");
+                let full = bench.end.counters.streams.ended[Ended::Limit as usize].get();
+                assert_eq!(full, u64::from(is_tcp && room == 1));
+                assert_eq!(bench.connect(to, Some(3)), is_tcp && room == 2, "the same, or too soon");
+                assert_eq!(bench.end.counters.streams.opened.get(), u64::from(is_tcp));
+            }
+        }
+    }
 
     #[test]
     fn after_each_failure_the_next_attempt_waits_twice_as_long_until_one_succeeds() {

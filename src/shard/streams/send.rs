@@ -368,6 +368,13 @@ pub(super) mod tests {
             self.streams.flush(0, &self.end.counters.streams, &mut self.fates);
         }
 
+        /// Whether there is a connection to `to`, or one is being opened.
+        pub(in crate::shard::streams) fn connect(&mut self, to: SocketAddr, listener: Option<u8>) -> bool {
+            let tables = self.end.shared.tables.load();
+            let counters = &self.end.counters.streams;
+            self.streams.connect(to, listener, 0, &tables, counters, &mut self.fates).is_ok()
+        }
+
         /// Sweeps at this moment, however short the last time is ago, and sends what comes of it. Returns whether the connection is still
         /// there.
         pub(in crate::shard::streams) fn sweep(&mut self, now_ms: u64) -> bool {
