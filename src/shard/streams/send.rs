@@ -382,7 +382,7 @@ pub(super) mod tests {
             let tables = self.end.shared.tables.load();
             self.streams.sweep(now_ms, &tables, &self.end.counters.streams, &mut self.fates);
             self.streams.flush(now_ms, &self.end.counters.streams, &mut self.fates);
-            self.streams.slots[0].is_some()
+            matches!(self.streams.slots.first(), Some(Some(_)))
         }
     }
 

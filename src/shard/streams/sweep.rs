@@ -123,16 +123,17 @@ mod tests {
     use super::super::admit::PAUSE_MS;
     use super::super::connection::Connection;
     use super::super::send::tests::{Bench, Fate};
+    use super::super::{Listening, StreamLimits};
     use super::*;
     use crate::control::cluster::tests::{cluster, keys, text};
     use crate::control::health::detector::Outcome;
     use crate::dataplane::tables::ProxyHeader;
+    use crate::dataplane::transport::Transport;
     use crate::link::link;
-    use crate::shard::streams::StreamLimits;
-    use crate::sys::poll::Poller;
+    use crate::sys::poll::{Poller, Ready};
     use socket2::{SockFilter, SockRef};
     use std::io::Read;
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -253,13 +254,34 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_is_counted_anew_and_a_pause_of_accepting_ends() {
+    fn what_is_held_is_counted_anew() {
         let mut bench = Bench::new();
         bench.streams.held = 1 << 30;
         bench.streams.connection(0).unwrap().partial = vec![0; 100];
-        bench.streams.pause(0, &bench.end.counters.streams);
-        assert!(bench.sweep(PAUSE_MS - 1) && bench.streams.paused_until_ms.is_some());
-        assert!(bench.sweep(PAUSE_MS) && bench.streams.paused_until_ms.is_none());
+        bench.sweep(SWEEP_MS);
         assert_eq!((bench.streams.held, bench.end.counters.streams.held_octets.get()), (100, 100));
+    }
+
+    /// Or a shard without descriptors would do nothing but look at it.
+    #[test]
+    fn while_accepting_pauses_a_listener_is_not_ready_though_somebody_waits() {
+        let mut bench = Bench::new();
+        let (socket, poller) = (TcpListener::bind("127.0.0.1:0").unwrap(), Poller::new().unwrap());
+        let (address, looked_at) = (socket.local_addr().unwrap(), poller.try_clone().unwrap());
+        let (index, transport, origins) = (0, Transport::Tcp, Arc::default());
+        let listeners = vec![Listening { index, transport, origins, socket, tells_local: false }];
+        bench.streams = Streams::new(0, poller, 5, listeners, StreamLimits::default(), Arc::default()).unwrap();
+        let _waits = TcpStream::connect(address).unwrap();
+        let ready = || {
+            let mut ready = Ready::default();
+            looked_at.wait(Duration::ZERO, &mut ready).unwrap();
+            ready.numbers().collect::<Vec<_>>()
+        };
+        assert_eq!(ready(), [5]);
+        bench.streams.pause(0, &bench.end.counters.streams);
+        for (now_ms, wanted) in [(0, &[][..]), (PAUSE_MS - 1, &[]), (PAUSE_MS, &[5])] {
+            bench.sweep(now_ms);
+            assert_eq!(ready(), wanted, "{now_ms}");
+        }
     }
 }
