@@ -178,8 +178,8 @@ fn write_with(
 
 /// The branch of the topmost Via that is not ours. Above it stands ours where we answer in the name of a next hop.
 fn client_branch<'a>(keys: &Keys, message: &'a [u8], scan: &Scan) -> &'a [u8] {
-    let vias = rows(message, scan, HeaderKind::Via).filter_map(|row| via::parse(message, row.span()));
-    let client = { vias }.find(|via| !is_ours(keys, message, via));
+    let mut vias = rows(message, scan, HeaderKind::Via).filter_map(|row| via::parse(message, row.span()));
+    let client = vias.find(|via| !is_ours(keys, message, via));
     client.map(|via| via.branch.of(message)).unwrap_or_default()
 }
 
