@@ -6,7 +6,9 @@
 
 use super::witness::Seen;
 use crate::dataplane::counters::ShardCounters;
+use crate::dataplane::route::Arrival;
 use crate::dataplane::tables::{Capture, Tables};
+use crate::dataplane::transport::Transport;
 use crate::dataplane::verdict::{Sender, Verdict};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -104,9 +106,9 @@ fn is_sampled(tables: &Tables, capture: &Capture, call_id: Option<&[u8]>) -> boo
 }
 
 fn arrived<'a>(seen: &Seen<'_>, octets: &'a [u8]) -> Leg<'a> {
-    let arrival = &seen.arrival;
-    let to = own(seen, arrival.listener, arrival.local, arrival.from);
-    Leg { from: arrival.from, to, by_stream: arrival.stream.is_some(), octets: [octets, &[]] }
+    let Arrival { from, listener, local, stream } = seen.arrival;
+    let by_stream = stream.is_some();
+    Leg { from, to: own(seen, listener, local, from, by_stream), by_stream, octets: [octets, &[]] }
 }
 
 /// What is to be sent, if anything is.
@@ -123,24 +125,29 @@ fn left<'a>(seen: &Seen<'a>) -> Option<Leg<'a>> {
             Sender::Egress => (to, false, None, None),
             Sender::Listener { index, local } => (to, false, Some(index), local),
             Sender::Connect { listener } => (to, true, listener, None),
-            Sender::Stream { listener, .. } => (seen.peer.unwrap_or(to), true, listener, None),
+            Sender::Stream { listener, .. } => {
+                let (peer, local) = seen.ends.unwrap_or((to, None));
+                (peer, true, listener, local)
+            }
         },
     };
-    Some(Leg { from: own(seen, listener, local, to), to, by_stream, octets })
+    Some(Leg { from: own(seen, listener, local, to, by_stream), to, by_stream, octets })
 }
 
 /// The address of ours on a way to or from `other`: the listener's or, towards a backend, the one that our Via names.
-fn own(seen: &Seen<'_>, listener: Option<u8>, local: Option<IpAddr>, other: SocketAddr) -> SocketAddr {
+fn own(seen: &Seen<'_>, listener: Option<u8>, local: Option<IpAddr>, other: SocketAddr, by_stream: bool) -> SocketAddr {
     let tables = seen.tables;
     if let Some(listener) = listener.and_then(|index| tables.listeners.get(index as usize)) {
         return SocketAddr::new(local.unwrap_or(listener.host), listener.address.port());
     }
-    let backend = tables.by_address.get(&other).and_then(|&index| tables.backends.get(index as usize));
+    // Datagrams of a server may come from any port of its host.
+    let backend = tables.speaker(other, Transport::Udp).and_then(|index| tables.backends.get(index as usize));
     let host = backend.and_then(|backend| backend.via_host.trim_matches(['[', ']']).parse().ok());
     let (any, port): (IpAddr, _) = match other {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED.into(), seen.egress.v4),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED.into(), seen.egress.v6),
     };
+    let port = backend.and_then(|backend| backend.via_port).filter(|_| by_stream).or(port);
     SocketAddr::new(host.unwrap_or(any), port.unwrap_or_default())
 }
 

@@ -15,7 +15,7 @@ use super::io::Io;
 use super::outbox::{Fates, Leaving, Outbox, take_reports};
 use super::overload::Overload;
 use super::streams::Streams;
-use super::witness::{Seen, Witness};
+use super::witness::{Ends, Seen, Witness};
 use crate::dataplane::counters::{Kind, ShardCounters, Tally};
 use crate::dataplane::dispatch::{Dispatcher, EgressPorts};
 use crate::dataplane::limits::{BATCH, DATAGRAM_MAX, EGRESS_BATCHES, HEAD_MAX};
@@ -240,9 +240,9 @@ impl<I: Io> Shard<I> {
                 let kind = contained(&mut room, |room| dispatcher.on_datagram(tables, now_ms, arrival, room));
                 let is_refused = !matches!(room.verdict, Verdict::Forward { .. });
                 if kind != Kind::NoMessage && (is_refused || tables.are_watched()) {
-                    let peer = peer_of(&mut self.streams, room.verdict);
+                    let ends = ends_of(&mut self.streams, room.verdict);
                     let (shard, egress) = (self.number, self.egress);
-                    let seen = Seen { shard, now_ms, tables, arrival, room: &room, egress, peer };
+                    let seen = Seen { shard, now_ms, tables, arrival, room: &room, egress, ends };
                     let (witness, link) = (&mut self.witness, &self.link);
                     // What is told of a message is worth less than the shard: a bug there costs the telling.
                     catch_unwind(AssertUnwindSafe(|| witness.look(&seen, dispatcher, link))).ok();
@@ -361,10 +361,10 @@ pub(super) fn egress_number(listeners: usize, egress: EgressPorts, to: SocketAdd
     }
 }
 
-/// The other side of the connection that a message leaves by, if it is one of this shard's.
-pub(super) fn peer_of(streams: &mut Option<Streams>, verdict: Verdict) -> Option<SocketAddr> {
+/// The ends of the connection that a message leaves by, if it is one of this shard's.
+pub(super) fn ends_of(streams: &mut Option<Streams>, verdict: Verdict) -> Option<Ends> {
     match verdict {
-        Verdict::Forward { to, from: Sender::Stream { id, .. }, .. } => streams.as_mut()?.peer(id, to),
+        Verdict::Forward { to, from: Sender::Stream { id, .. }, .. } => streams.as_mut()?.ends(id, to),
         _ => None,
     }
 }

@@ -12,7 +12,7 @@ use crate::dataplane::route::Arrival;
 use crate::dataplane::tables::Tables;
 use crate::dataplane::verdict::Verdict;
 use crate::link::{Malformed, ShardEnd, Signal, Traced};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Octets of a malformed message that are told: the place it is blamed for, and what stands round it.
 const OCTETS_MAX: usize = 2048;
@@ -54,6 +54,9 @@ impl Budget {
     }
 }
 
+/// The other side of a connection, and our address on it if it came to a listener.
+pub type Ends = (SocketAddr, Option<IpAddr>);
+
 /// Everything about a message of which something is told.
 pub struct Seen<'a> {
     /// The shard's number.
@@ -68,8 +71,8 @@ pub struct Seen<'a> {
     pub room: &'a Room<'a>,
     /// The ports towards backends.
     pub egress: EgressPorts,
-    /// The other side of the connection that it leaves by, if that is one of this shard's.
-    pub peer: Option<SocketAddr>,
+    /// The other side of the connection that it leaves by, and our address on it, if that is one of this shard's.
+    pub ends: Option<Ends>,
 }
 
 impl Witness {
@@ -170,7 +173,7 @@ mod tests {
             let mut room = Room::new(&mut input, &mut head);
             dispatcher.on_datagram(&tables, now_ms, arrival, &mut room);
             let egress = EgressPorts::default();
-            let seen = Seen { shard: 0, now_ms, tables: &tables, arrival, room: &room, egress, peer: None };
+            let seen = Seen { shard: 0, now_ms, tables: &tables, arrival, room: &room, egress, ends: None };
             witness.look(&seen, &dispatcher, &ends[0]);
             told.extend(std::iter::from_fn(|| control.signals.try_recv().ok()));
         }

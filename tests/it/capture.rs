@@ -1,11 +1,12 @@
 //! Copies for a collector: taken by sngrep, read by tshark.
 
 use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, calls, free_port, sipp_uac, sipp_uas};
-use crate::streams::{Backend, EMPTY, answer, request, rows, udp};
+use crate::streams::{Backend, Client, EMPTY, answer, request, rows, tcp, udp};
 use crate::support::has_peer;
 use crate::tls::{Papers, Phone};
 use rustls::version::TLS13;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -156,6 +157,31 @@ fn what_comes_by_tls_is_copied_in_clear() {
     let (own, us, shard, server) =
         (own.to_string(), format!("127.0.0.1:{listen}"), from.to_string(), format!("127.0.0.1:{}", backend.port()));
     let expected = [(&own, &us), (&shard, &server), (&server, &shard), (&us, &own)];
+    assert_eq!(ways, expected.map(|(from, to)| (from.clone(), to.clone())));
+}
+
+/// A collector takes whatever has another address for another host, and draws it apart.
+#[test]
+fn we_are_at_one_address_on_both_ways_of_a_connection() {
+    let Some(collector) = Collector::start("capture-ends") else { return };
+    let (server, listen) = (TcpListener::bind("127.0.0.1:0").unwrap(), free_port());
+    let listener = format!("[[listen]]\naddress = \"tcp:0.0.0.0:{listen}\"");
+    let capture = format!("hep = \"udp:127.0.0.1:{}\"", collector.port);
+    let port = server.local_addr().unwrap().port();
+    let viahop = Viahop::start("capture-ends", &config(&listener, &tcp(port), &capture));
+    let mut phone = Client::of(TcpStream::connect(("127.0.0.7", listen)).unwrap());
+    let own = phone.address();
+    phone.say(request("INVITE", "TCP", "192.0.2.1", "wild", EMPTY));
+    let mut connection = Client::of(server.accept().unwrap().0);
+    let sent = connection.hear();
+    let via = rows(&sent, "Via")[0].split([' ', ';']).nth(1).unwrap().to_owned();
+    connection.say(answer(&sent, "200 OK", EMPTY));
+    phone.hear();
+    viahop.wait_for_metric("viahop_capture_packets_total", "outcome=\"sent\"", 4.0);
+    viahop.end();
+    let ways: Vec<(String, String)> = collector.end().into_iter().map(|copy| (copy.from, copy.to)).collect();
+    let (own, us, server) = (own.to_string(), format!("127.0.0.7:{listen}"), format!("127.0.0.1:{port}"));
+    let expected = [(&own, &us), (&via, &server), (&server, &via), (&us, &own)];
     assert_eq!(ways, expected.map(|(from, to)| (from.clone(), to.clone())));
 }
 

@@ -9,6 +9,7 @@ use crate::dataplane::transport::StreamId;
 use crate::dataplane::verdict::{DropReason, Sender};
 use crate::link::{Handed, Mesh};
 use crate::shard::outbox::Fates;
+use crate::shard::witness::Ends;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 
@@ -155,10 +156,10 @@ impl Streams {
         slot.and_then(|slot| self.connection(slot)).map_or(0, |connection| connection.queued())
     }
 
-    /// The other side of connection `id`, where that is one to the host of `to`.
-    pub(in crate::shard) fn peer(&mut self, id: StreamId, to: SocketAddr) -> Option<SocketAddr> {
+    /// The ends of connection `id`, where that is one to the host of `to`.
+    pub(in crate::shard) fn ends(&mut self, id: StreamId, to: SocketAddr) -> Option<Ends> {
         let slot = self.find(id, to)?;
-        self.connection(slot).map(|connection| connection.peer)
+        self.connection(slot).map(|connection| (connection.peer, connection.local))
     }
 
     /// The slot of connection `id`, if it is there and leads to the host of `to`. A token may be of a process that had more

@@ -30,7 +30,7 @@ use crate::dataplane::verdict::{Answer, DropReason, Sender, Verdict};
 use crate::link::{Handed, ShardEnd, Signal};
 use crate::shard::io::Io;
 use crate::shard::outbox::{Fates, Leaving};
-use crate::shard::run::{HEADS, Ledger, Shard, contained, egress_number, may_be_padded, peer_of};
+use crate::shard::run::{HEADS, Ledger, Shard, contained, egress_number, ends_of, may_be_padded};
 use crate::shard::witness::Seen;
 use crate::sys::errors;
 use crate::tls::session::Failure;
@@ -438,9 +438,9 @@ impl<I: Io> Shard<I> {
         let verdict = room.verdict;
         let is_refused = !matches!(verdict, Verdict::Forward { .. });
         if kind != Kind::NoMessage && (is_refused || tables.are_watched()) {
-            let peer = peer_of(&mut self.streams, verdict);
+            let ends = ends_of(&mut self.streams, verdict);
             let (shard, egress) = (self.number, self.egress);
-            let seen = Seen { shard, now_ms, tables, arrival, room: &room, egress, peer };
+            let seen = Seen { shard, now_ms, tables, arrival, room: &room, egress, ends };
             let (witness, link) = (&mut self.witness, &self.link);
             // What is told of a message is worth less than the shard: a bug there costs the telling.
             catch_unwind(AssertUnwindSafe(|| witness.look(&seen, dispatcher, link))).ok();
