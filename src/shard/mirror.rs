@@ -45,7 +45,7 @@ const SIP: u8 = 1;
 pub struct Mirror {
     /// Towards the collector that is configured, or why there is none.
     socket: Option<(SocketAddr, io::Result<UdpSocket>)>,
-    /// The message that is decided about, as it came.
+    /// The message that is decided about, as it came; empty where none has.
     came: Vec<u8>,
     packet: Vec<u8>,
 }
@@ -73,7 +73,9 @@ impl Mirror {
             return;
         }
         let came = std::mem::take(&mut self.came);
-        self.send(capture, call_id, &arrived(seen, &came), counters);
+        if !came.is_empty() {
+            self.send(capture, call_id, &arrived(seen, &came), counters);
+        }
         self.came = came;
         if let Some(left) = left(seen) {
             self.send(capture, call_id, &left, counters);

@@ -95,6 +95,12 @@ impl Witness {
             malformed(seen, blame, link);
         }
         self.traced(seen, dispatcher, link);
+        self.copy(seen, dispatcher, link);
+    }
+
+    /// Lets a collector have what was noted, and what became of it.
+    #[cold]
+    pub fn copy(&mut self, seen: &Seen<'_>, dispatcher: &Dispatcher, link: &ShardEnd) {
         if let Some(capture) = &seen.tables.capture {
             self.mirror.copy(seen, capture, dispatcher.call_id(seen.room.input), &link.counters);
         }

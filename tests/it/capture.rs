@@ -186,6 +186,26 @@ fn we_are_at_one_address_on_both_ways_of_a_connection() {
 }
 
 #[test]
+fn what_we_answer_for_a_server_that_is_away_is_copied() {
+    let Some(collector) = Collector::start("capture-503") else { return };
+    let (port, listen) = (free_port(), free_port());
+    let listener = format!("[[listen]]\naddress = \"tcp:127.0.0.1:{listen}\"");
+    let capture = format!("hep = \"udp:127.0.0.1:{}\"", collector.port);
+    let viahop = Viahop::start("capture-503", &config(&listener, &tcp(port), &capture));
+    let mut phone = Client::connect(listen);
+    let own = phone.address().to_string();
+    phone.say(request("INVITE", "TCP", "192.0.2.1", "away", EMPTY));
+    assert!(phone.hear().starts_with("SIP/2.0 503 "));
+    viahop.wait_for_metric("viahop_capture_packets_total", "outcome=\"sent\"", 3.0);
+    viahop.end();
+    let copies = collector.end();
+    let us = format!("127.0.0.1:{listen}");
+    let ways: Vec<(&str, &str)> = copies.iter().map(|copy| (&copy.from[..], &copy.to[..])).collect();
+    assert_eq!((ways.len(), ways[0], ways[2]), (3, (&own[..], &us[..]), (&us[..], &own[..])));
+    assert_eq!(copies[2].call_id, "away");
+}
+
+#[test]
 fn a_collector_that_is_away_costs_nobody_but_itself() {
     if !has_peer("sipp") {
         return;

@@ -631,6 +631,15 @@ impl<I: Io> Shard<I> {
         let arrival = Arrival { from: to, listener: None, local: None, stream: None };
         let mut room = Room::new(&mut answer, &mut self.heads[place.clone()]);
         contained(&mut room, |room| dispatcher.on_datagram(tables, now_ms, arrival, room));
+        if tables.capture.is_some() {
+            // Nobody sent it to us: who gets copies gets it as it leaves.
+            self.witness.note(tables, b"");
+            let ends = ends_of(&mut self.streams, room.verdict);
+            let (shard, egress) = (self.number, self.egress);
+            let seen = Seen { shard, now_ms, tables, arrival, room: &room, egress, ends };
+            let (witness, link) = (&mut self.witness, &self.link);
+            catch_unwind(AssertUnwindSafe(|| witness.copy(&seen, dispatcher, link))).ok();
+        }
         let (head, tail) = (place.start..place.start + room.head_len, room.tail.clone());
         let Verdict::Forward { to, from, .. } = room.verdict else { return self.link.counters.dropped[lost].add(1) };
         let tally = Tally::Reply(Answer::Status(code));
