@@ -306,6 +306,24 @@ pub(super) mod tests {
         assert_eq!((bench.streams.held, counters.held_octets.get()), (0, 0));
     }
 
+    /// What went with a connection that the look at deadlines ended was taken off what the others hold.
+    #[test]
+    fn what_a_connection_held_that_is_too_slow_goes_and_what_others_hold_stays() {
+        let mut bench = Bench::new();
+        let other = bench.client.try_clone().unwrap();
+        let peer = SocketAddr::from(([192, 0, 2, 7], 5060));
+        let slow = Connection::new(Wire::new(other, None), peer, Some(0), Origin::Accepted, 2, 0);
+        let slow = bench.streams.insert(slow).unwrap();
+        for slot in [0, slow] {
+            let connection = bench.streams.connection(slot).unwrap();
+            (connection.partial, connection.has_spoken) = (vec![b'x'; 100], true);
+        }
+        bench.streams.connection(slow).unwrap().partial_since_ms = Some(0);
+        bench.sweep(bench.streams.limits.frame_ms);
+        assert!(bench.streams.connection(slow).is_none());
+        assert_eq!((bench.streams.held, bench.end.counters.streams.held_octets.get()), (100, 100));
+    }
+
     /// A server that was taken out of the set, and a client that an answer had taken a connection to, were asked for good whether they are
     /// alive, so that neither connection was ever silent enough to end.
     #[test]

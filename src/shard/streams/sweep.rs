@@ -44,7 +44,7 @@ impl Streams {
             self.listen(true);
         }
         let limits = self.limits;
-        self.held = 0;
+        let mut held = 0;
         for slot in 0..self.slots.len() {
             let is_aside = self.is_aside(slot, tables);
             let Some(connection) = self.connection(slot) else { continue };
@@ -93,14 +93,15 @@ impl Streams {
                 connection.push([b"\r\n\r\n", b""], None);
                 connection.active_ms = now_ms;
             }
-            let held = connection.held();
-            self.held += held;
+            held += connection.held();
             if is_silent {
                 self.note_dirty(slot);
             }
         }
         self.by_target.retain(|_, target| !target.is_over(now_ms));
-        counters.held_octets.set(self.held as u64);
+        // Each that has ended took what it held off what was counted before.
+        self.held = held;
+        counters.held_octets.set(held as u64);
     }
 
     /// Whether the connection in `slot` is to a backend to which what comes next opens another: it is set aside if the backend
