@@ -108,9 +108,10 @@ async fn run(
         tokio::select! {
             () = tokio::time::sleep_until(next) => {}
             () = hurry.notified() => {
-                // A shard was refused: that a connection could be opened once says nothing of whether one can be opened.
-                asker.stream = None;
                 tokio::time::sleep(HURRY_GAP).await;
+                // A shard was refused: that a connection could be opened once says nothing of whether one can be opened. Its descriptor
+                // is free for the next, where there is no other.
+                asker.stream = None;
             }
         }
         let started = Instant::now();
