@@ -43,8 +43,8 @@ const SIP: u8 = 1;
 /// A shard's.
 #[derive(Debug, Default)]
 pub struct Mirror {
-    /// Towards the collector that is configured, or why there is none.
-    socket: Option<(SocketAddr, io::Result<UdpSocket>)>,
+    /// Towards the collector that is configured.
+    socket: Option<(SocketAddr, UdpSocket)>,
     /// The message that is decided about, as it came; empty where none has.
     came: Vec<u8>,
     packet: Vec<u8>,
@@ -84,20 +84,21 @@ impl Mirror {
 
     fn send(&mut self, capture: &Capture, call_id: Option<&[u8]>, leg: &Leg<'_>, counters: &ShardCounters) {
         pack(&mut self.packet, capture.node, call_id, leg);
-        let is_short = self.packet.len() <= PACKET_MAX;
-        self.open(capture.to);
-        let socket = self.socket.as_ref().and_then(|(_, socket)| socket.as_ref().ok()).filter(|_| is_short);
-        let is_sent = socket.is_some_and(|socket| socket.send_to(&self.packet, capture.to).is_ok());
+        let is_sent = self.packet.len() <= PACKET_MAX
+            && self.open(capture.to).is_ok()
+            && self.socket.as_ref().is_some_and(|(to, socket)| socket.send_to(&self.packet, to).is_ok());
         if is_sent { &counters.captured } else { &counters.captures_lost }.add(1);
     }
 
-    /// Opens the socket towards `to`, unless that is open, or could not be opened.
-    fn open(&mut self, to: SocketAddr) {
+    /// Opens the socket towards `to`, unless it is open.
+    fn open(&mut self, to: SocketAddr) -> io::Result<()> {
         if self.socket.as_ref().is_none_or(|(towards, _)| *towards != to) {
             let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-            let opened = UdpSocket::bind((any, 0)).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
-            self.socket = Some((to, opened));
+            let socket = UdpSocket::bind((any, 0))?;
+            socket.set_nonblocking(true)?;
+            self.socket = Some((to, socket));
         }
+        Ok(())
     }
 }
 

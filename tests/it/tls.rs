@@ -390,7 +390,8 @@ fn the_only_client_there_is_is_told_of_when_its_handshake_fails() {
     wait_for_handshakes(&viahop, "accepted", "closed", 1.0);
     let strangers = Papers::new("tls-only-strangers");
     assert!(Phone::new(&strangers, ports[1], &version::TLS13, None).try_connect("a.example").is_err());
-    viahop.wait_until("it is told", PATIENCE, |_| viahop.log().contains("reason=\"refused\" why=received fatal alert"));
+    viahop
+        .wait_until("it is told", PATIENCE, |_| viahop.log().contains("reason=\"refused\" why=\"received fatal alert"));
     assert!(!viahop.log().contains("reason=\"closed\""), "{}", viahop.log());
     viahop.end();
 }
