@@ -70,26 +70,28 @@ fn is_plain_cseq(value: &[u8]) -> bool {
 fn odd_header(message: &[u8], scan: &Scan) -> Option<&'static str> {
     const RETRY_AFTER: &[u8] = b"retry-after";
     let head = message.get(scan.headers as usize..scan.body as usize).unwrap_or_default();
-    let mut has_retry_after = false;
-    for start in iter::once(0).chain(memchr::memchr_iter(b'\n', head).map(|lf| lf + 1)) {
-        let line = &head[start..];
-        if line.first().is_none_or(|&first| grammar::is_lws(first)) {
-            continue;
-        }
-        let name = &line[..memchr::memchr(b':', line).unwrap_or(0)];
-        if name.iter().any(|octet| matches!(octet, b'!' | b'%' | b'\'' | b'*' | b'`')) {
-            return Some("A Header Name With Odd Letters");
-        }
-        has_retry_after |= grammar::trim(name).eq_ignore_ascii_case(RETRY_AFTER);
+    let lines = || iter::once(0).chain(memchr::memchr_iter(b'\n', head).map(|lf| lf + 1)).map(|start| &head[start..]);
+    // Few messages have such letters at all.
+    let may_be_odd = memchr::memchr3(b'!', b'%', b'\'', head).is_some() || memchr::memchr2(b'*', b'`', head).is_some();
+    if may_be_odd && lines().any(has_odd_name) {
+        return Some("A Header Name With Odd Letters");
     }
+    let begins_so =
+        |line: &[u8]| line.get(..RETRY_AFTER.len()).is_some_and(|name| name.eq_ignore_ascii_case(RETRY_AFTER));
     let is_odd = |value: Span| {
         let value = grammar::trim(value.of(message));
         let digits = grammar::DIGIT.prefix(value);
         let ends = value.get(digits).is_none_or(|&next| grammar::is_lws(next) || b";(".contains(&next));
         !(1..10).contains(&digits) || !ends
     };
-    let has_odd = has_retry_after && rows_named(message, scan, &[RETRY_AFTER]).any(is_odd);
+    let has_odd = lines().any(begins_so) && rows_named(message, scan, &[RETRY_AFTER]).any(is_odd);
     has_odd.then_some("Retry-After Is Malformed")
+}
+
+fn has_odd_name(line: &[u8]) -> bool {
+    let name = &line[..memchr::memchr(b':', line).unwrap_or(0)];
+    line.first().is_some_and(|&first| !grammar::is_lws(first))
+        && name.iter().any(|octet| matches!(octet, b'!' | b'%' | b'\'' | b'*' | b'`'))
 }
 
 /// Whether the URI has only what may stand in one, and what stands behind it is parameters by the grammar.
