@@ -13,7 +13,7 @@ use viahop::control::config::{Loaded, Secret, Socket, Steering, load};
 use viahop::control::resolve::{InForce, resolve};
 use viahop::control::secret;
 use viahop::control::socket;
-use viahop::dataplane::tables::{Pool, Strategy, Tables};
+use viahop::dataplane::tables::{Capture, Pool, Strategy, Tables};
 use viahop::dataplane::transport::Transport;
 use viahop::shard::socket::{OpenError, Sockets, are_free};
 
@@ -40,6 +40,9 @@ pub fn run(args: &cli::Check) -> ExitCode {
     if let Some(Found { tables, steering }) = found {
         print(&tables);
         say!("steering {steering}");
+        if let Some(Capture { to, node, share }) = tables.capture {
+            say!("capture  {share} % of calls to udp:{to}, as node {node}");
+        }
         if io::stdout().is_terminal() {
             say!("");
         }
