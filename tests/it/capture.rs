@@ -1,12 +1,12 @@
 //! Copies for a collector: taken by sngrep, read by tshark.
 
-use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, calls, free_port, sipp_uac, sipp_uas};
+use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, calls, free_port, sipp_uac, sipp_uas, tcp_server};
 use crate::streams::{Backend, Client, EMPTY, answer, request, rows, tcp, udp};
 use crate::support::has_peer;
 use crate::tls::{Papers, Phone};
 use rustls::version::TLS13;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -164,7 +164,7 @@ fn what_comes_by_tls_is_copied_in_clear() {
 #[test]
 fn we_are_at_one_address_on_both_ways_of_a_connection() {
     let Some(collector) = Collector::start("capture-ends") else { return };
-    let (server, listen) = (TcpListener::bind("127.0.0.1:0").unwrap(), free_port());
+    let (server, listen) = (tcp_server(), free_port());
     let listener = format!("[[listen]]\naddress = \"tcp:0.0.0.0:{listen}\"");
     let capture = format!("hep = \"udp:127.0.0.1:{}\"", collector.port);
     let port = server.local_addr().unwrap().port();

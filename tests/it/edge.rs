@@ -239,8 +239,8 @@ fn five_thousand_calls_over_every_transport_outlive_the_drain_of_their_servers()
     let _alone = alone();
     let papers = Papers::new("mixed");
     let certificate = papers.issue("a", &["localhost"]);
-    let backend = |text: &str| endpoint::parse_listen(text).unwrap()[0];
-    let backends = ["udp:127.0.0.1:0", "tcp:127.0.0.1:0", "udp:127.0.0.1:0", "tcp:127.0.0.1:0"].map(backend);
+    let backend = |transport| endpoint::parse_listen(&format!("{transport}:127.0.0.1:{}", free_port())).unwrap()[0];
+    let backends = ["udp", "tcp", "udp", "tcp"].map(backend);
     let uas = Uas::start(uas::Config { backends: backends.into(), ..Default::default() }).unwrap();
     let addresses = uas.addresses().to_vec();
     let uri = |(number, address): (usize, &SocketAddr)| match number % 2 {

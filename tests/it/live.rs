@@ -56,6 +56,17 @@ pub fn free_port() -> u16 {
     }
 }
 
+/// A server's socket. Who comes from the address and port of a backend is that backend, so no client of the same host may get
+/// its port, as one in some thousand would if the kernel chose both.
+pub fn udp_server() -> UdpSocket {
+    UdpSocket::bind(("127.0.0.1", free_port())).unwrap()
+}
+
+/// The same for connections.
+pub fn tcp_server() -> TcpListener {
+    TcpListener::bind(("127.0.0.1", free_port())).unwrap()
+}
+
 /// A process that ends with the test.
 pub struct Process(pub Child);
 

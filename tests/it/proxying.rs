@@ -1,7 +1,7 @@
 //! Connections to backends that want to know whom each is for: one for each client, with a PROXY header in front. Judged by
 //! what stands on the wire, by HAProxy and by Kamailio, which takes the phone for who it speaks to.
 
-use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, free_port, output, viahop};
+use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, free_port, output, tcp_server, viahop};
 use crate::proxied::haproxy;
 use crate::streams::{Backend, Client, EMPTY, answer, request, rows, tcp};
 use crate::support::{has_peer, skip};
@@ -21,7 +21,7 @@ struct Server(TcpListener);
 
 impl Server {
     fn new() -> Server {
-        Server(TcpListener::bind("127.0.0.1:0").unwrap())
+        Server(tcp_server())
     }
 
     fn port(&self) -> u16 {
@@ -402,7 +402,7 @@ fn haproxy_takes_our_word_for_who_the_client_is() {
     if !has_peer("/usr/sbin/haproxy") {
         return;
     }
-    let (listen, front, server) = (free_port(), free_port(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let (listen, front, server) = (free_port(), free_port(), tcp_server());
     let folder = Folder::new("proxying-haproxy");
     let _haproxy = haproxy(&folder, front, "accept-proxy", &format!("{} send-proxy", server.local_addr().unwrap()));
     let health = "health = { interval = \"30s\", timeout = \"1s\" }\noutlier = { on = false }";

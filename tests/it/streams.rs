@@ -1,7 +1,8 @@
 //! TCP, for real: clients and backends over streams, mixed with datagrams; the bad ones among them; what each loses.
 
 use crate::live::{
-    Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, free_port, sipp_uac, sipp_uas, wait_for_port,
+    Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, free_port, sipp_uac, sipp_uas, tcp_server, udp_server,
+    wait_for_port,
 };
 use crate::support::has_peer;
 use std::io::{ErrorKind, Read, Write};
@@ -133,7 +134,7 @@ pub struct Backend(UdpSocket);
 
 impl Backend {
     pub fn new() -> Backend {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let socket = udp_server();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         Backend(socket)
     }
@@ -299,7 +300,7 @@ fn a_phone_is_called_down_the_connection_it_registered_on() {
 
 #[test]
 fn a_backend_over_tcp_gets_one_length_and_its_answers_reach_udp_clients() {
-    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = tcp_server();
     let (listen, port) = (free_port(), server.local_addr().unwrap().port());
     // Calls are spread over shards, and each shard has a connection of its own.
     let text = config(listen, &[tcp(port)], "").replace("shards = 2", "shards = 1");
@@ -362,7 +363,7 @@ fn a_backend_over_tcp_gets_one_length_and_its_answers_reach_udp_clients() {
 fn a_response_whose_connection_is_gone_takes_a_new_one_to_where_the_via_says() {
     let (listen, backend) = (free_port(), Backend::new());
     let viahop = Viahop::start("fallback", &config(listen, &[udp(backend.port())], ""));
-    let reachable = TcpListener::bind("127.0.0.1:0").unwrap();
+    let reachable = tcp_server();
     let mut client = Client::connect(listen);
     client.say(request("INVITE", "TCP", reachable.local_addr().unwrap(), "moved", EMPTY));
     let (sent, from) = backend.hear();
@@ -379,7 +380,7 @@ fn a_response_whose_connection_is_gone_takes_a_new_one_to_where_the_via_says() {
 #[test]
 fn a_response_to_a_server_that_has_closed_its_connection_takes_that_of_its_requests() {
     let (listen, inside, phone) = (free_port(), free_port(), Backend::new());
-    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = tcp_server();
     let at = server.local_addr().unwrap();
     let more = format!("[[listen]]\naddress = \"tcp:127.0.0.1:{inside}\"\nside = \"inside\"\n");
     let viahop = Viahop::start("closed-by-server", &config(listen, &[tcp(at.port())], &more));
@@ -543,7 +544,7 @@ fn a_request_too_long_for_the_path_goes_over_tcp_and_its_cancel_after_it() {
 
 #[test]
 fn probes_over_tcp_say_whether_a_backend_is_up() {
-    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = tcp_server();
     let (listen, port) = (free_port(), server.local_addr().unwrap().port());
     let text =
         config(listen, &[tcp(port)], "").replace(UNPROBED, "health = { interval = \"100ms\", timeout = \"100ms\" }");
@@ -564,7 +565,7 @@ fn probes_over_tcp_say_whether_a_backend_is_up() {
 /// connection to it that failed was a 503.
 #[test]
 fn a_probe_asks_on_a_new_connection_when_a_shard_could_open_none() {
-    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = tcp_server();
     let (listen, port) = (free_port(), server.local_addr().unwrap().port());
     let text = config(listen, &[tcp(port)], "").replace(UNPROBED, "health = { interval = \"1s\", timeout = \"1s\" }");
     let viahop = Viahop::start("probe-anew", &text);
@@ -587,7 +588,7 @@ fn a_probe_asks_on_a_new_connection_when_a_shard_could_open_none() {
 /// A server that hangs was "Connection refused (os error 111)" in the log, as one that does not listen is.
 #[test]
 fn the_log_says_why_a_backend_could_not_be_connected_to() {
-    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = tcp_server();
     let address = server.local_addr().unwrap();
     // What nobody accepts fills the kernel's queue, and then it answers no more.
     let patience = Duration::from_millis(200);

@@ -2,7 +2,8 @@
 
 use crate::authority::{Authority, Issued, self_signed};
 use crate::live::{
-    Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, free_port, output, sipp_uac, sipp_uas, viahop,
+    Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, free_port, output, sipp_uac, sipp_uas, tcp_server,
+    viahop,
 };
 use crate::registrars::{DIGEST, kamailio, wait_for_registrars};
 use crate::streams::{Backend, Client, EMPTY, answer, request, rows, udp};
@@ -18,7 +19,7 @@ use rustls::{ConnectionTrafficSecrets, ContentType, ProtocolVersion, SupportedCi
 use rustls::{SupportedProtocolVersion, version};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -539,7 +540,7 @@ impl Cluster {
             }
         };
         let config = Arc::new(builder.with_single_cert(chain, key).unwrap());
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = tcp_server();
         let port = listener.local_addr().unwrap().port();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -741,7 +742,7 @@ fn a_backend_that_closes_behind_its_answer_has_answered_the_probe() {
 fn a_probe_that_fails_for_its_tls_says_why_and_the_backend_is_down() {
     let (papers, ports) = (Papers::new("tls-plain"), ports());
     let own = papers.issue("a", &["a.example"]);
-    let plain = TcpListener::bind("127.0.0.1:0").unwrap();
+    let plain = tcp_server();
     let uri = format!("sips:localhost:{}", plain.local_addr().unwrap().port());
     std::thread::spawn(move || {
         for mut stream in plain.incoming().flatten() {
