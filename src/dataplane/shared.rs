@@ -45,7 +45,7 @@ pub fn objection_to_response(message: &[u8], scan: &Scan) -> Option<&'static str
 fn objection_to(message: &[u8], scan: &Scan, from_and_to: [NameAddr; 2]) -> Option<&'static str> {
     let is_folded = |kind| scan.value(kind).is_some_and(|value| value.of(message).contains(&b'\r'));
     // Folds are legal, and Kamailio closes at one in each of these.
-    if [HeaderKind::CSeq, HeaderKind::From, HeaderKind::To].into_iter().any(is_folded) {
+    if scan.has_folds() && [HeaderKind::CSeq, HeaderKind::From, HeaderKind::To].into_iter().any(is_folded) {
         return Some("A Folded CSeq, From Or To");
     }
     if !from_and_to.iter().all(|value| is_plain_address(message, value)) {

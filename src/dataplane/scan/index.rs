@@ -153,7 +153,8 @@ pub struct Scan {
     rows: [Row; 16],
 }
 
-/// Which kinds of rows there are, two bits each: whether there is a row of the kind, and whether there is more than one.
+/// Which kinds of rows there are, two bits each: whether there is a row of the kind, and whether there is more than one; and
+/// [`FOLDS`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Kinds(u32);
 
@@ -172,6 +173,10 @@ impl Kinds {
         self.0 & bit != 0
     }
 }
+
+/// That a row goes on in another line, where a kind would stand that there is not.
+const FOLDS: u32 = Kinds::one(KINDS);
+const _: () = assert!(KINDS < OTHER);
 
 /// Index of the row that takes what nobody asks for. Writing it costs less than the branch around it.
 pub(super) const DISCARD: usize = OTHER;
@@ -199,6 +204,12 @@ impl Scan {
     #[inline(always)]
     pub const fn is_repeated(&self, kind: HeaderKind) -> bool {
         self.kinds.has(Kinds::more(kind as usize))
+    }
+
+    /// Whether a row goes on in another line (RFC 3261 7.3.1).
+    #[inline(always)]
+    pub const fn has_folds(&self) -> bool {
+        self.kinds.has(FOLDS)
     }
 
     /// A kind of which RFC 3261 7.3.1 allows one row only and of which there are more, if there is one.
@@ -246,7 +257,7 @@ impl Scan {
     /// Which kinds there are.
     #[inline(always)]
     pub(super) fn note(&mut self, kinds: Kinds) {
-        self.kinds = kinds;
+        self.kinds.0 |= kinds.0;
     }
 
     /// Lets the row put last, to `place`, end at `end` instead: a folded line belongs to it.
@@ -254,6 +265,7 @@ impl Scan {
     #[inline(never)]
     pub(super) fn extend(&mut self, place: usize, end: usize) {
         self.rows[place & 15].end = end as u32;
+        self.kinds.0 |= FOLDS;
     }
 
     /// Two scans of one message say the same. Offsets of rows that do not exist are left out.

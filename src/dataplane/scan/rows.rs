@@ -47,6 +47,9 @@ pub fn rows_named<'a>(message: &'a [u8], scan: &Scan, names: &'a [&'a [u8]]) -> 
 
 /// Whether a continuation line begins as a header of ours would: some servers read it as one.
 pub fn has_folded_header(message: &[u8], scan: &Scan) -> bool {
+    if !scan.has_folds() {
+        return false;
+    }
     let head = message.get(..scan.body as usize).unwrap_or(message);
     memchr::memchr_iter(b'\n', head).any(|lf| {
         let line = &head[lf + 1..];
@@ -105,6 +108,25 @@ mod tests {
         let values: Vec<_> = rows(message, &scan, HeaderKind::Via).map(|row| row.span().of(message).to_vec()).collect();
         assert_eq!(values, [b" 1".to_vec(), b" 2,\r\n\t3".to_vec(), b"4".to_vec()]);
         assert_eq!(rows(message, &scan, HeaderKind::Route).count(), 0);
+    }
+
+    #[test]
+    fn a_fold_is_known_of_in_whatever_row_it_is() {
+        let folds = |rows: &str| {
+            let message = format!("OPTIONS sip:a SIP/2.0\r\n{rows}\r\n v: body\r\n");
+            let mut scan = Scan::default();
+            scalar::scan(message.as_bytes(), &mut scan);
+            (scan.has_folds(), has_folded_header(message.as_bytes(), &scan))
+        };
+        assert_eq!(folds("Via: 1\r\nCall-ID: x\r\n"), (false, false));
+        for rows in
+            ["Via: 1,\r\n 2\r\nCall-ID: x\r\n", "Via: 1\r\nVia: 2,\r\n\t3\r\nX: y\r\n", "X: y\r\n z\r\nVia: 1\r\n"]
+        {
+            assert_eq!(folds(rows), (true, false), "{rows}");
+        }
+        for rows in ["X: y\r\n v: 2\r\nVia: 1\r\n", "Via: 1\r\nVia: 2\r\n\tTo: x\r\n"] {
+            assert_eq!(folds(rows), (true, true), "{rows}");
+        }
     }
 
     #[test]

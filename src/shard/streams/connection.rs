@@ -194,7 +194,8 @@ impl Connection {
     }
 
     fn shared_backend<'t>(&self, tables: &'t Tables) -> Option<&'t Backend> {
-        let index = tables.by_address.get(&self.peer).filter(|_| self.is_shared())?;
+        // First what costs nothing: most connections are of clients, and each is asked twice a second.
+        let index = if self.is_shared() { tables.by_address.get(&self.peer)? } else { return None };
         tables.backends.get(*index as usize)
     }
 
