@@ -201,3 +201,49 @@ fn as_v6(address: IpAddr) -> Ipv6Addr {
         IpAddr::V6(address) => address,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The chunks of a packet: what each is, and its octets.
+    fn chunks(mut packet: &[u8]) -> Vec<(u16, Vec<u8>)> {
+        let two = |at: &[u8]| u16::from_be_bytes(at[..2].try_into().unwrap());
+        assert_eq!((&packet[..4], usize::from(two(&packet[4..]))), (&b"HEP3"[..], packet.len()));
+        packet = &packet[6..];
+        let mut found = Vec::new();
+        while !packet.is_empty() {
+            let len = usize::from(two(&packet[4..]));
+            assert_eq!(two(packet), 0, "of no vendor");
+            found.push((two(&packet[2..]), packet[6..len].to_vec()));
+            packet = &packet[len..];
+        }
+        found
+    }
+
+    #[test]
+    fn a_packet_over_ipv6_has_its_addresses_and_one_between_the_families_those_of_ipv6() {
+        let [six, four] = ["[2001:db8::7]:5060", "192.0.2.9:6000"].map(|text| text.parse::<SocketAddr>().unwrap());
+        let mapped = "::ffff:192.0.2.9".parse::<Ipv6Addr>().unwrap().octets().to_vec();
+        let own = "2001:db8::7".parse::<Ipv6Addr>().unwrap().octets().to_vec();
+        for (from, to, ends) in [(six, six, [&own, &own]), (four, six, [&mapped, &own]), (six, four, [&own, &mapped])] {
+            let mut out = Vec::new();
+            pack(&mut out, 7, Some(b"abc"), &Leg { from, to, by_stream: true, octets: [b"BYE ", b"x"] });
+            let found: Vec<_> =
+                chunks(&out).into_iter().filter(|(kind, _)| ![SECONDS, MICROSECONDS].contains(kind)).collect();
+            let expected = [
+                (1, vec![10]),
+                (5, ends[0].clone()),
+                (6, ends[1].clone()),
+                (2, vec![6]),
+                (7, from.port().to_be_bytes().to_vec()),
+                (8, to.port().to_be_bytes().to_vec()),
+                (11, vec![1]),
+                (12, vec![0, 0, 0, 7]),
+                (17, b"abc".to_vec()),
+                (15, b"BYE x".to_vec()),
+            ];
+            assert_eq!(found, expected);
+        }
+    }
+}

@@ -6,7 +6,7 @@ use crate::support::has_peer;
 use crate::tls::{Papers, Phone};
 use rustls::version::TLS13;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ impl Collector {
         command.current_dir(&folder.0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let process = Process::start(&mut command);
         let until = Instant::now() + Duration::from_secs(10);
-        while std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+        while UdpSocket::bind(("127.0.0.1", port)).is_ok() {
             assert!(Instant::now() < until, "sngrep does not listen");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -80,23 +80,31 @@ fn config(listen: &str, backend: &str, capture: &str) -> String {
     )
 }
 
-#[test]
-fn a_collector_gets_every_message_as_it_came_and_as_it_left() {
-    let Some(collector) = has_peer("sipp").then(|| Collector::start("capture")).flatten() else { return };
+/// A viahop through which SIPp has placed calls, its collector, and the ports of viahop and of the server.
+fn copied_calls(name: &str, count: u32, capture: &str) -> Option<(Viahop, Collector, [u16; 2])> {
+    let collector = has_peer("sipp").then(|| Collector::start(name)).flatten()?;
     let (port, listen) = (free_port(), free_port());
     let _server = sipp_uas(&collector.folder.0, port, &[]);
     let listener = format!("[[listen]]\naddress = \"udp:127.0.0.1:{listen}\"");
-    let capture = format!("hep = \"udp:127.0.0.1:{}\"\nnode = 7", collector.port);
-    let viahop = Viahop::start("capture", &config(&listener, &udp(port), &capture));
-    let mut client = Process::start(&mut sipp_uac(&collector.folder.0, listen, 20, 50, &[]));
+    let capture = format!("hep = \"udp:127.0.0.1:{}\"\n{capture}", collector.port);
+    let viahop = Viahop::start(name, &config(&listener, &udp(port), &capture));
+    let mut client = Process::start(&mut sipp_uac(&collector.folder.0, listen, count, 100, &[]));
     assert!(client.wait(Duration::from_secs(60)).is_some_and(|status| status.success()));
-    assert_eq!(calls(&collector.folder.0).successful, 20);
+    assert_eq!(calls(&collector.folder.0).successful, u64::from(count));
+    Some((viahop, collector, [listen, port]))
+}
+
+#[test]
+fn a_collector_gets_every_message_as_it_came_and_as_it_left() {
+    let Some((viahop, collector, ports)) = copied_calls("capture", 20, "node = 7") else { return };
     // INVITE, 180, 200, ACK, BYE, 200; each twice.
     viahop.wait_for_metric("viahop_capture_packets_total", "outcome=\"sent\"", 240.0);
     viahop.end();
-    let copies = collector.end();
+    let mut copies = collector.end();
     assert_eq!(copies.len(), 240);
-    let (us, server) = (format!("127.0.0.1:{listen}"), format!("127.0.0.1:{port}"));
+    // Each call is on one shard, which copies its messages in order; between those of two shards there is none.
+    copies.sort_by(|one, other| one.call_id.cmp(&other.call_id));
+    let [us, server] = ports.map(|port| format!("127.0.0.1:{port}"));
     let (came, left): (Vec<&Copy>, Vec<&Copy>) = copies.iter().partition(|copy| copy.to == us || copy.from == server);
     assert_eq!((came.len(), left.len()), (120, 120));
     let client: BTreeSet<&str> = came.iter().filter(|copy| copy.to == us).map(|copy| &copy.from[..]).collect();
@@ -119,14 +127,7 @@ fn a_collector_gets_every_message_as_it_came_and_as_it_left() {
 
 #[test]
 fn a_share_of_calls_is_copied_whole() {
-    let Some(collector) = has_peer("sipp").then(|| Collector::start("capture-share")).flatten() else { return };
-    let (port, listen) = (free_port(), free_port());
-    let _server = sipp_uas(&collector.folder.0, port, &[]);
-    let listener = format!("[[listen]]\naddress = \"udp:127.0.0.1:{listen}\"");
-    let capture = format!("hep = \"udp:127.0.0.1:{}\"\nshare = 30", collector.port);
-    let viahop = Viahop::start("capture-share", &config(&listener, &udp(port), &capture));
-    let mut client = Process::start(&mut sipp_uac(&collector.folder.0, listen, 200, 100, &[]));
-    assert!(client.wait(Duration::from_secs(60)).is_some_and(|status| status.success()));
+    let Some((viahop, collector, _)) = copied_calls("capture-share", 200, "share = 30") else { return };
     viahop.end();
     let mut calls: BTreeMap<String, usize> = BTreeMap::new();
     collector.end().into_iter().for_each(|copy| *calls.entry(copy.call_id).or_default() += 1);
