@@ -3,6 +3,9 @@
 //! at the first unknown key, value of a wrong type, or line that is no TOML, and that is all that is told then.
 
 mod balancer;
+#[cfg(test)]
+mod documented;
+mod listen;
 mod pool;
 mod route;
 mod syntax;
@@ -17,12 +20,9 @@ pub use words::{closest, did_you_mean};
 use super::address;
 use super::file::{self, Value};
 use super::problem::Problem;
-use super::{Config, EgressMode, Listen, Log, LogFormat, Policy, Socket, Steering, Streams};
-use crate::dataplane::limits::LISTENERS_MAX;
+use super::{Config, EgressMode, Log, LogFormat, Policy, Socket, Steering, Streams};
 use crate::dataplane::sip::uri::Scheme;
-use crate::dataplane::tables::{Capture, ForeignRoute, Network, PathPolicy, Side};
-use crate::dataplane::transport::Transport;
-use std::collections::HashMap;
+use crate::dataplane::tables::{Capture, ForeignRoute, Network, PathPolicy};
 use std::net::SocketAddr;
 use std::time::Duration;
 use toml::Spanned;
@@ -55,7 +55,7 @@ impl Reader<'_> {
         listen.sort_by_key(|one| !one.address.get_ref().starts_with("udp:"));
         let listeners = self.listeners(&listen);
         let pools = self.pools(&file.pool);
-        let listener_names: Vec<String> = listen.iter().map(|one| listener_name(one)).collect();
+        let listener_names: Vec<String> = listen.iter().map(|one| listen::name(one)).collect();
         let pool_names: Vec<String> = file.pool.iter().enumerate().map(|(index, one)| pool::name(one, index)).collect();
         let routes = self.routes(&file.route, &listener_names, &pool_names);
         let balancer = &file.balancer;
@@ -94,92 +94,6 @@ impl Reader<'_> {
             pools: pools?,
             routes,
         })
-    }
-
-    fn listeners(&mut self, listen: &[&file::Listen]) -> Option<Vec<Listen>> {
-        let Some(first) = listen.first() else {
-            let help = "[[listen]]\naddress = \"udp:0.0.0.0:5060\"";
-            self.problems.push(nowhere("nothing to listen on").help(format!("add a listener:\n{help}")));
-            return None;
-        };
-        if listen.len() > LISTENERS_MAX {
-            self.error(first.address.span(), format!("{} listeners", listen.len()), format!("at most {LISTENERS_MAX}"));
-        }
-        let mut names = HashMap::new();
-        let mut ports = HashMap::new();
-        let mut listeners = Vec::new();
-        for one in listen {
-            let Some((transport, address)) = self.address(&one.address, address::listen) else { continue };
-            let text = format!("{transport}:{address}");
-            if let Some(other) = ports.insert((transport.protocol(), address), text.clone()) {
-                let (title, label) = match other == text {
-                    true => (format!("`{text}` is listened on twice"), "leave one of them out"),
-                    // The kernel would spread connections over the two by chance.
-                    false => (format!("`{other}` and `{text}` are one TCP port"), "give it a port of its own"),
-                };
-                self.error(one.address.span(), title, label);
-                continue;
-            }
-            let name = self.name(&one.name, &mut names, || text, one.address.span());
-            if let Some(written) = one.name.as_ref().filter(|name| name.get_ref() == "egress") {
-                let label = "metrics call the ports towards backends that";
-                self.error(written.span(), "a listener cannot be called `egress`", label);
-            }
-            let host_port = match transport {
-                Transport::Udp | Transport::Tcp => address::host_port,
-                Transport::Tls => address::tls_host_port,
-                Transport::Ws => address::ws_host_port,
-                Transport::Wss => address::wss_host_port,
-            };
-            let advertise = one.advertise.as_ref().and_then(|value| self.address(value, host_port));
-            let side = self.word(&one.side, Side::Outside, &[("outside", Side::Outside), ("inside", Side::Inside)]);
-            let tls = self.server(one, transport, advertise.as_ref());
-            let (proxies, origins) = (self.proxies(one, transport), self.origins(one, transport));
-            let at = one.address.span();
-            listeners.push(Listen { name, transport, address, advertise, side, tls, proxies, origins, at });
-        }
-        if listeners.iter().all(|listener| listener.side == Side::Inside) && !listeners.is_empty() {
-            let label = "clients need a listener with `side = \"outside\"`";
-            self.error(first.address.span(), "all listeners face inside", label);
-        }
-        Some(listeners)
-    }
-
-    fn proxies(&mut self, one: &file::Listen, transport: Transport) -> Vec<Network> {
-        let Some(list) = &one.proxy_protocol else { return Vec::new() };
-        if transport == Transport::Udp {
-            let label = "a datagram has no beginning of a connection to stand at";
-            self.error(list.span(), "`proxy_protocol` of a listener on `udp:`", label);
-        }
-        list.get_ref().iter().filter_map(|network| self.address(network, address::network)).collect()
-    }
-
-    /// The pages that may open WebSockets.
-    fn origins(&mut self, one: &file::Listen, transport: Transport) -> Vec<String> {
-        let Some(list) = &one.origins else {
-            if transport.is_websocket() {
-                let label = "without it, any page on the Web could use a phone's network";
-                let problem = Problem::error(one.address.span(), "nothing says which pages may open WebSockets", label);
-                self.problems.push(problem.help("add `origins = [\"https://phone.example.net\"]`; `[\"*\"]`: all"));
-            }
-            return Vec::new();
-        };
-        if !transport.is_websocket() {
-            let label = "only `ws:` and `wss:` have a use for it";
-            self.error(list.span(), format!("`origins` of a listener on `{transport}:`"), label);
-        }
-        for origin in list.get_ref() {
-            let text = origin.get_ref();
-            let host = text.split_once("://").map(|(_, host)| host);
-            if text != "*" && host.is_none_or(|host| host.is_empty() || host.contains('/')) {
-                self.error(
-                    origin.span(),
-                    format!("`{text}` is no origin"),
-                    "like `https://phone.example.net`, without a path",
-                );
-            }
-        }
-        list.get_ref().iter().map(|origin| origin.get_ref().to_ascii_lowercase()).collect()
     }
 
     fn streams(&mut self, streams: &file::Streams, pools: &[file::Pool]) -> Streams {
@@ -301,34 +215,26 @@ impl Reader<'_> {
     }
 }
 
-/// What `[[route]]` and everything we print call a listener: its name or, without one, its address as it is read. One that
-/// cannot be read is called what is written, since that mistake has been told.
-fn listener_name(one: &file::Listen) -> String {
-    let written = one.address.get_ref();
-    let by_address = || address::listen(written).map_or(written.clone(), |(transport, at)| format!("{transport}:{at}"));
-    one.name.as_ref().map_or_else(by_address, |name| name.get_ref().clone())
-}
-
 fn nowhere(title: impl Into<String>) -> Problem {
     Problem { at: None, ..Problem::error(0..0, title, "") }
 }
 
 #[cfg(test)]
-mod tests {
-    use crate::control::config::problem::{Severity, Source};
+pub(super) mod tests {
+    use crate::control::config::problem::Source;
     use crate::control::config::{Loaded, Socket, parse};
     use crate::dataplane::tables::ProxyHeader;
 
-    const LISTEN: &str = "[[listen]]\naddress = \"udp:0.0.0.0:5060\"\n";
-    const POOL: &str = "[[pool]]\nbackend = [{ uri = \"sip:10.0.0.11\" }]\n";
+    pub const LISTEN: &str = "[[listen]]\naddress = \"udp:0.0.0.0:5060\"\n";
+    pub const POOL: &str = "[[pool]]\nbackend = [{ uri = \"sip:10.0.0.11\" }]\n";
 
-    fn load(text: &str) -> Loaded {
+    pub fn load(text: &str) -> Loaded {
         parse(Source { name: "viahop.toml".into(), text: text.into() })
             .unwrap_or_else(|report| panic!("{}", report.render(false)))
     }
 
     /// `line:column title | label` of each problem in `text`.
-    fn problems(text: &str) -> Vec<String> {
+    pub fn problems(text: &str) -> Vec<String> {
         let report = match parse(Source { name: "viahop.toml".into(), text: text.into() }) {
             Ok(loaded) => crate::control::config::problem::Report { source: loaded.source, problems: loaded.warnings },
             Err(report) => report,
@@ -592,78 +498,6 @@ mod tests {
         assert!(wrong.is_empty(), "{wrong:#?}");
     }
 
-    /// A file with `key` as docs/configuration.md has it in `section`; with nothing in its place, if there is no `value`. All such
-    /// files of a key are of one length, so that places in them are the same.
-    fn with(section: &str, key: &str, value: Option<&str>, len: usize) -> String {
-        let quoted = value.map(|value| match value.parse::<i64>() {
-            Ok(_) => value.to_owned(),
-            Err(_) => format!("\"{value}\""),
-        });
-        let of_backend = ["weight", "max_open", "priority", "max_message_size"].contains(&key);
-        let comma = if of_backend { "," } else { "" };
-        let written = format!("{:len$}", quoted.map(|value| format!("{key} = {value}{comma}")).unwrap_or_default());
-        match section {
-            "[balancer]" => format!("[balancer]\n{written}\n{LISTEN}{POOL}"),
-            "[streams]" => format!("{LISTEN}{POOL}[streams]\n{written}\n"),
-            // Not longer than that may the timeout be.
-            "Health" if key == "timeout" => format!("{LISTEN}{POOL}[pool.health]\ninterval = \"1h\"\n{written}\n"),
-            "Health" => format!("{LISTEN}{POOL}[pool.health]\n{written}\n"),
-            "Outlier" => format!("{LISTEN}{POOL}[pool.outlier]\n{written}\n"),
-            _ if of_backend => {
-                format!("{LISTEN}[[pool]]\nbackend = [{{ {written} uri = \"sip:a;transport=tcp\" }}]\n")
-            }
-            _ => format!("{LISTEN}{POOL}{written}\n"),
-        }
-    }
-
-    #[test]
-    fn defaults_and_bounds_are_those_that_the_documentation_says() {
-        let step = std::time::Duration::from_micros(1);
-        let beyond = |bound: &str, up: bool| match bound.parse::<i64>() {
-            Ok(number) => Some((if up { number + 1 } else { number - 1 }).to_string()),
-            Err(_) => {
-                let time = humantime::parse_duration(bound).unwrap();
-                let time = if up { Some(time + step) } else { time.checked_sub(step) };
-                time.map(|time| humantime::format_duration(time).to_string())
-            }
-        };
-        let bare = |text: &str| text.trim_matches(['`', '.', ',', ':', ';', ' ']).to_owned();
-        let is_value = |text: &String| text.starts_with(|first: char| first.is_ascii_digit());
-        let (mut section, mut checked) = (String::new(), Vec::new());
-        for line in include_str!("../../../docs/configuration.md").lines() {
-            if line.starts_with('#') {
-                section = bare(line.trim_start_matches(['#', ' ']).split(':').next().unwrap());
-            }
-            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-            let [_, key, cells @ ..] = &cells[..] else { continue };
-            let key = bare(key);
-            let is_known = ["[balancer]", "[streams]", "[[pool]]", "Health", "Outlier"].contains(&&section[..]);
-            if !is_known || ["token_keys", "egress_ports", "set", "ok"].contains(&&key[..]) {
-                continue;
-            }
-            let bounds = cells.iter().find_map(|cell| {
-                let (least, most) = cell.split_once(" to ")?;
-                let ends = (bare(least.split(' ').next_back()?), bare(most.split(' ').next()?));
-                (is_value(&ends.0) && is_value(&ends.1)).then_some(ends)
-            });
-            let Some((least, most)) = bounds else { continue };
-            let file = |value: Option<&str>| Source { name: String::new(), text: with(&section, &key, value, 60) };
-            // Where there is a column for its unit, that stands before.
-            let default = bare(cells[usize::from(cells.len() == 5)].split([' ', ',']).next().unwrap());
-            if is_value(&default) {
-                let [silent, written] = [None, Some(&default[..])].map(|value| parse(file(value)).unwrap().config);
-                assert_eq!(silent, written, "{key}");
-            }
-            for (value, up) in [(&least, false), (&most, true)] {
-                assert!(parse(file(Some(value))).is_ok(), "{key} = {value}");
-                let Some(beyond) = beyond(value, up) else { continue };
-                assert!(parse(file(Some(&beyond))).is_err(), "{key} = {beyond}");
-            }
-            checked.push(key);
-        }
-        assert_eq!(checked.len(), 29, "{checked:?}");
-    }
-
     #[test]
     fn a_file_with_several_errors_tells_them_all_at_once() {
         let text = "[[listen]]\naddress = \"0.0.0.0\"\n[[pool]]\nbackend = [{ uri = \"10.0.0.1\", weight = 0 }]\n";
@@ -674,16 +508,6 @@ mod tests {
     fn an_empty_file_says_what_it_takes() {
         let said = problems("");
         assert_eq!(said, ["null:null nothing to listen on | ", "null:null no backends | "]);
-    }
-
-    #[test]
-    fn rules_may_use_the_names_that_pools_and_listeners_have_by_default() {
-        let unnamed = "[[listen]]\naddress = \"tcp:[::1]\"\n[[pool]]\nbackend = [{ uri = \"sip:10.0.0.12\" }]\n";
-        let rules = "[[route]]\nlisten = [\"tcp:[::1]:5060\"]\npool = \"pool-2\"\n\
-                     [[route]]\nlisten = [\"udp:0.0.0.0:5060\"]\npool = \"default\"\n";
-        let config = load(&format!("{LISTEN}{POOL}{unnamed}{rules}")).config;
-        let found: Vec<_> = config.routes.iter().map(|rule| (rule.listeners.clone().unwrap(), rule.pool)).collect();
-        assert_eq!(found, [(vec![1], 1), (vec![0], 0)]);
     }
 
     #[test]
@@ -744,61 +568,6 @@ mod tests {
         let health = config.pools[0].health.as_ref().unwrap();
         let is_ok = [199, 200, 299, 300, 403, 404, 405].map(|code| health.is_ok(code));
         assert_eq!(is_ok, [false, true, true, false, false, true, false]);
-    }
-
-    #[test]
-    fn domains_are_compared_as_they_stand_in_messages_and_what_never_could_is_refused() {
-        let rule = |domains: &str| format!("{LISTEN}{POOL}[[route]]\ndomains = [{domains}]\npool = \"default\"\n");
-        let config = load(&rule(r#""Example.NET.", "*.example.net.", "10.0.0.1", "[2001:DB8:0::1]""#)).config;
-        let domains = config.routes[0].domains.clone().unwrap();
-        assert_eq!(domains, ["example.net", "*.example.net", "10.0.0.1", "[2001:db8::1]"]);
-        for wrong in ["", "*", "bob@example.net", "sip:example.net", "example.net:5060", "[::1]:5060", "münchen.de"] {
-            let said = problems(&rule(&format!("\"{wrong}\"")));
-            let expected = format!("6:12 `{wrong}` is not a domain | a host name, `*.` and a host name, or an address");
-            assert_eq!(said, [expected]);
-        }
-    }
-
-    #[test]
-    fn a_rule_that_names_a_listener_as_it_is_miswritten_is_no_second_mistake() {
-        let rule = "[[route]]\nlisten = [\"udp:0.0.0.0:506O\"]\npool = \"default\"\n";
-        let said = problems(&format!("[[listen]]\naddress = \"udp:0.0.0.0:506O\"\n{POOL}{rule}"));
-        assert_eq!(said.len(), 1, "{said:?}");
-    }
-
-    #[test]
-    fn a_rule_that_hides_others_and_a_priority_without_use_are_warned_about() {
-        let text = "[[listen]]\naddress = \"udp:0.0.0.0\"\n[[pool]]\nname = \"a\"\nbackend = [{ uri = \"sip:a\", priority = 1 }]\n\
-                    [[route]]\npool = \"a\"\n[[route]]\nmethods = [\"REGISTER\"]\npool = \"a\"\n";
-        let loaded = load(text);
-        let hides_none = text.replacen("[[route]]", "[[route]]\ndomains = [\"a\"]", 1);
-        assert_eq!((loaded.warnings.len(), load(&hides_none).warnings.len()), (2, 1));
-        assert!(loaded.warnings.iter().all(|problem| problem.severity == Severity::Warning));
-    }
-
-    #[test]
-    fn a_rule_that_parts_an_invite_from_its_ack_or_cancel_is_warned_about() {
-        let said = |rules: &[(&str, &str)]| {
-            let rule =
-                |(methods, pool): &(&str, &str)| format!("[[route]]\nmethods = [{methods}]\npool = \"{pool}\"\n");
-            let rules: String = rules.iter().map(rule).collect();
-            problems(&format!("{LISTEN}{POOL}[[pool]]\nname = \"other\"\nbackend = [{{ uri = \"sip:b\" }}]\n{rules}"))
-        };
-        let without = said(&[("\"BYE\", \"INVITE\", \"CANCEL\"", "other")]);
-        assert!(without[0].starts_with("9:19 this rule takes INVITE without ACK | "), "{without:?}");
-        assert!(said(&[("\"INVITE\"", "other")])[0].contains("INVITE without ACK and CANCEL"));
-        assert!(said(&[("\"ACK\", \"CANCEL\"", "other"), ("\"INVITE\"", "default")])[0].contains("ACK and CANCEL"));
-        let (invite, rest) = ("\"INVITE\"]\ndomains = [\"a\"", "\"ACK\", \"CANCEL\"]\ndomains = [\"a\"");
-        assert!(said(&[("\"INVITE\"", "other"), (rest, "other")])[0].contains("without ACK and CANCEL"));
-        for all_in_one in [
-            &[(invite, "other"), (rest, "other")][..],
-            &[(invite, "other"), ("\"ACK\", \"CANCEL\"", "other")],
-            &[("\"INVITE\", \"CANCEL\", \"ACK\"", "other")],
-            &[("\"INVITE\"", "default")],
-            &[("\"INVITE\"", "other"), ("\"ACK\", \"CANCEL\", \"BYE\"", "other")],
-        ] {
-            assert_eq!(said(all_in_one), [""; 0]);
-        }
     }
 
     #[test]

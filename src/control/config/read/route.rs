@@ -119,3 +119,74 @@ impl Reader<'_> {
         domains
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::control::config::problem::Severity;
+    use crate::control::config::read::tests::{LISTEN, POOL, load, problems};
+
+    #[test]
+    fn rules_may_use_the_names_that_pools_and_listeners_have_by_default() {
+        let unnamed = "[[listen]]\naddress = \"tcp:[::1]\"\n[[pool]]\nbackend = [{ uri = \"sip:10.0.0.12\" }]\n";
+        let rules = "[[route]]\nlisten = [\"tcp:[::1]:5060\"]\npool = \"pool-2\"\n\
+                     [[route]]\nlisten = [\"udp:0.0.0.0:5060\"]\npool = \"default\"\n";
+        let config = load(&format!("{LISTEN}{POOL}{unnamed}{rules}")).config;
+        let found: Vec<_> = config.routes.iter().map(|rule| (rule.listeners.clone().unwrap(), rule.pool)).collect();
+        assert_eq!(found, [(vec![1], 1), (vec![0], 0)]);
+    }
+
+    #[test]
+    fn domains_are_compared_as_they_stand_in_messages_and_what_never_could_is_refused() {
+        let rule = |domains: &str| format!("{LISTEN}{POOL}[[route]]\ndomains = [{domains}]\npool = \"default\"\n");
+        let config = load(&rule(r#""Example.NET.", "*.example.net.", "10.0.0.1", "[2001:DB8:0::1]""#)).config;
+        let domains = config.routes[0].domains.clone().unwrap();
+        assert_eq!(domains, ["example.net", "*.example.net", "10.0.0.1", "[2001:db8::1]"]);
+        for wrong in ["", "*", "bob@example.net", "sip:example.net", "example.net:5060", "[::1]:5060", "münchen.de"] {
+            let said = problems(&rule(&format!("\"{wrong}\"")));
+            let expected = format!("6:12 `{wrong}` is not a domain | a host name, `*.` and a host name, or an address");
+            assert_eq!(said, [expected]);
+        }
+    }
+
+    #[test]
+    fn a_rule_that_names_a_listener_as_it_is_miswritten_is_no_second_mistake() {
+        let rule = "[[route]]\nlisten = [\"udp:0.0.0.0:506O\"]\npool = \"default\"\n";
+        let said = problems(&format!("[[listen]]\naddress = \"udp:0.0.0.0:506O\"\n{POOL}{rule}"));
+        assert_eq!(said.len(), 1, "{said:?}");
+    }
+
+    #[test]
+    fn a_rule_that_hides_others_and_a_priority_without_use_are_warned_about() {
+        let text = "[[listen]]\naddress = \"udp:0.0.0.0\"\n[[pool]]\nname = \"a\"\nbackend = [{ uri = \"sip:a\", priority = 1 }]\n\
+                    [[route]]\npool = \"a\"\n[[route]]\nmethods = [\"REGISTER\"]\npool = \"a\"\n";
+        let loaded = load(text);
+        let hides_none = text.replacen("[[route]]", "[[route]]\ndomains = [\"a\"]", 1);
+        assert_eq!((loaded.warnings.len(), load(&hides_none).warnings.len()), (2, 1));
+        assert!(loaded.warnings.iter().all(|problem| problem.severity == Severity::Warning));
+    }
+
+    #[test]
+    fn a_rule_that_parts_an_invite_from_its_ack_or_cancel_is_warned_about() {
+        let said = |rules: &[(&str, &str)]| {
+            let rule =
+                |(methods, pool): &(&str, &str)| format!("[[route]]\nmethods = [{methods}]\npool = \"{pool}\"\n");
+            let rules: String = rules.iter().map(rule).collect();
+            problems(&format!("{LISTEN}{POOL}[[pool]]\nname = \"other\"\nbackend = [{{ uri = \"sip:b\" }}]\n{rules}"))
+        };
+        let without = said(&[("\"BYE\", \"INVITE\", \"CANCEL\"", "other")]);
+        assert!(without[0].starts_with("9:19 this rule takes INVITE without ACK | "), "{without:?}");
+        assert!(said(&[("\"INVITE\"", "other")])[0].contains("INVITE without ACK and CANCEL"));
+        assert!(said(&[("\"ACK\", \"CANCEL\"", "other"), ("\"INVITE\"", "default")])[0].contains("ACK and CANCEL"));
+        let (invite, rest) = ("\"INVITE\"]\ndomains = [\"a\"", "\"ACK\", \"CANCEL\"]\ndomains = [\"a\"");
+        assert!(said(&[("\"INVITE\"", "other"), (rest, "other")])[0].contains("without ACK and CANCEL"));
+        for all_in_one in [
+            &[(invite, "other"), (rest, "other")][..],
+            &[(invite, "other"), ("\"ACK\", \"CANCEL\"", "other")],
+            &[("\"INVITE\", \"CANCEL\", \"ACK\"", "other")],
+            &[("\"INVITE\"", "default")],
+            &[("\"INVITE\"", "other"), ("\"ACK\", \"CANCEL\", \"BYE\"", "other")],
+        ] {
+            assert_eq!(said(all_in_one), [""; 0]);
+        }
+    }
+}
