@@ -26,7 +26,7 @@
 //! themselves determine, never on how many happen to be there.
 
 use crate::dataplane::limits::{FRAME_MAX, START_LINE_MAX};
-use crate::dataplane::scan::{Scan, Scanner, Span, has_folded_header};
+use crate::dataplane::scan::{Fault, Scan, Scanner, Span, has_folded_header};
 use crate::dataplane::sip::grammar;
 use crate::dataplane::sip::header::HeaderKind;
 use crate::dataplane::sip::start_line::{self, StartLineError};
@@ -110,14 +110,12 @@ impl Framer {
         if !grammar::TOKEN.has(first) {
             return Frame::Broken(Broken::NOT_SIP);
         }
-        let end = match self.end_of_head(octets) {
+        let end = match self.scan_head(scanner, scan, octets) {
             Ok(Some(end)) => end,
             Ok(None) => return Frame::Partial,
             Err(broken) => return broken,
         };
-        let head = &octets[..end];
-        scanner.scan(head, scan);
-        match body_len(head, scan) {
+        match body_len(&octets[..end], scan) {
             Ok(body) => {
                 self.whole = Some(end + body);
                 self.read(scanner, scan, octets)
@@ -126,8 +124,8 @@ impl Framer {
         }
     }
 
-    /// Where the head ends: behind its empty line, as the scan understands lines.
-    fn end_of_head(&mut self, octets: &[u8]) -> Result<Option<usize>, Frame> {
+    /// Where the head ends: behind its empty line, as the scan understands lines. Once it is there, `scan` is its.
+    fn scan_head(&mut self, scanner: &Scanner, scan: &mut Scan, octets: &[u8]) -> Result<Option<usize>, Frame> {
         let within = &octets[..octets.len().min(FRAME_MAX)];
         if !self.is_sip {
             // One more than a start line may have, for its line end.
@@ -141,19 +139,29 @@ impl Framer {
                 return Err(Frame::Broken(Broken::NOT_SIP));
             }
             (self.is_sip, self.searched) = (true, lf);
+            // Nearly always it is whole. What is not is searched, or each octet of who dribbles would cost a scan.
+            scanner.scan(within, scan);
+            if !scan.faults.has(Fault::NoEmptyLine) {
+                return Ok(Some(scan.body as usize));
+            }
         }
         // An empty line is an LF behind an LF, or behind an LF and a CR.
         while let Some(lf) = memchr::memchr(b'\n', &within[self.searched..]).map(|at| self.searched + at) {
-            match &within[lf + 1..] {
-                [b'\n', ..] => return Ok(Some(lf + 2)),
-                [b'\r', b'\n', ..] => return Ok(Some(lf + 3)),
+            let end = match &within[lf + 1..] {
+                [b'\n', ..] => lf + 2,
+                [b'\r', b'\n', ..] => lf + 3,
                 // The octets that decide are still to come.
                 [] | [b'\r'] => {
                     self.searched = lf;
                     return self.more(within);
                 }
-                _ => self.searched = lf + 1,
-            }
+                _ => {
+                    self.searched = lf + 1;
+                    continue;
+                }
+            };
+            scanner.scan(&within[..end], scan);
+            return Ok(Some(end));
         }
         self.searched = within.len();
         self.more(within)
