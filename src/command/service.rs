@@ -193,6 +193,9 @@ pub fn machine() -> Result<(), Problem> {
             _ => "`viahop doctor` examines this machine",
         }));
     }
+    // As many descriptors as may be had: each connection takes one, and who started us may have left it at 1,024. A limit
+    // that cannot be read stays as it is.
+    preflight::open_files().ok();
     match preflight::memlock() {
         Ok(Some(octets)) if octets < MEMLOCK_MIN => {
             let problem = Problem::environment(format!(

@@ -1,6 +1,6 @@
 //! Bad input and bad surroundings: what the program says, and how it ends.
 
-use crate::live::{Folder, Viahop, config, free_port, output, viahop};
+use crate::live::{Folder, PATIENCE, Process, Viahop, config, free_port, output, viahop};
 use crate::support::has_peer;
 use std::fs;
 use std::net::UdpSocket;
@@ -259,6 +259,28 @@ fn too_little_lockable_memory_is_refused_at_once_with_the_remedy() {
     assert_eq!(code, 4, "{stderr}");
     assert!(stderr.contains("64 KiB") && stderr.contains("LimitMEMLOCK") && stderr.contains("ulimit -l"), "{stderr}");
     assert!(since.elapsed() < Duration::from_secs(1));
+}
+
+/// Shells and systemd leave a process 1,024 descriptors of half a million that it may take by itself.
+#[test]
+fn a_start_takes_as_many_descriptors_as_doctor_says_it_may_have() {
+    let folder = Folder::new("descriptors");
+    let listen = format!("udp:127.0.0.1:{}", free_port());
+    let program = env!("CARGO_BIN_EXE_viahop");
+    let line = format!(
+        "ulimit -Sn 128; exec {program} run --listen {listen} --backend sip:127.0.0.1:9 --admin off --socket {}",
+        folder.0.join("ctl.sock").display()
+    );
+    let viahop = Process::start(Command::new("sh").args(["-c", &line]).env("STATE_DIRECTORY", &folder.0));
+    let until = Instant::now() + PATIENCE;
+    while !folder.0.join("ctl.sock").exists() {
+        assert!(Instant::now() < until, "no start");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let limits = fs::read_to_string(format!("/proc/{}/limits", viahop.0.id())).unwrap();
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let mut limits = files.split_ascii_whitespace();
+    assert_eq!(limits.next(), limits.next(), "soft and hard: {files}");
 }
 
 /// `ulimit -f` stands for a full disk; that the port is taken ends it.
