@@ -69,7 +69,7 @@ fn online(loaded: Loaded) -> Result<(Report, Option<Found>), Report> {
     let source = loaded.source.clone();
     let about = |problem: Problem| Report { source: source.clone(), problems: vec![problem] };
     let cores = cores(&config.cores).map_err(about)?;
-    machine().map_err(about)?;
+    machine(&cores).map_err(about)?;
     let secret = match &config.secret {
         // Our own is made by the first start, as the user that starts.
         Secret::Own => secret::ephemeral(&config.token_keys),

@@ -43,7 +43,7 @@ pub fn run(args: &cli::Doctor) -> ExitCode {
     };
     let mut findings = vec![
         ("kernel", kernel()),
-        ("io_uring and memlock", of(machine(), "io_uring is allowed and enough memory may be locked")),
+        ("io_uring, memlock, threads", runtime(&config)),
         ("cores", shards(&config)),
         ("receive buffer", buffer("rmem_max", config.receive_buffer, "a full buffer loses messages")),
         ("send buffer", buffer("wmem_max", config.send_buffer, "messages wait sooner")),
@@ -102,6 +102,12 @@ fn kernel() -> Finding {
         }
         _ => Good(format!("Linux {release}")),
     }
+}
+
+fn runtime(config: &Config) -> Finding {
+    // Which cores those are is a finding of its own.
+    let cores = cores(&config.cores).unwrap_or_default();
+    of(machine(&cores), "io_uring is allowed, enough memory may be locked and enough threads started")
 }
 
 fn shards(config: &Config) -> Finding {

@@ -37,6 +37,9 @@ use viahop::sys::preflight;
 /// Octets of memory that a process must be allowed to lock before glommio starts.
 const MEMLOCK_MIN: u64 = preflight::MEMLOCK_PER_SHARD;
 
+/// Threads of the control plane beside its own: one reads names and files, more come and go where that one hangs.
+const THREADS_ASIDE: usize = 1;
+
 /// How long a port may stay taken after the process that had it is gone: the kernel takes io_uring's descriptors down in
 /// its own time.
 const PORT_LINGERS: Duration = Duration::from_secs(3);
@@ -64,7 +67,7 @@ impl Service {
         let source = loaded.source.clone();
         let about = |problem: Problem| Report { source: source.clone(), problems: vec![problem] };
         let cores = cores(&loaded.config.cores).map_err(about)?;
-        machine().map_err(about)?;
+        machine(&cores).map_err(about)?;
         let (resolved, mut warnings) = runtime.block_on(resolve(loaded, &secret.keys, &InForce::default()))?;
         warnings.problems.extend(secret.remarks);
         let config = resolved.config.clone();
@@ -119,7 +122,7 @@ impl Service {
         });
         let mut shards = Vec::new();
         for (one, end) in unstarted.into_iter().zip(ends) {
-            shards.push(one.start(end).map_err(|error| about(cannot_start(&error)))?);
+            shards.push(one.start(end).map_err(|error| about(cannot_start(&error, cores.len())))?);
         }
         let (secret, keys, fingerprint) = (secret.root, secret.keys, secret.fingerprint);
         let link = control_end;
@@ -180,8 +183,8 @@ pub fn cores(wanted: &Cores) -> Result<Vec<usize>, Problem> {
     }
 }
 
-/// Whether glommio can run here.
-pub fn machine() -> Result<(), Problem> {
+/// Whether glommio can run here, on `cores`.
+pub fn machine(cores: &[usize]) -> Result<(), Problem> {
     if let Err(error) = preflight::io_uring() {
         let problem = Problem::environment(format!("the kernel refused io_uring: {error}"));
         return Err(problem.help(match error.raw_os_error() {
@@ -209,7 +212,7 @@ pub fn machine() -> Result<(), Problem> {
                 MEMLOCK_MIN
             )))
         }
-        _ => Ok(()),
+        _ => shard::rehearse(cores, THREADS_ASIDE).map_err(|error| cannot_start(&error, cores.len())),
     }
 }
 
@@ -378,8 +381,18 @@ pub fn cannot_be_told(NoSocket { path, why, .. }: &NoSocket) -> Problem {
     problem.help("each viahop needs a path of its own, in a folder its user may write to; `off`: none")
 }
 
-fn cannot_start(error: &io::Error) -> Problem {
-    Problem::environment(format!("a shard cannot start: {error}")).help("`viahop doctor` examines this machine")
+fn cannot_start(error: &io::Error, shards: usize) -> Problem {
+    let problem = Problem::environment(format!("a shard cannot start: {error}"));
+    problem.help(match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "a filter of system calls must allow sched_setaffinity, which is in systemd's `@resources`".to_owned()
+        }
+        io::ErrorKind::WouldBlock => format!(
+            "{} threads are needed in all: systemd `TasksMax`, docker `--pids-limit`, Kubernetes `podPidsLimit`, shell `ulimit -u`",
+            1 + THREADS_ASIDE + shard::threads(shards)
+        ),
+        _ => "`viahop doctor` examines this machine".to_owned(),
+    })
 }
 
 /// Receive buffers that the kernel made smaller than asked.

@@ -26,6 +26,7 @@ use crate::dataplane::counters::ShardCounters;
 use crate::dataplane::scan::Scanner;
 use crate::link::{Ring, ShardEnd};
 use crate::sys::poll::{Bell, Ready};
+use core_affinity::CoreId;
 use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
 use io::Kernel;
 use linger::Linger;
@@ -33,7 +34,7 @@ use run::Shard;
 use socket::{OpenError, Plan, Sockets};
 use std::io as std_io;
 use std::net::SocketAddr;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 use streams::Streams;
@@ -65,6 +66,34 @@ pub fn open(number: usize, core: usize, plan: &Plan) -> Result<Unstarted, OpenEr
     Ok(Unstarted { number, core, sockets, bell, tells_answers: false, gso: plan.gso, linger: plan.linger })
 }
 
+/// How many threads `shards` shards take: one each, and one of its executor.
+pub const fn threads(shards: usize) -> usize {
+    2 * shards
+}
+
+/// Whether as many threads may be started as shards on `cores` take, and `beside` more, and those of shards be bound to their
+/// cores. All of them are, and end again: glommio and tokio panic where there is none for them.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn rehearse(cores: &[usize], beside: usize) -> std_io::Result<()> {
+    let door = Mutex::new(());
+    thread::scope(|scope| {
+        let shut = door.lock();
+        let one = |number: usize| {
+            let (core, door) = (cores.get(number).copied(), &door);
+            thread::Builder::new().spawn_scoped(scope, move || {
+                let bound = core.map_or(Ok(()), bind);
+                drop(door.lock());
+                bound
+            })
+        };
+        let all: std_io::Result<Vec<_>> = (0..threads(cores.len()) + beside).map(one).collect();
+        drop(shut);
+        all?.into_iter().try_for_each(|one| one.join().expect("nothing in it panics"))
+    })
+}
+
 impl Unstarted {
     /// Lets the shard tell the others of answers to INVITEs that it did not forward: see [`crate::link::Handed`].
     pub fn tell_answers(&mut self) {
@@ -90,13 +119,13 @@ impl Unstarted {
         let (started, outcome) = mpsc::sync_channel(1);
         let thread = thread::Builder::new().name(format!("viahop-{}", self.number)).spawn(move || {
             // glommio's own memory is for storage, which there is none of here: the least it takes.
-            let builder = LocalExecutorBuilder::new(Placement::Fixed(self.core))
+            let builder = LocalExecutorBuilder::new(Placement::Unbound)
                 .name("viahop")
                 .io_memory(0)
                 .blocking_thread_pool_placement(PoolPlacement::Unbound(1));
-            match builder.make() {
+            match bind(self.core).and_then(|()| builder.make().map_err(std_io::Error::from)) {
                 Ok(executor) => executor.run(self.work(link, started)),
-                Err(error) => drop(started.send(Err(std_io::Error::from(error)))),
+                Err(error) => drop(started.send(Err(error))),
             }
         })?;
         match outcome.recv() {
@@ -187,6 +216,16 @@ impl Unstarted {
         }
         shard.finish();
     }
+}
+
+/// Binds this thread to `core`, before anything is allocated for it. glommio would look the core up in /sys, which need not be
+/// mounted, and shows other numbers where lxcfs lies over it.
+fn bind(core: usize) -> std_io::Result<()> {
+    if core_affinity::set_for_current(CoreId { id: core }) {
+        return Ok(());
+    }
+    let error = std_io::Error::last_os_error();
+    Err(std_io::Error::new(error.kind(), format!("no thread may be bound to core {core}: {error}")))
 }
 
 /// Says that the shard has ended, when it is dropped.

@@ -6,21 +6,30 @@
 use super::check;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Octets of memory that a shard must be able to lock for its rings.
 pub const MEMLOCK_PER_SHARD: u64 = 512 * 1024;
 
-/// Whether the kernel lets this process use io_uring.
+/// Whether the kernel lets this process use io_uring: each of its three calls, since filters know them one by one.
 pub fn io_uring() -> io::Result<()> {
     /// Octets of `struct io_uring_params`, all zero for a ring without options.
     const PARAMS: usize = 120;
+    /// Asks what the kernel has; with room for no answer, nothing.
+    const REGISTER_PROBE: libc::c_uint = 8;
+    /// Octets of `struct io_uring_probe` without any answers, all zero.
+    const PROBE: usize = 16;
     let mut params = [0u64; PARAMS / 8];
-    // SAFETY: the kernel reads and writes `PARAMS` octets of an array of as many; a descriptor it returns is owned by
-    // nobody else.
+    let mut probe = [0u64; PROBE / 8];
+    // SAFETY: the kernel reads and writes `PARAMS` octets of an array of as many, and `PROBE` of another; a descriptor it returns
+    // is owned by nobody else.
     unsafe {
         let result = libc::syscall(libc::SYS_io_uring_setup, 2, params.as_mut_ptr());
-        drop(OwnedFd::from_raw_fd(check(result as libc::c_int)?));
+        let ring = OwnedFd::from_raw_fd(check(result as libc::c_int)?);
+        let nothing = std::ptr::null::<libc::c_void>();
+        check(libc::syscall(libc::SYS_io_uring_enter, ring.as_raw_fd(), 0, 0, 0, nothing, 0) as libc::c_int)?;
+        let register = libc::SYS_io_uring_register;
+        check(libc::syscall(register, ring.as_raw_fd(), REGISTER_PROBE, probe.as_mut_ptr(), 0) as libc::c_int)?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Bad input and bad surroundings: what the program says, and how it ends.
 
-use crate::live::{Folder, PATIENCE, Process, Viahop, config, free_port, output, viahop};
-use crate::support::has_peer;
+use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, config, free_port, output, viahop};
+use crate::support::{has_peer, skip};
 use std::fs;
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
@@ -156,7 +156,7 @@ fn usage_errors_and_help_are_those_of_any_good_program() {
 fn an_answer_that_cannot_be_written_is_said_and_one_that_nobody_reads_is_not() {
     let folder = Folder::new("unheard");
     let list = folder.write("dispatcher.list", "1 sip:127.0.0.1:5070\n");
-    let viahop = Viahop::start("unheard", &config(free_port(), &[free_port()], crate::live::UNPROBED));
+    let viahop = Viahop::start("unheard", &config(free_port(), &[free_port()], UNPROBED));
     let file = viahop.folder.0.join("viahop.toml");
     let message = folder.write("message.sip", "OPTIONS sip:a SIP/2.0\r\n\r\n");
     let (file, list, message) = (file.to_str().unwrap(), list.to_str().unwrap(), message.to_str().unwrap());
@@ -201,7 +201,7 @@ fn flags_have_twins_in_the_environment() {
     let folder = Folder::new("env");
     command.env("STATE_DIRECTORY", &folder.0).stderr(std::process::Stdio::null());
     let process = crate::live::Process::start(&mut command);
-    let until = Instant::now() + crate::live::PATIENCE;
+    let until = Instant::now() + PATIENCE;
     while output(&mut viahop(&["health", "--admin", &format!("127.0.0.1:{admin}")])).0 != 0 {
         assert!(Instant::now() < until);
     }
@@ -234,7 +234,7 @@ fn health_tells_ready_from_not_ready() {
     let port = backend.local_addr().unwrap().port();
     let probed = "health = { interval = \"200ms\", timeout = \"100ms\" }";
     let viahop = Viahop::start("health", &config(free_port(), &[port], probed));
-    viahop.wait_until("a silent backend is down", crate::live::PATIENCE, |status| status["ready"] == false);
+    viahop.wait_until("a silent backend is down", PATIENCE, |status| status["ready"] == false);
     let (code, _, stderr) = output(&mut crate::live::viahop(&["health", "--admin", &viahop.admin.to_string()]));
     assert_eq!(code, 5);
     assert!(stderr.contains("proxies"), "{stderr}");
@@ -300,28 +300,71 @@ fn a_secret_that_cannot_be_kept_leaves_nothing_in_the_way_of_the_next_start() {
 }
 
 /// The kernel's switch for io_uring needs root and is everybody's; a seccomp filter is what containers use, and strace
-/// can play one.
+/// can play one: for one of the calls that are needed, since profiles name them one by one.
 #[test]
-fn a_refused_io_uring_is_one_clear_line() {
+fn a_system_call_that_is_refused_is_named_with_its_remedy_by_check_and_by_the_start() {
     if !has_peer("strace") {
         return;
     }
-    let folder = Folder::new("uring");
-    let port = free_port().to_string();
-    let listen = format!("udp:127.0.0.1:{port}");
-    let args = ["run", "--listen", &listen, "--backend", "sip:127.0.0.1:9", "--admin", "off"];
-    let mut command = Command::new("strace");
-    command.args(["-f", "-o", "/dev/null", "-e", "trace=io_uring_setup", "-e", "inject=io_uring_setup:error=EPERM"]);
-    command.arg(env!("CARGO_BIN_EXE_viahop")).args(args).env("STATE_DIRECTORY", &folder.0);
-    let (code, _, stderr) = output(&mut command);
-    assert_eq!(code, 4, "{stderr}");
-    assert!(stderr.contains("io_uring") && stderr.contains("seccomp"), "{stderr}");
+    let folder = Folder::new("filter");
+    let path = folder.write("viahop.toml", &(config(free_port(), &[9], UNPROBED) + "[admin]\nlisten = \"off\"\n"));
+    let path = path.to_str().unwrap();
+    let rows = [
+        ("io_uring_setup", ["refused io_uring", "seccomp"]),
+        ("io_uring_enter", ["refused io_uring", "seccomp"]),
+        ("io_uring_register", ["refused io_uring", "seccomp"]),
+        ("sched_setaffinity", ["no thread may be bound to core", "@resources"]),
+        // Of threads none may be started, as where a limit is reached.
+        ("clone3", ["Resource temporarily unavailable", "6 threads are needed in all: systemd `TasksMax`"]),
+    ];
+    for (call, words) in rows {
+        for command in [&["check", path][..], &["run", "-c", path]] {
+            let error = if call == "clone3" { "EAGAIN" } else { "EPERM" };
+            let inject = format!("inject={call}:error={error}");
+            let mut strace = Command::new("strace");
+            strace.args(["-f", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject]);
+            strace.arg(env!("CARGO_BIN_EXE_viahop")).args(command).env("STATE_DIRECTORY", &folder.0);
+            let (code, _, stderr) = output(&mut strace);
+            assert_eq!(code, 4, "{call}, {command:?}: {stderr}");
+            assert!(words.iter().all(|word| stderr.contains(word)), "{call}, {command:?}: {stderr}");
+            assert!(!stderr.contains("panic"), "{call}, {command:?}: {stderr}");
+        }
+    }
+}
+
+/// As in a `chroot`, or systemd's `RootDirectory=`: what glommio would look cores up in is not there.
+#[test]
+fn without_sys_it_runs_all_the_same() {
+    if !has_peer("unshare") {
+        return;
+    }
+    let folder = Folder::new("sys");
+    let path = folder.write("viahop.toml", &(config(free_port(), &[9], UNPROBED) + "[admin]\nlisten = \"off\"\n"));
+    let hidden = "mount -t tmpfs none /sys && exec \"$0\" \"$@\"";
+    let start = ["run", "-c", path.to_str().unwrap(), "--socket", folder.0.join("ctl.sock").to_str().unwrap()]
+        .map(String::from);
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--mount", "sh", "-c", hidden, env!("CARGO_BIN_EXE_viahop")]).args(start);
+    let log = folder.0.join("log");
+    command.env("STATE_DIRECTORY", &folder.0).stderr(fs::File::create(&log).unwrap());
+    let mut process = Process::start(&mut command);
+    let until = Instant::now() + PATIENCE;
+    let said = || fs::read_to_string(&log).unwrap();
+    while !said().contains("event=\"started\"") {
+        if said().contains("unshare") || said().contains("mount") {
+            return skip(&format!("no mount namespace here: {}", said().trim()));
+        }
+        assert!(Instant::now() < until && process.wait(Duration::ZERO).is_none(), "{}", said());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    process.signal("INT");
+    assert_eq!(process.wait(PATIENCE).and_then(|status| status.code()), Some(0), "{}", said());
 }
 
 #[test]
 fn a_restart_on_the_same_port_copes_with_what_the_kernel_has_not_taken_down_yet() {
     let port = free_port();
-    let text = config(port, &[free_port()], crate::live::UNPROBED);
+    let text = config(port, &[free_port()], UNPROBED);
     for _ in 0..5 {
         Viahop::start("restart", &text).end();
     }
@@ -361,7 +404,7 @@ fn explain_says_what_the_live_program_does_when_one_is_ejected_or_starts_slowly_
         let mut room = vec![0; 4096];
         let to = reasons.lines().find_map(|line| line.strip_prefix("sent to 127.0.0.1:")).unwrap();
         let place = ports.iter().position(|port| port.to_string() == to).unwrap();
-        backends[place].set_read_timeout(Some(crate::live::PATIENCE)).unwrap();
+        backends[place].set_read_timeout(Some(PATIENCE)).unwrap();
         let len = uninterrupted(|| backends[place].recv(&mut room)).unwrap();
         assert_eq!(String::from_utf8_lossy(&room[..len]).trim_end(), explained.trim_end());
         assert!(reasons.contains("slot") && reasons.contains("pool     proxies"), "{reasons}");
@@ -372,9 +415,7 @@ fn explain_says_what_the_live_program_does_when_one_is_ejected_or_starts_slowly_
                 let args = ["ctl", "--socket", socket.to_str().unwrap(), "backend", &name, state];
                 assert_eq!(output(&mut crate::live::viahop(&args)).0, 0);
             }
-            viahop.wait_until("a slow start", crate::live::PATIENCE, |status| {
-                status["backends"][0]["weight_in_force"] == 10
-            });
+            viahop.wait_until("a slow start", PATIENCE, |status| status["backends"][0]["weight_in_force"] == 10);
         }
         if call == 20 {
             // Nobody answers, and one of the three is ejected for it.
@@ -382,7 +423,7 @@ fn explain_says_what_the_live_program_does_when_one_is_ejected_or_starts_slowly_
                 client.send_to(invite(call).as_bytes(), ("127.0.0.1", listen)).unwrap();
             }
             let ejects = |status: &serde_json::Value| status.to_string().contains("\"ejected\":true");
-            viahop.wait_until("an ejection", crate::live::PATIENCE, ejects);
+            viahop.wait_until("an ejection", PATIENCE, ejects);
             for backend in &backends {
                 backend.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
                 while uninterrupted(|| backend.recv(&mut room)).is_ok() {}
@@ -392,7 +433,7 @@ fn explain_says_what_the_live_program_does_when_one_is_ejected_or_starts_slowly_
     let options = request("OPTIONS", &format!("sip:127.0.0.1:{listen}"), 300);
     assert!(explain(&options).contains("viahop itself: 200"));
     viahop.process.signal("TERM");
-    viahop.wait_until("a drain", crate::live::PATIENCE, |status| status["draining"] == true);
+    viahop.wait_until("a drain", PATIENCE, |status| status["draining"] == true);
     assert!(explain(&options).contains("viahop itself: 503"));
     viahop.end();
 }
@@ -401,7 +442,7 @@ fn explain_says_what_the_live_program_does_when_one_is_ejected_or_starts_slowly_
 #[test]
 fn explain_takes_a_message_on_a_tcp_listener_from_a_stream() {
     let port = free_port();
-    let text = config(port, &[free_port()], crate::live::UNPROBED).replacen(
+    let text = config(port, &[free_port()], UNPROBED).replacen(
         "[[pool]]",
         &format!("[[listen]]\naddress = \"tcp:127.0.0.1:{port}\"\n[[pool]]"),
         1,
@@ -441,7 +482,7 @@ fn explain_takes_a_message_on_a_tcp_listener_from_a_stream() {
 
 #[test]
 fn explain_says_when_its_secret_is_not_that_of_the_running_viahop_and_makes_none() {
-    let viahop = Viahop::start("explain-stranger", &config(free_port(), &[free_port()], crate::live::UNPROBED));
+    let viahop = Viahop::start("explain-stranger", &config(free_port(), &[free_port()], UNPROBED));
     let message = viahop.folder.write("message.sip", "OPTIONS sip:bob@example.net SIP/2.0\r\n\r\n");
     let file = viahop.folder.0.join("viahop.toml");
     let explained_from = |state: &Path, live: &[&str]| {
