@@ -68,6 +68,8 @@ impl Service {
         let about = |problem: Problem| Report { source: source.clone(), problems: vec![problem] };
         let cores = cores(&loaded.config.cores).map_err(about)?;
         machine(&cores).map_err(about)?;
+        // Had now, and for good: later on there may be none to be had.
+        drop(runtime.spawn_blocking(|| ()));
         let (resolved, mut warnings) = runtime.block_on(resolve(loaded, &secret.keys, &InForce::default()))?;
         warnings.problems.extend(secret.remarks);
         let config = resolved.config.clone();
@@ -153,10 +155,12 @@ impl Service {
 }
 
 /// The tokio runtime of the control plane: one thread, this one. It ends with the process and is never dropped: that would
-/// wait for whatever it reads aside, a name or a file, however long the resolver or the file system hangs.
+/// wait for whatever it reads aside, a name or a file, however long the resolver or the file system hangs. A thread that it has once had
+/// for that stays: tokio panics where something is to be read, none is there and none can be had.
 pub fn runtime() -> Result<ManuallyDrop<Runtime>, Problem> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .thread_keep_alive(Duration::MAX)
         .build()
         .map(ManuallyDrop::new)
         .map_err(|error| Problem::environment(format!("cannot start the control plane: {error}")))

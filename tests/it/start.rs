@@ -6,7 +6,7 @@ use std::fs;
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use viahop::sys::uninterrupted;
 
@@ -359,6 +359,36 @@ fn without_sys_it_runs_all_the_same() {
     }
     process.signal("INT");
     assert_eq!(process.wait(PATIENCE).and_then(|status| status.code()), Some(0), "{}", said());
+}
+
+/// A pod whose neighbours take all the threads it may have. strace refuses them to a viahop that runs.
+#[test]
+fn a_reload_needs_no_thread_that_is_not_there() {
+    if !has_peer("strace") {
+        return;
+    }
+    let viahop = Viahop::start("threads", &config(free_port(), &[free_port()], UNPROBED));
+    let pid = viahop.process.0.id();
+    let filter = ["-f", "-o", "/dev/null", "-e", "trace=clone3", "-e", "inject=clone3:error=EAGAIN"];
+    let mut strace = Command::new("strace");
+    let mut strace = Process::start(strace.args(filter).args(["-p", &pid.to_string()]).stderr(Stdio::null()));
+    let is_traced = |task: fs::DirEntry| {
+        let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        !status.contains("TracerPid:\t0\n")
+    };
+    let until = Instant::now() + PATIENCE;
+    while !fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten().all(is_traced) {
+        if strace.wait(Duration::ZERO).is_some() {
+            return skip("strace may not attach here");
+        }
+        assert!(Instant::now() < until, "strace does not attach");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut ctl = crate::live::viahop(&["ctl", "--url", &format!("http://{}", viahop.admin), "reload"]);
+    let (code, _, stderr) = output(&mut ctl);
+    assert_eq!(code, 0, "{stderr}");
+    drop(strace);
+    viahop.end();
 }
 
 #[test]
