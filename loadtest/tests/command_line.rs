@@ -358,6 +358,43 @@ fn callers_and_callees_of_one_process_have_descriptors_for_both() {
     assert_eq!(output.code, 0, "{}", output.all());
 }
 
+/// Older profiles of containers refuse `epoll_pwait2`; systemd's `@resources` has `sched_setaffinity`. strace plays the filter.
+#[test]
+fn calls_are_placed_where_a_filter_refuses_what_can_be_done_without() {
+    if Command::new("strace").arg("-V").output().is_err() {
+        assert!(std::env::var_os("VIAHOP_PEERS").is_none_or(|peers| peers != "required"), "strace is not installed");
+        return eprintln!("skipped: strace not installed");
+    }
+    let core = viahop_load::sys::process::cores()[0].to_string();
+    let output = ended(Command::new("strace").args([
+        "-f",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=epoll_pwait2,sched_setaffinity",
+        "-e",
+        "inject=epoll_pwait2,sched_setaffinity:error=EPERM",
+        env!("CARGO_BIN_EXE_viahop-load"),
+        "run",
+        "--listen",
+        ANY,
+        "--calls",
+        "5",
+        "--cores",
+        &core,
+        "--callee-cores",
+        &core,
+        "-q",
+        "--lateness-max",
+        "10s",
+    ]));
+    assert_eq!(output.code, 0, "{}", output.all());
+    for whose in ["callers", "callees"] {
+        let warning = format!("{whose}' thread 0 is not bound to core {core}: Operation not permitted");
+        assert!(output.stderr.contains(&warning), "{}", output.stderr);
+    }
+}
+
 /// A shell in which SIGHUP does what it does by default: a shell cannot undo that it is ignored, as it is below `nohup`.
 fn where_hangups_end(line: &str) -> Ended {
     ended(Command::new("env").args(["--default-signal=HUP", "sh", "-c", line]))

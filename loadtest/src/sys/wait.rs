@@ -65,8 +65,10 @@ impl Waiter {
         };
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; READY_MAX];
         let waited = match self.wait2(&mut events, &timeout) {
-            // Linux before 5.11, and valgrind.
-            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => self.wait_by_poll(&mut events, &timeout),
+            // Linux before 5.11, valgrind, and filters of system calls, which refuse what they have not heard of.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
+                self.wait_by_poll(&mut events, &timeout)
+            }
             waited => waited,
         };
         let count = match waited {

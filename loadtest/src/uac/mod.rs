@@ -440,8 +440,10 @@ impl Uac {
             let ended = Arc::clone(&uac.ended);
             let run = move || {
                 if let Some(core) = core {
-                    // A core that is not to be had was refused by the command line; here the kernel places the thread.
-                    let _ = process::pin_this_thread(core);
+                    // A core that is not to be had was refused by the command line; where none may be chosen, the kernel does.
+                    if let Err(error) = process::pin_this_thread(core) {
+                        remark!("warning[uac]: callers' thread {number} is not bound to core {core}: {error}");
+                    }
                 }
                 let born = now_ns();
                 let result = worker.run(start);

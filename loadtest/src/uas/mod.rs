@@ -461,8 +461,10 @@ impl Uas {
         let worker = Worker::new(Arc::clone(&self.shared), waiter, inbox, sockets, now_ns()).map_err(cannot_start)?;
         let run = move || {
             if let Some(core) = core {
-                // A core that is not to be had was refused by the command line; here the kernel places the thread.
-                let _ = process::pin_this_thread(core);
+                // A core that is not to be had was refused by the command line; where none may be chosen, the kernel does.
+                if let Err(error) = process::pin_this_thread(core) {
+                    remark!("warning[uas]: callees' thread {number} is not bound to core {core}: {error}");
+                }
             }
             let born = now_ns();
             let (backends, result) = worker.run();
