@@ -65,9 +65,8 @@ pub fn obtain(secret: &Secret, token_keys: &[TokenKey]) -> Result<Obtained, Prob
                     Root::new(&secret)
                 }
                 Err(error) => {
-                    let place =
-                        path.map_or("no state directory is known".to_owned(), |path| path.display().to_string());
-                    let problem = Problem::environment(format!("the secret cannot be kept in {place}: {error}"));
+                    let place = path.map_or(String::new(), |path| format!(" in {}", path.display()));
+                    let problem = Problem::environment(format!("the secret cannot be kept{place}: {error}"));
                     let help = "responses to requests from before a restart will be dropped; set `secret_file` in `[balancer]`, or STATE_DIRECTORY";
                     remarks.push(Problem { severity: Severity::Warning, ..problem.help(help) });
                     Root::new(&fresh()?)
