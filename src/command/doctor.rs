@@ -181,6 +181,9 @@ fn privileges(config: &Config) -> Finding {
     let first_free = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").ok();
     let first_free: u16 = first_free.and_then(|text| text.trim().parse().ok()).unwrap_or(1024);
     match config.listeners.iter().map(|one| one.address.port()).filter(|&port| port < first_free).min() {
+        Some(port) if preflight::may_bind_low_ports() => {
+            Good(format!("port {port} is below {first_free}, and CAP_NET_BIND_SERVICE is there"))
+        }
         Some(port) => Poor(
             format!("port {port} is below {first_free} and needs a privilege"),
             "AmbientCapabilities=CAP_NET_BIND_SERVICE, or `setcap cap_net_bind_service+ep viahop`".into(),

@@ -74,9 +74,7 @@ pub fn missing_capability() -> Option<&'static str> {
     const CAP_SYS_ADMIN: u64 = 1 << 21;
     const CAP_PERFMON: u64 = 1 << 38;
     const CAP_BPF: u64 = 1 << 39;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or(0);
+    let effective = capabilities();
     let has = |capability| effective & (capability | CAP_SYS_ADMIN) != 0;
     match (has(CAP_BPF), has(CAP_PERFMON)) {
         (true, true) => None,
@@ -84,6 +82,19 @@ pub fn missing_capability() -> Option<&'static str> {
         (false, true) => Some("CAP_BPF"),
         (false, false) => Some("CAP_BPF and CAP_PERFMON"),
     }
+}
+
+/// Whether this process has `CAP_NET_BIND_SERVICE`, which ports below 1024 need.
+pub fn may_bind_low_ports() -> bool {
+    const CAP_NET_BIND_SERVICE: u64 = 1 << 10;
+    capabilities() & CAP_NET_BIND_SERVICE != 0
+}
+
+/// The capabilities in effect, a bit each; none where /proc is not mounted.
+fn capabilities() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

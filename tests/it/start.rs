@@ -261,6 +261,22 @@ fn too_little_lockable_memory_is_refused_at_once_with_the_remedy() {
     assert!(since.elapsed() < Duration::from_secs(1));
 }
 
+#[test]
+fn doctor_asks_for_no_privilege_that_is_there() {
+    if !has_peer("unshare") {
+        return;
+    }
+    let folder = Folder::new("privilege");
+    let path = folder.write("viahop.toml", &config(443, &[9], UNPROBED));
+    let args = ["--user", "--net", "--map-user=1000", "--keep-caps", env!("CARGO_BIN_EXE_viahop"), "doctor", "-c"];
+    let (_, said, stderr) = output(Command::new("unshare").args(args).arg(path));
+    if said.is_empty() {
+        return skip(&format!("no user namespace here: {}", stderr.trim()));
+    }
+    assert!(said.contains("port 443 is below 1024, and CAP_NET_BIND_SERVICE is there"), "{said}");
+    assert!(!said.contains("AmbientCapabilities=CAP_NET_BIND_SERVICE"), "{said}");
+}
+
 /// Shells and systemd leave a process 1,024 descriptors of half a million that it may take by itself.
 #[test]
 fn a_start_takes_as_many_descriptors_as_doctor_says_it_may_have() {
