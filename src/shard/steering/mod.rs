@@ -131,9 +131,15 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// # Errors
 /// What is missing.
 pub fn self_test(shards: usize) -> Result<(), Missing> {
-    let failed = |what: &str, error: io::Error| Missing {
-        what: format!("the self-test failed: {what}: {error}"),
-        remedy: "please report it with the output of `viahop doctor`; `steering = \"kernel\"` leaves it alone",
+    let failed = |what: &str, error: io::Error| match error.kind() {
+        io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable => Missing {
+            what: format!("a loopback interface that is up (cannot {what}: {error})"),
+            remedy: "`ip link set lo up`: the program is tried out there",
+        },
+        _ => Missing {
+            what: format!("the self-test failed: {what}: {error}"),
+            remedy: "please report it with the output of `viahop doctor`; `steering = \"kernel\"` leaves it alone",
+        },
     };
     let options =
         Options { shared_port: true, receive_buffer: 1 << 18, send_buffer: 1 << 18, errors: false, tell_local: false };
@@ -262,16 +268,24 @@ fn packet(datagram: &[u8]) -> Vec<u8> {
 
 /// What a refusal means, and what to do about it.
 fn missing(refused: &Refused) -> Missing {
+    explained(refused, preflight::missing_capability())
+}
+
+/// The same for a process that lacks `capability`.
+fn explained(refused: &Refused, capability: Option<&str>) -> Missing {
     const CAPABILITY: &str = "systemd: `AmbientCapabilities=CAP_BPF CAP_PERFMON`; shell: `setcap cap_bpf,cap_perfmon+ep \
                               viahop`; docker: `--cap-add BPF --cap-add PERFMON` and a seccomp profile that allows bpf(2)";
-    const MEMORY: &str = "up to Linux 5.10 programs count as locked memory: `LimitMEMLOCK=64M`, `ulimit -l 65536`";
-    let (why, remedy) = match (refused.error.kind(), preflight::missing_capability()) {
+    const LEAVE: &str = "a seccomp profile that allows bpf(2) (systemd: `SystemCallFilter=bpf`), no user namespace (rootless containers), no \
+                         kernel in lockdown; up to Linux 5.10 also `LimitMEMLOCK=64M`, `ulimit -l 65536`";
+    let (why, remedy) = match (refused.error.kind(), capability) {
+        (io::ErrorKind::NotFound, _) => ("/sys".to_owned(), "mount it: it says how many CPUs the program may count on"),
         // Whatever is refused to those who lack one, is refused for that: the verifier says so in many ways.
         (_, Some(capability)) => (capability.to_owned(), CAPABILITY),
-        (io::ErrorKind::PermissionDenied, None) if preflight::memlock().is_ok_and(|limit| limit.is_some()) => {
-            ("memlock, or a kernel in lockdown".to_owned(), MEMORY)
-        }
-        (io::ErrorKind::OutOfMemory, None) => ("memory".to_owned(), MEMORY),
+        (io::ErrorKind::PermissionDenied, None) => ("leave to use bpf(2)".to_owned(), LEAVE),
+        (io::ErrorKind::OutOfMemory, None) => (
+            "memory".to_owned(),
+            "up to Linux 5.10 programs count as locked memory: `LimitMEMLOCK=64M`, `ulimit -l 65536`",
+        ),
         (io::ErrorKind::Unsupported, None) => {
             ("bpf(2) in this kernel".to_owned(), "a kernel with CONFIG_BPF_SYSCALL, Linux 5.17 or newer")
         }
@@ -284,4 +298,30 @@ fn missing(refused: &Refused) -> Missing {
         }
     };
     Missing { what: format!("{why} (cannot {}: {})", refused.what, refused.error), remedy }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_what_refused() {
+        let of = |errno, capability| {
+            let error = io::Error::from_raw_os_error(errno);
+            explained(&Refused { what: "make a map", error, log: String::new() }, capability)
+        };
+        let (both, bpf) = (Some("CAP_BPF and CAP_PERFMON"), "leave to use bpf(2) (cannot make a map");
+        for (errno, capability, what, remedy) in [
+            // Who has the capabilities may still be refused by a filter, or have them in a namespace of its own.
+            (libc::EPERM, None, bpf, "seccomp profile that allows bpf(2)"),
+            (libc::EPERM, None, bpf, "user namespace"),
+            (libc::EPERM, both, "CAP_BPF and CAP_PERFMON (cannot", "AmbientCapabilities"),
+            (libc::ENOENT, both, "/sys (cannot", "mount it"),
+            (libc::ENOSYS, None, "bpf(2) in this kernel", "CONFIG_BPF_SYSCALL"),
+            (libc::E2BIG, None, "a kernel that takes the program", "please report it"),
+        ] {
+            let missing = of(errno, capability);
+            assert!(missing.what.starts_with(what) && missing.remedy.contains(remedy), "{missing:?}");
+        }
+    }
 }
