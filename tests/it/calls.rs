@@ -1,7 +1,8 @@
 //! Calls of SIPp through the program, to SIPp; and what tshark has to say about them.
 
 use crate::live::{
-    Folder, Process, UNPROBED, Viahop, alone, calls, config, free_port, sipp_uac, sipp_uas, wait_for_port,
+    Folder, Process, UNPROBED, Viahop, alone, calls, config, free_port, sipp, sipp_uac, sipp_uas, udp_server,
+    wait_for_port,
 };
 use crate::support::{has_peer, skip};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,11 +27,12 @@ fn ten_thousand_calls_at_500_a_second_complete_without_a_retransmission() {
     let _alone = alone();
     let folder = Folder::new("calls");
     let ports = uas_ports();
-    let servers: Vec<Process> = ports.iter().map(|&port| sipp_uas(&folder.0, port, &[])).collect();
+    // Nobody sends anything again: a call of which something was lost never ends.
+    let servers: Vec<Process> = ports.iter().map(|&port| sipp_uas(&folder.0, port, &["-nr"])).collect();
     let listen = free_port();
     let viahop = Viahop::start("calls", &config(listen, &ports, UNPROBED));
     let capture = Capture::start(&folder.0, listen, &ports);
-    let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 10_000, 500, &[]));
+    let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 10_000, 500, &["-nr"]));
     assert!(client.wait(2 * MINUTE).is_some_and(|status| status.success()), "{:?}", calls(&folder.0));
     let counted = calls(&folder.0);
     assert_eq!((counted.successful, counted.failed, counted.retransmissions), (10_000, 0, 0));
@@ -49,7 +51,7 @@ fn ten_thousand_calls_at_500_a_second_complete_without_a_retransmission() {
 /// What is alike and comes at once goes through the kernel as one, and is as many datagrams at the backend, each whole.
 #[test]
 fn with_gso_what_is_alike_arrives_one_by_one() {
-    let (client, server) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    let (client, server) = (UdpSocket::bind("127.0.0.1:0").unwrap(), udp_server());
     server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let listen = free_port();
     let text = config(listen, &[server.local_addr().unwrap().port()], UNPROBED);
@@ -98,7 +100,7 @@ fn a_shard_at_work_lets_messages_gather_if_it_may_and_loses_none() {
     for (name, linger, transport) in
         [("linger", "1ms", "UDP"), ("no-linger", "0s", "UDP"), ("linger-tcp", "1ms", "TCP")]
     {
-        let (client, server) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        let (client, server) = (UdpSocket::bind("127.0.0.1:0").unwrap(), udp_server());
         server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let listen = free_port();
         let mut text = config(listen, &[server.local_addr().unwrap().port()], UNPROBED);
@@ -143,7 +145,7 @@ fn padding_towards(name: &str, listen: u16, port: u16) -> Viahop {
 /// Octets that mean nothing follow requests that say where they end, are few, and follow some.
 #[test]
 fn with_pad_requests_of_many_lengths_arrive_whole_and_in_front_of_line_ends() {
-    let (client, server) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    let (client, server) = (UdpSocket::bind("127.0.0.1:0").unwrap(), udp_server());
     server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let listen = free_port();
     let viahop = padding_towards("pad", listen, server.local_addr().unwrap().port());
@@ -272,7 +274,13 @@ fn with_one_message_in_twenty_lost_every_call_stays_on_its_backend_and_completes
         ports.iter().zip(&folders).map(|(&port, folder)| patient_server(folder, port)).collect();
     let listen = free_port();
     let viahop = Viahop::start("lost", &config(listen, &ports, UNPROBED));
-    let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 2000, 200, &["-lost", "5", "-max_retrans", "30"]));
+    let mut client = Process::start(&mut sipp_uac(
+        &folder.0,
+        listen,
+        2000,
+        200,
+        &["-l", "2000", "-lost", "5", "-max_retrans", "30"],
+    ));
     assert!(client.wait(3 * MINUTE).is_some(), "{:?}", calls(&folder.0));
     let counted = calls(&folder.0);
     assert!(counted.retransmissions > 100, "{counted:?}");
@@ -309,9 +317,8 @@ fn patient_server(folder: &Folder, port: u16) -> Process {
 
 fn by_scenario(folder: &Folder, port: u16, scenario: &str, more: &[&str]) -> Process {
     let path = folder.write(&format!("{port}.xml"), scenario);
-    let mut command = Command::new("sipp");
-    command.args(["-sf", path.to_str().unwrap(), "-i", "127.0.0.1", "-p", &port.to_string(), "-nostdin"]).args(more);
-    command.current_dir(&folder.0).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut command = sipp(&folder.0);
+    command.args(["-sf", path.to_str().unwrap(), "-p", &port.to_string()]).args(more);
     let process = Process::start(&mut command);
     wait_for_port(port);
     process
@@ -326,13 +333,13 @@ fn how_long_a_server_lets_its_callers_wait_is_told_of_each() {
     let folder = Folder::new("delay");
     let (quick, slow, refuses) = (free_port(), free_port(), free_port());
     let _servers = [
-        sipp_uas(&folder.0, quick, &[]),
+        sipp_uas(&folder.0, quick, &["-nr"]),
         server_that(&folder, slow, &["100 Trying", "180 Ringing", "183 Session Progress", "200 OK"]),
         server_that(&folder, refuses, &["404 Not Found"]),
     ];
     let listen = free_port();
     let viahop = Viahop::start("delay", &config(listen, &[quick, slow, refuses], UNPROBED));
-    let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 90, 50, &[]));
+    let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 90, 50, &["-nr"]));
     assert!(client.wait(MINUTE).is_some(), "{}", viahop.log());
     let of = |what: &str, port: u16, more: &str| {
         let name = format!("viahop_backend_request_delay_seconds_{what}");
@@ -372,7 +379,7 @@ fn server_that(folder: &Folder, port: u16, answers: &[&str]) -> Process {
     let scenario = format!(
         "<?xml version=\"1.0\"?><scenario name=\"slow\">\n<recv request=\"INVITE\"/>\n{answers}<recv request=\"ACK\"/>\n{bye}</scenario>"
     );
-    by_scenario(folder, port, &scenario, &[])
+    by_scenario(folder, port, &scenario, &["-nr"])
 }
 
 /// Call-IDs of what SIPp's message log says it received.

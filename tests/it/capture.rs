@@ -84,11 +84,12 @@ fn config(listen: &str, backend: &str, capture: &str) -> String {
 fn copied_calls(name: &str, count: u32, capture: &str) -> Option<(Viahop, Collector, [u16; 2])> {
     let collector = has_peer("sipp").then(|| Collector::start(name)).flatten()?;
     let (port, listen) = (free_port(), free_port());
-    let _server = sipp_uas(&collector.folder.0, port, &[]);
+    // Nobody sends anything again, so that it is known how many copies there are.
+    let _server = sipp_uas(&collector.folder.0, port, &["-nr"]);
     let listener = format!("[[listen]]\naddress = \"udp:127.0.0.1:{listen}\"");
     let capture = format!("hep = \"udp:127.0.0.1:{}\"\n{capture}", collector.port);
     let viahop = Viahop::start(name, &config(&listener, &udp(port), &capture));
-    let mut client = Process::start(&mut sipp_uac(&collector.folder.0, listen, count, 100, &[]));
+    let mut client = Process::start(&mut sipp_uac(&collector.folder.0, listen, count, 100, &["-nr"]));
     assert!(client.wait(Duration::from_secs(60)).is_some_and(|status| status.success()));
     assert_eq!(calls(&collector.folder.0).successful, u64::from(count));
     Some((viahop, collector, [listen, port]))
@@ -212,7 +213,7 @@ fn a_collector_that_is_away_costs_nobody_but_itself() {
         return;
     }
     let (folder, port, listen) = (Folder::new("capture-away"), free_port(), free_port());
-    let _server = sipp_uas(&folder.0, port, &[]);
+    let _server = sipp_uas(&folder.0, port, &["-nr"]);
     let listener = format!("[[listen]]\naddress = \"udp:127.0.0.1:{listen}\"");
     let capture = |to: &str| config(&listener, &udp(port), &format!("hep = \"udp:{to}\""));
     // Nobody listens at the first, and to the second, which comes with a reload, the kernel sends nothing.
@@ -223,7 +224,7 @@ fn a_collector_that_is_away_costs_nobody_but_itself() {
             viahop.process.signal("HUP");
             viahop.wait_until("the reload", PATIENCE, |status| status["generation"] == 2);
         }
-        let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 20, 50, &[]));
+        let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 20, 50, &["-nr"]));
         assert!(client.wait(Duration::from_secs(60)).is_some_and(|status| status.success()), "{:?}", calls(&folder.0));
     }
     viahop.wait_for_metric("viahop_capture_packets_total", "outcome=\"lost\"", 240.0);

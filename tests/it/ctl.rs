@@ -1,6 +1,6 @@
 //! `viahop ctl` against a running viahop, with calls through it.
 
-use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, config, free_port, output, viahop};
+use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, config, free_port, output, udp_server, viahop};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -29,8 +29,8 @@ impl Server {
     }
 
     pub fn start_at(host: &str) -> Server {
-        let socket = UdpSocket::bind((host, 0)).unwrap();
-        let port = socket.local_addr().unwrap().port();
+        let port = free_port();
+        let socket = UdpSocket::bind((host, port)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let (received, stop) = (Received::default(), Arc::new(AtomicBool::new(false)));
         let (log, stopped) = (received.clone(), stop.clone());
@@ -577,14 +577,14 @@ fn a_drain_that_is_waited_for_does_not_wait_for_who_came_in_its_place() {
 /// A call that rings at a server while `meanwhile` happens, and is answered then, at the port that it came from. Returns the
 /// viahop between the two.
 fn answered_after(name: &str, keys: &str, meanwhile: impl FnOnce(&mut Viahop)) -> Viahop {
-    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let server = udp_server();
     server.set_read_timeout(Some(PATIENCE)).unwrap();
     let (listen, port) = (free_port(), server.local_addr().unwrap().port());
     let text = config(listen, &[port], UNPROBED).replace("shards = 2", keys);
     let mut viahop = Viahop::start(name, &text);
     let caller = std::thread::spawn(move || Phone::new(listen).ask("INVITE", "rings", "", ""));
     let mut room = vec![0; 65_536];
-    let (len, shard) = server.recv_from(&mut room).unwrap();
+    let (len, shard) = uninterrupted(|| server.recv_from(&mut room)).unwrap();
     meanwhile(&mut viahop);
     server.send_to(answer(&String::from_utf8_lossy(&room[..len]), port).as_bytes(), shard).unwrap();
     assert!(caller.join().unwrap().starts_with("SIP/2.0 200"));
@@ -615,7 +615,7 @@ fn a_call_that_rings_over_a_restart_is_answered() {
 /// RFC 3261 16.11: from another port it would be another transaction to the server, and a CANCEL the cancel of nothing.
 #[test]
 fn a_retransmission_behind_a_restart_leaves_as_the_same_octets_from_the_same_port() {
-    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let server = udp_server();
     server.set_read_timeout(Some(PATIENCE)).unwrap();
     let (listen, port) = (free_port(), server.local_addr().unwrap().port());
     let mut viahop = Viahop::start("ctl-same", &config(listen, &[port], UNPROBED));
@@ -631,7 +631,7 @@ fn a_retransmission_behind_a_restart_leaves_as_the_same_octets_from_the_same_por
             );
             phone.send_to(request.as_bytes(), ("127.0.0.1", listen)).unwrap();
             let mut room = vec![0; 65_536];
-            let (len, shard) = server.recv_from(&mut room).unwrap();
+            let (len, shard) = uninterrupted(|| server.recv_from(&mut room)).unwrap();
             (String::from_utf8_lossy(&room[..len]).into_owned(), shard)
         });
         calls.collect::<Vec<_>>()

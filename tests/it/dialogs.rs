@@ -3,10 +3,9 @@
 //! The judge is what the servers say they received: the server that got a call's INVITE is its home, and every other
 //! request of the call has to arrive there.
 
-use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, free_port, wait_for_port};
+use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, free_port, sipp, wait_for_port};
 use crate::support::has_peer;
 use std::collections::{BTreeSet, HashMap};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -38,10 +37,9 @@ impl Servers {
 
     fn add(&mut self, port: u16, name: &str, more: &[&str]) {
         let folder = Folder::new(&format!("{name}-{port}"));
-        let mut command = Command::new("sipp");
-        command.args(["-sf", &scenario(name), "-i", "127.0.0.1", "-p", &port.to_string()]);
-        command.args(["-nostdin", "-trace_msg", "-message_file", "messages.log"]).args(more);
-        command.current_dir(&folder.0).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut command = sipp(&folder.0);
+        command.args(["-sf", &scenario(name), "-p", &port.to_string()]);
+        command.args(["-trace_msg", "-message_file", "messages.log"]).args(more);
         self.processes.push(Process::start(&mut command));
         wait_for_port(port);
         self.ports.push(port);
@@ -112,15 +110,14 @@ impl Judgement {
 /// SIPp as the caller.
 pub fn caller(folder: &Folder, scenario_name: &str, target: u16, calls: u32, rate: u32, more: &[&str]) -> Process {
     let port = free_port().to_string();
-    let mut command = Command::new("sipp");
-    command.args(["-sf", &scenario(scenario_name), &format!("127.0.0.1:{target}"), "-i", "127.0.0.1"]);
+    let mut command = sipp(&folder.0);
+    command.args(["-sf", &scenario(scenario_name), &format!("127.0.0.1:{target}")]);
     command.args(["-r", &rate.to_string(), "-m", &calls.to_string()]);
     if !more.contains(&"-p") {
         command.args(["-p", &port]);
     }
-    command.args(["-l", "100000", "-nostdin", "-trace_stat", "-stf", "uac.csv", "-fd", "1"]);
+    command.args(["-l", "100000", "-trace_stat", "-stf", "uac.csv", "-fd", "1"]);
     command.args(["-trace_err", "-error_file", "errors.log"]).args(more);
-    command.current_dir(&folder.0).stdout(Stdio::null()).stderr(Stdio::null());
     Process::start(&mut command)
 }
 

@@ -1,7 +1,9 @@
 //! Backends that die in the middle of calls: refused, and silent.
 
 use crate::dialogs::{Servers, assert_completed, caller};
-use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, config, free_port, sipp_uac, sipp_uas};
+use crate::live::{
+    Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, config, free_port, sipp, sipp_uac, sipp_uas,
+};
 use crate::support::{has_peer, skip};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::net::{SocketAddr, UdpSocket};
@@ -31,7 +33,6 @@ struct Server {
 impl Server {
     fn start(port: u16) -> Server {
         let socket = UdpSocket::bind(("127.0.0.1", port)).unwrap();
-        let port = socket.local_addr().unwrap().port();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let [silent, stop, busy] = [(); 3].map(|()| Arc::new(AtomicBool::new(false)));
         let flags = (silent.clone(), stop.clone(), busy.clone());
@@ -93,7 +94,7 @@ fn what_strangers_say_of_a_backend_by_icmp_moves_no_call() {
     let Ok(stranger) = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)) else {
         return skip("raw sockets");
     };
-    let servers: Vec<Server> = (0..2).map(|_| Server::start(0)).collect();
+    let servers: Vec<Server> = (0..2).map(|_| Server::start(free_port())).collect();
     let ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
     let listen = free_port();
     let viahop = Viahop::start("icmp", &config(listen, &ports, PROBED).replace("shards = 2", "shards = 1"));
@@ -117,7 +118,7 @@ const PROBED: &str = "health = { interval = \"500ms\", timeout = \"200ms\", fall
 
 #[test]
 fn a_refused_message_is_the_last_that_goes_there_and_the_others_keep_their_calls() {
-    let mut servers: Vec<Server> = (0..4).map(|_| Server::start(0)).collect();
+    let mut servers: Vec<Server> = (0..4).map(|_| Server::start(free_port())).collect();
     let ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
     let listen = free_port();
     let viahop = Viahop::start("refused", &config(listen, &ports, PROBED));
@@ -157,7 +158,7 @@ fn a_refused_message_is_the_last_that_goes_there_and_the_others_keep_their_calls
 
 #[test]
 fn a_silent_backend_is_down_within_fall_times_interval_and_timeout() {
-    let servers: Vec<Server> = (0..2).map(|_| Server::start(0)).collect();
+    let servers: Vec<Server> = (0..2).map(|_| Server::start(free_port())).collect();
     let ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
     let viahop = Viahop::start("silent", &config(free_port(), &ports, PROBED));
     viahop.wait_until("proven", PATIENCE, |status| {
@@ -186,7 +187,8 @@ fn kill_and_stop_of_a_server_under_load_cost_its_own_calls_and_no_others() {
     let mut servers: Vec<Process> = ports.iter().map(|&port| sipp_uas(&folder.0, port, &[])).collect();
     let listen = free_port();
     let viahop = Viahop::start("kill", &config(listen, &ports, UNPROBED));
-    let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 2000, 250, &["-recv_timeout", "3000"]));
+    let mut client =
+        Process::start(&mut sipp_uac(&folder.0, listen, 2000, 250, &["-l", "100", "-recv_timeout", "3000"]));
     std::thread::sleep(Duration::from_secs(3));
     servers.remove(3).signal("KILL");
     assert!(client.wait(Duration::from_secs(60)).is_some());
@@ -199,7 +201,7 @@ fn kill_and_stop_of_a_server_under_load_cost_its_own_calls_and_no_others() {
     viahop.end();
 
     // The same with a stopped server, which only probes can find out about.
-    let servers: Vec<Server> = (0..2).map(|_| Server::start(0)).collect();
+    let servers: Vec<Server> = (0..2).map(|_| Server::start(free_port())).collect();
     let stopped = sipp_options_server(&folder, free_port());
     let ports = [servers[0].port, servers[1].port, stopped.1];
     let viahop = Viahop::start("stop", &config(listen, &ports, PROBED));
@@ -219,9 +221,8 @@ fn sipp_options_server(folder: &Folder, port: u16) -> (Process, u16) {
          SIP/2.0 200 OK\n[last_Via:]\n[last_From:]\n[last_To:];tag=1\n[last_Call-ID:]\n[last_CSeq:]\n\
          Content-Length: 0\n\n]]></send></scenario>";
     let path = folder.write("options.xml", scenario);
-    let mut command = std::process::Command::new("sipp");
-    command.args(["-sf", path.to_str().unwrap(), "-i", "127.0.0.1", "-p", &port.to_string(), "-nostdin"]);
-    command.current_dir(&folder.0).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut command = sipp(&folder.0);
+    command.args(["-sf", path.to_str().unwrap(), "-p", &port.to_string()]);
     let process = Process::start(&mut command);
     crate::live::wait_for_port(port);
     (process, port)
@@ -230,7 +231,7 @@ fn sipp_options_server(folder: &Folder, port: u16) -> (Process, u16) {
 #[test]
 fn after_a_refusal_the_next_message_is_elsewhere_within_ten_milliseconds() {
     let _alone = alone();
-    let mut servers: Vec<Option<Server>> = (0..24).map(|_| Some(Server::start(0))).collect();
+    let mut servers: Vec<Option<Server>> = (0..24).map(|_| Some(Server::start(free_port()))).collect();
     let ports: Vec<u16> = servers.iter().map(|server| server.as_ref().unwrap().port).collect();
     let listen = free_port();
     let viahop = Viahop::start("ten-ms", &config(listen, &ports, PROBED));
@@ -269,7 +270,7 @@ fn after_a_refusal_the_next_message_is_elsewhere_within_ten_milliseconds() {
 #[test]
 fn who_answers_every_other_call_503_is_ejected_within_three_seconds_and_an_operator_may_pardon_it() {
     let _alone = alone();
-    let servers: Vec<Server> = (0..4).map(|_| Server::start(0)).collect();
+    let servers: Vec<Server> = (0..4).map(|_| Server::start(free_port())).collect();
     let ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
     let listen = free_port();
     // Health and outlier as they are by default.
@@ -310,7 +311,7 @@ fn who_answers_every_other_call_503_is_ejected_within_three_seconds_and_an_opera
 #[test]
 fn a_server_that_came_back_gets_its_share_by_and_by() {
     let _alone = alone();
-    let mut servers: Vec<Server> = (0..4).map(|_| Server::start(0)).collect();
+    let mut servers: Vec<Server> = (0..4).map(|_| Server::start(free_port())).collect();
     let ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
     let listen = free_port();
     let viahop = Viahop::start("slow-start", &config(listen, &ports, &format!("{PROBED}\nslow_start = \"5s\"")));
@@ -342,7 +343,7 @@ fn a_server_that_came_back_gets_its_share_by_and_by() {
 #[test]
 fn below_the_panic_threshold_all_servers_get_their_calls_again() {
     let _alone = alone();
-    let servers: Vec<Server> = (0..4).map(|_| Server::start(0)).collect();
+    let servers: Vec<Server> = (0..4).map(|_| Server::start(free_port())).collect();
     let ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
     let listen = free_port();
     let viahop = Viahop::start("panic", &config(listen, &ports, &format!("{PROBED}\npanic = 50")));

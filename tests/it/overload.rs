@@ -1,6 +1,6 @@
 //! More than viahop can carry: calls that are up go on, new ones are refused, and it is over when the surge is.
 
-use crate::live::{PATIENCE, UNPROBED, Viahop, alone, config, free_port};
+use crate::live::{PATIENCE, UNPROBED, Viahop, alone, config, free_port, udp_server};
 use socket2::SockRef;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -79,7 +79,7 @@ fn ask(client: &UdpSocket, target: u16, message: &[u8]) -> Option<(Duration, Str
 #[test]
 fn in_a_surge_new_calls_are_refused_those_that_are_up_end_and_afterwards_all_are_served_within_two_seconds() {
     let _alone = alone();
-    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let server = udp_server();
     server.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
     let listen = free_port();
     let backends = [server.local_addr().unwrap().port()];

@@ -95,8 +95,14 @@ fn ten_thousand_phones_register_by_digest_and_are_called_through_their_path() {
     folder.write("some.csv", &users(PHONES / CALLS));
     // All phones are at one address; what they give as their Contact is reached by nobody.
     let phone = free_port();
-    let mut client =
-        caller(&folder, "uac_register", listen, PHONES, 800, &["-inf", "all.csv", "-p", &phone.to_string()]);
+    let mut client = caller(
+        &folder,
+        "uac_register",
+        listen,
+        PHONES,
+        800,
+        &["-l", "100", "-inf", "all.csv", "-p", &phone.to_string()],
+    );
     assert_completed(&folder, &mut client, u64::from(PHONES));
     let registers = ports.map(|port| viahop.metric("viahop_messages_forwarded_total", &format!("127.0.0.1:{port}\"")));
     assert!(registers.iter().sum::<f64>() >= 2.0 * f64::from(PHONES) && registers.iter().all(|&one| one > 9000.0));

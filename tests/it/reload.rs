@@ -19,7 +19,8 @@ fn a_hundred_reloads_under_1000_calls_a_second_fail_no_call_of_the_backends_that
     let listen = free_port();
     let (all, fewer) = (config(listen, &ports, UNPROBED), config(listen, &ports[..3], UNPROBED));
     let viahop = Viahop::start("reloads", &all);
-    let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 25_000, 1000, &["-recv_timeout", "5000"]));
+    let mut client =
+        Process::start(&mut sipp_uac(&folder.0, listen, 25_000, 1000, &["-l", "400", "-recv_timeout", "5000"]));
     std::thread::sleep(Duration::from_secs(1));
     for round in 0..100u64 {
         viahop.write_config(if round % 2 == 0 { &fewer } else { &all });
@@ -130,7 +131,7 @@ fn a_rotation_of_token_keys_by_reloads_fails_no_call_and_moves_no_key() {
     let new = format!("{{ id = 1, file = \"{}\" }}", key.display());
     let viahop = Viahop::start("rotation", &text);
     // Calls of a second each, so that each step has calls of the step before it under way.
-    let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 600, 100, &["-d", "1000"]));
+    let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 600, 100, &["-l", "1000", "-d", "1000"]));
     let mut hashes = vec![viahop.status()["config_hash"].clone()];
     for (step, keys) in [format!("{{ id = 0 }}, {new}"), format!("{new}, {{ id = 0 }}"), new.clone()].iter().enumerate()
     {
@@ -161,7 +162,7 @@ fn sigterm_drains_calls_go_on_and_the_exit_code_is_0() {
     let listen = free_port();
     let mut viahop = Viahop::start("drain", &config(listen, &ports, UNPROBED));
     // Calls of a second each, so that many are under way when the drain begins.
-    let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 300, 100, &["-d", "1000"]));
+    let mut client = Process::start(&mut sipp_uac(&folder.0, listen, 300, 100, &["-l", "1000", "-d", "1000"]));
     std::thread::sleep(Duration::from_millis(2500));
     viahop.process.signal("TERM");
     viahop.wait_until("draining", PATIENCE, |status| status["draining"] == true && status["ready"] == false);

@@ -1,6 +1,6 @@
 //! One call, one core: which shard gets what, by the shards' own counters, with and without the program in the kernel.
 
-use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, alone, config, free_port, output, viahop};
+use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, alone, config, free_port, free_ports, output, viahop};
 use crate::support::{has_peer, skip};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -359,7 +359,7 @@ fn word_of_an_answer_reaches_the_shard_whose_invite_it_ends() {
 #[test]
 fn requests_leave_from_the_ports_that_are_configured() {
     let backend = Peer::new();
-    let (listen, first) = (free_port(), free_port().min(65_000));
+    let (listen, first) = (free_port(), free_ports(21));
     let range = format!("{first}-{}", first + 20);
     let text = config(listen, &[backend.address.port()], UNPROBED);
     let viahop = Viahop::start("ports", &with(&format!("egress_ports = \"{range}\""), &text));

@@ -1,8 +1,8 @@
 //! TCP, for real: clients and backends over streams, mixed with datagrams; the bad ones among them; what each loses.
 
 use crate::live::{
-    Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, free_port, sipp_uac, sipp_uas, tcp_server, udp_server,
-    wait_for_port,
+    Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, free_port, sipp, sipp_uac, sipp_uas, tcp_server,
+    udp_server, wait_for_port,
 };
 use crate::support::has_peer;
 use std::io::{ErrorKind, Read, Write};
@@ -609,10 +609,7 @@ fn the_log_says_why_a_backend_could_not_be_connected_to() {
 
 /// SIPp as a server over TCP on this port: one connection, or one for each call.
 fn sipp_tcp_uas(folder: &std::path::Path, port: u16) -> Process {
-    let mut command = Command::new("sipp");
-    command.args(["-sn", "uas", "-t", "t1", "-i", "127.0.0.1", "-p", &port.to_string(), "-nostdin"]);
-    command.current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
-    let process = Process::start(&mut command);
+    let process = Process::start(sipp(folder).args(["-sn", "uas", "-t", "t1", "-p", &port.to_string()]));
     let until = Instant::now() + PATIENCE;
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         assert!(Instant::now() < until, "sipp does not listen");

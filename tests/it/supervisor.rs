@@ -7,6 +7,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use viahop::sys::uninterrupted;
 
 const SYSTEMD: &str = "/lib/systemd/systemd";
 
@@ -135,7 +136,7 @@ fn a_supervisor_that_does_not_read_is_not_waited_for_and_learns_of_it_all_when_i
     let told = |wanted: &str| {
         let mut room = [0; 4096];
         loop {
-            let len = supervisor.recv(&mut room).unwrap_or_else(|error| panic!("{wanted}: {error}"));
+            let len = uninterrupted(|| supervisor.recv(&mut room)).unwrap_or_else(|error| panic!("{wanted}: {error}"));
             let text = String::from_utf8_lossy(&room[..len]);
             if text.starts_with(wanted) {
                 return text.into_owned();

@@ -24,9 +24,11 @@ fn calls_over_any_transport_to_backends_over_any_other_are_all_what_they_should_
         let key = folder.write("key.pem", &made.key);
         let (certificate, key) = (certificate.display(), key.display());
 
-        let any = Endpoint { transport: behind, address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)) };
+        // None that a caller may get: who comes from the address and port of a backend is that backend.
+        let backends = [(); 2]
+            .map(|()| Endpoint { transport: behind, address: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())) });
         let server = Some(tls::Server::of(&made).unwrap());
-        let uas = Uas::start(uas::Config { backends: vec![any; 2], tls: server, ..uas::Config::default() }).unwrap();
+        let uas = Uas::start(uas::Config { backends: backends.into(), tls: server, ..uas::Config::default() }).unwrap();
         let uri = |address: &SocketAddr| format!("{{ uri = \"sip:{address}{}\" }}", behind.uri_param());
         let backends: Vec<String> = uas.addresses().iter().map(uri).collect();
         let listen = free_port();
