@@ -6,6 +6,7 @@ use crate::support::has_peer;
 use crate::tls::{Papers, Phone};
 use rustls::version::TLS13;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::net::{TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -46,8 +47,14 @@ impl Collector {
         Some(Collector { folder, port, process })
     }
 
-    /// What it got.
-    fn end(mut self) -> Vec<Copy> {
+    /// What it got, which is `count` copies: what it has not read when it is told to end is lost.
+    fn end(mut self, count: usize) -> Vec<Copy> {
+        let path = self.folder.0.join("copies.pcap");
+        let until = Instant::now() + PATIENCE;
+        while copies_in(&fs::read(&path).unwrap_or_default()) < count {
+            assert!(Instant::now() < until, "sngrep has less than {count}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
         self.process.signal("INT");
         self.process.wait(Duration::from_secs(10));
         let mut command = Command::new("tshark");
@@ -71,6 +78,17 @@ impl Collector {
         });
         copies.collect()
     }
+}
+
+/// How many packets are whole in what is written of a capture.
+fn copies_in(file: &[u8]) -> usize {
+    let mut rest = file.get(24..).unwrap_or_default();
+    std::iter::from_fn(|| {
+        let len = u32::from_le_bytes(rest.get(8..12)?.try_into().unwrap());
+        rest = rest.get(16 + len as usize..)?;
+        Some(())
+    })
+    .count()
 }
 
 fn config(listen: &str, backend: &str, capture: &str) -> String {
@@ -101,7 +119,7 @@ fn a_collector_gets_every_message_as_it_came_and_as_it_left() {
     // INVITE, 180, 200, ACK, BYE, 200; each twice.
     viahop.wait_for_metric("viahop_capture_packets_total", "outcome=\"sent\"", 240.0);
     viahop.end();
-    let mut copies = collector.end();
+    let mut copies = collector.end(240);
     assert_eq!(copies.len(), 240);
     // Each call is on one shard, which copies its messages in order; between those of two shards there is none.
     copies.sort_by(|one, other| one.call_id.cmp(&other.call_id));
@@ -129,9 +147,15 @@ fn a_collector_gets_every_message_as_it_came_and_as_it_left() {
 #[test]
 fn a_share_of_calls_is_copied_whole() {
     let Some((viahop, collector, _)) = copied_calls("capture-share", 200, "share = 30") else { return };
+    viahop.wait_for_metric("viahop_messages_forwarded_total", "", 1200.0);
+    let mut sent = 0.0;
+    viahop.wait_until("whole calls are copied", PATIENCE, |_| {
+        sent = viahop.metric("viahop_capture_packets_total", "outcome=\"sent\"");
+        sent % 12.0 == 0.0
+    });
     viahop.end();
     let mut calls: BTreeMap<String, usize> = BTreeMap::new();
-    collector.end().into_iter().for_each(|copy| *calls.entry(copy.call_id).or_default() += 1);
+    collector.end(sent as usize).into_iter().for_each(|copy| *calls.entry(copy.call_id).or_default() += 1);
     // Thrown like dice: six standard deviations.
     assert!((60 - 39..=60 + 39).contains(&calls.len()), "{}", calls.len());
     assert!(calls.values().all(|&copies| copies == 12), "{calls:?}");
@@ -155,7 +179,7 @@ fn what_comes_by_tls_is_copied_in_clear() {
     assert_eq!(rows(&phone.hear(), "Via").len(), 1);
     viahop.wait_for_metric("viahop_capture_packets_total", "outcome=\"sent\"", 4.0);
     viahop.end();
-    let ways: Vec<(String, String)> = collector.end().into_iter().map(|copy| (copy.from, copy.to)).collect();
+    let ways: Vec<(String, String)> = collector.end(4).into_iter().map(|copy| (copy.from, copy.to)).collect();
     let (own, us, shard, server) =
         (own.to_string(), format!("127.0.0.1:{listen}"), from.to_string(), format!("127.0.0.1:{}", backend.port()));
     let expected = [(&own, &us), (&shard, &server), (&server, &shard), (&us, &own)];
@@ -181,7 +205,7 @@ fn we_are_at_one_address_on_both_ways_of_a_connection() {
     phone.hear();
     viahop.wait_for_metric("viahop_capture_packets_total", "outcome=\"sent\"", 4.0);
     viahop.end();
-    let ways: Vec<(String, String)> = collector.end().into_iter().map(|copy| (copy.from, copy.to)).collect();
+    let ways: Vec<(String, String)> = collector.end(4).into_iter().map(|copy| (copy.from, copy.to)).collect();
     let (own, us, server) = (own.to_string(), format!("127.0.0.7:{listen}"), format!("127.0.0.1:{port}"));
     let expected = [(&own, &us), (&via, &server), (&server, &via), (&us, &own)];
     assert_eq!(ways, expected.map(|(from, to)| (from.clone(), to.clone())));
@@ -200,7 +224,7 @@ fn what_we_answer_for_a_server_that_is_away_is_copied() {
     assert!(phone.hear().starts_with("SIP/2.0 503 "));
     viahop.wait_for_metric("viahop_capture_packets_total", "outcome=\"sent\"", 3.0);
     viahop.end();
-    let copies = collector.end();
+    let copies = collector.end(3);
     let us = format!("127.0.0.1:{listen}");
     let ways: Vec<(&str, &str)> = copies.iter().map(|copy| (&copy.from[..], &copy.to[..])).collect();
     assert_eq!((ways.len(), ways[0], ways[2]), (3, (&own[..], &us[..]), (&us[..], &own[..])));
