@@ -347,8 +347,9 @@ fn how_long_a_server_lets_its_callers_wait_is_told_of_each() {
     };
     for port in [quick, slow] {
         // One for each INVITE and one for each BYE.
-        let accepted = viahop.metric("viahop_responses_total", &format!("127.0.0.1:{port}\",code_class=\"2xx\"")) / 2.0;
-        assert!(accepted > 5.0 && of("count", port, "") == accepted, "{}", viahop.metrics());
+        let accepted =
+            || viahop.metric("viahop_responses_total", &format!("127.0.0.1:{port}\",code_class=\"2xx\"")) / 2.0;
+        viahop.wait_until("each is counted", MINUTE, |_| accepted() > 5.0 && of("count", port, "") == accepted());
     }
     assert_eq!(of("bucket", slow, ",le=\"0.1\""), 0.0, "{}", viahop.metrics());
     let mean = |port: u16| of("sum", port, "") / of("count", port, "");

@@ -137,7 +137,8 @@ fn when_descriptors_run_out_accepting_pauses_and_everything_else_goes_on() {
     let mut good = Client::connect(listen);
     assert!(answers_tcp(listen, &mut good, "before"));
     let pid = viahop.process.0.id();
-    let used = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let in_use = || std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let used = in_use();
     // Room for eight connections, and for whoever asks for the metrics.
     let limit = |descriptors: usize| {
         let args = ["--pid", &pid.to_string(), &format!("--nofile={descriptors}:")];
@@ -145,7 +146,12 @@ fn when_descriptors_run_out_accepting_pauses_and_everything_else_goes_on() {
     };
     limit(used + 8);
     let waiting: Vec<Client> = (0..40).map(|_| Client::connect(listen)).collect();
-    std::thread::sleep(Duration::from_millis(300));
+    // Nobody else can ask it anything now.
+    let until = Instant::now() + PATIENCE;
+    while in_use() < used + 8 {
+        assert!(Instant::now() < until, "{} of {}", in_use(), used + 8);
+        std::thread::sleep(Duration::from_millis(10));
+    }
     assert!(answers_tcp(listen, &mut good, "beside") && answers_udp(listen, "beside-too"));
     limit(used + 1000);
     viahop.wait_until("accepting goes on", PATIENCE, |_| viahop.metric("viahop_connections", "") == 41.0);
