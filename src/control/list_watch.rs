@@ -122,9 +122,9 @@ impl Watched {
 mod tests {
     use super::*;
 
-    /// Stamps of two states of a file.
-    fn stamps() -> [Option<Stamp>; 2] {
-        let path = std::env::temp_dir().join(format!("viahop-watched-{}", std::process::id()));
+    /// Stamps of two states of a file, which is that of one test.
+    fn stamps(name: &str) -> [Option<Stamp>; 2] {
+        let path = std::env::temp_dir().join(format!("viahop-watched-{name}-{}", std::process::id()));
         let stamp = |text: &str| {
             std::fs::write(&path, text).unwrap();
             Stamp::of(&path).ok()
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_change_is_told_once_and_when_it_has_come_to_rest() {
-        let [a, b] = stamps();
+        let [a, b] = stamps("changed");
         assert_eq!(told(&[a, a, a]), "c..");
         assert_eq!(told(&[a, b, b, b]), "c.c.");
         assert_eq!(told(&[a, b, a, b, b]), "c...c", "still being written");
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_gone_for_a_moment_is_not_gone() {
-        let [a, b] = stamps();
+        let [a, b] = stamps("gone");
         assert_eq!(told(&[a, None, b, b]), "c..c");
         assert_eq!(told(&[a, None, None, None]), "c.v.");
         assert_eq!(told(&[a, None, None, a, a]), "c.v.c", "the same file again is read again");

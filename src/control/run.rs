@@ -644,7 +644,13 @@ mod tests {
         assert_eq!(tables.pools[0].up, [0]);
         assert!(bench.views.borrow().moves.values().sum::<u64>() > 20_000);
         assert!(bench.views.borrow().is_ready);
-        let back = tokio::net::UdpSocket::bind(("127.0.0.1", second)).await.unwrap();
+        // The kernel may have given it to another test for a moment.
+        let back = loop {
+            match tokio::net::UdpSocket::bind(("127.0.0.1", second)).await {
+                Ok(back) => break back,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
         tokio::spawn(async move {
             let mut room = vec![0; 4096];
             while let Ok((len, from)) = back.recv_from(&mut room).await {

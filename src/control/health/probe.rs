@@ -305,12 +305,15 @@ mod tests {
         format!("SIP/2.0 {line}\r\n{}\r\n\r\n", rows.join("\r\n"))
     }
 
-    fn health() -> Health {
-        let timeout = Duration::from_millis(200);
+    /// What waits so long for an answer.
+    fn health(timeout: Duration) -> Health {
         Health { interval: timeout, timeout, fall: 3, rise: 2, ok: vec![(200, 299)] }
     }
 
-    async fn outcome(lines: &[&str]) -> Outcome {
+    const SOON: Duration = Duration::from_millis(200);
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    async fn outcome(lines: &[&str], timeout: Duration) -> Outcome {
         let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = server.local_addr().unwrap();
         let place = Place { address, local: [127, 0, 0, 1].into(), transport: Transport::Udp, proxy_header: None };
@@ -322,24 +325,24 @@ mod tests {
             for line in lines {
                 server.send_to(answer(&request, &line).as_bytes(), from).await.unwrap();
             }
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::time::sleep(PATIENCE).await;
         });
-        Asker::default().ask(place, &health()).await
+        Asker::default().ask(place, &health(timeout)).await
     }
 
     #[tokio::test]
     async fn the_final_response_decides() {
-        assert_eq!(outcome(&["200 OK"]).await, Outcome::Alive(200));
-        assert_eq!(outcome(&["100 Trying", "503 Busy"]).await, Outcome::Unwell(503));
-        assert_eq!(outcome(&["100 Trying"]).await, Outcome::Timeout);
-        assert_eq!(outcome(&[]).await, Outcome::Timeout);
+        assert_eq!(outcome(&["200 OK"], PATIENCE).await, Outcome::Alive(200));
+        assert_eq!(outcome(&["100 Trying", "503 Busy"], PATIENCE).await, Outcome::Unwell(503));
+        assert_eq!(outcome(&["100 Trying"], SOON).await, Outcome::Timeout);
+        assert_eq!(outcome(&[], SOON).await, Outcome::Timeout);
     }
 
     #[tokio::test]
     async fn a_closed_port_refuses() {
         let address = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let place = Place { address, local: [127, 0, 0, 1].into(), transport: Transport::Udp, proxy_header: None };
-        assert_eq!(Asker::default().ask(place, &health()).await, Outcome::Refused);
+        assert_eq!(Asker::default().ask(place, &health(PATIENCE)).await, Outcome::Refused);
     }
 
     #[tokio::test]
@@ -347,7 +350,7 @@ mod tests {
         // To send there takes a permission that the socket has not.
         let address = "255.255.255.255:5060".parse().unwrap();
         let place = Place { address, local: [0, 0, 0, 0].into(), transport: Transport::Udp, proxy_header: None };
-        assert_eq!(Asker::default().ask(place, &health()).await, Outcome::Timeout);
+        assert_eq!(Asker::default().ask(place, &health(SOON)).await, Outcome::Timeout);
     }
 
     #[test]
