@@ -134,7 +134,7 @@ pub fn run(plan: &Plan, watcher: &mut impl Watcher) -> Result<Log, Failure> {
         }
     }
     log.calls = watch.uac.take().map(Uac::join);
-    // The last ACK is on its way when the last call is complete.
+    // The last ACK may be on its way through an element when the last call is complete.
     std::thread::sleep(LOOK);
     log.callees = watch.uas.take().map(Uas::join);
     // A tick is a hundredth of a second, whatever the kernel's own is (USER_HZ).

@@ -117,6 +117,29 @@ fn a_target_that_listens_for_something_else_is_void_for_what_it_did() {
     assert!(!output.stdout.contains("nobody listens"), "{}", output.stdout);
 }
 
+/// A machine that stood still over two of the times at which it was to be sent again sent it once less, and took the rest of
+/// its wait for the others.
+#[test]
+fn a_request_is_sent_as_often_as_it_has_to_be_by_a_machine_that_stood_still_for_a_while() {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let target = format!("sip:{}", socket.local_addr().unwrap());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_viahop-load"));
+    command.args(["uac", "--target", &target, "--calls", "1", "--t1", "50ms", "--lateness-max", "10s", "-q"]);
+    let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let signal = |name: &str| {
+        let status = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+        assert!(status.success(), "kill {name}");
+    };
+    socket.recv(&mut [0; 4096]).unwrap();
+    signal("-STOP");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    signal("-CONT");
+    child.wait().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let again = std::iter::from_fn(|| socket.recv(&mut [0; 4096]).ok()).count();
+    assert_eq!(again, 6, "at 1, 3, 7, 15, 31 and 63 T1");
+}
+
 #[test]
 fn a_port_in_use_is_said_with_the_way_out() {
     let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -59,7 +59,6 @@ fn every_scenario_that_is_built_in_goes_over_connections_too() {
         let (hold_ns, password) = (3 * MS_NS, Some("secret".into()));
         let config = callers(tcp(uas.addresses()[0]), 200, name);
         let called = Uac::start(uac::Config { transport, hold_ns, password, connections: 3, ..config }).unwrap().join();
-        std::thread::sleep(Duration::from_millis(20));
         let took = uas.join();
         let log = Log { calls: Some(called.clone()), callees: Some(took.clone()), ..Log::new() };
         assert!(log.flows().iter().all(|flow| flow.missing() == Some(0)), "{name}: {:?}", log.flows());

@@ -515,7 +515,7 @@ impl Uas {
         std::mem::take(&mut new_calls.list).into()
     }
 
-    /// Lets all backends end. What is open stays unanswered.
+    /// Lets all backends end, when they have heard what has come. What is open then stays unanswered.
     pub fn stop(&self) {
         self.shards.iter().for_each(|shard| shard.tell(Command::Stop));
     }

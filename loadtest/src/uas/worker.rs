@@ -46,6 +46,9 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 /// Receives of one socket in a row before the others get their turn.
 const RECEIVES_MAX: usize = 8;
 
+/// Looks at the sockets of a shard that has been told to stop, at most: callers may go on for ever.
+const LAST_LOOKS: u32 = 64;
+
 /// Octets of rows that are copied from a request. A request with more is not answered.
 const ECHO_MAX: usize = 16 << 10;
 
@@ -114,14 +117,15 @@ impl Worker {
         Ok(Worker { io, shard })
     }
 
-    /// Runs until it is told to stop, and says what there was.
+    /// Runs until it is told to stop, and says what there was. What was there by then is heard.
     pub(super) fn run(mut self) -> (Vec<Snapshot>, io::Result<()>) {
         wake_on_time();
         let Worker { io, shard } = &mut self;
+        let mut looks_left = None;
         loop {
             while let Some(command) = io.inbox.next() {
                 if matches!(command, Command::Stop) {
-                    return (shard.snapshots(), Ok(()));
+                    looks_left.get_or_insert(LAST_LOOKS);
                 }
                 shard.obey(command);
             }
@@ -136,8 +140,17 @@ impl Worker {
                 std::thread::sleep(Duration::from_nanos(LINGER_NS.min(timeout)));
                 timeout = 0;
             }
+            if looks_left.is_some() {
+                timeout = 0;
+            }
             if let Err(error) = shard.waiter.wait(timeout, &mut io.ready) {
                 return (shard.snapshots(), Err(error));
+            }
+            if let Some(left) = &mut looks_left {
+                if *left == 0 || io.ready.is_empty() {
+                    return (shard.snapshots(), Ok(()));
+                }
+                *left -= 1;
             }
             while let Some(token) = io.ready.pop() {
                 match token & STREAM_TOKENS {
@@ -373,7 +386,7 @@ impl Shard {
             State::Answered | State::Notifying => {
                 call.interval_ns = (call.interval_ns * 2).min(timers.t2_ns);
                 // From when it was due, so that a late wake-up does not shift all that follow.
-                call.due_ns = (call.due_ns + call.interval_ns).max(now);
+                call.due_ns += call.interval_ns;
                 counts.resent += 1;
                 let (due, notifying) = (call.due_ns.min(call.give_up_ns), call.state == State::Notifying);
                 self.wheel.arm(slot, due);

@@ -30,7 +30,7 @@ pub struct Meddler {
 }
 
 impl Meddler {
-    /// `meddle` gets each datagram and gives back what is to be sent instead: octets, and the callee (ignored on the way
+    /// Dropped, it has passed on all that had come. `meddle` gets each datagram and gives back what is to be sent instead: octets, and the callee (ignored on the way
     /// back). There are as many numbers again as there are callees: those mean the same callees, reached from a second
     /// socket, as an element with two cores might.
     pub fn start(
@@ -46,10 +46,16 @@ impl Meddler {
         let stopped = Arc::clone(&stop);
         let run = move || {
             let (mut room, mut caller) = (vec![0; 65_536], None);
-            while !stopped.load(Ordering::Relaxed) {
+            loop {
+                let is_last = stopped.load(Ordering::Relaxed);
                 let received = sockets[1].recv_from(&mut room).or_else(|_| sockets[0].recv_from(&mut room));
                 // Nothing there, or ICMP about a callee that is gone.
-                let Ok((len, from)) = received else { continue };
+                let Ok((len, from)) = received else {
+                    if is_last {
+                        return;
+                    }
+                    continue;
+                };
                 let way = if callees.contains(&from) { Way::Back } else { Way::There };
                 if way == Way::There {
                     caller = Some(from);

@@ -121,7 +121,7 @@ impl Shard {
             }
             State::Calling | State::Proceeding => {
                 if now >= call.timer_ns {
-                    self.retransmit(slot, now);
+                    self.retransmit(slot);
                 }
                 self.cancel_if_due(slot, now);
                 self.arm(slot);
@@ -129,7 +129,7 @@ impl Shard {
         }
     }
 
-    pub(super) fn retransmit(&mut self, slot: u32, now: u64) {
+    pub(super) fn retransmit(&mut self, slot: u32) {
         let config = Arc::clone(&self.config);
         let t2_ns = config.timers.t2_ns;
         let method = self.step(&config, slot).map_or(Method::Bye, |send| send.method);
@@ -145,7 +145,7 @@ impl Shard {
             _ => (call.interval_ns * 2).min(t2_ns),
         };
         // From when it was due, so that a late wake-up does not shift all that follow.
-        call.timer_ns = (call.timer_ns + call.interval_ns).max(now);
+        call.timer_ns += call.interval_ns;
         self.report.counts.retransmissions += 1;
         if let Some(line) = self.line_of(slot) {
             self.report.lines[line].retransmissions += 1;
