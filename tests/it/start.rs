@@ -174,10 +174,10 @@ fn an_answer_that_cannot_be_written_is_said_and_one_that_nobody_reads_is_not() {
         &["init"],
         &["version"],
     ] {
-        let ended = |stdout: std::process::Stdio| {
+        let ended = |stdout: Stdio| {
             let mut command = crate::live::viahop(args);
             command.env("STATE_DIRECTORY", &viahop.folder.0).stdout(stdout);
-            let output = command.stderr(std::process::Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+            let output = command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
             (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
         };
         let (code, stderr) = ended(fs::File::options().write(true).open("/dev/full").unwrap().into());
@@ -199,8 +199,8 @@ fn flags_have_twins_in_the_environment() {
     command.env("VIAHOP_LISTEN", format!("udp:127.0.0.1:{}", free_port())).env("VIAHOP_BACKEND", "sip:127.0.0.1:9");
     command.env("VIAHOP_ADMIN", format!("127.0.0.1:{admin}")).env("VIAHOP_SHARDS", "1").env("VIAHOP_NO_PROBE", "true");
     let folder = Folder::new("env");
-    command.env("STATE_DIRECTORY", &folder.0).stderr(std::process::Stdio::null());
-    let process = crate::live::Process::start(&mut command);
+    command.env("STATE_DIRECTORY", &folder.0).stderr(Stdio::null());
+    let process = Process::start(&mut command);
     let until = Instant::now() + PATIENCE;
     while output(&mut viahop(&["health", "--admin", &format!("127.0.0.1:{admin}")])).0 != 0 {
         assert!(Instant::now() < until);
