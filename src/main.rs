@@ -12,6 +12,7 @@ use cli::{Cli, Command};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    viahop::sys::end_as_first_process();
     say::ended(obey(Cli::parse().command))
 }
 

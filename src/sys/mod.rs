@@ -45,6 +45,21 @@ pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T
     }
 }
 
+/// Lets SIGTERM and SIGINT end this process where it is the first one of a container: there they do nothing by default, and a start
+/// that waits for a name could not be ended. Who has something to do at the end installs a handler instead, as soon as there is.
+pub fn end_as_first_process() {
+    extern "C" fn end(signal: libc::c_int) {
+        // SAFETY: `_exit` is one of the calls that a handler may make.
+        unsafe { libc::_exit(128 + signal) }
+    }
+    if std::process::id() == 1 {
+        for signal in [libc::SIGTERM, libc::SIGINT] {
+            // SAFETY: `end` has the type of a handler, and touches nothing of the program.
+            unsafe { libc::signal(signal, end as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+        }
+    }
+}
+
 /// The result of a call that says -1 and sets `errno`.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }

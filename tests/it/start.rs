@@ -377,6 +377,48 @@ fn without_sys_it_runs_all_the_same() {
     assert_eq!(process.wait(PATIENCE).and_then(|status| status.code()), Some(0), "{}", said());
 }
 
+/// The kernel keeps from the first process of a container what that has no handler for.
+#[test]
+fn a_start_that_hangs_can_be_ended_where_it_is_the_first_process() {
+    if !has_peer("unshare") {
+        return;
+    }
+    let folder = Folder::new("first");
+    let path = folder.0.join("viahop.toml");
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    for (signal, code) in [("TERM", 143), ("INT", 130)] {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--map-root-user", "--pid", "--fork", "--kill-child", env!("CARGO_BIN_EXE_viahop"), "run", "-c"]);
+        let mut unshare = Process::start(unshare.arg(&path).stderr(Stdio::null()));
+        // Opened for both, as nobody may ever read it: a file that hangs.
+        let hangs = fs::File::options().read(true).write(true).open(&path).unwrap();
+        let pid = unshare.0.id();
+        let first = || {
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+            let first = children.trim().to_owned();
+            let is_it = fs::read_link(format!("/proc/{first}/exe")).is_ok_and(|exe| exe.ends_with("viahop"));
+            // It reads: it has come past its first steps.
+            let fds = fs::read_dir(format!("/proc/{first}/fd")).ok()?.flatten();
+            let reads = fds.into_iter().any(|fd| fs::read_link(fd.path()).is_ok_and(|file| file == path));
+            (is_it && reads).then_some(first)
+        };
+        let until = Instant::now() + PATIENCE;
+        let first = loop {
+            if let Some(first) = first() {
+                break first;
+            }
+            if unshare.wait(Duration::ZERO).is_some() {
+                return skip("no namespace of processes here");
+            }
+            assert!(Instant::now() < until, "no start");
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        assert!(Command::new("kill").args([&format!("-{signal}"), &first]).status().unwrap().success());
+        assert_eq!(unshare.wait(PATIENCE).and_then(|status| status.code()), Some(code), "{signal}");
+        drop(hangs);
+    }
+}
+
 /// A pod whose neighbours take all the threads it may have. strace refuses them to a viahop that runs.
 #[test]
 fn a_reload_needs_no_thread_that_is_not_there() {
