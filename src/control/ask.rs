@@ -166,9 +166,11 @@ mod tests {
     #[test]
     fn of_a_name_that_is_none_the_one_that_was_meant_is_named_and_no_other() {
         let three = "[[pool]]\nname = \"other\"\nbackend = [{ uri = \"sip:10.0.0.11\" }, { uri = \"sip:10.0.0.12\" }, { uri = \"sip:10.0.0.13\" }]\n";
-        let cluster = cluster(&(text(&[1]) + three), None);
+        let cluster = cluster(&(text(&[1, 11_191, 11_192]) + three), None);
         for (wanted, help) in [
             ("127.0.0.l:1", "did you mean `127.0.0.1:1`?"),
+            // Both have a 1 where the letter is, and one more behind it.
+            ("127.0.0.l:11191", "did you mean `127.0.0.1:11191`?"),
             ("10.0.0.12", "did you mean `10.0.0.12:5060`?"),
             ("10.0.0.12:506O", "did you mean `10.0.0.12:5060`?"),
             ("10.0.0.14:5060", "`viahop ctl backends` lists them"),
