@@ -3,7 +3,7 @@
 mod support;
 
 use std::collections::{HashMap, HashSet};
-use support::{Meddler, PATIENT, Puppet, Way, answer, any_port, call_number, callers, timers};
+use support::{Meddler, PATIENT, Puppet, Way, answer, any_port, call_number, callers, free_port, timers};
 use viahop_load::clock::{MS_NS, SECOND_NS};
 use viahop_load::digest::{ALGORITHMS, Realm};
 use viahop_load::impair::Impairment;
@@ -456,9 +456,7 @@ fn a_response_with_a_via_too_many_or_a_foreign_tag_is_discarded_and_listed() {
 
 #[test]
 fn a_target_where_nobody_listens_ends_after_64_t1_and_is_said_to_refuse() {
-    let uas = callees(1, PATIENT);
-    let gone = uas.addresses()[0];
-    uas.kill(0);
+    let gone = free_port();
     let called = Uac::start(uac::Config { timers: timers(10), ..callers(gone, 10, "call") }).unwrap().join();
     assert_eq!((called.counts.failed, called.counts.completed), (10, 0));
     assert_eq!(called.lines[0].failures.get("timeout: no response"), Some(&10));

@@ -1,8 +1,11 @@
 //! The program as a user has it: what it prints, what it writes, how it ends.
 
+mod support;
+
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use support::free_port;
 
 #[test]
 fn a_run_that_comes_to_what_was_demanded_ends_with_0() {
@@ -289,7 +292,7 @@ fn what_is_no_command_line_ends_with_2() {
 
 #[test]
 fn callees_answer_callers_of_another_process_and_both_count_the_same() {
-    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port().port();
     let callees = std::thread::scope(|scope| {
         let listen = format!("udp:127.0.0.1:{port}");
         let callees = scope.spawn(move || run(&["uas", "--listen", &listen, "--seconds", "3", "-q"]));
@@ -453,7 +456,7 @@ fn a_run_that_is_interrupted_keeps_what_there_was_and_says_that_it_is_not_all() 
 #[test]
 fn connections_that_do_nothing_are_given_up_when_the_user_says_so() {
     let dir = Dir::new("given-up");
-    let (port, program) = (free_port(), env!("CARGO_BIN_EXE_viahop-load"));
+    let (port, program) = (free_port().port(), env!("CARGO_BIN_EXE_viahop-load"));
     let line = format!(
         "{program} uas --listen tcp:127.0.0.1:{port} -q > {dir}/uas & uas=$!
         {program} idle --target 'sip:127.0.0.1:{port};transport=tcp' --connections 3 --hold 1h & child=$!
@@ -590,7 +593,7 @@ fn a_search_names_its_steps_its_setup_and_its_result() {
     assert!(std::fs::read_to_string(&json).unwrap().contains("\"trials\""));
 
     // Behind an element they cannot do more either, so nothing is known about the element.
-    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port().port();
     let element = Relay::start(port);
     let (listen, target) = (format!("udp:127.0.0.1:{port}"), format!("sip:{}", element.address));
     let output = run(&[&["search", "--listen", &listen, "--target", &target], &limits[..]].concat());
@@ -601,7 +604,7 @@ fn a_search_names_its_steps_its_setup_and_its_result() {
 
 #[test]
 fn a_search_through_an_element_that_bridges_has_its_baseline_over_the_callees_own_transport() {
-    let (port, program) = (free_port(), env!("CARGO_BIN_EXE_viahop-load"));
+    let (port, program) = (free_port().port(), env!("CARGO_BIN_EXE_viahop-load"));
     // Callees of another process are as good as an element here.
     let limits = "--rate 40 --seconds 0.3 --hold 200ms --calls-max 20 --confirmations 1 --lateness-max 10s";
     let line = format!(
@@ -775,11 +778,6 @@ fn elements_and_their_configurations_are_printed_on_request() {
     let output = run(&["compare", "--element", "relay", "--element", "direct", "--print-configs"]);
     assert_eq!(output.code, 0);
     assert!(output.stdout.contains("relay --listen udp:{ip}:{port}"), "{}", output.stdout);
-}
-
-/// One that is free over TCP, as far as can be told.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 const ANY: &str = "udp:127.0.0.1:0";

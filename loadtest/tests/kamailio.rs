@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use support::{any_port, timers};
+use support::{any_port, free_port, timers};
 use viahop_load::clock::{MS_NS, SECOND_NS};
 use viahop_load::compare::element::Element;
 use viahop_load::endpoint::{Endpoint, Transport};
@@ -137,7 +137,7 @@ impl Kamailio {
             skip("not installed");
             return None;
         };
-        let at = UdpSocket::bind(any_port().address).unwrap().local_addr().unwrap();
+        let at = free_port();
         let dir = std::env::temp_dir().join(format!("viahop-load-test-{}-{}", std::process::id(), at.port()));
         std::fs::create_dir_all(&dir).unwrap();
         let config = include_str!("kamailio-registrar.cfg")

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use support::{any_port, callers};
+use support::{PATIENT, any_port, callers, free_port, timers};
 use viahop_load::clock::{MS_NS, SECOND_NS};
 use viahop_load::fault::Fault;
 use viahop_load::relay::{Mode, Relay};
@@ -21,7 +21,8 @@ const CALLS: u64 = 300;
 #[test]
 fn our_callers_and_sipps_callee_agree_on_every_call() {
     let at = free_port();
-    let Some(mut callee) = sipp(&["-sn", "uas", "-i", "127.0.0.1", "-p", &at.port().to_string()]) else { return };
+    let args = ["-sn", "uas", "-i", "127.0.0.1", "-p", &at.port().to_string(), "-nr"];
+    let Some(mut callee) = sipp(&args) else { return };
     wait_until_taken(at);
     let config = uac::Config { rate: 500.0, hold_ns: 20 * MS_NS, ..callers(at, CALLS, "call") };
     let called = Uac::start(config).unwrap().join();
@@ -50,11 +51,13 @@ fn a_callee_that_asks_within_the_call_gets_its_answers() {
 
 #[test]
 fn sipps_caller_and_our_callees_agree_on_every_call() {
-    let uas = Uas::start(uas::Config { backends: vec![any_port()], ..uas::Config::default() }).unwrap();
+    // Nobody is to send anything again because the machine is late.
+    let config = uas::Config { backends: vec![any_port()], timers: timers(PATIENT), ..uas::Config::default() };
+    let uas = Uas::start(config).unwrap();
     let target = uas.addresses()[0].to_string();
     let calls = CALLS.to_string();
     let args =
-        ["-sn", "uac", target.as_str(), "-i", "127.0.0.1", "-r", "500", "-m", &calls, "-d", "20", "-timeout", "20"];
+        ["-sn", "uac", &target, "-i", "127.0.0.1", "-r", "500", "-m", &calls, "-d", "20", "-timeout", "20", "-nr"];
     let Some(mut caller) = sipp(&args) else { return };
     let status = wait(&mut caller, Duration::from_secs(30));
     assert_eq!(status, Some(0), "SIPp ends with 0 when no call has failed");
@@ -65,7 +68,7 @@ fn sipps_caller_and_our_callees_agree_on_every_call() {
 }
 
 /// The same calls through the same element to the same callees, of whom none fails in the one run and half of the calls in
-/// the other: what SIPp counts and what we count agree within 5 %.
+/// the other: what SIPp counts and what we count is that, within 5 % of the calls.
 #[test]
 fn sipp_and_we_agree_on_rate_and_failures_through_the_same_element() {
     const PLACED: u64 = 2500;
@@ -84,8 +87,10 @@ fn sipp_and_we_agree_on_rate_and_failures_through_the_same_element() {
         assert_eq!(called.counts.placed, PLACED);
         let rate = PLACED as f64 * SECOND_NS as f64 / called.placing_ns as f64;
         assert!((rate / sipps_rate - 1.0).abs() < 0.05, "{rate} and {sipps_rate} calls/s");
+        // Thrown like dice: five standard deviations of each.
         let (failed, sipps_failed) = (called.counts.failed as f64, sipps_failed as f64);
-        assert!((failed - sipps_failed).abs() / PLACED as f64 <= 0.05, "{failed} and {sipps_failed} of {PLACED}");
+        let agrees = |failed: f64| (failed / PLACED as f64 - failing).abs() <= 0.05;
+        assert!(agrees(failed) && agrees(sipps_failed), "{failed} and {sipps_failed} of {PLACED}");
         if failing == 0.0 {
             assert_eq!((failed, sipps_failed), (0.0, 0.0), "{:?}", called.lines);
         }
@@ -164,7 +169,8 @@ impl Drop for Element {
 /// SIPp, if there is one.
 fn sipp(args: &[&str]) -> Option<Child> {
     let mut command = Command::new("sipp");
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // Of the 64 KiB that it has by itself it loses what comes while it is kept from its core.
+    command.args(args).args(["-buff_size", "1048576"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     match command.spawn() {
         Ok(child) => Some(child),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -174,10 +180,6 @@ fn sipp(args: &[&str]) -> Option<Child> {
         }
         Err(error) => panic!("sipp does not start: {error}"),
     }
-}
-
-fn free_port() -> SocketAddr {
-    UdpSocket::bind(any_port().address).unwrap().local_addr().unwrap()
 }
 
 /// A callee that has its port is ready.

@@ -289,7 +289,8 @@ fn a_weight_moves_calls_from_or_to_that_backend_only() {
     let heavy = homes("heavy");
     assert!(even.iter().zip(&heavy).all(|(old, new)| old == new || *new == 2), "calls moved between the others");
     let share = heavy.iter().filter(|home| **home == 2).count();
-    assert!((110..=156).contains(&share), "{share} of 200, ideally 133");
+    // Thrown like dice: five standard deviations.
+    assert!((100..=166).contains(&share), "{share} of 200, ideally 133");
     ctl_ok(&viahop, &["backend", &servers[2].name(), "weight", "0"]);
     assert!(homes("none").iter().all(|home| *home != 2));
     ctl_ok(&viahop, &["backend", &servers[2].name(), "weight", "100"]);

@@ -133,7 +133,12 @@ fn phones_register_with_and_are_reached_through_two_kamailios() {
         output(command.args(["-p", &format!("127.0.0.1:{listen}"), "-vvv"]).args(args))
     };
     let mut homes = std::collections::BTreeSet::new();
-    for user in 0..12 {
+    // Twelve of them have one registrar in one of two thousand runs.
+    for user in 0.. {
+        if user >= 12 && homes.len() == 2 {
+            break;
+        }
+        assert!(user < 60, "one registrar has them all: {homes:?}");
         let uri = format!("sip:user{user}@127.0.0.1");
         let phone = free_port().to_string();
         // -U registers; a 200 from the registrar is exit code 0.
@@ -165,7 +170,6 @@ fn phones_register_with_and_are_reached_through_two_kamailios() {
         // Phone's view: the registrar's Via, ours, the caller's.
         assert_eq!(arrived.unwrap().matches("\r\nVia: ").count(), 3);
     }
-    assert_eq!(homes.len(), 2, "both registrars are in use: {homes:?}");
     drop(registrars);
     viahop.end();
 }

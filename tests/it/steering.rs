@@ -196,8 +196,8 @@ fn calls_of_a_trunk_are_spread_over_the_shards_and_each_stays_on_its_own() {
     assert_eq!(answered.total().moved, 0);
     let status = viahop.status();
     let skew = status["shard_skew"].as_f64().unwrap();
-    // As even as tossing a coin 6,000 times: within 4 standard deviations of the mean.
-    assert!(skew < 1.0 + 4.0 / (calls as f64).sqrt(), "{status:#}");
+    // As even as tossing a coin 6,000 times: within 5 standard deviations of the mean.
+    assert!(skew < 1.0 + 5.0 / (calls as f64).sqrt(), "{status:#}");
     assert_eq!((undecided(&viahop), viahop.metric("viahop_handoffs_total", "")), (0.0, 0.0));
     viahop.end();
 

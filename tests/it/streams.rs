@@ -162,8 +162,13 @@ impl Backend {
 fn a_message_for_the_only_connection_there_is_comes_to_the_shard_that_has_it() {
     let (listen, backend) = (free_port(), Backend::new());
     let viahop = Viahop::start("tcp-only", &config(listen, &[udp(backend.port())], ""));
-    // Some of these come to the shard without a connection: by its Call-ID, or by addresses.
-    for number in 0..8 {
+    let handed_over = || viahop.metric("viahop_messages_handed_over_total", "");
+    // Half of these come to the shard without a connection: by the Call-ID, or by addresses.
+    for number in 0.. {
+        if number >= 8 && handed_over() > 0.0 {
+            break;
+        }
+        assert!(number < 64, "none has come to the other shard");
         let mut client = Client::connect(listen);
         let call = format!("only{number}");
         client.say(request("INVITE", "TCP", client.address(), &call, EMPTY));
@@ -179,7 +184,6 @@ fn a_message_for_the_only_connection_there_is_comes_to_the_shard_that_has_it() {
         drop(client);
         viahop.wait_until("it is gone", PATIENCE, |_| viahop.metric("viahop_connections", "") == 0.0);
     }
-    assert!(viahop.metric("viahop_messages_handed_over_total", "") > 0.0);
     viahop.end();
 }
 
@@ -191,8 +195,8 @@ fn a_call_from_tcp_to_udp_and_back_goes_down_its_connection() {
     client.say("\r\n\r\n");
     assert_eq!(client.hear(), "\r\n");
 
-    // Many connections, so that some are the other shard's than the one datagrams come to.
-    let mut clients: Vec<Client> = (0..8).map(|_| Client::connect(listen)).collect();
+    // So many connections that some are the other shard's than the one datagrams come to, in all but one of millions of runs.
+    let mut clients: Vec<Client> = (0..23).map(|_| Client::connect(listen)).collect();
     clients.push(client);
     for (number, client) in clients.iter_mut().enumerate() {
         let call = format!("call{number}");
@@ -232,7 +236,7 @@ fn a_call_from_tcp_to_udp_and_back_goes_down_its_connection() {
         assert_eq!(rows(&heard, "Via").len(), 1);
     }
     assert!(viahop.metric("viahop_messages_handed_over_total", "") > 0.0);
-    assert_eq!(viahop.metric("viahop_connections", ""), 9.0);
+    assert_eq!(viahop.metric("viahop_connections", ""), 24.0);
 
     // A flow that is gone is told of: 430, from whichever shard it would have been.
     let gone = clients.pop().unwrap();
@@ -245,7 +249,7 @@ fn a_call_from_tcp_to_udp_and_back_goes_down_its_connection() {
         gone.hear();
         heard
     };
-    viahop.wait_until("the connection ends", PATIENCE, |_| viahop.metric("viahop_connections", "") == 8.0);
+    viahop.wait_until("the connection ends", PATIENCE, |_| viahop.metric("viahop_connections", "") == 23.0);
     for number in 0..4 {
         let route = rows(&sent, "Record-Route").iter().map(|row| format!("Route: {row}\r\n")).collect::<String>();
         let own = UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -2,9 +2,9 @@
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use viahop_load::clock::SECOND_NS;
@@ -163,6 +163,23 @@ pub fn callers(target: impl Into<Endpoint>, calls: u64, scenario: &str) -> uac::
         timers: timers(PATIENT),
         drain_ns: 10 * SECOND_NS,
         ..uac::Config::new(target)
+    }
+}
+
+/// A port of 127.0.0.1 that is free over UDP and TCP, for a program that takes a moment to bind it. The kernel gives it to nobody
+/// meanwhile (it begins at 32,768), nor do we.
+pub fn free_port() -> SocketAddr {
+    const FIRST: u16 = 20_000;
+    const COUNT: u16 = 8_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Processes that run at the same time begin at different places.
+    let begin = (std::process::id() as u16).wrapping_mul(251);
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let address = SocketAddr::from(([127, 0, 0, 1], FIRST + begin.wrapping_add(number) % COUNT));
+        if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
+            return address;
+        }
     }
 }
 
