@@ -204,11 +204,11 @@ fn with_pad_calls_complete_at_sipp_and_behind_kamailio() {
         let folders = [Folder::new("pad-client-1"), Folder::new("pad-client-2")];
         let server_folder = Folder::new("pad-server");
         let (listen, server_port, proxy_port) = (free_port(), free_port(), free_port());
-        let server = sipp_uas(&server_folder.0, server_port, &["-trace_msg", "-message_file", "messages"]);
+        let server = sipp_uas(&server_folder.0, server_port, &["-nr", "-trace_msg", "-message_file", "messages"]);
         let proxy = through_kamailio.then(|| kamailio_in_front_of(&server_folder, proxy_port, server_port));
         let viahop = padding_towards("pad-calls", listen, if through_kamailio { proxy_port } else { server_port });
         let mut clients = [(&folders[0], "b"), (&folders[1], "bob-of-client-2")]
-            .map(|(folder, user)| Process::start(&mut sipp_uac(&folder.0, listen, 1000, 250, &["-s", user])));
+            .map(|(folder, user)| Process::start(&mut sipp_uac(&folder.0, listen, 1000, 250, &["-nr", "-s", user])));
         // It looks now and then, and finds what fifteen calls have sent: more than SIPp has room for would be lost.
         for client in &mut clients {
             let status = loop {

@@ -241,12 +241,12 @@ fn cancel_and_ack_follow_their_invite_while_the_table_changes() {
         return;
     }
     let _alone = alone();
-    let servers = Servers::start(4, "uas_cancel", &[]);
+    let servers = Servers::start(4, "uas_cancel", &["-nr"]);
     let listen = free_port();
     let sets = reweighted(listen, &servers.ports);
     let viahop = Viahop::start("cancels", &sets[0]);
     let folder = Folder::new("caller");
-    let mut client = caller(&folder, "uac_cancel", listen, 1000, 150, &["-d", "800"]);
+    let mut client = caller(&folder, "uac_cancel", listen, 1000, 150, &["-nr", "-d", "800"]);
     let changes = change_while(&viahop, &mut client, &sets);
     assert_completed(&folder, &mut client, 1000);
     assert!(changes >= 10, "{changes}");

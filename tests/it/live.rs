@@ -1,6 +1,7 @@
 //! A running viahop, and the peers round it.
 
 use serde_json::Value;
+use socket2::SockRef;
 use std::fs;
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -63,9 +64,11 @@ pub fn free_ports(count: u16) -> u16 {
 }
 
 /// A server's socket. Who comes from the address and port of a backend is that backend, so no client of the same host may get
-/// its port, as one in some thousand would if the kernel chose both.
+/// its port, as one in some thousand would if the kernel chose both. It has room for what comes while the test is kept from its core.
 pub fn udp_server() -> UdpSocket {
-    UdpSocket::bind(("127.0.0.1", free_port())).unwrap()
+    let socket = UdpSocket::bind(("127.0.0.1", free_port())).unwrap();
+    SockRef::from(&socket).set_recv_buffer_size(1 << 20).unwrap();
+    socket
 }
 
 /// The same for connections.

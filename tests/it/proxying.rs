@@ -365,7 +365,7 @@ fn a_reload_that_wants_headers_sends_nothing_down_connections_without() {
 #[test]
 fn probes_are_for_nobody_and_the_header_stands_before_tls() {
     let (listen, server, papers) = (free_port(), Server::new(), Papers::new("proxying-tls"));
-    let health = "health = { interval = \"100ms\", timeout = \"100ms\" }\noutlier = { on = false }";
+    let health = "health = { interval = \"500ms\", timeout = \"500ms\" }\noutlier = { on = false }";
     let viahop = Viahop::start("proxying-probe", &config(listen, &[tcp(server.port())], health, ""));
     let (mut probe, header) = server.accept();
     assert_eq!(header, None);

@@ -258,7 +258,7 @@ fn too_little_lockable_memory_is_refused_at_once_with_the_remedy() {
     let (code, _, stderr) = output(Command::new("sh").args(["-c", &line]).env("STATE_DIRECTORY", &folder.0));
     assert_eq!(code, 4, "{stderr}");
     assert!(stderr.contains("64 KiB") && stderr.contains("LimitMEMLOCK") && stderr.contains("ulimit -l"), "{stderr}");
-    assert!(since.elapsed() < Duration::from_secs(1));
+    assert!(since.elapsed() < Duration::from_secs(10));
 }
 
 #[test]
@@ -512,6 +512,7 @@ fn explain_says_what_the_live_program_does_when_one_is_ejected_or_starts_slowly_
             }
             let ejects = |status: &serde_json::Value| status.to_string().contains("\"ejected\":true");
             viahop.wait_until("an ejection", PATIENCE, ejects);
+            viahop.wait_for_metric("viahop_messages_forwarded_total", "kind=\"request\"", 121.0);
             for backend in &backends {
                 backend.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
                 while uninterrupted(|| backend.recv(&mut room)).is_ok() {}

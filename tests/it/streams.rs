@@ -551,7 +551,7 @@ fn probes_over_tcp_say_whether_a_backend_is_up() {
     let server = tcp_server();
     let (listen, port) = (free_port(), server.local_addr().unwrap().port());
     let text =
-        config(listen, &[tcp(port)], "").replace(UNPROBED, "health = { interval = \"100ms\", timeout = \"100ms\" }");
+        config(listen, &[tcp(port)], "").replace(UNPROBED, "health = { interval = \"500ms\", timeout = \"500ms\" }");
     let viahop = Viahop::start("probe-tcp", &text);
     let mut backend = Client::of(server.accept().unwrap().0);
     for _ in 0..5 {
