@@ -398,8 +398,8 @@ fn five_percent_altered_on_the_way_are_noticed_every_time() {
         let altered = altered.load(std::sync::atomic::Ordering::Relaxed);
         let what = format!("{of}: {from:?} -> {to:?}");
         assert!(
-            (15..=25).contains(&altered),
-            "{what}: every twentieth of 400, more or less with losses and copies: {altered}"
+            (5..=25).contains(&altered),
+            "{what}: every twentieth of 400, more with copies, less of what a stall has lost: {altered}"
         );
         assert_eq!(noticed(&called.counts, &took), altered, "{what}: {:?} {took:?}", called.counts);
         let c = called.counts;
