@@ -130,7 +130,8 @@ fn shards_sockets_and_a_mix_share_one_run() {
     assert_eq!(counts.calls + counts.options + counts.registers, 601);
     assert!(counts.calls > 100 && counts.options > 100 && counts.registers > 100, "{counts:?}");
     let rate = 601.0 / (called.placing_ns as f64 / SECOND_NS as f64);
-    assert!((1500.0..2050.0).contains(&rate), "as asked, or less on a machine that was late: {rate}");
+    // One shard by itself would place 1,000 a second.
+    assert!((1100.0..2050.0).contains(&rate), "as asked, or less on a machine that was late: {rate}");
 }
 
 #[test]
