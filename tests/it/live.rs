@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -231,6 +232,24 @@ impl Viahop {
             assert!(since.elapsed() < patience, "{what} did not happen:\n{status:#}\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// The same, without the time in which nobody here could run: where a machine stands still, so does what is waited for.
+    pub fn time_until(&self, what: &str, holds: impl FnMut(&Value) -> bool) -> Duration {
+        const NAP: Duration = Duration::from_millis(5);
+        let (is_over, over) = mpsc::channel::<()>();
+        let naps = std::thread::spawn(move || {
+            let mut late = Duration::ZERO;
+            let mut since = Instant::now();
+            while over.recv_timeout(NAP) == Err(RecvTimeoutError::Timeout) {
+                late += since.elapsed().saturating_sub(2 * NAP);
+                since = Instant::now();
+            }
+            late
+        });
+        let took = self.wait_until(what, PATIENCE, holds);
+        drop(is_over);
+        took.saturating_sub(naps.join().unwrap())
     }
 
     /// Waits until [`Viahop::metric`] says `value`: what has been heard of is counted a moment later.

@@ -130,7 +130,7 @@ fn a_phone_behind_a_websocket_registers_and_is_called_down_it() {
         // The tab is closed: the flow is gone within a second.
         phone.kill().unwrap();
         phone.wait().unwrap();
-        let gone = viahop.wait_until("it is gone", PATIENCE, |_| viahop.metric("viahop_connections", "") == 0.0);
+        let gone = viahop.time_until("it is gone", |_| viahop.metric("viahop_connections", "") == 0.0);
         assert!(gone < Duration::from_secs(1), "{gone:?}");
         registrar.say(&call.replace("z9hG4bKcall", "z9hG4bKgone"), ("127.0.0.1", plain));
         let (heard, _) = registrar.hear();
