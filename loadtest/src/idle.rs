@@ -189,9 +189,9 @@ impl Idlers {
 mod tests {
     use super::*;
     use crate::endpoint::Endpoint;
+    use crate::sys::tcp;
     use crate::uas::{self, Uas};
     use std::io::Read;
-    use std::net::TcpListener;
 
     #[test]
     fn connections_that_are_open_answer_at_the_beginning_and_at_the_end() {
@@ -220,7 +220,9 @@ mod tests {
     #[test]
     fn who_closes_instead_of_answering_is_not_waited_for() {
         const CONNECTIONS: usize = 2 * AT_ONCE + 1;
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // With room for all that come at once: who finds none tries again after a second, and after two more.
+        let listener = tcp::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        listener.set_nonblocking(false).unwrap();
         let target = listener.local_addr().unwrap();
         let close_all = move || {
             let accepted: Vec<_> = (0..CONNECTIONS).map(|_| listener.accept().unwrap().0).collect();
