@@ -181,7 +181,7 @@ fn told(error: &NetError) -> String {
 /// first that knows is believed: one that is away or refuses is not in the way of the others.
 async fn ask(nameservers: &[SocketAddr], what: &Discover) -> Result<(Vec<Server>, Instant), String> {
     let mut asked = JoinSet::new();
-    for resolver in resolvers(nameservers).map_err(|error| told(&error))? {
+    for resolver in resolvers(nameservers)? {
         let what = what.clone();
         asked.spawn(async move { ask_one(&resolver, &what).await });
     }
@@ -311,9 +311,11 @@ async fn records(resolver: &TokioResolver, name: &str, kind: RecordType) -> Resu
 
 /// A resolver for each of `nameservers`, or for each of those of this machine. They remember nothing: whoever asks knows when
 /// to ask again.
-fn resolvers(nameservers: &[SocketAddr]) -> Result<Vec<TokioResolver>, NetError> {
+fn resolvers(nameservers: &[SocketAddr]) -> Result<Vec<TokioResolver>, String> {
     let (config, mut options) = match nameservers {
-        [] => read_system_conf()?,
+        [] => read_system_conf().map_err(|error| {
+            format!("/etc/resolv.conf names nobody to ask, and `[balancer]` has no `nameservers`: {error}")
+        })?,
         written => {
             let servers = written.iter().map(|address| {
                 let mut server = NameServerConfig::udp_and_tcp(address.ip());
@@ -331,7 +333,7 @@ fn resolvers(nameservers: &[SocketAddr]) -> Result<Vec<TokioResolver>, NetError>
         builder.options_mut().clone_from(&options);
         builder.build()
     };
-    servers.into_iter().map(resolver).collect()
+    servers.into_iter().map(resolver).collect::<Result<_, _>>().map_err(|error| told(&error))
 }
 
 /// The backends that `servers` are, and what is to be said of those that are none.

@@ -348,6 +348,25 @@ fn a_system_call_that_is_refused_is_named_with_its_remedy_by_check_and_by_the_st
     }
 }
 
+/// A pod with `dnsPolicy: None`, or an image without the file.
+#[test]
+fn nobody_to_ask_for_servers_is_said_with_the_file_and_the_key_that_name_them() {
+    if !has_peer("unshare") {
+        return;
+    }
+    let folder = Folder::new("resolv");
+    let text = format!("[[listen]]\naddress = \"udp:127.0.0.1:{}\"\n[[pool]]\n", free_port());
+    let path = folder.write("viahop.toml", &(text + "discover = \"sip:proxies.example.net\"\n"));
+    let bare = "mount --bind /dev/null /etc/resolv.conf && exec \"$0\" \"$@\"";
+    let args = ["--map-root-user", "--mount", "sh", "-c", bare, env!("CARGO_BIN_EXE_viahop"), "check"];
+    let (code, _, stderr) = output(Command::new("unshare").args(args).arg(path));
+    if ["unshare:", "mount:"].iter().any(|who| stderr.starts_with(who)) {
+        return skip(&format!("no mount namespace here: {}", stderr.trim()));
+    }
+    assert_eq!(code, 4, "{stderr}");
+    assert!(stderr.contains("/etc/resolv.conf names nobody to ask") && stderr.contains("`nameservers`"), "{stderr}");
+}
+
 /// As in a `chroot`, or systemd's `RootDirectory=`: what glommio would look cores up in is not there.
 #[test]
 fn without_sys_it_runs_all_the_same() {
@@ -367,7 +386,7 @@ fn without_sys_it_runs_all_the_same() {
     let until = Instant::now() + PATIENCE;
     let said = || fs::read_to_string(&log).unwrap();
     while !said().contains("event=\"started\"") {
-        if said().contains("unshare") || said().contains("mount") {
+        if ["unshare:", "mount:"].iter().any(|who| said().starts_with(who)) {
             return skip(&format!("no mount namespace here: {}", said().trim()));
         }
         assert!(Instant::now() < until && process.wait(Duration::ZERO).is_none(), "{}", said());
