@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
+use tracing::field::display;
 use tracing::{info, warn};
 use viahop::control::admin;
 use viahop::control::clock::unix_now;
@@ -104,9 +105,10 @@ impl Service {
         if let Some(kept) = kept_ports
             && let Err(error) = kept.write(ports)
         {
-            let (path, error) = (kept.file.display(), error.to_string());
+            let path = kept.file.as_ref().map(|file| display(file.display()));
+            let error = error.to_string();
             let effect = "answers to calls that ring over a restart are lost, unless `egress_ports` in `[balancer]` says where they come to";
-            warn!(event = "ports_not_kept", %path, error, effect);
+            warn!(event = "ports_not_kept", path, error, effect);
         }
         let started_at = unix_now();
         let credentials = Arc::new(resolved.credentials());

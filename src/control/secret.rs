@@ -234,6 +234,9 @@ fn own_path() -> Option<PathBuf> {
     Some(state_directory()?.join("secret"))
 }
 
+/// Why nothing can be kept.
+pub const NO_STATE_DIRECTORY: &str = "neither STATE_DIRECTORY nor HOME is set";
+
 /// Where what the next process has to know is kept, if anywhere. It may not be there yet.
 pub fn state_directory() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -262,7 +265,7 @@ fn kept(path: &Path) -> io::Result<Option<Vec<u8>>> {
 
 fn own(path: Option<&Path>) -> io::Result<Own> {
     let old = |secret| Own { secret, is_fresh: false };
-    let path = path.ok_or_else(|| io::Error::other("neither STATE_DIRECTORY nor HOME is set"))?;
+    let path = path.ok_or_else(|| io::Error::other(NO_STATE_DIRECTORY))?;
     if let Some(secret) = kept(path)? {
         return Ok(old(secret));
     }
