@@ -596,7 +596,8 @@ fn a_backend_that_speaks_tls_gets_nothing_in_plain_text_whatever_credentials_the
     bench.assert_balanced();
 }
 
-/// A restart with fewer shards, or another node that has fewer: nobody there has the connection.
+/// A restart with fewer shards, or another node that has fewer: nobody there has the connection. A proxy whose connection carried calls lost
+/// all that their servers asked, BYE too, for as long as they were up.
 //= RFC 3261 section 18.2.2
 //# If that connection is no longer open, the server SHOULD open
 //# a connection to the IP address in the "received" parameter, if
@@ -629,25 +630,39 @@ fn what_is_for_a_connection_of_a_shard_that_there_is_not_is_answered_430_or_take
         bench.turn();
     };
     let dialog = "Call-ID: call-1\r\nContent-Length: 0\r\n";
-    let bye = format!(
-        "BYE sip:a@{CLIENT};transport=tcp SIP/2.0\r\nVia: SIP/2.0/UDP {server};branch=z9hG4bKbye\r\nMax-Forwards: 70\r\n\
-         {}From: <sip:b@example.net>;tag=2\r\nTo: <sip:a@example.net>;tag=1\r\nCSeq: 1 BYE\r\n{dialog}\r\n",
-        rows("Record-Route: ").replace("Record-Route", "Route")
-    );
-    from_server(&mut after, bye);
+    let request = |contact: SocketAddr, tag: &str| {
+        format!(
+            "BYE sip:a@{contact};transport=tcp SIP/2.0\r\nVia: SIP/2.0/UDP {server};branch=z9hG4bKbye\r\nMax-Forwards: 70\r\n\
+             {}From: <sip:b@example.net>;tag=2\r\nTo: <sip:a@example.net>{tag}\r\nCSeq: 1 BYE\r\n{dialog}\r\n",
+            rows("Record-Route: ").replace("Record-Route", "Route")
+        )
+    };
+    let at = reachable.local_addr().unwrap();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Behind a NAT; without a dialog; not to be reached.
+    for (contact, tag) in [(address(CLIENT), ";tag=1"), (at, ""), (nobody, ";tag=1")] {
+        from_server(&mut after, request(contact, tag));
+        after.shard.turn_streams(std::iter::empty(), false);
+        after.shard.turn_streams(FIRST..=FIRST, false);
+        let (_, to, answer) = after.shard.io_mut().sent.remove(0);
+        assert_eq!(to, server);
+        assert!(answer.starts_with(b"SIP/2.0 430 "), "{contact}{tag}: {}", String::from_utf8_lossy(&answer));
+    }
+    from_server(&mut after, request(at, ";tag=1"));
     after.shard.turn_streams(std::iter::empty(), false);
-    let (_, to, answer) = after.shard.io_mut().sent.remove(0);
-    assert_eq!(to, server);
-    assert!(answer.starts_with(b"SIP/2.0 430 "), "{}", String::from_utf8_lossy(&answer));
+    assert!(after.shard.io_mut().sent.is_empty());
+    let (mut another, _) = reachable.accept().unwrap();
+    after.shard.turn_streams(FIRST..=FIRST, false);
+    let mut room = [0; 4096];
+    let len = another.read(&mut room).unwrap();
+    assert!(room[..len].starts_with(b"BYE "), "{}", String::from_utf8_lossy(&room[..len]));
 
     let ok = format!(
         "SIP/2.0 200 OK\r\n{}From: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>;tag=2\r\nCSeq: 1 INVITE\r\n{dialog}\r\n",
         rows("Via: ")
     );
     from_server(&mut after, ok);
-    let (mut another, _) = reachable.accept().unwrap();
     after.shard.turn_streams(FIRST..=FIRST, false);
-    let mut room = [0; 4096];
     let len = another.read(&mut room).unwrap();
     assert!(room[..len].starts_with(b"SIP/2.0 200 OK\r\n"));
     assert_eq!(after.dropped(DropReason::HandoffFull), 0);

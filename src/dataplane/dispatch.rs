@@ -23,6 +23,7 @@ use crate::dataplane::rewrite::via::{self, Ours, Received};
 use crate::dataplane::room::Room;
 use crate::dataplane::route::record::{Passing, record, welcomes_keep_alives};
 use crate::dataplane::route::reply_path::{self, SentBy};
+use crate::dataplane::route::routes::Routes;
 use crate::dataplane::route::{self, Arrival, Decision, Input, Router};
 use crate::dataplane::scan::{Scan, Scanner, Span};
 use crate::dataplane::shared;
@@ -37,7 +38,7 @@ use crate::dataplane::token;
 use crate::dataplane::transport::Transport;
 use crate::dataplane::validate::{self, Refusal, Request};
 use crate::dataplane::verdict::{Answer, DropReason, Sender, Verdict};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 const DRAINING: Refusal = Refusal::new(503, "Draining");
 const LOOP: Refusal = Refusal::new(482, "Loop Detected");
@@ -410,6 +411,25 @@ impl Dispatcher {
         let Refusal { code, reason } = refusal;
         let reply = Reply { code, reason, lists_unsupported: None };
         reply::write(out, &tables.keys, request, &self.scan, via.as_ref(), next_hop, &reply).ok()
+    }
+
+    /// Where the client at `host`, whose connection is gone, is reached by another, if `request`, which was to go down the first, belongs
+    /// to a dialog and says so: its next hop is at that host, over TCP. Who is behind a NAT knows itself by another address, and a
+    /// registration is reached by its flow or not at all (RFC 5626 5.3.1).
+    ///
+    //= RFC 3261 section 16.6
+    //# Otherwise, the proxy MUST apply
+    //# the procedures to the first value in the Route header field, if
+    //# present, else the Request-URI.
+    pub fn next_hop_at(&mut self, tables: &Tables, request: &[u8], host: IpAddr) -> Option<SocketAddr> {
+        self.scanner.scan(request, &mut self.scan);
+        let line = start_line::parse(request, self.scan.start_line);
+        validate::request(request, &self.scan, line, &tables.policy, &mut self.request).ok()?;
+        let routes = Routes::read(request, &self.scan).filter(|_| self.request.to.tag.is_present())?;
+        let uri = routes.first().map_or(self.request.uri, |first| first.uri);
+        let next =
+            route::address_over_tcp(request, &uri).filter(|next| next.ip() == host && route::is_somebody(*next))?;
+        (!tables.is_own_address(next) && !tables.by_address.contains_key(&next)).then_some(next)
     }
 
     /// Takes our Via off a response and sends it where the token in that Via says (RFC 3261 16.11, 18.1.2, 18.2.2).

@@ -557,6 +557,13 @@ fn at_maddr(message: &[u8], uri: &Uri, maddr: Param) -> Option<Target> {
     Some(Target { to, transport: transport_of(message, uri) })
 }
 
+/// The address that `uri` names, if it asks for TCP.
+#[cold]
+pub fn address_over_tcp(message: &[u8], uri: &Uri) -> Option<SocketAddr> {
+    let is_plain = transport_of(message, uri) == Transport::Tcp && !uri.has_maddr;
+    Some(SocketAddr::new(uri.address(message).filter(|_| is_plain)?, uri.port))
+}
+
 /// The transport that `uri` asks for; datagrams where it asks for none that there is.
 #[cold]
 fn transport_of(message: &[u8], uri: &Uri) -> Transport {

@@ -332,7 +332,8 @@ impl Streams {
             } else {
                 Why::Unreachable
             };
-            self.undelivered.push(Undelivered { octets, to: connection.peer, backend, why, was_connecting });
+            let (to, listener) = (connection.peer, connection.listener);
+            self.undelivered.push(Undelivered { octets, to, backend, listener, why, was_connecting });
         }
     }
 

@@ -31,6 +31,8 @@ pub struct Undelivered {
     pub to: SocketAddr,
     /// The backend, if it was to go to one.
     pub backend: Option<u16>,
+    /// The listener that its connection came to, or was opened for, if it is a client's.
+    pub listener: Option<u8>,
     /// Why not.
     pub why: Why,
     /// Whether no connection could be opened at all.
@@ -134,7 +136,11 @@ impl Streams {
         match tally {
             Tally::Request(backend) => {
                 let octets = parts.concat().into();
-                self.undelivered.push(Undelivered { octets, to, backend, why, was_connecting: true });
+                let listener = match from {
+                    Sender::Connect { listener } | Sender::Stream { listener, .. } => listener,
+                    Sender::Egress | Sender::Listener { .. } => None,
+                };
+                self.undelivered.push(Undelivered { octets, to, backend, listener, why, was_connecting: true });
             }
             _ if why == Why::FlowGone => fates.lost(DropReason::FlowGone),
             _ => fates.lost(DropReason::ConnectionFailed),

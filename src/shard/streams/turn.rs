@@ -602,10 +602,10 @@ impl<I: Io> Shard<I> {
         self.link.mesh.wake();
     }
 
-    /// Answers a request that could not be delivered as its next hop would have; or sends it in a datagram after all, if it
-    /// was only too long for one.
+    /// Answers a request that could not be delivered as its next hop would have; or sends it by another connection, if the client
+    /// whose own is gone can be reached by one; or in a datagram after all, if it was only too long for one.
     fn answer(&mut self, one: Undelivered, now_ms: u64) {
-        let Undelivered { octets, to, backend, why, was_connecting } = one;
+        let Undelivered { octets, to, backend, listener, why, was_connecting } = one;
         let place = self.place_for_head();
         let tables = self.tables.load();
         let reach = backend.and_then(|index| tables.backends.get(index as usize)).map(|backend| backend.reach);
@@ -617,9 +617,23 @@ impl<I: Io> Shard<I> {
         if was_connecting && reach.is_some_and(|reach| reach.transport == Transport::Udp) {
             return self.send_by_udp(octets, to, backend, now_ms);
         }
-        let (refusal, code) = match why {
-            Why::FlowGone => (Refusal::new(430, "Flow Failed"), 430),
-            Why::Unreachable => (Refusal::new(503, "Next Hop Unreachable"), 503),
+        let mut flow_is_gone = why == Why::FlowGone;
+        if listener.is_some_and(|index| tables.transport(index) == Transport::Tcp) {
+            let dispatcher = &mut self.dispatcher;
+            let next = catch_unwind(AssertUnwindSafe(|| dispatcher.next_hop_at(tables, &octets, to.ip())));
+            match next.ok().flatten() {
+                Some(to) if flow_is_gone => {
+                    let (head, tail, tally) = (place.start..place.start, 0..octets.len(), Tally::Request(backend));
+                    let leaving = Leaving { to, local: None, head, slot: 0, tail, pads: false, tally };
+                    return self.depart(&octets, leaving, Sender::Connect { listener }, None, now_ms);
+                }
+                // It is this one that could not be opened.
+                next => flow_is_gone |= next.is_some(),
+            }
+        }
+        let (refusal, code) = match flow_is_gone {
+            true => (Refusal::new(430, "Flow Failed"), 430),
+            false => (Refusal::new(503, "Next Hop Unreachable"), 503),
         };
         let lost = DropReason::ConnectionFailed as usize;
         let dispatcher = &mut self.dispatcher;
