@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
+pub mod program;
+
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -30,9 +32,9 @@ pub struct Meddler {
 }
 
 impl Meddler {
-    /// Dropped, it has passed on all that had come. `meddle` gets each datagram and gives back what is to be sent instead: octets, and the callee (ignored on the way
-    /// back). There are as many numbers again as there are callees: those mean the same callees, reached from a second
-    /// socket, as an element with two cores might.
+    /// Dropped, it has passed on all that had come. `meddle` gets each datagram and gives back what is to be sent instead:
+    /// octets, and the callee (ignored on the way back). There are as many numbers again as there are callees: those mean the
+    /// same callees, reached from a second socket, as an element with two cores might.
     pub fn start(
         callees: Vec<SocketAddr>,
         mut meddle: impl FnMut(Way, Vec<u8>) -> Vec<(Vec<u8>, usize)> + Send + 'static,
