@@ -645,11 +645,14 @@ mod tests {
         assert!(bench.views.borrow().moves.values().sum::<u64>() > 20_000);
         assert!(bench.views.borrow().is_ready);
         // The kernel may have given it to another test for a moment.
+        let mut tries = 0;
         let back = loop {
             match tokio::net::UdpSocket::bind(("127.0.0.1", second)).await {
                 Ok(back) => break back,
-                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(error) => assert!(tries < 1000, "{error}"),
             }
+            tries += 1;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         };
         tokio::spawn(async move {
             let mut room = vec![0; 4096];
