@@ -12,7 +12,7 @@ use cli::{Cli, Command};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    viahop::sys::end_as_first_process();
+    viahop::sys::obey_signals();
     say::ended(obey(Cli::parse().command))
 }
 

@@ -45,12 +45,19 @@ pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T
     }
 }
 
-/// Lets SIGTERM and SIGINT end this process where it is the first one of a container: there they do nothing by default, and a start
-/// that waits for a name could not be ended. Who has something to do at the end installs a handler instead, as soon as there is.
-pub fn end_as_first_process() {
+/// Lets the signals that end, drain and reload reach this process. What a parent has blocked stays blocked over `execve`, and some
+/// supervisors leave it so; and where this is the first process of a container SIGTERM and SIGINT do nothing by default, so that a
+/// start that waits for a name could not be ended. Who has something to do at the end installs a handler instead, as soon as there is.
+pub fn obey_signals() {
     extern "C" fn end(signal: libc::c_int) {
         // SAFETY: `_exit` is one of the calls that a handler may make.
         unsafe { libc::_exit(128 + signal) }
+    }
+    // SAFETY: all-zero is a valid set, which `sigemptyset` makes the empty one; `sigprocmask` reads it, and writes nothing to null.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
     }
     if std::process::id() == 1 {
         for signal in [libc::SIGTERM, libc::SIGINT] {

@@ -399,6 +399,34 @@ fn without_sys_it_runs_all_the_same() {
     assert_eq!(process.wait(PATIENCE).and_then(|status| status.code()), Some(0), "{}", said());
 }
 
+/// Some supervisors start what they supervise while they handle signals, and leave them blocked.
+#[test]
+fn signals_that_the_parent_has_blocked_are_obeyed() {
+    let folder = Folder::new("blocked");
+    let log = folder.0.join("log");
+    let listen = format!("udp:127.0.0.1:{}", free_port());
+    let mut env = Command::new("env");
+    env.args(["--block-signal=HUP", "--block-signal=TERM", env!("CARGO_BIN_EXE_viahop"), "run", "--listen", &listen]);
+    env.args(["--backend", "sip:127.0.0.1:9", "--no-probe", "--admin", "off", "--socket"])
+        .arg(folder.0.join("ctl.sock"));
+    env.env("STATE_DIRECTORY", &folder.0).stderr(fs::File::create(&log).unwrap());
+    let mut viahop = Process::start(&mut env);
+    let waits_until_it_says = |word: &str| {
+        let until = Instant::now() + PATIENCE;
+        while !fs::read_to_string(&log).unwrap().contains(word) {
+            assert!(Instant::now() < until, "no {word}: {}", fs::read_to_string(&log).unwrap());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    waits_until_it_says("event=\"started\"");
+    viahop.signal("HUP");
+    waits_until_it_says("event=\"reload");
+    viahop.signal("TERM");
+    waits_until_it_says("event=\"draining\"");
+    viahop.signal("TERM");
+    assert_eq!(viahop.wait(PATIENCE).and_then(|status| status.code()), Some(0));
+}
+
 /// The kernel keeps from the first process of a container what that has no handler for.
 #[test]
 fn a_start_that_hangs_can_be_ended_where_it_is_the_first_process() {

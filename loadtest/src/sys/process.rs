@@ -107,11 +107,17 @@ pub fn peak_memory_kib() -> u64 {
 static STOPS: AtomicU32 = AtomicU32::new(0);
 static CATCHING: AtomicBool = AtomicBool::new(false);
 
-/// From here on SIGINT, SIGTERM and, unless it is ignored as nohup(1) has it, SIGHUP are counted and not obeyed. The third ends the
-/// process at once.
+/// From here on SIGINT, SIGTERM and, unless it is ignored as nohup(1) has it, SIGHUP are counted and not obeyed, even where a parent
+/// has left them blocked. The third ends the process at once.
 pub fn catch_stop_signals() {
     if CATCHING.swap(true, Ordering::Relaxed) {
         return;
+    }
+    // SAFETY: all-zero is a valid set, which `sigemptyset` makes the empty one; `sigprocmask` reads it, and writes nothing to null.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
     }
     for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
         // SAFETY: the handler only touches an atomic and may end the process by `_exit`, both allowed in a handler.
