@@ -189,7 +189,7 @@ pub fn cores(wanted: &Cores) -> Result<Vec<usize>, Problem> {
     }
 }
 
-/// Whether glommio can run here, on `cores`.
+/// Whether shards can run here, on `cores`.
 pub fn machine(cores: &[usize]) -> Result<(), Problem> {
     if let Err(error) = preflight::io_uring() {
         let problem = Problem::environment(format!("the kernel refused io_uring: {error}"));
@@ -201,6 +201,10 @@ pub fn machine(cores: &[usize]) -> Result<(), Problem> {
             }
             _ => "`viahop doctor` examines this machine",
         }));
+    }
+    if let Err(error) = preflight::batches() {
+        let problem = Problem::environment(format!("the kernel refused recvmmsg or sendmmsg: {error}"));
+        return Err(problem.help("a filter of system calls, as containers and services have, must allow both"));
     }
     // As many descriptors as may be had: each connection takes one, and who started us may have left it at 1,024. A limit
     // that cannot be read stays as it is.

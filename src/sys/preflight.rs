@@ -1,4 +1,4 @@
-//! What the runtime needs from the kernel, asked before it is started.
+//! What the runtime and a shard need from the kernel, asked before they are started.
 //!
 //! glommio panics, or ends the process, where io_uring is refused or too little memory may be locked. Both happen in the
 //! most ordinary places, such as a container with default settings, and deserve a sentence with a remedy.
@@ -30,6 +30,19 @@ pub fn io_uring() -> io::Result<()> {
         check(libc::syscall(libc::SYS_io_uring_enter, ring.as_raw_fd(), 0, 0, 0, nothing, 0) as libc::c_int)?;
         let register = libc::SYS_io_uring_register;
         check(libc::syscall(register, ring.as_raw_fd(), REGISTER_PROBE, probe.as_mut_ptr(), 0) as libc::c_int)?;
+    }
+    Ok(())
+}
+
+/// Whether the kernel lets this process receive and send many datagrams in one call, without which a shard would stand there deaf.
+pub fn batches() -> io::Result<()> {
+    for call in [libc::SYS_recvmmsg, libc::SYS_sendmmsg] {
+        // SAFETY: no descriptor is -1, and nothing is read or written where no messages are named: the kernel can but refuse.
+        let result = unsafe { libc::syscall(call, -1, std::ptr::null::<libc::c_void>(), 0, 0, 0) };
+        match check(result as libc::c_int) {
+            Err(error) if error.raw_os_error() != Some(libc::EBADF) => return Err(error),
+            _ => {}
+        }
     }
     Ok(())
 }

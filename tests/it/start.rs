@@ -332,6 +332,8 @@ fn a_system_call_that_is_refused_is_named_with_its_remedy_by_check_and_by_the_st
         ("io_uring_setup", ["refused io_uring", "seccomp"]),
         ("io_uring_enter", ["refused io_uring", "seccomp"]),
         ("io_uring_register", ["refused io_uring", "seccomp"]),
+        ("recvmmsg", ["refused recvmmsg", "filter"]),
+        ("sendmmsg", ["refused recvmmsg or sendmmsg", "filter"]),
         ("sched_setaffinity", ["no thread may be bound to core", "@resources"]),
         // Of threads none may be started, as where a limit is reached.
         ("clone3", ["Resource temporarily unavailable", "6 threads are needed in all: systemd `TasksMax`"]),
