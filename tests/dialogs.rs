@@ -973,6 +973,33 @@ fn who_gets_a_path_is_said_by_client_and_policy() {
     }
 }
 
+/// `path = "always"` gives a Path to phones that do not say that they support it. Asterisk answers 420 to such a registration,
+/// as is recommended to registrars, so we say it for them.
+//= RFC 3327 section 5.3
+//# The recommended
+//# policy is for the registrar to reject the request with a 420 "Bad
+//# Extension" response indicating the Path extension.
+#[test]
+fn who_gets_a_path_unasked_says_to_the_registrar_that_it_is_supported() {
+    for (policy, says, expected) in [
+        (PathPolicy::Always, "", &["path"][..]),
+        (PathPolicy::Always, "Supported: replaces\r\n", &["path", "replaces"]),
+        (PathPolicy::Always, "Supported: outbound, path\r\n", &["outbound, path"]),
+        (PathPolicy::Supported, "Supported: replaces\r\n", &["replaces"]),
+        (PathPolicy::Off, "", &[]),
+    ] {
+        let mut settings = settings();
+        settings.policy.path = policy;
+        let mut path = Path::new(Tables::new(1, settings, vec![pool(&BACKENDS)], None));
+        let register = request("REGISTER", "register", "sip:example.net", "", says);
+        let outcome = path.receive(register.as_bytes(), CLIENT);
+        assert_eq!(outcome.rows("supported"), expected, "{policy:?}, {says}");
+        // What a backend registers elsewhere is said by nobody but the backend.
+        let outward = request("REGISTER", "register", "sip:203.0.113.9", "", says);
+        assert!(path.receive(outward.as_bytes(), BACKENDS[0]).rows("supported").len() <= 1);
+    }
+}
+
 // Forgers.
 
 proptest! {

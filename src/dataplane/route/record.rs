@@ -192,7 +192,8 @@ fn path(out: &mut Text<'_>, passing: &Passing<'_>) {
             row.of(message).split(|&octet| octet == b',').any(|one| grammar::trim(one).eq_ignore_ascii_case(tag))
         })
     };
-    if tables.policy.path == PathPolicy::Supported && !has_tag(b"path") {
+    let is_supported = has_tag(b"path");
+    if tables.policy.path == PathPolicy::Supported && !is_supported {
         return;
     }
     let Some((client, backend)) = ends(passing).filter(|_| passing.decision.from.is_inward()) else { return };
@@ -218,6 +219,15 @@ fn path(out: &mut Text<'_>, passing: &Passing<'_>) {
         out.put(b";ob");
     }
     out.put(b">\r\n");
+    //= RFC 3327 section 5.3
+    //# The recommended
+    //# policy is for the registrar to reject the request with a 420 "Bad
+    //# Extension" response indicating the Path extension.
+    //
+    // Asterisk does. What the phone does not say, whoever chose `path = "always"` says for it.
+    if !is_supported {
+        out.put(b"Supported: path\r\n");
+    }
 }
 
 /// Whether a Contact has a `reg-id` parameter (RFC 5626 4.2).
