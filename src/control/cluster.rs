@@ -424,7 +424,7 @@ impl Backend {
             weight: self.weight_in(pool),
             priority: self.priority,
             is_up: if pool.panics() { self.state.now == State::Ready } else { self.takes_new() },
-            serves: self.state.now.serves(self.detector.is_up()),
+            serves: self.state.now.serves(self.detector.is_silent()),
             max_open: self.max_open,
             reach: self.reach,
             via_host: via_host.into(),

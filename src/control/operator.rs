@@ -40,12 +40,12 @@ impl State {
         }
     }
 
-    /// What a backend in this state gets beside new keys; `is_up`: whether it answers probes.
-    pub const fn serves(self, is_up: bool) -> Serves {
-        match (self, is_up) {
+    /// What a backend in this state gets beside new keys; `is_silent`: whether it does not answer probes, whatever it says.
+    pub const fn serves(self, is_silent: bool) -> Serves {
+        match (self, is_silent) {
             (State::Maint, _) => Serves::Nothing,
-            (State::Ready | State::Drain, true) => Serves::Calls,
-            (State::Ready | State::Drain, false) => Serves::Named,
+            (State::Ready | State::Drain, false) => Serves::Calls,
+            (State::Ready | State::Drain, true) => Serves::Named,
         }
     }
 

@@ -438,11 +438,15 @@ impl Control {
             self.view.probe_times.entry(watched.pool.clone()).or_default().add(took);
         }
         let is_suspect = self.suspects.contains(&pool.backends[index].place.address);
+        let was_silent = pool.backends[index].detector.is_silent();
         let changed = pool.on_outcome(index, outcome);
         if changed.is_empty() {
-            if is_suspect && matches!(outcome, Outcome::Alive(_)) {
-                // One refusal among messages that arrive: the shards may trust it again.
-                return self.publish(None);
+            // Who was winding up its calls is gone, and they go elsewhere.
+            let fell_silent = !was_silent && pool.backends[index].detector.is_silent();
+            // One refusal among messages that arrive: the shards may trust it again.
+            let is_cleared = is_suspect && matches!(outcome, Outcome::Alive(_));
+            if fell_silent || is_cleared {
+                self.publish(None);
             }
             return;
         }

@@ -20,12 +20,14 @@ fn request(call: &str) -> String {
     )
 }
 
-/// A server that answers everything with a 200 from its own port, until it is told to be silent, to be busy or dropped.
+/// A server that answers everything with a 200 from its own port, until it is told to be silent, busy or to leave, or dropped.
 struct Server {
     port: u16,
     silent: Arc<AtomicBool>,
     /// Every other request that is no probe is answered 503.
     busy: Arc<AtomicBool>,
+    /// Probes are answered 503.
+    leaves: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -34,8 +36,8 @@ impl Server {
     fn start(port: u16) -> Server {
         let socket = UdpSocket::bind(("127.0.0.1", port)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-        let [silent, stop, busy] = [(); 3].map(|()| Arc::new(AtomicBool::new(false)));
-        let flags = (silent.clone(), stop.clone(), busy.clone());
+        let [silent, stop, busy, leaves] = [(); 4].map(|()| Arc::new(AtomicBool::new(false)));
+        let flags = (silent.clone(), stop.clone(), busy.clone(), leaves.clone());
         let thread = std::thread::spawn(move || {
             let mut room = vec![0; 65_536];
             let mut turn = false;
@@ -47,14 +49,15 @@ impl Server {
                 let text = String::from_utf8_lossy(&room[..len]).into_owned();
                 let rows = text.split("\r\n").skip(1).filter(|row| !row.starts_with("Max-Forwards"));
                 let is_refused = flags.2.load(Ordering::Relaxed) && text.starts_with("OPTIONS sip:bob@") && turn;
+                let is_left = flags.3.load(Ordering::Relaxed) && text.starts_with("OPTIONS sip:127.");
                 turn = !turn;
-                let status = if is_refused { "503 Service Unavailable" } else { "200 OK" };
+                let status = if is_refused || is_left { "503 Service Unavailable" } else { "200 OK" };
                 let line = format!("SIP/2.0 {status}\r\nServer: {port}");
                 let answer = [line.as_str()].into_iter().chain(rows).collect::<Vec<_>>().join("\r\n");
                 socket.send_to(answer.as_bytes(), from).unwrap();
             }
         });
-        Server { port, silent, busy, stop, thread: Some(thread) }
+        Server { port, silent, busy, leaves, stop, thread: Some(thread) }
     }
 }
 
@@ -79,6 +82,60 @@ fn ask(client: &UdpSocket, listen: u16, call: &str) -> Option<u16> {
             return text.lines().find_map(|line| line.strip_prefix("Server: ")).and_then(|port| port.parse().ok());
         }
     }
+}
+
+/// Asterisk answers 503 to every OPTIONS from `core stop gracefully` until its last call is over, and serves that call.
+#[test]
+fn who_answers_503_to_probes_keeps_its_calls_and_loses_them_when_it_answers_nothing() {
+    let servers: Vec<Server> = (0..2).map(|_| Server::start(free_port())).collect();
+    let ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
+    let listen = free_port();
+    let viahop = Viahop::start("leaves", &config(listen, &ports, PROBED));
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let exchange = |method: &str, call: &str, rows: &str| -> String {
+        let text = request(call).replace("OPTIONS", method).replace("Max-Forwards", &format!("{rows}Max-Forwards"));
+        client.send_to(text.as_bytes(), ("127.0.0.1", listen)).unwrap();
+        let mut room = vec![0; 4096];
+        let len = uninterrupted(|| client.recv(&mut room)).unwrap();
+        String::from_utf8_lossy(&room[..len]).into_owned()
+    };
+    let row = |answer: &str, name: &str| -> String {
+        let found = answer.lines().find_map(|line| line.strip_prefix(name));
+        found.unwrap_or_else(|| panic!("no {name} in {answer}")).trim().to_owned()
+    };
+    let calls: Vec<(String, String, String)> = (0..8)
+        .map(|number| {
+            let call = format!("leaving-{number}");
+            let answer = exchange("INVITE", &call, "");
+            (call, row(&answer, "Server:"), row(&answer, "Record-Route:"))
+        })
+        .collect();
+    let info = |(call, _, route): &(String, String, String)| {
+        row(&exchange("INFO", call, &format!("Route: {route}\r\n")), "Server:")
+    };
+    let left = calls[0].1.clone();
+    let place = ports.iter().position(|port| port.to_string() == left).unwrap();
+    let other = ports[1 - place].to_string();
+    servers[place].leaves.store(true, Ordering::Relaxed);
+    viahop.wait_until("down", PATIENCE, |status| status["backends"][place]["state"] == "down");
+    for call in &calls {
+        assert_eq!(info(call), call.1, "{call:?}");
+    }
+    assert_eq!((0..20).filter(|new| ask(&client, listen, &format!("new-{new}")) == Some(ports[place])).count(), 0);
+    servers[place].silent.store(true, Ordering::Relaxed);
+    let asked = Instant::now();
+    while viahop.metric("viahop_dialogs_orphaned_total", "") == 0.0 {
+        assert!(asked.elapsed() < PATIENCE, "nobody took the call over");
+        let text = request(&calls[0].0).replace("OPTIONS", "INFO");
+        let text = text.replace("Max-Forwards", &format!("Route: {}\r\nMax-Forwards", calls[0].2));
+        client.send_to(text.as_bytes(), ("127.0.0.1", listen)).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut room = vec![0; 4096];
+    let len = uninterrupted(|| client.recv(&mut room)).unwrap();
+    assert_eq!(row(&String::from_utf8_lossy(&room[..len]), "Server:"), other);
+    viahop.end();
 }
 
 /// An ICMP message that says of a datagram from `from` to `to`, both ports of 127.0.0.1, that nobody listens there.

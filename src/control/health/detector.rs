@@ -14,6 +14,10 @@
 //! A backend starts up, so that a restart of ours never empties a healthy pool; but unproven, so that the first probe
 //! that fails takes it down. A refusal (ICMP: nobody listens there) is an answer of the backend's own kernel and needs
 //! no second opinion; silence may be a lost datagram and does.
+//!
+//! Down is who takes no new keys. Who says so itself, with a 503, still answers, and has calls to bring to their end: Asterisk
+//! does so from `core stop gracefully` until the last of them is over. Silent is who does not answer at all: `fall` times in a
+//! row, or refused, and from then on until it is up.
 
 use std::fmt;
 
@@ -57,9 +61,13 @@ pub struct Detector {
     fall: u32,
     rise: u32,
     is_up: bool,
+    /// `is_silent` implies `!is_up`.
+    is_silent: bool,
     is_proven: bool,
     /// Outcomes in a row that speak against the state: not yet enough of them, but after a reload that asks for fewer.
     against: u32,
+    /// Probes in a row that nobody answered.
+    unanswered: u32,
     /// Successes in a row since it rose, up to [`CALM`].
     calm: u32,
     /// Whether it ever rose: the first fall is no flapping.
@@ -76,7 +84,18 @@ const FLAPS_MAX: u32 = 5;
 impl Detector {
     /// A backend that nobody has asked yet.
     pub fn new(fall: u32, rise: u32) -> Detector {
-        Detector { fall, rise, is_up: true, is_proven: false, against: 0, calm: 0, has_risen: false, flaps: 0 }
+        Detector {
+            fall,
+            rise,
+            is_up: true,
+            is_silent: false,
+            is_proven: false,
+            against: 0,
+            unanswered: 0,
+            calm: 0,
+            has_risen: false,
+            flaps: 0,
+        }
     }
 
     /// The same under other thresholds: after a reload. What speaks against the state is kept, or reloads in quick succession
@@ -97,6 +116,11 @@ impl Detector {
         self.is_up
     }
 
+    /// Whether nobody is there to whom its dialogs could go.
+    pub fn is_silent(&self) -> bool {
+        self.is_silent
+    }
+
     /// Whether it is up and the last that was heard of it speaks against it.
     pub fn is_trying(&self) -> bool {
         self.is_up && self.against > 0
@@ -107,8 +131,20 @@ impl Detector {
         !self.is_up && self.against > 0 && self.against + 1 >= self.rise << self.flaps
     }
 
-    /// Takes note of an outcome. Returns whether the state changed.
+    /// Takes note of an outcome. Returns whether it went up or down.
     pub fn on_outcome(&mut self, outcome: Outcome) -> bool {
+        let enough = if outcome == Outcome::Refused || !self.is_proven { 1 } else { self.fall };
+        self.unanswered = match outcome {
+            Outcome::Alive(_) | Outcome::Unwell(_) => 0,
+            Outcome::Refused | Outcome::Timeout => self.unanswered.saturating_add(1),
+        };
+        let has_changed = self.rises_or_falls(outcome, enough);
+        self.is_silent = !self.is_up && (self.is_silent || self.unanswered >= enough);
+        has_changed
+    }
+
+    /// `fall` is how many failures in a row this one has to be the last of.
+    fn rises_or_falls(&mut self, outcome: Outcome, fall: u32) -> bool {
         let speaks_for_up = matches!(outcome, Outcome::Alive(_));
         if speaks_for_up == self.is_up {
             self.against = 0;
@@ -117,11 +153,7 @@ impl Detector {
             return false;
         }
         self.against += 1;
-        let enough = match self.is_up {
-            true if outcome == Outcome::Refused || !self.is_proven => 1,
-            true => self.fall,
-            false => self.rise << self.flaps,
-        };
+        let enough = if self.is_up { fall } else { self.rise << self.flaps };
         if self.against < enough {
             return false;
         }
@@ -151,6 +183,34 @@ mod tests {
                 if detector.is_up() { '+' } else { '-' }
             })
             .collect()
+    }
+
+    /// What is said of it after each of `outcomes`: `+` up, `-` down, `.` down and silent.
+    fn heard(outcomes: &[Outcome]) -> String {
+        let mut detector = Detector::new(3, 2);
+        let said = outcomes.iter().map(|&outcome| {
+            detector.on_outcome(outcome);
+            match (detector.is_up(), detector.is_silent()) {
+                (true, false) => '+',
+                (true, true) => '!',
+                (false, false) => '-',
+                (false, true) => '.',
+            }
+        });
+        said.collect()
+    }
+
+    #[test]
+    fn who_says_503_is_down_and_not_silent_until_it_says_nothing() {
+        let leaves = [Alive(200), Unwell(503), Unwell(503), Unwell(503), Unwell(503)];
+        assert_eq!(heard(&leaves), "+++--");
+        assert_eq!(heard(&[&leaves[..], &[Timeout, Unwell(503), Timeout, Timeout, Timeout]].concat()), "+++------.");
+        assert_eq!(heard(&[&leaves[..], &[Refused, Unwell(503), Alive(200), Alive(200)]].concat()), "+++--...+");
+        assert_eq!(heard(&[&leaves[..], &[Alive(200), Alive(200)]].concat()), "+++---+");
+        assert_eq!(heard(&[Unwell(503), Timeout, Timeout, Timeout]), "---.", "whom we know by its 503 alone");
+        assert_eq!(heard(&[Timeout, Unwell(503)]), "..", "who was silent has to rise first");
+        assert_eq!(heard(&[Alive(200), Timeout, Timeout, Timeout]), "+++.");
+        assert_eq!(heard(&[Alive(200), Timeout, Unwell(503), Timeout, Timeout, Timeout]), "+++--.");
     }
 
     #[test]
