@@ -3,7 +3,9 @@
 use crate::dialogs::{assert_completed, caller};
 use crate::live::{Folder, PATIENCE, Process, Viahop, alone, config, free_port, output, wait_for_port};
 use crate::support::has_peer;
+use std::net::UdpSocket;
 use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
 use viahop::sys::uninterrupted;
 
 /// A registrar and proxy in a few lines: locations in memory, nothing shared with the other. What is in capitals is filled
@@ -44,8 +46,11 @@ pub const DIGEST: &str =
     r#"if (!pv_www_authenticate("load.example", "secret", "0")) { www_challenge("load.example", "0"); exit; }"#;
 
 pub fn kamailio(folder: &Folder, address: &str, port: u16, challenge: &str) -> Process {
-    let config =
-        KAMAILIO.replace("ADDRESS", address).replace("PORT", &port.to_string()).replace("CHALLENGE", challenge);
+    started(folder, address, port, &KAMAILIO.replace("CHALLENGE", challenge))
+}
+
+fn started(folder: &Folder, address: &str, port: u16, config: &str) -> Process {
+    let config = config.replace("ADDRESS", address).replace("PORT", &port.to_string());
     let path = folder.write(&format!("kamailio-{port}.cfg"), &config);
     let runtime = folder.0.join(format!("run-{port}"));
     std::fs::create_dir_all(&runtime).unwrap();
@@ -117,6 +122,28 @@ fn ten_thousand_phones_register_by_digest_and_are_called_through_their_path() {
     viahop.end();
 }
 
+/// sipsak that sends to this port, and tells what it gets.
+fn sipsak(listen: u16) -> Command {
+    let mut command = Command::new("sipsak");
+    command.args(["-p", &format!("127.0.0.1:{listen}"), "-vvv"]);
+    command
+}
+
+/// A phone at this port of 127.0.0.1: says yes to one request, and what it was.
+fn answer_one(port: u16) -> JoinHandle<Option<String>> {
+    let socket = UdpSocket::bind(("127.0.0.1", port)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    std::thread::spawn(move || {
+        let mut room = vec![0; 8192];
+        let (len, from) = uninterrupted(|| socket.recv_from(&mut room)).ok()?;
+        let text = String::from_utf8_lossy(&room[..len]).into_owned();
+        let rows = text.split("\r\n").skip(1).filter(|row| !row.starts_with("Max-Forwards"));
+        let answer = ["SIP/2.0 200 Here"].into_iter().chain(rows).collect::<Vec<_>>().join("\r\n");
+        socket.send_to(answer.as_bytes(), from).ok()?;
+        Some(text)
+    })
+}
+
 #[test]
 fn phones_register_with_and_are_reached_through_two_kamailios() {
     if !has_peer("kamailio") || !has_peer("sipsak") {
@@ -128,10 +155,7 @@ fn phones_register_with_and_are_reached_through_two_kamailios() {
     let listen = free_port();
     let viahop = Viahop::start("registrars", &config(listen, &ports, POOL));
     wait_for_registrars(&viahop);
-    let sipsak = |args: &[&str]| {
-        let mut command = Command::new("sipsak");
-        output(command.args(["-p", &format!("127.0.0.1:{listen}"), "-vvv"]).args(args))
-    };
+    let sipsak = |args: &[&str]| output(sipsak(listen).args(args));
     let mut homes = std::collections::BTreeSet::new();
     // Twelve of them have one registrar in one of two thousand runs.
     for user in 0.. {
@@ -140,7 +164,7 @@ fn phones_register_with_and_are_reached_through_two_kamailios() {
         }
         assert!(user < 60, "one registrar has them all: {homes:?}");
         let uri = format!("sip:user{user}@127.0.0.1");
-        let phone = free_port().to_string();
+        let phone = free_port();
         // -U registers; a 200 from the registrar is exit code 0.
         let (code, stdout, stderr) =
             sipsak(&["-U", "-C", &format!("sip:user{user}@127.0.0.1:{phone}"), "-x", "60", "-s", &uri]);
@@ -152,23 +176,69 @@ fn phones_register_with_and_are_reached_through_two_kamailios() {
         let (_, again, _) = sipsak(&["-U", "-C", &format!("sip:user{user}@127.0.0.1:{phone}"), "-x", "60", "-s", &uri]);
         assert!(again.contains(&format!("X-Registrar: {home}")), "{again}");
         // An OPTIONS to the user is looked up by its registrar and arrives at the phone.
-        let socket = std::net::UdpSocket::bind(format!("127.0.0.1:{phone}")).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        let answering = std::thread::spawn(move || {
-            let mut room = vec![0; 8192];
-            let (len, from) = uninterrupted(|| socket.recv_from(&mut room)).ok()?;
-            let text = String::from_utf8_lossy(&room[..len]).into_owned();
-            let rows = text.split("\r\n").skip(1).filter(|row| !row.starts_with("Max-Forwards"));
-            let answer = ["SIP/2.0 200 Here"].into_iter().chain(rows).collect::<Vec<_>>().join("\r\n");
-            socket.send_to(answer.as_bytes(), from).ok()?;
-            Some(text)
-        });
+        let answering = answer_one(phone);
         let (code, stdout, stderr) = sipsak(&["-s", &uri]);
         let arrived = answering.join().unwrap();
         assert_eq!(code, 0, "{stdout}{stderr}\n{arrived:?}");
         assert!(stdout.contains("200 Here"), "{stdout}");
         // Phone's view: the registrar's Via, ours, the caller's.
         assert_eq!(arrived.unwrap().matches("\r\nVia: ").count(), 3);
+    }
+    drop(registrars);
+    viahop.end();
+}
+
+#[test]
+fn a_registrar_sends_a_request_on_to_a_user_of_the_other_from_a_second_port() {
+    if !has_peer("kamailio") || !has_peer("sipsak") {
+        return;
+    }
+    let folder = Folder::new("sent-on");
+    let listen = free_port();
+    // What a registrar sends from the port it is known by here is from inside, and goes where it names and nowhere else.
+    let registrars = [free_port(), free_port()].map(|port| {
+        let second = free_port();
+        let config = KAMAILIO
+            .replace("CHALLENGE", "")
+            .replace("listen=udp:ADDRESS:PORT\n", &format!("listen=udp:ADDRESS:PORT\nlisten=udp:ADDRESS:{second}\n"))
+            .replace(
+                "    if (!lookup(",
+                &format!(
+                    r#"    if ($rU =~ "^to-") {{
+        $rU = $(rU{{s.substr,3,0}});
+        $du = "sip:ADDRESS:{listen}";
+        $fs = "udp:ADDRESS:{second}";
+        append_hf("X-Sent-On: PORT\r\n");
+        t_relay();
+        exit;
+    }}
+    if (!lookup("#
+                ),
+            );
+        (port, started(&folder, "127.0.0.1", port, &config))
+    });
+    let viahop = Viahop::start("sent-on", &config(listen, &[registrars[0].0, registrars[1].0], POOL));
+    wait_for_registrars(&viahop);
+    let mut is_crossed = false;
+    for user in 0.. {
+        if user >= 4 && is_crossed {
+            break;
+        }
+        assert!(user < 40, "every user lives where the number that leads there does");
+        let phone = free_port();
+        let mut command = sipsak(listen);
+        command.args(["-U", "-C", &format!("sip:user{user}@127.0.0.1:{phone}"), "-x", "60"]);
+        let (code, stdout, stderr) = output(command.args(["-s", &format!("sip:user{user}@127.0.0.1")]));
+        assert_eq!(code, 0, "{stdout}{stderr}");
+        let answering = answer_one(phone);
+        let (code, stdout, stderr) = output(sipsak(listen).args(["-s", &format!("sip:to-user{user}@127.0.0.1")]));
+        assert_eq!(code, 0, "{stdout}{stderr}");
+        let arrived = answering.join().unwrap().unwrap();
+        // The phone's registrar, us, the one that sent it on, us, the caller.
+        assert_eq!(arrived.matches("\r\nVia: ").count(), 5, "{arrived}");
+        let registrar = arrived.split_once("\r\nVia: SIP/2.0/UDP 127.0.0.1:").unwrap().1;
+        let registrar = &registrar[..registrar.find(';').unwrap()];
+        is_crossed |= !arrived.contains(&format!("X-Sent-On: {registrar}\r\n"));
     }
     drop(registrars);
     viahop.end();
