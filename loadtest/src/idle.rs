@@ -11,6 +11,7 @@ use crate::clock::{MS_NS, SECOND_NS, now_ns};
 use crate::endpoint::Transport;
 use crate::rng::seed;
 use crate::sip::message::{Message, Rows, Start};
+use crate::sip::value::domain;
 use crate::streams::{Inlet, STREAM_TOKENS, Streams};
 use crate::sys::address::Address;
 use crate::sys::process::stop_signals;
@@ -176,10 +177,10 @@ impl Idlers {
     fn options(&self, place: usize) -> String {
         let (target, local) = (self.plan.target, self.idlers[place].local);
         let (run, asked, transport) = (self.run, self.asked, self.plan.transport);
-        let (param, via) = (transport.uri_param(), transport.in_via());
+        let (param, via, domain) = (transport.uri_param(), transport.in_via(), domain(target));
         format!(
             "OPTIONS sip:{target}{param} SIP/2.0\r\nVia: SIP/2.0/{via} {local};branch=z9hG4bK{run:016x}.{place}.{asked};rport\r\n\
-             Max-Forwards: 70\r\nFrom: <sip:idler{place}@{target}>;tag={run:016x}\r\nTo: <sip:{target}>\r\n\
+             Max-Forwards: 70\r\nFrom: <sip:idler{place}@{domain}>;tag={run:016x}\r\nTo: <sip:{domain}>\r\n\
              Call-ID: {run:016x}.{place}\r\nCSeq: {asked} OPTIONS\r\nContent-Length: 0\r\n\r\n"
         )
     }

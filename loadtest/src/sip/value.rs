@@ -1,6 +1,7 @@
 //! What the values of header fields hold: tags, branches, URIs, numbers.
 
 use memchr::{memchr, memchr2};
+use std::net::SocketAddr;
 
 /// The `tag` of a From or To.
 pub fn tag(value: &[u8]) -> Option<&[u8]> {
@@ -137,11 +138,20 @@ pub fn uri_user(uri: &[u8]) -> &[u8] {
     &user[..user.iter().position(|octet| matches!(octet, b':' | b';')).unwrap_or(user.len())]
 }
 
+/// The host of a From or To at this address: without port, which Table 1 of RFC 3261 19.1.1 does not allow there. PJSIP, and so
+/// Asterisk, answers without it, and the answer would have another From than the request.
+pub fn domain(address: SocketAddr) -> String {
+    match address {
+        SocketAddr::V4(address) => address.ip().to_string(),
+        SocketAddr::V6(address) => format!("[{}]", address.ip()),
+    }
+}
+
 /// The address a host and port stand for, if the host is an IP address.
-pub fn address(host: &[u8], port: Option<u16>) -> Option<std::net::SocketAddr> {
+pub fn address(host: &[u8], port: Option<u16>) -> Option<SocketAddr> {
     let host =
         std::str::from_utf8(host.strip_prefix(b"[").and_then(|host| host.strip_suffix(b"]")).unwrap_or(host)).ok()?;
-    Some(std::net::SocketAddr::new(host.parse().ok()?, port.unwrap_or(crate::endpoint::SIP_PORT)))
+    Some(SocketAddr::new(host.parse().ok()?, port.unwrap_or(crate::endpoint::SIP_PORT)))
 }
 
 /// A parameter of a challenge or of credentials: `name="value"` among commas, quotes taken off.

@@ -4,7 +4,7 @@
 use crate::clock::{MS_NS, now_ns};
 use crate::sip::message::{Message, Name, Rows, Start};
 use crate::sip::text::Text;
-use crate::sip::value::{number, param, split_first};
+use crate::sip::value::{domain, number, param, split_first};
 use crate::sys::address::Address;
 use crate::sys::batch::{BATCH_MAX, Receiver, Sender, drain_errors};
 use crate::sys::socket::Socket;
@@ -100,10 +100,11 @@ impl Asking<'_> {
             self.sender.flush(&self.socket, &mut |_| ());
         }
         let (local, target, run) = (self.socket.local(), self.target, self.run);
+        let domain = domain(target);
         let call_id = &self.call_ids[index];
         let request = format!(
             "OPTIONS sip:callee@{target} SIP/2.0\r\nVia: SIP/2.0/UDP {local};branch=z9hG4bK{run:016x}.{index};rport\r\n\
-             Max-Forwards: 70\r\nFrom: <sip:asker@{target}>;tag={run:016x}\r\nTo: <sip:callee@{target}>\r\n\
+             Max-Forwards: 70\r\nFrom: <sip:asker@{domain}>;tag={run:016x}\r\nTo: <sip:callee@{domain}>\r\n\
              Call-ID: {call_id}\r\nCSeq: 1 OPTIONS\r\nContent-Length: 0\r\n\r\n"
         );
         let mut out = Text::new(self.sender.room());

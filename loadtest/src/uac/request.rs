@@ -8,7 +8,7 @@ use crate::scenario::Body;
 use crate::seal::{Sealed, put_seal};
 use crate::sip::message::Method;
 use crate::sip::text::{Text, from_hex, hex};
-use crate::sip::value::are_params_as_sent;
+use crate::sip::value::{are_params_as_sent, domain};
 use std::net::SocketAddr;
 
 /// What RFC 3261 8.1.1.7 puts before every branch.
@@ -36,10 +36,12 @@ pub struct Stationery {
     via: Vec<u8>,
     /// `@ADDRESS`, and over which transport, for Contact.
     at_local: Vec<u8>,
-    /// The address without port, for Call-ID and From.
+    /// The address without port, for Call-ID.
     host: Vec<u8>,
     /// `@TARGET`.
     at_target: Vec<u8>,
+    /// The same without port, for From and To.
+    at_domain: Vec<u8>,
     /// A session description, up to its version and from there up to its direction.
     sdp: [Vec<u8>; 2],
     /// Makes the identities of this run and shard differ from all others.
@@ -67,10 +69,6 @@ pub struct Request<'a> {
 
 impl Stationery {
     pub fn new(local: SocketAddr, config: &Config, key: u64) -> Stationery {
-        let host = match local {
-            SocketAddr::V4(local) => local.ip().to_string(),
-            SocketAddr::V6(local) => format!("[{}]", local.ip()),
-        };
         let sdp = format!(
             " IN IP{version} {ip}\r\ns=-\r\nc=IN IP{version} {ip}\r\nt=0 0\r\n\
              m=audio 49170 RTP/AVP 8 0 101\r\na=rtpmap:8 PCMA/8000\r\na=rtpmap:0 PCMU/8000\r\n\
@@ -82,7 +80,8 @@ impl Stationery {
             via: format!("SIP/2.0/{} {local}", config.transport.in_via()).into(),
             at_local: format!("@{local}{}", config.transport.uri_param()).into(),
             at_target: format!("@{}", config.target).into(),
-            host: host.into(),
+            at_domain: format!("@{}", domain(config.target)).into(),
+            host: domain(local).into(),
             sdp: ["v=0\r\no=alice 2890844526 ".into(), sdp.into()],
             key,
             users: config.users.max(1),
@@ -134,7 +133,7 @@ impl Stationery {
         digits.put_number(number % self.users);
         // What `put_from` writes.
         let rest = value.strip_prefix(b"<sip:caller").and_then(|rest| rest.strip_prefix(digits.octets()));
-        let rest = rest.and_then(|rest| rest.strip_prefix(&self.at_target[..]));
+        let rest = rest.and_then(|rest| rest.strip_prefix(&self.at_domain[..]));
         rest.and_then(|rest| rest.strip_prefix(b">;tag=")) == Some(&hex(mix(!id)))
     }
 
@@ -280,7 +279,7 @@ impl Stationery {
     fn put_from(&self, out: &mut Text<'_>, id: u64, number: u64) {
         out.put(b"<sip:caller");
         out.put_number(number % self.users);
-        out.put(&self.at_target);
+        out.put(&self.at_domain);
         out.put(b">;tag=");
         out.put_hex(mix(!id));
     }
@@ -289,7 +288,7 @@ impl Stationery {
         out.put(b"<sip:");
         out.put(if request.method == Method::Register { b"caller" } else { request.callee });
         out.put_number(user);
-        out.put(&self.at_target);
+        out.put(&self.at_domain);
         out.put(b">");
         let tag = if request.in_dialog { call.peer.tag() } else { request.failure_tag };
         if !tag.is_empty() {
@@ -418,8 +417,22 @@ mod tests {
     fn a_register_is_for_the_domain_and_about_the_caller() {
         written(&Call { number: 5, ..Call::free() }, &request(Method::Register, false), |message| {
             assert_eq!(message.start, Start::Request(Method::Register, b"sip:127.0.0.1:5060"));
-            assert!(message.value(Name::To).unwrap().starts_with(b"<sip:caller5@127.0.0.1:5060>"));
+            assert!(message.value(Name::To).unwrap().starts_with(b"<sip:caller5@127.0.0.1>"));
         });
+    }
+
+    //= RFC 3261 section 19.1.1
+    //# Elements processing URIs SHOULD ignore any disallowed components if
+    //# they are present.
+    #[test]
+    fn from_and_to_have_no_port_which_an_answer_might_lack() {
+        let call = Call { number: 5, ..Call::free() };
+        written(&call, &request(Method::Invite, false), |message| {
+            assert_eq!(message.value(Name::To), Some(&b"<sip:callee5@127.0.0.1>"[..]));
+            let from = message.value(Name::From).unwrap();
+            assert!(from.starts_with(b"<sip:caller5@127.0.0.1>;tag="), "{}", String::from_utf8_lossy(from));
+        });
+        assert_eq!(domain("[2001:db8::7]:5070".parse().unwrap()), "[2001:db8::7]");
     }
 
     /// Every octet of a request in turn is altered. What stays unnoticed is what hops may change, what nobody acts on, and
