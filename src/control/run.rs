@@ -444,7 +444,13 @@ impl Control {
             // Who was winding up its calls is gone, and they go elsewhere.
             let fell_silent = !was_silent && pool.backends[index].detector.is_silent();
             // One refusal among messages that arrive: the shards may trust it again.
-            let is_cleared = is_suspect && matches!(outcome, Outcome::Alive(_));
+            let is_up = pool.backends[index].detector.is_up();
+            let is_cleared = is_suspect
+                && match outcome {
+                    Outcome::Alive(_) => true,
+                    Outcome::Unwell(_) => !is_up,
+                    Outcome::Refused | Outcome::Timeout => false,
+                };
             if fell_silent || is_cleared {
                 self.publish(None);
             }
@@ -489,8 +495,9 @@ impl Control {
             Signal::Handshake(failed) => return self.on_handshake_failed(&failed),
             Signal::Unreachable { to, code } => (to, code),
         };
-        let up = self.cluster.backends().any(|(_, backend)| backend.place.address == to && backend.detector.is_up());
-        if !up || !self.suspects.insert(to) {
+        let mut here =
+            self.cluster.backends().map(|(_, backend)| backend).filter(|backend| backend.place.address == to);
+        if !here.any(|backend| !backend.detector.is_silent()) || !self.suspects.insert(to) {
             return;
         }
         if let Some(more) = self.limiter.allow("backend_refused") {
@@ -559,6 +566,7 @@ mod tests {
         orders: mpsc::Sender<Order>,
         views: watch::Receiver<Arc<View>>,
         shared: Arc<crate::link::Shared>,
+        shard: crate::link::ShardEnd,
         task: JoinHandle<()>,
         path: PathBuf,
     }
@@ -571,7 +579,7 @@ mod tests {
             let config = loaded.config.clone();
             let cluster = std::thread::scope(|scope| scope.spawn(|| cluster(text, None)).join().unwrap());
             let tables = cluster.tables(1, &keys(), false, None);
-            let (link, _) = link(vec![Box::new(|| ())], 1, tables);
+            let (link, mut shards) = link(vec![Box::new(|| ())], 1, tables);
             let fixed = Arc::new(Fixed {
                 started_at: 1000,
                 config: path.display().to_string(),
@@ -600,7 +608,7 @@ mod tests {
             let (orders, order_queue) = mpsc::channel(8);
             let (view_to, views) = watch::channel(Arc::new(first_view(&setup)));
             let task = tokio::spawn(run(setup, order_queue, view_to));
-            Bench { orders, views, shared, task, path }
+            Bench { orders, views, shared, shard: shards.remove(0), task, path }
         }
 
         async fn until(&mut self, what: &str, holds: impl FnMut(&Arc<View>) -> bool) {
@@ -623,13 +631,18 @@ mod tests {
 
     /// A port that answers every OPTIONS with a 200 until the task ends.
     async fn alive() -> (u16, JoinHandle<()>) {
+        saying("200 OK").await
+    }
+
+    /// The same, with another answer.
+    async fn saying(status: &'static str) -> (u16, JoinHandle<()>) {
         let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let port = socket.local_addr().unwrap().port();
         let task = tokio::spawn(async move {
             let mut room = vec![0; 4096];
             while let Ok((len, from)) = socket.recv_from(&mut room).await {
                 let text = String::from_utf8_lossy(&room[..len]).into_owned();
-                let answer = text.replacen(text.lines().next().unwrap(), "SIP/2.0 200 OK", 1);
+                let answer = text.replacen(text.lines().next().unwrap(), &format!("SIP/2.0 {status}"), 1);
                 socket.send_to(answer.as_bytes(), from).await.unwrap();
             }
         });
@@ -686,6 +699,20 @@ mod tests {
             bench.until("taken", |view| view.reload.ok).await;
             assert_eq!(bench.shared.tables.load().generation, generation + 1);
         }
+    }
+
+    /// The shard that saw the refusal passes over the server until the next tables come.
+    #[tokio::test]
+    async fn who_answers_503_gets_its_calls_again_behind_a_refusal() {
+        let (first, _first_task) = saying("503 Leaving").await;
+        let (second, _second_task) = alive().await;
+        let mut bench = Bench::start("leaving", &with_health(&[first, second]));
+        bench.until("down", |view| !view.backends[0].is_up).await;
+        let generation = bench.shared.tables.load().generation;
+        let to = SocketAddr::from(([127, 0, 0, 1], first));
+        assert!(bench.shard.signal(Signal::Unreachable { to, code: 111 }));
+        bench.until("new tables", |view| view.generation > generation).await;
+        assert!(!bench.views.borrow().backends[0].is_up);
     }
 
     #[tokio::test]
