@@ -160,7 +160,8 @@ fn ask_the_living(url: &str, cluster: &mut Cluster) -> Result<Living, Problem> {
     for one in rows() {
         let Some((backend, limits)) = named(cluster, one) else { continue };
         if one["state"] == "down" {
-            backend.detector.on_outcome(Outcome::Refused);
+            let keeps_its_calls = one["silent"] == false;
+            backend.detector.on_outcome(if keeps_its_calls { Outcome::Unwell(503) } else { Outcome::Refused });
         }
         if let Some(limits) = limits.as_ref().filter(|_| one["ejected"] == true) {
             backend.outlier.eject(limits);

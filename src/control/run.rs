@@ -441,14 +441,18 @@ impl Control {
         let was_silent = pool.backends[index].detector.is_silent();
         let changed = pool.on_outcome(index, outcome);
         if changed.is_empty() {
+            let backend = &pool.backends[index];
             // Who was winding up its calls is gone, and they go elsewhere.
-            let fell_silent = !was_silent && pool.backends[index].detector.is_silent();
+            let fell_silent = !was_silent && backend.detector.is_silent();
+            if fell_silent {
+                let (pool, name, address) = (&pool.name, &backend.name, backend.place.address);
+                warn!(event = "backend_silent", %pool, backend = %name, %address, reason = outcome.to_string());
+            }
             // One refusal among messages that arrive: the shards may trust it again.
-            let is_up = pool.backends[index].detector.is_up();
             let is_cleared = is_suspect
                 && match outcome {
                     Outcome::Alive(_) => true,
-                    Outcome::Unwell(_) => !is_up,
+                    Outcome::Unwell(_) => !backend.detector.is_up(),
                     Outcome::Refused | Outcome::Timeout => false,
                 };
             if fell_silent || is_cleared {

@@ -118,8 +118,10 @@ pub struct BackendView {
     pub name: Box<str>,
     /// Where it is.
     pub address: SocketAddr,
-    /// Whether it answers probes, or is not probed.
+    /// Whether its answers to probes say that it takes new keys, or it is not probed.
     pub is_up: bool,
+    /// Whether it is down and does not answer probes: its dialogs go elsewhere.
+    pub is_silent: bool,
     /// Whether it is out of rotation for what it answers.
     pub is_ejected: bool,
     /// Whether it takes new keys: it is up and not ejected, the operator has nothing against it, and its weight is not zero.
@@ -201,6 +203,7 @@ impl View {
                 name: backend.name.clone(),
                 address: backend.place.address,
                 is_up: backend.detector.is_up(),
+                is_silent: backend.detector.is_silent(),
                 is_ejected: backend.outlier.is_ejected(),
                 takes_new: backend.takes_new(),
                 state: backend.state,
@@ -316,6 +319,7 @@ struct BackendStatus<'a> {
     responses: u64,
     errors: u64,
     weight_in_force: u32,
+    silent: bool,
 }
 
 impl<'a> BackendStatus<'a> {
@@ -340,6 +344,7 @@ impl<'a> BackendStatus<'a> {
             responses: view.counters.sum(|shard| shard.responses.iter().map(Counter::get).sum()),
             errors: view.counters.sum(|shard| shard.errors.get()),
             weight_in_force: view.weight_in_force,
+            silent: view.is_silent,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::dialogs::{Servers, assert_completed, caller};
 use crate::live::{
-    Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, config, free_port, sipp, sipp_uac, sipp_uas,
+    Folder, PATIENCE, Process, UNPROBED, Viahop, alone, calls, config, free_port, output, sipp, sipp_uac, sipp_uas,
 };
 use crate::support::{has_peer, skip};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -114,6 +114,16 @@ fn who_answers_503_to_probes_keeps_its_calls_and_loses_them_when_it_answers_noth
     let info = |(call, _, route): &(String, String, String)| {
         row(&exchange("INFO", call, &format!("Route: {route}\r\n")), "Server:")
     };
+    let explained = |(call, _, route): &(String, String, String)| {
+        let text = request(call).replace("OPTIONS", "INFO");
+        let text = text.replace("Max-Forwards", &format!("Route: {route}\r\nMax-Forwards"));
+        let path = viahop.folder.write("info.sip", &text);
+        let file = viahop.folder.0.join("viahop.toml");
+        let args = ["explain", "--live", "-c", file.to_str().unwrap(), path.to_str().unwrap()];
+        let (code, stdout, stderr) = output(crate::live::viahop(&args).env("STATE_DIRECTORY", &viahop.folder.0));
+        assert_eq!(code, 0, "{stdout}{stderr}");
+        stdout.lines().find_map(|line| line.strip_prefix("sent to 127.0.0.1:")).unwrap().to_owned()
+    };
     let left = calls[0].1.clone();
     let place = ports.iter().position(|port| port.to_string() == left).unwrap();
     let other = ports[1 - place].to_string();
@@ -121,20 +131,14 @@ fn who_answers_503_to_probes_keeps_its_calls_and_loses_them_when_it_answers_noth
     viahop.wait_until("down", PATIENCE, |status| status["backends"][place]["state"] == "down");
     for call in &calls {
         assert_eq!(info(call), call.1, "{call:?}");
+        assert_eq!(explained(call), call.1, "{call:?}");
     }
     assert_eq!((0..20).filter(|new| ask(&client, listen, &format!("new-{new}")) == Some(ports[place])).count(), 0);
     servers[place].silent.store(true, Ordering::Relaxed);
-    let asked = Instant::now();
-    while viahop.metric("viahop_dialogs_orphaned_total", "") == 0.0 {
-        assert!(asked.elapsed() < PATIENCE, "nobody took the call over");
-        let text = request(&calls[0].0).replace("OPTIONS", "INFO");
-        let text = text.replace("Max-Forwards", &format!("Route: {}\r\nMax-Forwards", calls[0].2));
-        client.send_to(text.as_bytes(), ("127.0.0.1", listen)).unwrap();
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let mut room = vec![0; 4096];
-    let len = uninterrupted(|| client.recv(&mut room)).unwrap();
-    assert_eq!(row(&String::from_utf8_lossy(&room[..len]), "Server:"), other);
+    viahop.wait_until("silent", PATIENCE, |status| status["backends"][place]["silent"] == true);
+    assert!(viahop.log().contains("event=\"backend_silent\""), "{}", viahop.log());
+    assert_eq!(info(&calls[0]), other, "nobody took the call over");
+    assert_eq!(explained(&calls[0]), other);
     viahop.end();
 }
 

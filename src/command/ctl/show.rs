@@ -95,7 +95,7 @@ pub fn backends(status: &Value) -> Table {
 
 /// All that is known of them. New columns are added at the end.
 pub fn backends_in_full(status: &Value) -> Table {
-    const NAMES: [&str; 17] = [
+    const NAMES: [&str; 18] = [
         "pool",
         "name",
         "address",
@@ -113,6 +113,7 @@ pub fn backends_in_full(status: &Value) -> Table {
         "responses",
         "errors",
         "weight_in_force",
+        "silent",
     ];
     let mut table = Table::new(&NAMES);
     for one in list(&status["backends"]) {
