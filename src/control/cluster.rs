@@ -6,6 +6,7 @@
 //! the cluster before ───────┘   what is known of a backend outlives a reload
 //! ```
 
+use super::config::address::uri_host;
 use super::config::{Health, Policy};
 use super::health::detector::{Detector, Outcome};
 use super::health::outlier::{Limits, Outlier, Sickness, Traffic, most_ejected};
@@ -414,10 +415,6 @@ impl Backend {
     }
 
     fn parts(&self, pool: &Pool) -> BackendParts {
-        let via_host = match self.place.local {
-            IpAddr::V4(local) => local.to_string(),
-            IpAddr::V6(local) => format!("[{local}]"),
-        };
         BackendParts {
             name: self.name.clone(),
             address: self.place.address,
@@ -427,7 +424,7 @@ impl Backend {
             serves: self.state.now.serves(self.detector.is_silent()),
             max_open: self.max_open,
             reach: self.reach,
-            via_host: via_host.into(),
+            via_host: uri_host(self.place.local).into(),
             counters: self.counters.clone(),
         }
     }

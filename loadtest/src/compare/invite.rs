@@ -4,7 +4,7 @@ use crate::endpoint::Transport;
 use crate::rng::{mix, unmix};
 use crate::sip::message::{Message, Name};
 use crate::sip::text::{from_hex, hex};
-use crate::sip::value::are_params_as_sent;
+use crate::sip::value::{are_params_as_sent, domain};
 use std::net::SocketAddr;
 
 /// Octets of the INVITE: the size of one from a usual desk phone with five codecs.
@@ -44,10 +44,11 @@ impl Invite {
         let head = |length: usize, name: &str| {
             format!(
                 "INVITE sip:+493012345678@{target} SIP/2.0\r\nVia: SIP/2.0/{in_via} {client};branch=z9hG4bK{HOLE};rport\r\n\
-                 Max-Forwards: 70\r\nFrom: \"Alice{name}\" <sip:+498912345678@{target}>;tag={HOLE}\r\n\
-                 To: <sip:+493012345678@{target}>\r\nCall-ID: {HOLE}@{ip}\r\nCSeq: 1 INVITE\r\n\
+                 Max-Forwards: 70\r\nFrom: \"Alice{name}\" <sip:+498912345678@{domain}>;tag={HOLE}\r\n\
+                 To: <sip:+493012345678@{domain}>\r\nCall-ID: {HOLE}@{ip}\r\nCSeq: 1 INVITE\r\n\
                  Contact: <sip:+498912345678@{client}{param}>\r\nAllow: INVITE,ACK,BYE,CANCEL,OPTIONS,UPDATE\r\n\
                  User-Agent: viahop-load\r\nContent-Type: application/sdp\r\nContent-Length: {length}\r\n\r\n",
+                domain = domain(target),
                 ip = client.ip(),
             )
         };

@@ -47,6 +47,14 @@ impl std::fmt::Display for HostPort {
     }
 }
 
+/// An address as the host of a URI: of IPv6 in brackets.
+pub fn uri_host(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    }
+}
+
 /// `HOST`, `HOST:PORT`, `[IPv6]` or `[IPv6]:PORT`; without a port, 5060.
 pub fn host_port(text: &str) -> Result<HostPort, AddressError> {
     host_port_at(text, 0, Transport::Udp)

@@ -14,6 +14,7 @@ mod stream;
 
 use super::detector::Outcome;
 use crate::control::config::Health;
+use crate::control::config::address::uri_host;
 use crate::control::resolve::Place;
 use crate::dataplane::frame::{Frame, Framer, LINE_END, PING};
 use crate::dataplane::scan::{Scan, Scanner};
@@ -259,7 +260,7 @@ fn random() -> io::Result<u64> {
     getrandom::u64().map_err(|error| io::Error::other(error.to_string()))
 }
 
-/// An OPTIONS request as RFC 3261 11.1 describes it.
+/// An OPTIONS request as RFC 3261 11.1 describes it; From and To without port, which Table 1 of 19.1.1 does not allow there.
 fn options(place: Place, local: SocketAddr, call_id: &str, cseq: u32) -> String {
     let version = env!("CARGO_PKG_VERSION");
     let Place { address: to, transport, .. } = place;
@@ -268,12 +269,13 @@ fn options(place: Place, local: SocketAddr, call_id: &str, cseq: u32) -> String 
         false => String::new(),
     };
     let name = transport.name();
+    let [our_host, its_host] = [local, to].map(|address| uri_host(address.ip()));
     format!(
         "OPTIONS sip:{to}{param} SIP/2.0\r\n\
          Via: SIP/2.0/{name} {local};branch=z9hG4bK{call_id};rport\r\n\
          Max-Forwards: 70\r\n\
-         From: <sip:viahop@{local}>;tag={call_id}\r\n\
-         To: <sip:{to}>\r\n\
+         From: <sip:viahop@{our_host}>;tag={call_id}\r\n\
+         To: <sip:{its_host}>\r\n\
          Call-ID: {call_id}\r\n\
          CSeq: {cseq} OPTIONS\r\n\
          Accept: application/sdp\r\n\
@@ -351,6 +353,18 @@ mod tests {
         let address = "255.255.255.255:5060".parse().unwrap();
         let place = Place { address, local: [0, 0, 0, 0].into(), transport: Transport::Udp, proxy_header: None };
         assert_eq!(Asker::default().ask(place, &health(SOON)).await, Outcome::Timeout);
+    }
+
+    #[test]
+    fn from_and_to_have_no_port() {
+        let [address, local] = ["[2001:db8::1]:5061", "[2001:db8::9]:4000"].map(|address| address.parse().unwrap());
+        let place = Place { address, local: local.ip(), transport: Transport::Tls, proxy_header: None };
+        let request = options(place, local, "abc", 7);
+        assert!(request.starts_with("OPTIONS sip:[2001:db8::1]:5061;transport=tls SIP/2.0\r\n"), "{request}");
+        assert!(
+            request.contains("From: <sip:viahop@[2001:db8::9]>;tag=abc\r\nTo: <sip:[2001:db8::1]>\r\n"),
+            "{request}"
+        );
     }
 
     #[test]
