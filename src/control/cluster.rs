@@ -19,7 +19,7 @@ use crate::dataplane::tables::{
 };
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 

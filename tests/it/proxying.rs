@@ -434,11 +434,12 @@ fn haproxy_takes_our_word_for_who_the_client_is() {
     viahop.end();
 }
 
-/// A Kamailio that says whom it takes for its client.
+/// A Kamailio that says whom it takes for its client. It has one process for connections: of two, one finds its memory overwritten
+/// and aborts in one of 25 runs (5.6.3 with OpenSSL 3.0.22).
 const KAMAILIO: &str = r#"
 debug=1
 enable_tls=yes
-tcp_children=2
+tcp_children=1
 tcp_accept_haproxy=yes
 listen=tcp:127.0.0.1:PLAIN
 listen=tls:127.0.0.1:SEALED
