@@ -164,6 +164,7 @@ fn full_name(name: &[u8]) -> String {
     match name.as_str() {
         "f" => "from".into(),
         "i" => "call-id".into(),
+        "k" => "supported".into(),
         "l" => "content-length".into(),
         "t" => "to".into(),
         "v" => "via".into(),

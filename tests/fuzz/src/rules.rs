@@ -147,7 +147,8 @@ fn sent_by(world: &World, to: SocketAddr, from: Sender) -> String {
 }
 
 /// What we write to come back to a dialog or a registration, RFC 3261 16.6 item 4, RFC 5658, RFC 3327: which rows there
-/// are, that each names us, and that their token says where the two ends are. Returns how many there are.
+/// are, that each names us, that their token says where the two ends are, and that a Path is said to be supported. Returns how
+/// many there are.
 fn check_record(
     world: &World,
     arrival: &Arrival,
@@ -208,7 +209,16 @@ fn check_record(
         let read = RouteToken::read(token, &world.tables.keys, value("call-id"));
         assert_eq!(read, Some(RouteToken { purpose, client, is_double: expected == 2 }));
     }
-    expected
+    let is_path_said = before
+        .rows
+        .iter()
+        .filter(|row| row.name == "supported")
+        .any(|row| row.value.split(|&octet| octet == b',').any(|one| trim(one).eq_ignore_ascii_case(b"path")));
+    if !is_path || is_path_said {
+        return expected;
+    }
+    assert_eq!(Octets(rows[expected].text), Octets(b"Supported: path\r\n"));
+    expected + 1
 }
 
 /// Whether a row has a value of ours, with a token.

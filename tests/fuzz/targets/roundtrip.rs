@@ -232,7 +232,8 @@ impl<'a> Call<'a> {
         // Between the two what brings later requests back to us, which the rules look at.
         rules::check(&worlds()[self.number], &request, &self.arrival, &outcome);
         let is_record = |line: &&str| {
-            (line.starts_with("Record-Route: <sip:") || line.starts_with("Path: <sip:")) && line.contains(";lr;vh=")
+            let names_us = line.starts_with("Record-Route: <sip:") || line.starts_with("Path: <sip:");
+            names_us && line.contains(";lr;vh=") || *line == "Supported: path"
         };
         let recorded: Vec<String> = headers.split("\r\n").skip(1).take_while(is_record).map(str::to_owned).collect();
         let rows: String = recorded.iter().map(|row| format!("{row}\r\n")).collect();
