@@ -113,14 +113,15 @@ pub struct Run {
     #[arg(long, value_enum, value_name = "WHAT", env = "VIAHOP_STEERING")]
     pub steering: Option<Steering>,
 
-    /// Hand datagrams that are alike to the kernel as one (UDP segmentation). It takes up to a third off the cost of a message
-    /// under load; captures on this machine (tcpdump, sngrep) then show a run of them as one packet.
-    #[arg(long, env = "VIAHOP_GSO")]
-    pub gso: bool,
+    /// Whether datagrams that are alike are handed to the kernel as one (UDP segmentation), which takes up to half off the cost of
+    /// a message under load. Captures on this machine (tcpdump, sngrep) would show them as one packet, so auto looks for captures
+    /// four times a second. Default: as the file says, else auto.
+    #[arg(long, value_enum, value_name = "WHEN", env = "VIAHOP_GSO")]
+    pub gso: Option<Gso>,
 
     /// How long a shard at work lets messages gather before it looks again, `0s` to `1ms`; `0s`: not at all. It does so while it
     /// expects several and finds that a message costs less CPU that way; round trips then take up to twice that time longer.
-    /// Default: 100us.
+    /// Default: 50us.
     #[arg(long, value_name = "TIME", env = "VIAHOP_LINGER")]
     pub linger: Option<String>,
 
@@ -139,6 +140,17 @@ pub enum Steering {
     CallId,
     /// The kernel.
     Kernel,
+}
+
+/// `viahop run --gso`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Gso {
+    /// While nobody captures on this machine.
+    Auto,
+    /// Whoever captures.
+    Always,
+    /// Each datagram by itself.
+    Off,
 }
 
 /// `viahop check`

@@ -1,6 +1,6 @@
 //! The seam between the planes: all that shards and control share, and shards among themselves.
 //!
-//! Down go the tables, immutable and swapped whole, and a stop flag beside them; up come counters, each written by one
+//! Down go the tables, immutable and swapped whole, and two flags beside them, whether to stop and whether to make runs; up come counters, each written by one
 //! shard, and a few signals about backends and single messages. From shard to shard goes what only the other can do:
 //! [`Handed`]. There is nothing else, and nobody waits for anybody: a shard looks at the tables once per batch, a signal
 //! that finds the channel full is dropped, of which the shard learns, and what a shard has no room for is counted.
@@ -253,6 +253,7 @@ pub struct Shared {
     pub credentials: Arc<ArcSwap<Credentials>>,
     started: Instant,
     stop: AtomicBool,
+    runs: AtomicBool,
     listing: ArcSwap<Listing>,
     rings: Vec<Ring>,
 }
@@ -283,6 +284,16 @@ impl Shared {
     /// Whether shards are to end.
     pub fn is_stopping(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Says whether shards may hand the kernel datagrams that are alike as one, from their next turn on.
+    pub fn allow_runs(&self, allowed: bool) {
+        self.runs.store(allowed, Ordering::Relaxed);
+    }
+
+    /// Whether they may.
+    pub fn allows_runs(&self) -> bool {
+        self.runs.load(Ordering::Relaxed)
     }
 
     /// Milliseconds since the link was made: the one clock of all shards.
@@ -343,6 +354,7 @@ pub fn link(rings: Vec<Ring>, listeners: usize, tables: Tables) -> (ControlEnd, 
         credentials: Arc::default(),
         started: Instant::now(),
         stop: AtomicBool::new(false),
+        runs: AtomicBool::new(false),
         listing: ArcSwap::default(),
         rings,
     });

@@ -83,6 +83,8 @@ impl Io for Network {
         Ok(count)
     }
 
+    fn allow_runs(&mut self, _: bool) {}
+
     fn makes_runs(&self) -> bool {
         self.makes_runs
     }

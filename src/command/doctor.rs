@@ -8,9 +8,10 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
+use viahop::control::captures;
 use viahop::control::clock::unix_now;
 use viahop::control::config::problem::{Problem, Source};
-use viahop::control::config::{Config, Listen, Steering, load, parse};
+use viahop::control::config::{Config, Gso, Listen, Steering, load, parse};
 use viahop::control::steering::COST;
 use viahop::shard::socket::are_free;
 use viahop::sys::preflight;
@@ -49,6 +50,7 @@ pub fn run(args: &cli::Doctor) -> ExitCode {
         ("send buffer", buffer("wmem_max", config.send_buffer, "messages wait sooner")),
         ("open files", open_files(&config)),
         ("steering", steering(&config)),
+        ("captures", captures(&config)),
         ("privileges", privileges(&config)),
     ];
     findings.extend(config.listeners.iter().map(|one| ("port", port(&config, one))));
@@ -248,6 +250,24 @@ fn udp_errors() -> Finding {
             format!("{lost} datagrams were lost to full receive buffers since boot, of any program"),
             "`nstat -az UdpRcvbufErrors` tells whether it goes on; raise `receive_buffer` and net.core.rmem_max".into(),
         ),
+    }
+}
+
+/// Whether somebody captures, so that datagrams go one by one.
+fn captures(config: &Config) -> Finding {
+    let seen = match captures::count() {
+        Ok(0) => return Good("nobody captures on this machine".into()),
+        Ok(1) => "one socket sees every packet".to_owned(),
+        Ok(count) => format!("{count} sockets see every packet"),
+        Err(error) => format!("whether somebody captures cannot be seen ({error})"),
+    };
+    match config.gso {
+        Gso::Auto => Poor(
+            format!("{seen}: datagrams that are alike go through the kernel one by one meanwhile"),
+            "`ss -0 -p` says whose; if they look for no SIP, as `dhclient` does not: `gso = \"always\"`".into(),
+        ),
+        Gso::Always => Good(format!("{seen}, and may see several messages as one packet (`gso = \"always\"`)")),
+        Gso::Off => Good(format!("{seen}; datagrams go through the kernel one by one (`gso = \"off\"`)")),
     }
 }
 

@@ -21,7 +21,7 @@ pub fn origin(args: &cli::Run) -> Result<Origin, Report> {
             admin: args.admin.as_ref().map(|_| alone.admin),
             socket: args.socket.as_ref().map(|_| alone.socket),
             steering: args.steering.map(|_| alone.steering),
-            gso: args.gso,
+            gso: args.gso.map(|_| alone.gso),
             linger: args.linger.as_ref().map(|_| alone.linger),
         };
         return Ok(Origin::File(path.clone(), overrides));
@@ -63,6 +63,15 @@ fn steering(word: cli::Steering) -> (&'static str, config::Steering) {
         cli::Steering::Kernel => config::Steering::Kernel,
     };
     (meant.word(), meant)
+}
+
+/// Likewise.
+fn gso(word: cli::Gso) -> &'static str {
+    match word {
+        cli::Gso::Always => "always",
+        cli::Gso::Auto => "auto",
+        cli::Gso::Off => "off",
+    }
 }
 
 struct Written {
@@ -147,9 +156,8 @@ impl Written {
         if let Some(word) = args.steering {
             file.balancer.steering = Some(self.put("steering", steering(word).0));
         }
-        if args.gso {
-            let place = self.put("gso", "").span();
-            file.balancer.gso = Some(Spanned::new(place, true));
+        if let Some(word) = args.gso {
+            file.balancer.gso = Some(self.put("gso", gso(word)));
         }
         if let Some(linger) = &args.linger {
             file.balancer.linger = Some(self.put("linger", linger));
@@ -223,7 +231,7 @@ fn core_list(text: &str) -> Result<Vec<i64>, &'static str> {
 mod tests {
     use super::*;
     use std::time::Duration;
-    use viahop::control::config::Cores;
+    use viahop::control::config::{Cores, Gso};
 
     fn args(listen: &[&str], backend: &[&str]) -> cli::Run {
         cli::Run {
@@ -238,7 +246,7 @@ mod tests {
             admin: None,
             socket: None,
             steering: None,
-            gso: false,
+            gso: None,
             linger: None,
         }
     }
@@ -257,24 +265,24 @@ mod tests {
         assert_eq!((backends[0].weight, backends[1].weight, &backends[1].name[..]), (100, 50, "b"));
         assert_eq!(loaded.config.cores, Cores::List(vec![0, 2, 3, 4]));
         assert_eq!(loaded.config.admin, None);
-        assert_eq!((loaded.config.gso, loaded.config.linger), (false, Duration::from_micros(100)));
-        (args.gso, args.linger) = (true, Some("0s".into()));
+        assert_eq!((loaded.config.gso, loaded.config.linger), (Gso::Auto, Duration::from_micros(50)));
+        (args.gso, args.linger) = (Some(cli::Gso::Always), Some("0s".into()));
         let config = origin(&args).unwrap().load().unwrap().config;
-        assert_eq!((config.gso, config.linger), (true, Duration::ZERO));
+        assert_eq!((config.gso, config.linger), (Gso::Always, Duration::ZERO));
     }
 
     #[test]
     fn flags_beside_a_file_have_the_last_word() {
         let mut args = args(&[], &[]);
-        (args.config, args.shards, args.gso) = (Some("x.toml".into()), Some("3".into()), true);
-        args.linger = Some("50us".into());
+        (args.config, args.shards, args.gso) = (Some("x.toml".into()), Some("3".into()), Some(cli::Gso::Off));
+        args.linger = Some("70us".into());
         let Origin::File(_, overrides) = origin(&args).unwrap() else { panic!("a file is a file") };
         let text = "[[listen]]\nname = \"edge\"\naddress = \"udp:127.0.0.1\"\n[[pool]]\nname = \"proxies\"\n\
-                    backend = [{ uri = \"sip:127.0.0.1\" }]\n[balancer]\nshards = 2\n";
+                    backend = [{ uri = \"sip:127.0.0.1\" }]\n[balancer]\nshards = 2\ngso = \"always\"\n";
         let mut config = config::parse(Source { name: "x.toml".into(), text: text.into() }).unwrap().config;
-        assert!(!config.gso);
+        assert_eq!(config.gso, Gso::Always);
         overrides.apply(&mut config);
-        assert_eq!((config.gso, config.linger), (true, Duration::from_micros(50)));
+        assert_eq!((config.gso, config.linger), (Gso::Off, Duration::from_micros(70)));
         assert_eq!(config.cores, Cores::Count(3));
     }
 

@@ -272,7 +272,6 @@ pub fn plan(resolved: &Resolved, shards: usize) -> Plan {
         egress_ports: config.egress_ports.clone(),
         egress_before: Default::default(),
         egress_shared: config.egress_mode == EgressMode::Shared,
-        gso: config.gso,
         linger: config.linger,
         receive_buffer: config.receive_buffer,
         send_buffer: config.send_buffer,

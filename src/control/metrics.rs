@@ -482,6 +482,11 @@ fn shards(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
         "Datagrams that the program looked at; all but `call_id` were left to the kernel, for this reason",
         steering.datagrams().into_iter().map(|(outcome, count)| (vec![("outcome", outcome)], count)),
     )?;
+    out.gauge(
+        "viahop_gso",
+        "1 while datagrams that are alike go through the kernel as one: `gso`, and with `auto` nobody captures on this machine",
+        [(vec![], f64::from(u8::from(view.allows_runs == Some(true))))],
+    )?;
     let captures = [("sent", view.sum(|one| one.captured.get())), ("lost", view.sum(|one| one.captures_lost.get()))];
     out.counter(
         "viahop_capture_packets",

@@ -14,6 +14,7 @@
 
 pub mod admin;
 pub mod ask;
+pub mod captures;
 pub mod clock;
 pub mod cluster;
 pub mod config;

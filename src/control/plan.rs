@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn whatever_is_written_of_a_pool_or_backend_is_a_change_of_it() {
         let of_pool = |written: &str| {
-            let before = format!("[balancer]\ngso = true\n{}", text(&[1, 2]).replace("\" }", ";transport=tcp\" }"));
+            let before = format!("[balancer]\ngso = \"off\"\n{}", text(&[1, 2]).replace("\" }", ";transport=tcp\" }"));
             let PoolPlan { change, details, backends, .. } =
                 plan(&before, &before.replace("name =", &format!("{written}\nname ="))).pools.remove(0);
             assert_eq!((change, backends), (Change::Changed, Vec::new()), "{written}");

@@ -86,8 +86,8 @@ pub struct Overrides {
     pub socket: Option<Socket>,
     /// `--steering`.
     pub steering: Option<super::config::Steering>,
-    /// `--gso`, which is never taken back.
-    pub gso: bool,
+    /// `--gso`.
+    pub gso: Option<super::config::Gso>,
     /// `--linger`.
     pub linger: Option<Duration>,
 }
@@ -107,7 +107,7 @@ impl Overrides {
         if let Some(steering) = self.steering {
             config.steering = steering;
         }
-        config.gso |= self.gso;
+        config.gso = self.gso.unwrap_or(config.gso);
         config.linger = self.linger.unwrap_or(config.linger);
     }
 }
@@ -159,6 +159,9 @@ pub struct Setup {
 
 /// Seconds without a forwarded message, and without a call that rings, after which a drain is over before its time.
 const QUIET_S: u32 = 5;
+
+/// How often we look whether somebody captures: who starts a capture and then what he wants to see takes longer.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// How long shards pass over a backend that refused and that nobody probes.
 const SUSPICION: Duration = Duration::from_secs(2);
@@ -248,6 +251,8 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
     let (mut read_again, mut read_lists_again) = (false, false);
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         tokio::select! {
             order = orders.recv() => match order {
@@ -293,6 +298,7 @@ pub async fn run(setup: Setup, mut orders: mpsc::Receiver<Order>, views: watch::
             },
             Some(report) = reports.recv() => control.on_probe(report),
             Some(signal) = signals.recv() => control.on_signal(signal),
+            _ = look.tick() => control.look_for_captures(),
             _ = tick.tick() => {
                 control.on_tick();
                 if control.drain.as_ref().is_some_and(Drain::is_over) {
@@ -787,7 +793,7 @@ mod tests {
         let config = |text: &str| parse(Source { name: "x".into(), text: text.into() }).unwrap().config;
         let running = config(&text(&[1]));
         assert!(fixed_by_the_start(&running, &config(&text(&[2]))).is_empty());
-        for (key, value) in [("shards", "1"), ("gso", "true"), ("linger", "\"0s\""), ("steering", "\"kernel\"")] {
+        for (key, value) in [("shards", "1"), ("linger", "\"0s\""), ("steering", "\"kernel\"")] {
             let problems =
                 fixed_by_the_start(&running, &config(&format!("{}[balancer]\n{key} = {value}\n", text(&[1]))));
             assert_eq!(problems.len(), 1, "{key}");

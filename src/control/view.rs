@@ -24,6 +24,8 @@ pub struct View {
     pub config_hash: String,
     /// Whether the process finishes and wants no new calls.
     pub is_draining: bool,
+    /// Whether shards may make runs (`gso`); `None`: that was not looked at yet.
+    pub allows_runs: Option<bool>,
     /// Whether it should get calls: not draining, and every pool has a backend.
     pub is_ready: bool,
     /// Pools in which no backend gets new calls.
@@ -176,6 +178,7 @@ impl View {
             generation,
             config_hash: String::new(),
             is_draining: false,
+            allows_runs: None,
             is_ready: false,
             empty_pools: Vec::new(),
             reload,
@@ -252,6 +255,7 @@ impl View {
             generation: self.generation,
             ready: self.is_ready,
             draining: self.is_draining,
+            gso: self.allows_runs == Some(true),
             reload: &self.reload,
             listeners: self.fixed.listeners.iter().map(|(name, address)| Named { name, address: *address }).collect(),
             steering: self.fixed.steering.status(),
@@ -273,6 +277,7 @@ pub struct Status<'a> {
     generation: u64,
     ready: bool,
     draining: bool,
+    gso: bool,
     reload: &'a Reload,
     listeners: Vec<Named<'a>>,
     steering: steering::Status<'a>,

@@ -24,6 +24,9 @@ pub trait Io {
     /// Why the first was not taken; or, as above, something about an earlier one.
     fn send(&mut self, socket: usize, datagrams: &[Outgoing<'_>]) -> io::Result<usize>;
 
+    /// Whether datagrams that are alike may go as one from here on.
+    fn allow_runs(&mut self, allowed: bool);
+
     /// Whether datagrams that are alike go as one if they follow one another.
     fn makes_runs(&self) -> bool;
 
@@ -46,11 +49,10 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel's view of `sockets`, at most `batch` datagrams at a time; with `gso`, those that are alike as one.
-    pub fn new(sockets: Sockets, batch: usize, gso: bool) -> Kernel {
+    /// The kernel's view of `sockets`, at most `batch` datagrams at a time.
+    pub fn new(sockets: Sockets, batch: usize) -> Kernel {
         let numbered = sockets.all().map(|socket| (socket.as_raw_fd(), socket.tells_local())).collect();
-        let batch = if gso { SendBatch::with_runs(batch) } else { SendBatch::new(batch) };
-        Kernel { sockets, numbered, batch }
+        Kernel { sockets, numbered, batch: SendBatch::new(batch) }
     }
 
     /// The sockets.
@@ -72,6 +74,10 @@ impl Io for Kernel {
 
     fn send(&mut self, socket: usize, datagrams: &[Outgoing<'_>]) -> io::Result<usize> {
         self.batch.send(self.numbered[socket].0, datagrams)
+    }
+
+    fn allow_runs(&mut self, allowed: bool) {
+        self.batch.allow_runs(allowed);
     }
 
     fn makes_runs(&self) -> bool {

@@ -48,7 +48,6 @@ pub struct Unstarted {
     sockets: Sockets,
     bell: Arc<Bell>,
     tells_answers: bool,
-    gso: bool,
     linger: Duration,
 }
 
@@ -63,7 +62,7 @@ pub fn open(number: usize, core: usize, plan: &Plan) -> Result<Unstarted, OpenEr
     let sockets = Sockets::open(plan)?;
     let no_bell = |error| OpenError { protocol: "udp", address: SocketAddr::from(([0; 4], 0)), error };
     let bell = Arc::new(Bell::new().map_err(no_bell)?);
-    Ok(Unstarted { number, core, sockets, bell, tells_answers: false, gso: plan.gso, linger: plan.linger })
+    Ok(Unstarted { number, core, sockets, bell, tells_answers: false, linger: plan.linger })
 }
 
 /// How many threads `shards` shards take: one each, and one of its executor.
@@ -140,7 +139,7 @@ impl Unstarted {
         let _end = End(link.counters.clone());
         let (listeners, egress) = (self.sockets.listeners(), self.sockets.egress_ports());
         let (listening, limits) = self.sockets.take_streams();
-        let kernel = Kernel::new(self.sockets, crate::dataplane::limits::BATCH, self.gso);
+        let kernel = Kernel::new(self.sockets, crate::dataplane::limits::BATCH);
         let waiter = match Waiter::new(&kernel, &self.bell) {
             Ok(waiter) => waiter,
             Err(error) => return drop(started.send(Err(error))),

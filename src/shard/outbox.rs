@@ -304,6 +304,8 @@ mod tests {
             if taken.is_empty() { Err(io::Error::from_raw_os_error(ENETUNREACH)) } else { Ok(taken.len()) }
         }
 
+        fn allow_runs(&mut self, _: bool) {}
+
         fn makes_runs(&self) -> bool {
             false
         }

@@ -74,6 +74,8 @@ mod tests {
             Ok(datagrams.len())
         }
 
+        fn allow_runs(&mut self, _: bool) {}
+
         fn makes_runs(&self) -> bool {
             false
         }

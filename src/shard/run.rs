@@ -141,6 +141,7 @@ impl<I: Io> Shard<I> {
         let start = Instant::now();
         let now_ms = self.link.shared.ms_at(start);
         self.link.counters.last_turn_ms.set(now_ms);
+        self.io.allow_runs(self.link.shared.allows_runs());
         let mut received = start;
         let mut all = 0;
         let listeners = self.listeners;

@@ -38,8 +38,6 @@ pub struct Plan {
     pub egress_before: [Vec<u16>; 2],
     /// Whether all shards send to backends from one port: the first of `egress_ports`, once [`Plan::settle`] has found it.
     pub egress_shared: bool,
-    /// Whether datagrams that are alike go through the kernel as one.
-    pub gso: bool,
     /// How long a shard at work lets messages gather; zero: never.
     pub linger: Duration,
     /// Octets asked for each receive buffer.

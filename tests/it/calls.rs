@@ -55,8 +55,10 @@ fn with_gso_what_is_alike_arrives_one_by_one() {
     server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let listen = free_port();
     let text = config(listen, &[server.local_addr().unwrap().port()], UNPROBED);
-    let viahop =
-        Viahop::start("gso", &text.replacen("[balancer]\nshards = 2\n", "[balancer]\nshards = 1\ngso = true\n", 1));
+    let viahop = Viahop::start(
+        "gso",
+        &text.replacen("[balancer]\nshards = 2\n", "[balancer]\nshards = 1\ngso = \"always\"\n", 1),
+    );
     let from = client.local_addr().unwrap();
     let message = |number: usize| {
         let body = "x".repeat(if number % 10 == 9 { 40 } else { 30 });
@@ -135,11 +137,46 @@ fn a_shard_at_work_lets_messages_gather_if_it_may_and_loses_none() {
     }
 }
 
+/// A run would be one packet in it, of which readers of SIP see the first message.
+#[test]
+fn in_a_capture_on_this_machine_each_message_is_a_packet_of_its_own() {
+    let (client, server) = (UdpSocket::bind("127.0.0.1:0").unwrap(), udp_server());
+    let (listen, port, from) = (free_port(), server.local_addr().unwrap().port(), client.local_addr().unwrap());
+    let folder = Folder::new("runs-capture");
+    let Some(mut capture) = Capture::start(&folder.0, listen, &[port]) else { return };
+    let text = config(listen, &[port], UNPROBED).replacen("shards = 2\n", "shards = 1\ngso = \"auto\"\n", 1);
+    let viahop = Viahop::start("runs-capture", &text);
+    viahop.wait_until("no runs", crate::live::PATIENCE, |status| status["gso"] == false);
+    // The shard finds them all at once, when it goes on.
+    viahop.process.signal("STOP");
+    for number in 0..40 {
+        let message = format!(
+            "MESSAGE sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/UDP {from};branch=z9hG4bKrun{number:04}\r\nMax-Forwards: 70\r\n\
+             From: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>\r\nCall-ID: run-{number:04}\r\nCSeq: 1 MESSAGE\r\n\r\n"
+        );
+        client.send_to(message.as_bytes(), ("127.0.0.1", listen)).unwrap();
+    }
+    viahop.process.signal("CONT");
+    server.set_read_timeout(Some(crate::live::PATIENCE)).unwrap();
+    for _ in 0..40 {
+        server.recv(&mut [0; 4096]).unwrap();
+    }
+    let log = viahop.log();
+    viahop.end();
+    std::thread::sleep(Duration::from_millis(500));
+    capture.process.signal("INT");
+    assert!(capture.process.wait(MINUTE).is_some());
+    let output =
+        Command::new("tshark").arg("-r").arg(&capture.path).args(["-Y", &format!("udp.dstport=={port}")]).output();
+    assert_eq!(String::from_utf8_lossy(&output.unwrap().stdout).lines().count(), 40);
+    assert!(log.contains("event=\"runs_paused\""), "{log}");
+}
+
 /// viahop with one shard, which may pad what goes to `port`.
 fn padding_towards(name: &str, listen: u16, port: u16) -> Viahop {
     let mut text = config(listen, &[port], &format!("pad = true\n{UNPROBED}"));
     text += &format!("[[listen]]\naddress = \"tcp:127.0.0.1:{listen}\"\n");
-    Viahop::start(name, &text.replacen("[balancer]\nshards = 2\n", "[balancer]\nshards = 1\ngso = true\n", 1))
+    Viahop::start(name, &text.replacen("[balancer]\nshards = 2\n", "[balancer]\nshards = 1\ngso = \"always\"\n", 1))
 }
 
 /// Octets that mean nothing follow requests that say where they end, are few, and follow some.

@@ -93,7 +93,7 @@ fn copies_in(file: &[u8]) -> usize {
 
 fn config(listen: &str, backend: &str, capture: &str) -> String {
     format!(
-        "[balancer]\nshards = 2\ngso = true\n{listen}\n[[pool]]\n{UNPROBED}\nbackend = [{{ uri = \"{backend}\" }}]\n\
+        "[balancer]\nshards = 2\ngso = \"always\"\n{listen}\n[[pool]]\n{UNPROBED}\nbackend = [{{ uri = \"{backend}\" }}]\n\
          [capture]\n{capture}\n"
     )
 }

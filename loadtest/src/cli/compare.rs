@@ -20,7 +20,7 @@ use std::time::Duration;
 /// core of its own. Without --element, all that are installed are compared: over UDP, or with --transport tcp or tls over connections.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// An element: direct, relay, relay-scalar, viahop, viahop-gso, viahop-pad, nginx, kamailio, or NAME=COMMAND with {ip}, {port},
+    /// An element: direct, relay, relay-scalar, viahop, viahop-no-gso, viahop-pad, nginx, kamailio, or NAME=COMMAND with {ip}, {port},
     /// {backend_ip}, {backend_port}, {core} and {dir}. A name that ends in -tcp or -tls is reached so, and reaches its backend so; in
     /// -tls-udp and the like each side has its own: viahop-tcp, kamailio-tls, direct-tcp. May be given several times.
     #[arg(long = "element", value_name = "ELEMENT")]

@@ -34,7 +34,7 @@ pub struct Element {
 }
 
 /// The names of the elements that are known over UDP, in the order of the table.
-pub const KNOWN: &[&str] = &["direct", "relay", "relay-scalar", "viahop", "viahop-gso", "nginx", "kamailio"];
+pub const KNOWN: &[&str] = &["direct", "relay", "relay-scalar", "viahop", "viahop-no-gso", "nginx", "kamailio"];
 
 /// The same for a comparison over TCP. What its cost is compared with goes over UDP.
 pub const KNOWN_TCP: &[&str] =
@@ -106,7 +106,7 @@ impl Tls {
 
 /// What viahop runs with where there is TLS or WebSocket, or requests are padded, which its flags have no words for.
 fn viahop_toml(front: Transport, behind: Transport, pads: bool) -> String {
-    let (gso, pad) = if pads { ("gso = true\n", "pad = true\n") } else { ("", "") };
+    let pad = if pads { "pad = true\n" } else { "" };
     let param = behind.uri_param();
     let shown = match front {
         Transport::Tls | Transport::Wss => "tls = { certificate = \"{dir}/cert.pem\", key = \"{dir}/key.pem\" }\n",
@@ -118,7 +118,7 @@ fn viahop_toml(front: Transport, behind: Transport, pads: bool) -> String {
         Transport::Tcp | Transport::Udp | Transport::Ws | Transport::Wss => String::new(),
     };
     format!(
-        "[balancer]\ncores = [{{core}}]\n{gso}\n[[listen]]\naddress = \"{front}:{{ip}}:{{port}}\"\n{shown}{pages}\n[[pool]]\nname = \"sink\"\n\
+        "[balancer]\ncores = [{{core}}]\n\n[[listen]]\naddress = \"{front}:{{ip}}:{{port}}\"\n{shown}{pages}\n[[pool]]\nname = \"sink\"\n\
          {pad}{demanded}backend = [{{ uri = \"sip:{{backend_ip}}:{{backend_port}}{param}\" }}]\n\n[admin]\nlisten = \"off\"\n"
     )
 }
@@ -150,7 +150,7 @@ impl Element {
             ("direct", front, behind) if front == behind => element("", Vec::new()),
             ("relay", Transport::Udp, Transport::Udp) => from(relay("batched")?, Vec::new()),
             ("relay-scalar", Transport::Udp, Transport::Udp) => from(relay("scalar")?, Vec::new()),
-            ("viahop-gso" | "viahop-pad", Transport::Udp, Transport::Udp) | ("viahop", ..) => {
+            ("viahop-no-gso" | "viahop-pad", Transport::Udp, Transport::Udp) | ("viahop", ..) => {
                 if !viahop.exists() {
                     return Err(format!("{} is not there; say where with --viahop", viahop.display()));
                 }
@@ -161,7 +161,7 @@ impl Element {
                     return from(command, vec![("viahop.toml", viahop_toml(front, behind, pads))]);
                 }
                 let param = behind.uri_param();
-                let gso = if plain == "viahop-gso" { " --gso" } else { "" };
+                let gso = if plain == "viahop-no-gso" { " --gso off" } else { "" };
                 let args = format!(
                     "run --listen {front}:{{ip}}:{{port}} --backend sip:{{backend_ip}}:{{backend_port}}{param} \
                      --cores {{core}} --admin off{gso}"

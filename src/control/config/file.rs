@@ -64,8 +64,8 @@ pub struct Balancer {
     pub egress_ports: Value<String>,
     /// `auto`, `call-id` or `kernel`.
     pub steering: Value<String>,
-    /// Whether datagrams that are alike go through the kernel as one.
-    pub gso: Value<bool>,
+    /// `auto`, `always` or `off`: whether datagrams that are alike go through the kernel as one.
+    pub gso: Value<String>,
     /// How long a shard at work lets messages gather.
     pub linger: Value<String>,
     /// Octets of each socket's receive buffer.

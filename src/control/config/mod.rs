@@ -72,7 +72,7 @@ pub struct Config {
     /// Which shard a datagram comes to.
     pub steering: Steering,
     /// Whether datagrams that are alike go through the kernel as one.
-    pub gso: bool,
+    pub gso: Gso,
     /// How long a shard at work lets messages gather, at most; zero: never.
     pub linger: Duration,
     /// Octets of each socket's receive buffer.
@@ -107,6 +107,22 @@ pub enum EgressMode {
     Own,
     /// All from one.
     Shared,
+}
+
+/// Whether datagrams that are alike go through the kernel as one (UDP segmentation, GSO).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gso {
+    /// Whatever is seen of it.
+    Always,
+    /// While nobody captures on this machine, who would see them as one packet.
+    Auto,
+    /// Each by itself.
+    Off,
+}
+
+impl Gso {
+    /// All of them, with the words of the configuration.
+    pub const WORDS: [(&str, Gso); 3] = [("always", Gso::Always), ("auto", Gso::Auto), ("off", Gso::Off)];
 }
 
 /// What decides which shard a datagram comes to, at a port that all shards share.

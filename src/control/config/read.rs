@@ -20,7 +20,7 @@ pub use words::{closest, did_you_mean};
 use super::address;
 use super::file::{self, Value};
 use super::problem::Problem;
-use super::{Config, EgressMode, Log, LogFormat, Policy, Socket, Steering, Streams};
+use super::{Config, EgressMode, Gso, Log, LogFormat, Policy, Socket, Steering, Streams};
 use crate::dataplane::sip::uri::Scheme;
 use crate::dataplane::tables::{Capture, ForeignRoute, Network, PathPolicy};
 use std::net::SocketAddr;
@@ -30,7 +30,7 @@ use value::Reader;
 
 /// How long a shard lets messages gather: as long as network cards that moderate interrupts do; a fifth of a millisecond of a round
 /// trip.
-const LINGER: Duration = Duration::from_micros(100);
+const LINGER: Duration = Duration::from_micros(50);
 
 /// The longest: what else a shard has to do waits as long.
 const LINGER_MAX: Duration = Duration::from_millis(1);
@@ -59,10 +59,10 @@ impl Reader<'_> {
         let pool_names: Vec<String> = file.pool.iter().enumerate().map(|(index, one)| pool::name(one, index)).collect();
         let routes = self.routes(&file.route, &listener_names, &pool_names);
         let balancer = &file.balancer;
-        let gso = balancer.gso.as_ref().is_some_and(|gso| *gso.get_ref());
-        for pad in file.pool.iter().filter_map(|pool| pool.pad.as_ref()).filter(|pad| *pad.get_ref() && !gso) {
-            let help = "add `gso = true` to [balancer], which the flag does not stand in for, or leave it out";
-            self.error(pad.span(), "`pad` without `gso`", "only runs are padded").help = Some(help.into());
+        let gso = self.word(&balancer.gso, Gso::Auto, &Gso::WORDS);
+        let pads = file.pool.iter().filter_map(|pool| pool.pad.as_ref()).filter(|pad| *pad.get_ref());
+        for pad in pads.filter(|_| gso == Gso::Off) {
+            self.warn(pad.span(), "`pad` has no effect with `gso = \"off\"`", "only runs are padded");
         }
         let (egress_v4, egress_v6) = self.egress(&balancer.egress);
         Some(Config {
@@ -222,7 +222,7 @@ fn nowhere(title: impl Into<String>) -> Problem {
 #[cfg(test)]
 pub(super) mod tests {
     use crate::control::config::problem::Source;
-    use crate::control::config::{Loaded, Socket, parse};
+    use crate::control::config::{Gso, Loaded, Socket, parse};
     use crate::dataplane::tables::ProxyHeader;
 
     pub const LISTEN: &str = "[[listen]]\naddress = \"udp:0.0.0.0:5060\"\n";
@@ -322,7 +322,10 @@ pub(super) mod tests {
                 "[[listen]]\naddress = \"tcp:0.0.0.0\"\ntls = { certificate = \"a\", key = \"b\" }",
                 "7:23 `tls` of a listener on `tcp:` | only `tls:` and `wss:` have a use for it",
             ),
-            ("[[pool]]\npad = true\nbackend = [{ uri = \"sip:a\" }]", "6:7 `pad` without `gso` | only runs are padded"),
+            (
+                "[balancer]\ngso = \"on\"",
+                "6:7 `on` is none of the values there are | there are: `always`, `auto`, `off`",
+            ),
             (
                 "[[pool]]\nsend_proxy = \"on\"\nbackend = [{ uri = \"sip:a;transport=tcp\" }]",
                 "6:14 `on` is none of the values there are | there are: `off`, `v1`, `v2`",
@@ -558,13 +561,13 @@ pub(super) mod tests {
     #[test]
     fn what_is_off_is_nothing_to_complain_about() {
         let off = "pad = false\nsend_proxy = \"off\"\nhealth = { probe = false }\noutlier = { on = false }\n";
-        let loaded = load(&format!("[balancer]\ngso = false\n{LISTEN}{POOL}{off}"));
+        let loaded = load(&format!("[balancer]\ngso = \"off\"\n{LISTEN}{POOL}{off}"));
         let pool = &loaded.config.pools[0];
-        assert_eq!((loaded.config.gso, pool.pads, loaded.warnings.len()), (false, false, 0));
+        assert_eq!((loaded.config.gso, pool.pads, loaded.warnings.len()), (Gso::Off, false, 0));
         assert!(pool.health.is_none() && pool.outlier.is_none());
         let on = "pad = true\nhealth = { probe = true, ok = [\"2xx\", \"404\"] }\noutlier = { on = true }\n";
-        let config = load(&format!("[balancer]\ngso = true\n{LISTEN}{POOL}{on}")).config;
-        assert!(config.gso && config.pools[0].pads && config.pools[0].outlier.is_some());
+        let config = load(&format!("{LISTEN}{POOL}{on}")).config;
+        assert!(config.gso == Gso::Auto && config.pools[0].pads && config.pools[0].outlier.is_some());
         let health = config.pools[0].health.as_ref().unwrap();
         let is_ok = [199, 200, 299, 300, 403, 404, 405].map(|code| health.is_ok(code));
         assert_eq!(is_ok, [false, true, true, false, false, true, false]);

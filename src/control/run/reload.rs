@@ -239,7 +239,6 @@ pub(super) fn fixed_by_the_start(running: &Config, wanted: &Config) -> Vec<Probl
             (running.egress_mode, &running.egress_ports) != (wanted.egress_mode, &wanted.egress_ports),
         ),
         ("`steering`", running.steering != wanted.steering),
-        ("`gso`", running.gso != wanted.gso),
         ("`linger`", running.linger != wanted.linger),
         (
             "`receive_buffer` and `send_buffer`",

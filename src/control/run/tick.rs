@@ -1,13 +1,19 @@
 //! What is looked at each second: what real answers say of backends, how busy shards are, what was dropped, what has broken.
 
 use super::Control;
+use crate::control::captures;
 use crate::control::cluster::{Backend, Turn};
+use crate::control::config::Gso;
 use crate::control::resolve::Place;
 use crate::control::view::Reason;
 use crate::dataplane::counters::Ended;
 use crate::dataplane::verdict::DropReason;
 use std::time::Instant;
 use tracing::{error, info, warn};
+
+/// Why datagrams go one by one.
+const CAPTURES: &str =
+    "somebody captures on this machine (`ss -0 -p`); datagrams that are alike go one by one meanwhile";
 
 /// Counters as they were a second ago.
 #[derive(Default)]
@@ -49,6 +55,27 @@ impl Control {
         }
         if has_changed {
             self.publish(Some(Reason::Outlier));
+        }
+    }
+
+    /// Has shards make runs where they are wanted, which with `gso = "auto"` nobody may see.
+    pub(super) fn look_for_captures(&mut self) {
+        let allowed = match self.config.gso {
+            Gso::Always => true,
+            Gso::Auto => captures::count().is_ok_and(|count| count == 0),
+            Gso::Off => false,
+        };
+        if self.view.allows_runs == Some(allowed) {
+            return;
+        }
+        self.shared.allow_runs(allowed);
+        let is_start = self.view.allows_runs.replace(allowed).is_none();
+        self.show();
+        match (self.config.gso, allowed) {
+            (Gso::Auto, false) => info!(event = "runs_paused", note = CAPTURES),
+            _ if is_start => {}
+            (_, true) => info!(event = "runs_resumed"),
+            (_, false) => info!(event = "runs_paused"),
         }
     }
 

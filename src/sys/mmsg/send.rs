@@ -1,7 +1,7 @@
 //! `sendmmsg`, and `UDP_SEGMENT` for what is alike: most of what a datagram costs is its way through the kernel, and a run of
 //! datagrams of one length to one destination takes that way once.
 //!
-//! Runs are made where they are asked for: who captures on the same machine sees a run as one packet, before it is cut. Each
+//! Runs are made where they are allowed: who captures on the same machine sees a run as one packet, before it is cut. Each
 //! message of a run is a datagram of its own on the wire. The device has to be able to do it (nearly all are, and the
 //! kernel for those that are not), and each message has to fit a packet: where the kernel says no, the same messages go one
 //! by one, and so does what is like them from then on.
@@ -77,7 +77,9 @@ pub struct SendBatch {
     headers: Box<[libc::mmsghdr]>,
     /// How many datagrams go by each header.
     runs: Box<[usize]>,
-    /// Octets of the longest message that goes in a run.
+    /// Whether runs are made.
+    allows_runs: bool,
+    /// Octets of the longest message that goes in a run; 0: the kernel has refused them all.
     segment_max: usize,
 }
 
@@ -86,24 +88,25 @@ pub struct SendBatch {
 unsafe impl Send for SendBatch {}
 
 impl SendBatch {
-    /// Arrays for `count` datagrams, of which those that are alike go as runs.
-    pub fn with_runs(count: usize) -> SendBatch {
-        SendBatch { segment_max: SEGMENT_MAX, ..SendBatch::new(count) }
-    }
-
-    /// Arrays for `count` datagrams, each of which goes by itself.
+    /// Arrays for `count` datagrams, each of which goes by itself until [`SendBatch::allow_runs`].
     pub fn new(count: usize) -> SendBatch {
         let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         let mut names = vec![RawAddress::default(); count].into_boxed_slice();
         let mut controls = vec![Control([0; CONTROL]); count].into_boxed_slice();
         let headers = names.iter_mut().zip(&mut controls).map(|(name, control)| header(name, control)).collect();
         let runs = vec![0; count].into();
-        SendBatch { names, controls, parts: vec![nothing; 3 * count].into(), headers, runs, segment_max: 0 }
+        let parts = vec![nothing; 3 * count].into();
+        SendBatch { names, controls, parts, headers, runs, allows_runs: false, segment_max: SEGMENT_MAX }
     }
 
-    /// Whether runs are made, as far as the kernel has not refused them all.
+    /// Whether those that are alike go as runs from the next [`SendBatch::send`] on.
+    pub fn allow_runs(&mut self, allows_runs: bool) {
+        self.allows_runs = allows_runs;
+    }
+
+    /// Whether runs are made: they are allowed, and the kernel has not refused them all.
     pub fn makes_runs(&self) -> bool {
-        self.segment_max > 0
+        self.allows_runs && self.segment_max > 0
     }
 
     /// Sends `datagrams`, as many as there are arrays for, and returns how many the kernel took. An error is about the
@@ -188,7 +191,7 @@ impl SendBatch {
     fn run(&self, datagrams: &[Outgoing<'_>]) -> (usize, usize) {
         let [first, rest @ ..] = datagrams else { return (0, 0) };
         let (mut shortest, mut longest, mut pads) = (first.len(), first.len(), first.pads);
-        if rest.is_empty() || !(1..=self.segment_max).contains(&longest) {
+        if rest.is_empty() || !self.allows_runs || !(1..=self.segment_max).contains(&longest) {
             return (1, longest);
         }
         for (count, next) in (1..).zip(rest) {
@@ -275,6 +278,12 @@ fn set_segment(header: &mut libc::msghdr, control: &mut Control, octets: u16) {
 mod tests {
     use super::*;
 
+    fn with_runs(count: usize) -> SendBatch {
+        let mut batch = SendBatch::new(count);
+        batch.allow_runs(true);
+        batch
+    }
+
     fn outgoing<'a>(to: &str, text: &'a [u8]) -> Outgoing<'a> {
         let (head, tail) = text.split_at(text.len() / 3);
         Outgoing { to: to.parse().unwrap(), parts: [head, tail], from: None, pads: false }
@@ -284,7 +293,7 @@ mod tests {
     fn neighbours_that_are_alike_and_fit_a_packet_share_a_header() {
         let (a, b) = ("127.0.0.1:6000", "127.0.0.1:6001");
         let text = vec![b'x'; 2 * RUN_MAX];
-        let headers = |datagrams: &[Outgoing<'_>]| SendBatch::with_runs(datagrams.len()).fill(datagrams);
+        let headers = |datagrams: &[Outgoing<'_>]| with_runs(datagrams.len()).fill(datagrams);
         let of = |to, lengths: &[usize]| lengths.iter().map(|&len| outgoing(to, &text[..len])).collect::<Vec<_>>();
         assert_eq!(headers(&[]), 0);
         assert_eq!(headers(&of(a, &[900; 32])), 1);
@@ -304,7 +313,7 @@ mod tests {
         let text = vec![b'x'; 2 * RUN_MAX];
         let headers = |datagrams: &[(usize, bool)]| {
             let outgoing = |&(len, pads): &(usize, bool)| Outgoing { pads, ..outgoing("127.0.0.1:6000", &text[..len]) };
-            SendBatch::with_runs(datagrams.len()).fill(&datagrams.iter().map(outgoing).collect::<Vec<_>>())
+            with_runs(datagrams.len()).fill(&datagrams.iter().map(outgoing).collect::<Vec<_>>())
         };
         let all = |lengths: &[usize]| headers(&lengths.iter().map(|&len| (len, true)).collect::<Vec<_>>());
         assert_eq!(all(&[900, 963, 901, 964, 910]), 1);
