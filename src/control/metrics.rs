@@ -484,7 +484,7 @@ fn shards(out: &mut Families<'_>, view: &View) -> Result<(), Error> {
     )?;
     out.gauge(
         "viahop_gso",
-        "1 while datagrams that are alike go through the kernel as one: `gso`, and with `auto` nobody captures on this machine",
+        "1 while datagrams that are alike may go through the kernel as one: `gso`, and with `auto` nobody captures on this machine",
         [(vec![], f64::from(u8::from(view.allows_runs == Some(true))))],
     )?;
     let captures = [("sent", view.sum(|one| one.captured.get())), ("lost", view.sum(|one| one.captures_lost.get()))];

@@ -740,6 +740,18 @@ mod tests {
         assert!(pools.iter().all(|pool| &***pool == "others"), "{pools:?}");
     }
 
+    #[tokio::test]
+    async fn a_reload_takes_runs_away_and_gives_them_back() {
+        let with = |gso: &str| format!("[balancer]\ngso = \"{gso}\"\n{}", text(&[1]));
+        let mut bench = Bench::start("runs", &with("always"));
+        for (gso, allowed) in [("always", true), ("off", false), ("always", true)] {
+            std::fs::write(&bench.path, with(gso)).unwrap();
+            bench.orders.send(Order::Reload).await.unwrap();
+            bench.until(gso, |view| view.allows_runs == Some(allowed)).await;
+            assert_eq!(bench.shared.allows_runs(), allowed);
+        }
+    }
+
     fn with_list(list: &Path) -> String {
         let backends = text(&[1]);
         let (before, _) = backends.split_once("backend = ").unwrap();

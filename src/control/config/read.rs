@@ -28,8 +28,8 @@ use std::time::Duration;
 use toml::Spanned;
 use value::Reader;
 
-/// How long a shard lets messages gather: as long as network cards that moderate interrupts do; a fifth of a millisecond of a round
-/// trip.
+/// How long a shard lets messages gather: about as long as network cards that moderate interrupts do; a tenth of a millisecond of a
+/// round trip. Twice as long takes less CPU still, and misses what is wanted of latency: `docs/decisions/0006-lingering.md`.
 const LINGER: Duration = Duration::from_micros(50);
 
 /// The longest: what else a shard has to do waits as long.
