@@ -113,8 +113,8 @@ pub struct Run {
     #[arg(long, value_enum, value_name = "WHAT", env = "VIAHOP_STEERING")]
     pub steering: Option<Steering>,
 
-    /// Whether datagrams that are alike are handed to the kernel as one (UDP segmentation), which takes up to half off the cost of
-    /// a message under load. Captures on this machine (tcpdump, sngrep) would show them as one packet, so auto looks for captures
+    /// Whether datagrams that are alike are handed to the kernel as one (UDP segmentation), which takes up to two fifths off the
+    /// cost of a message under load. Captures on this machine (tcpdump, sngrep) would show them as one packet, so auto looks for captures
     /// four times a second. Default: as the file says, else auto.
     #[arg(long, value_enum, value_name = "WHEN", env = "VIAHOP_GSO")]
     pub gso: Option<Gso>,

@@ -7,6 +7,7 @@
 //!          ├─ what `viahop ctl` asks             └─► an answer to whoever asked
 //!          ├─ lists that changed or vanished, domains with other servers
 //!          ├─ a configuration read in the background
+//!          ├─ every quarter of a second: does somebody capture
 //!          └─ every second: how busy are the shards, what was dropped, is the drain over
 //! ```
 //!

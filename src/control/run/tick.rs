@@ -1,4 +1,5 @@
-//! What is looked at each second: what real answers say of backends, how busy shards are, what was dropped, what has broken.
+//! What is looked at each second: what real answers say of backends, how busy shards are, what was dropped, what has broken; and
+//! more often, whether somebody captures.
 
 use super::Control;
 use crate::control::captures;
@@ -10,10 +11,6 @@ use crate::dataplane::counters::Ended;
 use crate::dataplane::verdict::DropReason;
 use std::time::Instant;
 use tracing::{error, info, warn};
-
-/// Why datagrams go one by one.
-const CAPTURES: &str =
-    "somebody captures on this machine (`ss -0 -p`); datagrams that are alike go one by one meanwhile";
 
 /// Counters as they were a second ago.
 #[derive(Default)]
@@ -71,11 +68,14 @@ impl Control {
         self.shared.allow_runs(allowed);
         let is_start = self.view.allows_runs.replace(allowed).is_none();
         self.show();
-        match (self.config.gso, allowed) {
-            (Gso::Auto, false) => info!(event = "runs_paused", note = CAPTURES),
-            _ if is_start => {}
-            (_, true) => info!(event = "runs_resumed"),
-            (_, false) => info!(event = "runs_paused"),
+        if self.config.gso != Gso::Auto {
+            return;
+        }
+        if !allowed {
+            let note = "somebody captures on this machine, or that cannot be seen: `viahop doctor` says which";
+            info!(event = "runs_paused", note);
+        } else if !is_start {
+            info!(event = "runs_resumed");
         }
     }
 

@@ -151,12 +151,6 @@ mod tests {
             .collect()
     }
 
-    fn with_runs(count: usize) -> SendBatch {
-        let mut batch = SendBatch::new(count);
-        batch.allow_runs(true);
-        batch
-    }
-
     fn len_of_head(text: &[u8]) -> usize {
         text.len() / 3
     }
@@ -169,7 +163,7 @@ mod tests {
             [("127.0.0.1:0", None), ("[::1]:0", None), ("0.0.0.0:0", Some("127.0.0.3")), ("[::]:0", Some("::1"))]
         {
             let local = local.map(|local| local.parse().unwrap());
-            assert_eq!(send_and_receive(&mut with_runs(8), &bind(server), local, &lengths), expected);
+            assert_eq!(send_and_receive(&mut SendBatch::with_runs(8), &bind(server), local, &lengths), expected);
         }
     }
 
@@ -182,7 +176,7 @@ mod tests {
             let (head, tail) = text[..len].split_at(len / 3);
             Outgoing { to: client.address(), parts: [head, tail], from: None, pads: true }
         });
-        assert_eq!(with_runs(8).send(server.as_raw_fd(), &outgoing).unwrap(), lengths.len());
+        assert_eq!(SendBatch::with_runs(8).send(server.as_raw_fd(), &outgoing).unwrap(), lengths.len());
         let mut received = ReceiveBatch::new(8, 2000);
         assert_eq!(received.receive(client.as_raw_fd(), false).unwrap(), lengths.len());
         let padding: [&[u8]; 6] = [b"\r\n\r\n\r\n\r\n\r\n", b"\n\r\n\r\n\r\n", b"", b"\n\r\n\r\n\r\n\r\n", b"", b""];
@@ -206,7 +200,7 @@ mod tests {
                 let (head, tail) = text[number..number + len].split_at(len / 3);
                 Outgoing { to: clients[usize::from(second)].address(), parts: [head, tail], from: None, pads }
             }).collect();
-            let (mut batch, mut sent) = (with_runs(32), 0);
+            let (mut batch, mut sent) = (SendBatch::with_runs(32), 0);
             while sent < outgoing.len() {
                 sent += batch.send(server.as_raw_fd(), &outgoing[sent..]).unwrap();
             }
@@ -230,7 +224,7 @@ mod tests {
         let server = bind("127.0.0.1:0");
         // A socket without checksums is refused runs.
         crate::sys::socket::set(server.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
-        let mut batch = with_runs(8);
+        let mut batch = SendBatch::with_runs(8);
         let lengths = [300, 700, 700, 700, 200, 200, 699, 699];
         let expected: Vec<_> = lengths.into_iter().zip(0..).collect();
         for _ in 0..2 {
@@ -249,7 +243,7 @@ mod tests {
         let client = bind("127.0.0.1:0");
         let text = [b'x'; 200];
         let outgoing = [Outgoing { to: client.address(), parts: [&text, b""], from: None, pads: false }; 8];
-        let mut batch = with_runs(8);
+        let mut batch = SendBatch::with_runs(8);
         // "Fragmentation needed", packets of 1,300 octets, of a datagram to 127.0.0.9: its headers.
         let mut icmp = vec![3, 4, 0, 0, 0, 0, 0x05, 0x14];
         icmp.extend([0x45, 0, 0x05, 0x78, 0, 0, 0x40, 0, 64, 17, 0, 0, 127, 0, 0, 1, 127, 0, 0, 9]);
@@ -267,7 +261,7 @@ mod tests {
         let (server, client) = (bind("[::]:0"), bind("[::1]:0"));
         let text = [b'x'; 200];
         let outgoing = [Outgoing { to: client.address(), parts: [&text, b""], from: None, pads: false }; 8];
-        let mut batch = with_runs(8);
+        let mut batch = SendBatch::with_runs(8);
         // An address that another node has taken over.
         let gone = Some("2001:db8::1".parse().unwrap());
         let error = batch.send(server.as_raw_fd(), &outgoing.map(|one| Outgoing { from: gone, ..one })).unwrap_err();

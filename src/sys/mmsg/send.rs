@@ -99,6 +99,12 @@ impl SendBatch {
         SendBatch { names, controls, parts, headers, runs, allows_runs: false, segment_max: SEGMENT_MAX }
     }
 
+    /// Arrays for `count` datagrams, of which those that are alike go as runs.
+    #[cfg(test)]
+    pub(super) fn with_runs(count: usize) -> SendBatch {
+        SendBatch { allows_runs: true, ..SendBatch::new(count) }
+    }
+
     /// Whether those that are alike go as runs from the next [`SendBatch::send`] on.
     pub fn allow_runs(&mut self, allows_runs: bool) {
         self.allows_runs = allows_runs;
@@ -278,12 +284,6 @@ fn set_segment(header: &mut libc::msghdr, control: &mut Control, octets: u16) {
 mod tests {
     use super::*;
 
-    fn with_runs(count: usize) -> SendBatch {
-        let mut batch = SendBatch::new(count);
-        batch.allow_runs(true);
-        batch
-    }
-
     fn outgoing<'a>(to: &str, text: &'a [u8]) -> Outgoing<'a> {
         let (head, tail) = text.split_at(text.len() / 3);
         Outgoing { to: to.parse().unwrap(), parts: [head, tail], from: None, pads: false }
@@ -293,7 +293,7 @@ mod tests {
     fn neighbours_that_are_alike_and_fit_a_packet_share_a_header() {
         let (a, b) = ("127.0.0.1:6000", "127.0.0.1:6001");
         let text = vec![b'x'; 2 * RUN_MAX];
-        let headers = |datagrams: &[Outgoing<'_>]| with_runs(datagrams.len()).fill(datagrams);
+        let headers = |datagrams: &[Outgoing<'_>]| SendBatch::with_runs(datagrams.len()).fill(datagrams);
         let of = |to, lengths: &[usize]| lengths.iter().map(|&len| outgoing(to, &text[..len])).collect::<Vec<_>>();
         assert_eq!(headers(&[]), 0);
         assert_eq!(headers(&of(a, &[900; 32])), 1);
@@ -313,7 +313,7 @@ mod tests {
         let text = vec![b'x'; 2 * RUN_MAX];
         let headers = |datagrams: &[(usize, bool)]| {
             let outgoing = |&(len, pads): &(usize, bool)| Outgoing { pads, ..outgoing("127.0.0.1:6000", &text[..len]) };
-            with_runs(datagrams.len()).fill(&datagrams.iter().map(outgoing).collect::<Vec<_>>())
+            SendBatch::with_runs(datagrams.len()).fill(&datagrams.iter().map(outgoing).collect::<Vec<_>>())
         };
         let all = |lengths: &[usize]| headers(&lengths.iter().map(|&len| (len, true)).collect::<Vec<_>>());
         assert_eq!(all(&[900, 963, 901, 964, 910]), 1);
