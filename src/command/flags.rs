@@ -6,7 +6,7 @@ use std::ops::Range;
 use toml::Spanned;
 use viahop::control::config::problem::{Problem, Report, Source};
 use viahop::control::config::{self, Config, did_you_mean, file};
-use viahop::control::run::{Origin, Overrides};
+use viahop::control::origin::{Origin, Overrides};
 
 /// Where `args` say the configuration is.
 ///

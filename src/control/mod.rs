@@ -26,6 +26,7 @@ pub mod kept_ports;
 pub mod list_watch;
 pub mod metrics;
 pub mod operator;
+pub mod origin;
 pub mod plan;
 pub mod resolve;
 pub mod run;

@@ -16,6 +16,7 @@
 //! takes them over); reloads in quick succession starve probes (a watch whose backend did not change goes on, and so does
 //! the count of its outcomes); a refusal floods the log (`Limiter`).
 
+mod heard;
 mod limiter;
 mod operate;
 mod reload;
@@ -23,17 +24,16 @@ mod tick;
 
 use super::admin;
 use super::ask::{Ask, Asked};
-use super::clock::unix_now;
 use super::cluster::{Cluster, moved_slots};
-use super::config::problem::{Report, Source};
-use super::config::{Config, Health, Loaded, Socket, load};
+use super::config::problem::Source;
+use super::config::{Config, Health};
 use super::connections::Listings;
 use super::discovery;
 use super::events::Events;
-use super::health::detector::Outcome;
 use super::health::probe::{self, Reports, Watch};
 use super::list_watch::{Event, ListWatch};
 use super::operator::State;
+use super::origin::Origin;
 use super::resolve::Place;
 use super::secret::Root;
 use super::socket::CtlSocket;
@@ -41,20 +41,18 @@ use super::supervisor;
 use super::view::{Fixed, Reason, View};
 use super::witness::Witness;
 use crate::dataplane::keys::Keys;
-use crate::link::{ControlEnd, HandshakeFailed, Signal};
-use crate::tls::session::Failure;
+use crate::link::ControlEnd;
 use limiter::Limiter;
 use reload::{Reading, busy_reading};
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tick::Seen;
 use tokio::net::TcpListener;
 use tokio::signal::unix as system;
 use tokio::sync::{mpsc, watch};
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 /// What the loop is told to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,68 +63,6 @@ pub enum Order {
     Drain,
     /// End now (SIGINT).
     Stop,
-}
-
-/// Where the configuration comes from when it is to be read again.
-#[derive(Clone, Debug)]
-pub enum Origin {
-    /// A file, and what flags say instead.
-    File(PathBuf, Overrides),
-    /// Flags alone: nothing but names can have changed.
-    Flags(Box<Loaded>),
-}
-
-/// What flags say instead of the file.
-#[derive(Clone, Debug, Default)]
-pub struct Overrides {
-    /// `--cores` or `--shards`.
-    pub cores: Option<super::config::Cores>,
-    /// `--admin`.
-    pub admin: Option<Option<SocketAddr>>,
-    /// `--socket`.
-    pub socket: Option<Socket>,
-    /// `--steering`.
-    pub steering: Option<super::config::Steering>,
-    /// `--gso`.
-    pub gso: Option<super::config::Gso>,
-    /// `--linger`.
-    pub linger: Option<Duration>,
-}
-
-impl Overrides {
-    /// Puts what flags say in the place of what the file says.
-    pub fn apply(&self, config: &mut Config) {
-        if let Some(cores) = &self.cores {
-            config.cores.clone_from(cores);
-        }
-        if let Some(admin) = self.admin {
-            config.admin = admin;
-        }
-        if let Some(socket) = &self.socket {
-            config.socket.clone_from(socket);
-        }
-        if let Some(steering) = self.steering {
-            config.steering = steering;
-        }
-        config.gso = self.gso.unwrap_or(config.gso);
-        config.linger = self.linger.unwrap_or(config.linger);
-    }
-}
-
-impl Origin {
-    /// Reads it.
-    ///
-    /// # Errors
-    /// The file cannot be read, or what it says cannot be done.
-    pub fn load(&self) -> Result<Loaded, Report> {
-        match self {
-            Origin::Flags(loaded) => Ok((**loaded).clone()),
-            Origin::File(path, overrides) => load(path).map(|mut loaded| {
-                overrides.apply(&mut loaded.config);
-                loaded
-            }),
-        }
-    }
 }
 
 /// What the loop begins with.
@@ -163,9 +99,6 @@ const QUIET_S: u32 = 5;
 
 /// How often we look whether somebody captures: who starts a capture and then what he wants to see takes longer.
 const LOOK: Duration = Duration::from_millis(250);
-
-/// How long shards pass over a backend that refused and that nobody probes.
-const SUSPICION: Duration = Duration::from_secs(2);
 
 /// Passes the signals of the system on as orders until the task is dropped. `hangup` is listened to since before the
 /// configuration was read.
@@ -434,115 +367,6 @@ impl Control {
         self.watches = watches;
     }
 
-    fn on_probe(&mut self, report: probe::Report) {
-        let Some(watched) = self.watches.iter().find(|watched| watched.number == report.watch) else { return };
-        let pool = self.cluster.pools.iter_mut().find(|pool| pool.name == watched.pool);
-        let Some(pool) = pool else { return };
-        let Some(index) = pool.backends.iter().position(|backend| backend.name == watched.name) else { return };
-        let probe::Report { outcome, failure, took, .. } = report;
-        pool.backends[index].last_probe = Some((outcome, took));
-        if matches!(outcome, Outcome::Alive(_) | Outcome::Unwell(_)) {
-            self.view.probe_times.entry(watched.pool.clone()).or_default().add(took);
-        }
-        let is_suspect = self.suspects.contains(&pool.backends[index].place.address);
-        let was_silent = pool.backends[index].detector.is_silent();
-        let changed = pool.on_outcome(index, outcome);
-        if changed.is_empty() {
-            let backend = &pool.backends[index];
-            // Who was winding up its calls is gone, and they go elsewhere.
-            let fell_silent = !was_silent && backend.detector.is_silent();
-            if fell_silent {
-                let (pool, name, address) = (&pool.name, &backend.name, backend.place.address);
-                warn!(event = "backend_silent", %pool, backend = %name, %address, reason = outcome.to_string());
-            }
-            // One refusal among messages that arrive: the shards may trust it again.
-            let is_cleared = is_suspect
-                && match outcome {
-                    Outcome::Alive(_) => true,
-                    Outcome::Unwell(_) => !backend.detector.is_up(),
-                    Outcome::Refused | Outcome::Timeout => false,
-                };
-            if fell_silent || is_cleared {
-                self.publish(None);
-            }
-            return;
-        }
-        let (slow_start, pool_name) = (pool.slow_start, &pool.name);
-        if let Some(Failure { handshake, text }) = failure.filter(|_| !pool.backends[index].detector.is_up()) {
-            let (backend, address) = (&pool.backends[index].name, pool.backends[index].place.address);
-            warn!(event = "backend_tls_failed", %backend, %address, reason = handshake.label(), why = text);
-        }
-        for index in changed {
-            let backend = &mut pool.backends[index];
-            backend.changed_at = unix_now();
-            let (name, address) = (&backend.name, backend.place.address);
-            if backend.detector.is_up() {
-                info!(event = "backend_up", pool = %pool_name, backend = %name, %address, reason = outcome.to_string());
-                backend.starts_slowly(slow_start);
-            } else {
-                warn!(event = "backend_down", pool = %pool_name, backend = %name, %address, reason = outcome.to_string());
-            }
-        }
-        if pool.backends[index].detector.is_up() {
-            self.publish(Some(Reason::BackendUp));
-        } else {
-            let emptied = pool.is_empty().then(|| pool.name.clone());
-            self.publish(Some(Reason::BackendDown));
-            if let Some(pool) = emptied {
-                let remedy = "if these servers do not answer OPTIONS: `health = { probe = false }`, or `--no-probe`";
-                error!(event = "pool_empty", %pool, effect = "new requests are answered 503", remedy);
-            }
-        }
-    }
-
-    fn on_signal(&mut self, signal: Signal) {
-        let (to, code) = match signal {
-            Signal::Malformed(told) => return self.witness.on_malformed(&told, &self.fixed.listeners),
-            Signal::Traced(told) => return self.witness.on_traced(&told, &self.fixed.listeners),
-            Signal::Connections(told) => {
-                let Control { listings, counters, fixed, shared, .. } = self;
-                return listings.on_told(*told, counters.len(), &fixed.listeners, shared);
-            }
-            Signal::Handshake(failed) => return self.on_handshake_failed(&failed),
-            Signal::Unreachable { to, code } => (to, code),
-        };
-        let mut here =
-            self.cluster.backends().map(|(_, backend)| backend).filter(|backend| backend.place.address == to);
-        if !here.any(|backend| !backend.detector.is_silent()) || !self.suspects.insert(to) {
-            return;
-        }
-        if let Some(more) = self.limiter.allow("backend_refused") {
-            let reason = std::io::Error::from_raw_os_error(code).to_string();
-            warn!(event = "backend_refused", address = %to, reason, not_shown = more);
-        }
-        let mut watched = self.watches.iter().filter(|watched| watched.place.address == to).peekable();
-        if watched.peek().is_none() {
-            self.renew_at.get_or_insert(Instant::now() + SUSPICION);
-        }
-        watched.for_each(|watched| watched.watch.hurry());
-    }
-
-    /// A handshake that failed: towards a backend calls are lost by it, of clients only the kinds are told.
-    fn on_handshake_failed(&mut self, failed: &HandshakeFailed) {
-        let HandshakeFailed { peer, listener, as_what, text } = failed;
-        let reason = as_what.label();
-        match listener {
-            None => {
-                let Some(more) = self.limiter.allow("backend_tls_failed") else { return };
-                let backend = self.cluster.backends().find(|(_, backend)| backend.place.address == *peer);
-                let name = backend.map_or("", |(_, backend)| &*backend.name);
-                let why = &**text;
-                warn!(event = "backend_tls_failed", backend = %name, address = %peer, reason, why, not_shown = more);
-            }
-            Some(index) => {
-                let Some(more) = self.limiter.allow(reason) else { return };
-                let at = self.fixed.listeners.get(*index as usize).map_or("", |(name, _)| &**name);
-                let why = &**text;
-                info!(event = "client_tls_failed", listener = %at, from = %peer, reason, why, not_shown = more);
-            }
-        }
-    }
-
     /// A SIGTERM. Returns whether it is the second: one behind `viahop ctl drain` is the first, since supervisors send it.
     fn drain_on_signal(&mut self) -> bool {
         if self.drain.is_none() {
@@ -563,13 +387,14 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use super::super::cluster::tests::{cluster, keys, text};
-    use super::super::config::{parse, problem::Source};
+    use super::super::config::{load, parse, problem::Source};
+    use super::super::origin::Overrides;
     use super::super::steering::Steering;
     use super::super::view::ShardView;
     use super::reload::fixed_by_the_start;
     use super::*;
-    use crate::link::link;
-    use std::path::Path;
+    use crate::link::{Signal, link};
+    use std::path::{Path, PathBuf};
     use tokio::task::JoinHandle;
 
     /// A control plane without shards, over backends on these ports.
