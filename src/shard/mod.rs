@@ -162,6 +162,8 @@ impl Unstarted {
         let mut writable_wanted = vec![false; shard.sockets()];
         let bell = waiter.bell();
         let mut linger = Linger::new(self.linger);
+        // Messages since the ticker last ticked.
+        let mut came = 0;
         while !shard.is_stopping() {
             let has_steps = shard.has_steps();
             let waited = if has_steps { waiter.look(&mut ready) } else { waiter.block(&mut ready) };
@@ -172,17 +174,6 @@ impl Unstarted {
                 shard.step(true);
                 shard.turn_streams(std::iter::empty(), false);
                 glommio::yield_if_needed().await;
-                continue;
-            }
-            if ready.is_empty() {
-                shard.ask_for_drops();
-                if shard.has_deadlines() {
-                    shard.turn_streams(std::iter::empty(), false);
-                    continue;
-                }
-                if waiter.park().await.is_err() {
-                    break;
-                }
                 continue;
             }
             let is_rung = ready.numbers().any(|number| number == bell);
@@ -199,9 +190,16 @@ impl Unstarted {
                     *wanted = waits;
                 }
             }
+            came += messages;
             // A step of a handshake that waits is something to do.
             if !shard.has_steps() && linger.after(messages) {
                 shard.count_nap();
+            }
+            if waiter.has_ticked(&ready) && std::mem::take(&mut came) == 0 {
+                shard.ask_for_drops();
+                if !shard.has_steps() && !shard.has_deadlines() && waiter.park().await.is_err() {
+                    break;
+                }
             }
             glommio::yield_if_needed().await;
         }

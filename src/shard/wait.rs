@@ -1,35 +1,36 @@
 //! How a shard waits, which at everyday loads costs more than all it does with a message.
 //!
 //! ```text
-//! epoll_wait, 100 ms at most ── something came ──► work ──► linger, where it pays (`linger`) ──► wait again
-//!         │ nothing came
-//!         ▼
+//! epoll_wait ── something came ──► work ──► linger, where it pays (`linger`) ──► wait again
+//!     │ the ticker, and nothing else since it last ticked
+//!     ▼
 //! park in glommio until something comes ──► work      (not while connections have deadlines: look at those, wait again)
 //! ```
 //!
 //! A blocking `epoll_wait` is the cheapest wait there is: nothing is set up and nothing taken down, however often it is
-//! called. Two things make it dear. A timeout in the order of a millisecond is programmed into the CPU's timer and taken
-//! out again, which on a virtual machine is an exit to the hypervisor each time: 100 ms is not, since the timer is never
-//! the next to expire. And parking in the executor costs some 15 µs (timers armed and cancelled, `io_uring_enter`, a
-//! task switch), so it happens only where nothing came for so long that nobody counts.
+//! called. Two things make it dear. A timeout sets a timer and takes it out again each time, which costs 0.3 to 0.5 µs on one
+//! of the machines in `docs/performance.md`, and one in the order of a millisecond is an exit to the hypervisor besides; so there
+//! is none, and a ticker that is set once ends the wait where nothing comes. And parking in the executor costs some 15 µs (timers
+//! armed and cancelled, `io_uring_enter`, a task switch), so it happens only where nothing came for so long that nobody counts.
 //!
 //! Measured against a relay that blocks in `recvmmsg` on two threads: `docs/performance.md`, "Everyday loads".
 
 use crate::shard::io::Kernel;
 use crate::sys::poll::{Bell, Poller, Ready};
+use crate::sys::ticker::Ticker;
 use glommio::io::PollableFd;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-/// How long the thread itself waits before it hands over to the executor. Long enough that the timer is never the next
-/// to expire on a busy CPU; short enough that an idle shard is soon parked.
-const BLOCK: Duration = Duration::from_millis(100);
+/// From tick to tick. The thread hands over to the executor when nothing came in between, and looks at the deadlines of connections.
+const TICK: Duration = Duration::from_millis(100);
 
 /// What a shard waits with.
 pub struct Waiter {
     poller: PollableFd<Poller>,
-    /// Number of the bell: behind those of the sockets.
+    ticker: Ticker,
+    /// Number of the bell: behind those of the sockets. That of the ticker is the next.
     bell: u32,
 }
 
@@ -37,7 +38,7 @@ impl Waiter {
     /// A waiter for the sockets of `kernel`, which become ready under their numbers, and for `bell`.
     ///
     /// # Errors
-    /// The kernel has no room for another descriptor.
+    /// The kernel has no room for more descriptors.
     pub fn new(kernel: &Kernel, bell: &Bell) -> io::Result<Waiter> {
         let poller = Poller::new()?;
         let mut count = 0;
@@ -46,8 +47,11 @@ impl Waiter {
             count += 1;
         }
         poller.add(bell.as_raw_fd(), count)?;
+        let ticker = Ticker::new()?;
+        poller.add(ticker.as_raw_fd(), count + 1)?;
+        ticker.set(TICK)?;
         let poller = PollableFd::new(poller).map_err(io::Error::from)?;
-        Ok(Waiter { poller, bell: count })
+        Ok(Waiter { poller, ticker, bell: count })
     }
 
     /// The number under which the bell becomes ready.
@@ -65,9 +69,23 @@ impl Waiter {
         ready.numbers().filter(|&number| number < self.bell).map(|number| number as usize)
     }
 
-    /// What is ready beside sockets and bell: listeners for connections and connections, by their numbers.
+    /// What is ready beside sockets, bell and ticker: listeners for connections and connections, by their numbers.
     pub fn streams(&self, ready: &Ready) -> impl Iterator<Item = u32> {
-        ready.numbers().filter(|&number| number > self.bell)
+        let ticker = self.ticker_number();
+        ready.numbers().filter(move |&number| number > ticker)
+    }
+
+    /// Whether the ticker has ticked, which is silenced then.
+    pub fn has_ticked(&self, ready: &Ready) -> bool {
+        let ticked = ready.numbers().any(|number| number == self.ticker_number());
+        if ticked {
+            self.ticker.silence();
+        }
+        ticked
+    }
+
+    fn ticker_number(&self) -> u32 {
+        self.bell + 1
     }
 
     /// The set itself, and the first number in it that is free.
@@ -75,21 +93,23 @@ impl Waiter {
     /// # Errors
     /// The kernel has no room for another descriptor.
     pub fn share(&self) -> io::Result<(Poller, u32)> {
-        Ok((self.poller.get_ref().try_clone()?, self.bell + 1))
+        Ok((self.poller.get_ref().try_clone()?, self.ticker_number() + 1))
     }
 
     /// Looks what is ready without waiting.
     pub fn look(&self, ready: &mut Ready) -> io::Result<()> {
-        self.poller.get_ref().wait(Duration::ZERO, ready)
+        self.poller.get_ref().look(ready)
     }
 
-    /// Waits for a while until something is ready. Nothing may be, then it is time to [`Waiter::park`].
+    /// Waits until something is ready, which may be the ticker.
     pub fn block(&self, ready: &mut Ready) -> io::Result<()> {
-        self.poller.get_ref().wait(BLOCK, ready)
+        self.poller.get_ref().wait(ready)
     }
 
-    /// Waits until something is ready, however long that takes. Other tasks of the executor run meanwhile.
+    /// Waits until something is ready, however long that takes, without a tick. Other tasks of the executor run meanwhile.
     pub async fn park(&self) -> io::Result<()> {
-        self.poller.readable().await.map_err(io::Error::from)
+        self.ticker.set(Duration::ZERO)?;
+        self.poller.readable().await?;
+        self.ticker.set(TICK)
     }
 }

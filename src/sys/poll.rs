@@ -3,7 +3,6 @@
 use super::check;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
 
 /// Descriptors told of at once. A shard has a few listeners, two egress sockets, a bell, and connections; when more are
 /// ready, the kernel tells of the others the next time, in turn.
@@ -76,9 +75,17 @@ impl Poller {
         check(unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), operation, fd, &mut event) }).map(drop)
     }
 
-    /// Waits until a descriptor is ready, at most for `timeout`, and writes down which are.
-    pub fn wait(&self, timeout: Duration, ready: &mut Ready) -> io::Result<()> {
-        let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    /// Waits until a descriptor is ready, and writes down which are; none if a signal came first.
+    pub fn wait(&self, ready: &mut Ready) -> io::Result<()> {
+        self.ask(-1, ready)
+    }
+
+    /// Writes down which descriptors are ready by now.
+    pub fn look(&self, ready: &mut Ready) -> io::Result<()> {
+        self.ask(0, ready)
+    }
+
+    fn ask(&self, timeout_ms: libc::c_int, ready: &mut Ready) -> io::Result<()> {
         let (events, no_signals) = (ready.events.as_mut_ptr(), std::ptr::null::<libc::sigset_t>());
         // SAFETY: the kernel writes at most `READY_MAX` events to an array of as many, and reads no signals where there are none.
         let count = unsafe {
@@ -151,16 +158,16 @@ mod tests {
         let (poller, bell) = (Poller::new().unwrap(), Bell::new().unwrap());
         let mut ready = Ready::default();
         poller.add(bell.as_raw_fd(), 7).unwrap();
-        poller.wait(Duration::ZERO, &mut ready).unwrap();
+        poller.look(&mut ready).unwrap();
         assert!(ready.is_empty());
         bell.ring();
         bell.ring();
         for _ in 0..2 {
-            poller.wait(Duration::from_secs(10), &mut ready).unwrap();
+            poller.wait(&mut ready).unwrap();
             assert!(ready.numbers().eq([7]));
         }
         bell.silence();
-        poller.wait(Duration::ZERO, &mut ready).unwrap();
+        poller.look(&mut ready).unwrap();
         assert!(ready.is_empty());
     }
 
@@ -172,7 +179,7 @@ mod tests {
         poller.add(socket.as_raw_fd(), 3).unwrap();
         for (writable, expected) in [(true, &[3][..]), (false, &[])] {
             poller.set_writable(socket.as_raw_fd(), 3, writable).unwrap();
-            poller.wait(Duration::ZERO, &mut ready).unwrap();
+            poller.look(&mut ready).unwrap();
             assert!(ready.numbers().eq(expected.iter().copied()));
         }
     }
