@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A blocking `epoll_wait` is the cheapest wait there is: nothing is set up and nothing taken down, however often it is
-//! called. Two things make it dear. A timeout sets a timer and takes it out again each time, which costs 0.3 to 0.5 µs on one
+//! called. Two things make it dear. A timeout sets a timer and takes it out again each time, which costs 0.2 to 0.4 µs on one
 //! of the machines in `docs/performance.md`, and one in the order of a millisecond is an exit to the hypervisor besides; so there
 //! is none, and a ticker that is set once ends the wait where nothing comes. And parking in the executor costs some 15 µs (timers
 //! armed and cancelled, `io_uring_enter`, a task switch), so it happens only where nothing came for so long that nobody counts.

@@ -1,6 +1,6 @@
 //! Bad input and bad surroundings: what the program says, and how it ends.
 
-use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, config, free_port, output, viahop};
+use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, config, free_port, output, udp_server, viahop};
 use crate::support::{has_peer, skip};
 use std::fs;
 use std::net::UdpSocket;
@@ -300,6 +300,42 @@ fn a_start_takes_as_many_descriptors_as_doctor_says_it_may_have() {
     let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
     let mut limits = files.split_ascii_whitespace();
     assert_eq!(limits.next(), limits.next(), "soft and hard: {files}");
+}
+
+/// Nothing wakes it but what comes: neither a timeout nor the ticker that ends its waits while it works.
+#[test]
+fn a_shard_to_which_nothing_comes_is_not_woken() {
+    let server = udp_server();
+    let (listen, client) = (free_port(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    let viahop = Viahop::start("idle", &config(listen, &[server.local_addr().unwrap().port()], UNPROBED));
+    let wakes = || -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", viahop.process.0.id())).unwrap().flatten();
+        let status = tasks.map(|task| fs::read_to_string(task.path().join("status")).unwrap_or_default());
+        let shards = status.filter(|status| status.starts_with("Name:\tviahop-"));
+        let wakes = |status: String| -> Option<u64> {
+            status.rsplit("\nvoluntary_ctxt_switches:").next()?.lines().next()?.trim().parse().ok()
+        };
+        shards.filter_map(wakes).sum()
+    };
+    for number in 0..2 {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let before = wakes();
+            std::thread::sleep(Duration::from_secs(1));
+            if before > 0 && wakes() == before {
+                break;
+            }
+            assert!(Instant::now() < until, "a shard is woken and woken again");
+        }
+        let message = format!(
+            "MESSAGE sip:b@example.net SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1:9;branch=z9hG4bKidle{number}\r\nMax-Forwards: 70\r\n\
+             From: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>\r\nCall-ID: idle\r\nCSeq: 1 MESSAGE\r\n\r\n"
+        );
+        client.send_to(message.as_bytes(), ("127.0.0.1", listen)).unwrap();
+        server.set_read_timeout(Some(PATIENCE)).unwrap();
+        server.recv(&mut [0; 4096]).unwrap();
+    }
+    viahop.end();
 }
 
 /// `ulimit -f` stands for a full disk; that the port is taken ends it.
