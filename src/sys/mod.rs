@@ -8,8 +8,8 @@
 //! | `mmsg` | `recvmmsg`, `sendmmsg` with control messages; `UDP_SEGMENT` | Linux 3.0; 4.18 | each datagram goes by itself |
 //! | `poll` | one descriptor that is readable when any of many is | epoll | |
 //! | `socket` | opening and tuning UDP sockets | `SO_REUSEPORT`, Linux 3.9 | |
-//! | `ticker` | a descriptor that becomes readable every so often | timerfd | |
 //! | `tcp` | opening, accepting and connecting TCP sockets | `SO_REUSEPORT`, Linux 3.9 | |
+//! | `ticker` | a descriptor that becomes readable every so often | timerfd | |
 //! | `errors` | ICMP errors and whom they are about | `IP_RECVERR` | backends are found dead by probes alone |
 //! | `preflight` | what the runtime needs before it starts | io_uring, Linux 5.8; memlock | a refusal that says what to do |
 //!
