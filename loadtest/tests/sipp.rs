@@ -3,13 +3,13 @@
 
 mod support;
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use support::{PATIENT, any_port, callers, free_port, timers};
+use support::{PATIENT, any_port, callers, free_port, ports, timers};
 use viahop_load::clock::{MS_NS, SECOND_NS};
 use viahop_load::fault::Fault;
 use viahop_load::relay::{Mode, Relay};
@@ -185,7 +185,7 @@ fn sipp(args: &[&str]) -> Option<Child> {
 /// A callee that has its port is ready.
 fn wait_until_taken(at: SocketAddr) {
     let deadline = now() + Duration::from_secs(10);
-    while UdpSocket::bind(at).is_ok() && now() < deadline {
+    while !ports::is_taken("udp", at.port()) && now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
     }
     std::thread::sleep(Duration::from_millis(100));

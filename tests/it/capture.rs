@@ -1,13 +1,15 @@
 //! Copies for a collector: taken by sngrep, read by tshark.
 
-use crate::live::{Folder, PATIENCE, Process, UNPROBED, Viahop, calls, free_port, sipp_uac, sipp_uas, tcp_server};
+use crate::live::{
+    Folder, PATIENCE, Process, UNPROBED, Viahop, calls, free_port, sipp_uac, sipp_uas, tcp_server, wait_for_port,
+};
 use crate::streams::{Backend, Client, EMPTY, answer, request, rows, tcp, udp};
 use crate::support::has_peer;
 use crate::tls::{Papers, Phone};
 use rustls::version::TLS13;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::{TcpStream, UdpSocket};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -39,11 +41,7 @@ impl Collector {
         command.args(["-N", "-q", "-L", &format!("udp:127.0.0.1:{port}"), "-O", "copies.pcap"]);
         command.current_dir(&folder.0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let process = Process::start(&mut command);
-        let until = Instant::now() + Duration::from_secs(10);
-        while UdpSocket::bind(("127.0.0.1", port)).is_ok() {
-            assert!(Instant::now() < until, "sngrep does not listen");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_for_port(port);
         Some(Collector { folder, port, process })
     }
 

@@ -1,5 +1,6 @@
 //! A running viahop, and the peers round it.
 
+use crate::ports;
 use serde_json::Value;
 use socket2::SockRef;
 use std::fs;
@@ -54,11 +55,10 @@ pub fn free_ports(count: u16) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Processes that run at the same time begin at different places.
     let begin = (std::process::id() as u16).wrapping_mul(251);
-    let is_free = |port| UdpSocket::bind(("127.0.0.1", port)).is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok();
     loop {
         let number = NEXT.fetch_add(count, Ordering::Relaxed);
         let port = FIRST + begin.wrapping_add(number) % COUNT;
-        if (port..port + count).all(is_free) {
+        if (port..port + count).all(ports::is_free) {
             return port;
         }
     }
@@ -307,10 +307,10 @@ pub fn alone() -> impl Sized {
     LOAD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits until something is bound to a UDP port of 127.0.0.1.
+/// Waits until something is bound to a UDP port.
 pub fn wait_for_port(port: u16) {
     let until = Instant::now() + PATIENCE;
-    while UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+    while !ports::is_taken("udp", port) {
         assert!(Instant::now() < until, "nobody listens on {port}");
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -6,6 +6,8 @@
 
 #[path = "../support/authority.rs"]
 mod authority;
+#[path = "../support/ports.rs"]
+mod ports;
 #[path = "../support/mod.rs"]
 mod support;
 

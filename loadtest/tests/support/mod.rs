@@ -2,9 +2,11 @@
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
+#[path = "../../../tests/support/ports.rs"]
+pub mod ports;
 pub mod program;
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::thread::JoinHandle;
@@ -179,7 +181,7 @@ pub fn free_port() -> SocketAddr {
     loop {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let address = SocketAddr::from(([127, 0, 0, 1], FIRST + begin.wrapping_add(number) % COUNT));
-        if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
+        if ports::is_free(address.port()) {
             return address;
         }
     }
