@@ -5,6 +5,7 @@ use crate::kpi::Kpis;
 use crate::latency::{Latencies, Short};
 use crate::log::{Log, Second};
 use crate::report::gap;
+use crate::svg::{COLOURS, escape, round_up};
 use crate::uas;
 use std::fmt::Write;
 
@@ -23,7 +24,7 @@ const POINTS_MAX: usize = 800;
 
 /// The page.
 pub fn render(log: &Log) -> String {
-    let mut page = String::from(HEAD);
+    let mut page = format!("{HEAD}{COLOURS}{STYLE}");
     let _ = write!(page, "<h1>viahop-load</h1><p>{} · {}</p>", escape(&log.began), escape(&log.machine));
     for command in &log.commands {
         let _ = write!(page, "<pre class=command>{}</pre>", escape(command));
@@ -55,9 +56,9 @@ pub fn render(log: &Log) -> String {
     page
 }
 
-const HEAD: &str = "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>viahop-load</title><style>
-:root{--ink:#1d2329;--dim:#5d6872;--line:#d9dee3;--soft:#f4f6f8;--back:#fff;--a:#1f6f8b;--b:#c2571a;--c:#7a3e9d;--d:#7d8791;--bad:#b3261e;--warn:#8a5a00;--good:#2e6b34}
-@media(prefers-color-scheme:dark){:root{--ink:#e4e8ec;--dim:#98a3ad;--line:#353d45;--soft:#1c2227;--back:#14181c;--a:#6cc0dc;--b:#f0955c;--c:#c79ae0;--d:#77828c;--bad:#ff8a80;--warn:#e0b050;--good:#86c98d}}
+const HEAD: &str = "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>viahop-load</title><style>";
+
+const STYLE: &str = "
 body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,sans-serif}main{max-width:1040px;margin:0 auto;padding:1.6rem 1.2rem}
 h1{margin:0;font-size:1.5rem}h2{margin:2rem 0 .3rem;font-size:1.1rem}p{margin:.2rem 0;color:var(--dim)}
 pre{overflow-x:auto;font:12.5px/1.5 ui-monospace,monospace;border:1px solid var(--line);border-radius:6px;padding:.7rem}.command{border:0;padding:0;margin:.4rem 0;color:var(--dim);white-space:pre-wrap}
@@ -366,20 +367,6 @@ fn plot(
     page.push_str("</svg></div>");
 }
 
-/// The next of 1, 2, 2.5, 5, 10, 20 … that is not below `value`.
-fn round_up(value: f64) -> f64 {
-    if value <= 0.0 {
-        return 1.0;
-    }
-    let power = 10f64.powf(value.log10().floor());
-    let step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().find(|step| step * power >= value * 0.999_999);
-    step.unwrap_or(10.0) * power
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -403,9 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn axes_end_at_round_figures() {
-        let rounded: Vec<f64> = [0.0, 0.7, 1.0, 1.1, 2.2, 3.0, 9.0, 10.0, 10_001.0].map(round_up).into();
-        assert_eq!(rounded, [1.0, 1.0, 1.0, 2.0, 2.5, 5.0, 10.0, 10.0, 20_000.0]);
+    fn grid_lines_have_the_figures_they_stand_at() {
         let quarters = [0.25, 0.5, 62.5, 250.0].map(trimmed);
         assert_eq!(quarters, ["0.25", "0.5", "62.5", "250"], "four grid lines have four figures");
     }

@@ -58,6 +58,7 @@ pub mod seal;
 pub mod search;
 pub mod sip;
 pub mod streams;
+pub mod svg;
 pub mod sys;
 pub mod tally;
 pub mod timer;

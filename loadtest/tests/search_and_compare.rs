@@ -101,8 +101,10 @@ fn a_comparison_prints_ratios_with_their_spread() {
         eprintln!("skipped: a comparison takes two cores");
         return;
     }
+    let dir = Dir::new("picture");
+    let svg = dir.path("cost.svg");
     let mut args = vec!["compare", "--element", "direct", "--element", "relay", "--element", "relay-scalar"];
-    args.extend(["--rounds", "2", "--time", "100ms", "--rate", "2000", "--no-saturation"]);
+    args.extend(["--rounds", "2", "--time", "100ms", "--rate", "2000", "--no-saturation", "--svg", &svg]);
     let output = run(&args);
     assert_eq!(output.code, 0, "{}", output.all());
     assert!(output.stdout.contains("2000 requests/s, Poisson"), "{}", output.stdout);
@@ -110,6 +112,8 @@ fn a_comparison_prints_ratios_with_their_spread() {
     for element in ["direct", "relay", "relay-scalar"] {
         assert!(output.stdout.lines().any(|line| line.trim_start().starts_with(element)), "{}", output.stdout);
     }
+    let picture = std::fs::read_to_string(svg).unwrap();
+    assert_eq!(picture.matches("<rect class='bar'").count(), 2, "{picture}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::result_file::ResultFile;
 use crate::clock::{SECOND_NS, now_ns, ns};
 use crate::compare::element::{Element, KNOWN, KNOWN_TCP, KNOWN_TLS};
 use crate::compare::rounds::{self, Plan};
-use crate::compare::table;
+use crate::compare::{picture, table};
 use crate::failure::{Exit, Failure};
 use crate::say::answer;
 use crate::sys::process;
@@ -69,6 +69,9 @@ pub struct Args {
     /// Write all measurements to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw CPU per message, medians and spread, into this file.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Print how the elements are started and configured, and end.
     #[arg(long)]
     print_configs: bool,
@@ -102,7 +105,8 @@ pub fn run(args: &Args) -> Outcome {
     }
     // The client has that many, and an element may open as many to the sink.
     enough_descriptors(2 * usize::from(args.connections))?;
-    let file = args.json.as_deref().map(ResultFile::open).transpose()?;
+    let json = args.json.as_deref().map(ResultFile::open).transpose()?;
+    let svg = args.svg.as_deref().map(ResultFile::open).transpose()?;
     let (driver_core, core) = cores(args)?;
     process::pin_this_thread(driver_core).map_err(|error| {
         Failure::new(Exit::Environment, "compare", format!("core {driver_core} is not to be had: {error}"))
@@ -142,7 +146,10 @@ pub fn run(args: &Args) -> Outcome {
     };
     say!("{}, {} ns for the cheapest system call{distance}\n", outcome.machine, process::system_call_ns(now_ns));
     answer(format_args!("{}", table::render(&outcome, baseline)));
-    if let Some(file) = file {
+    if let Some(file) = svg {
+        file.write(&picture::render(&outcome, baseline))?;
+    }
+    if let Some(file) = json {
         let text = serde_json::to_string_pretty(&outcome).expect("numbers and names are JSON");
         file.write(&text)?;
     }

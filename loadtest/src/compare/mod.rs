@@ -10,12 +10,13 @@
 //! ```
 //!
 //! [`driver`] is the load and what it sees, [`element`] starts and stops what is measured, [`hop`] tells whether the cores
-//! stay where they are, [`rounds`] puts them together and [`table`] prints. The driver is not the generator of calls: it has one kind of transaction and no timers, so that
-//! it can outrun any element from one core.
+//! stay where they are, [`rounds`] puts them together, [`table`] prints and [`picture`] draws. The driver is not the generator of calls: it has
+//! one kind of transaction and no timers, so that it can outrun any element from one core.
 
 pub mod driver;
 pub mod element;
 pub mod hop;
 pub mod invite;
+pub mod picture;
 pub mod rounds;
 pub mod table;

@@ -37,13 +37,7 @@ impl Spread {
 /// The whole table. `baseline` is who the others are compared with.
 pub fn render(outcome: &Outcome, baseline: &str) -> String {
     let mut text = String::new();
-    let mut loads: Vec<Option<f64>> = Vec::new();
-    for sample in &outcome.samples {
-        if !loads.contains(&sample.load) {
-            loads.push(sample.load);
-        }
-    }
-    for load in loads {
+    for load in loads(outcome) {
         block(&mut text, outcome, load, baseline);
     }
     for (name, why) in &outcome.missing {
@@ -86,7 +80,19 @@ pub fn render(outcome: &Outcome, baseline: &str) -> String {
     text
 }
 
-fn block(text: &mut String, outcome: &Outcome, load: Option<f64>, baseline: &str) {
+/// The loads, in the order of the first round.
+pub(super) fn loads(outcome: &Outcome) -> Vec<Option<f64>> {
+    let mut loads: Vec<Option<f64>> = Vec::new();
+    for sample in &outcome.samples {
+        if !loads.contains(&sample.load) {
+            loads.push(sample.load);
+        }
+    }
+    loads
+}
+
+/// What was measured at a load, and whose it is, in the order of the first round.
+pub(super) fn at(outcome: &Outcome, load: Option<f64>) -> (Vec<&Sample>, Vec<&str>) {
     let samples: Vec<&Sample> = outcome.samples.iter().filter(|sample| sample.load == load).collect();
     let mut names: Vec<&str> = Vec::new();
     for sample in &samples {
@@ -94,6 +100,11 @@ fn block(text: &mut String, outcome: &Outcome, load: Option<f64>, baseline: &str
             names.push(&sample.element);
         }
     }
+    (samples, names)
+}
+
+fn block(text: &mut String, outcome: &Outcome, load: Option<f64>, baseline: &str) {
+    let (samples, names) = at(outcome, load);
     let title =
         load.map_or("saturation, 512 requests in flight".to_owned(), |rate| format!("{rate} requests/s, Poisson"));
     let _ = writeln!(text, "{title}");
@@ -137,10 +148,14 @@ fn line(text: &mut String, outcome: &Outcome, samples: &[&Sample], name: &str, b
         text,
         "  {name:<14} {:>11.0} {:>19}  {:>9} {:>15} {:>19}  {:>9} {:>9} {:>9} {:>9}  {:>9}  {:>7}",
         rate.median,
-        ratio(samples, name, baseline, |sample| sample.messages_per_second),
+        in_brackets(ratio(samples, name, baseline, |sample| sample.messages_per_second)),
         if measured { format!("{:.2}", cpu.median) } else { "-".to_owned() },
         if measured { format!("({:.2}-{:.2})", cpu.least, cpu.most) } else { String::new() },
-        if measured { ratio(samples, name, baseline, |sample| sample.cpu_us_per_message) } else { "-".to_owned() },
+        if measured {
+            in_brackets(ratio(samples, name, baseline, |sample| sample.cpu_us_per_message))
+        } else {
+            "-".to_owned()
+        },
         latency(p50),
         latency(p99),
         added(samples, name, |sample| sample.round_trip_p50_ns),
@@ -158,7 +173,7 @@ fn line(text: &mut String, outcome: &Outcome, samples: &[&Sample], name: &str, b
 }
 
 /// The measurement without an element that has this one's transport towards callers.
-fn without(name: &str) -> &'static str {
+pub(super) fn without(name: &str) -> &'static str {
     match super::element::transports(name).1 {
         Transport::Tcp | Transport::Ws => "direct-tcp",
         Transport::Tls | Transport::Wss => "direct-tls",
@@ -166,23 +181,28 @@ fn without(name: &str) -> &'static str {
     }
 }
 
-fn of<'a>(samples: &'a [&Sample], name: &str) -> impl Iterator<Item = &'a Sample> {
+pub(super) fn of<'a>(samples: &'a [&Sample], name: &str) -> impl Iterator<Item = &'a Sample> {
     samples.iter().copied().filter(move |sample| sample.element == name)
 }
 
-/// Median and spread of the ratios to the baseline, each within its round; `-` where there is no baseline.
-fn ratio(samples: &[&Sample], name: &str, baseline: &str, figure: impl Fn(&Sample) -> f64) -> String {
+/// Median and spread of the ratios to the baseline, each within its round; nothing where there is no baseline.
+pub(super) fn ratio(
+    samples: &[&Sample],
+    name: &str,
+    baseline: &str,
+    figure: impl Fn(&Sample) -> f64,
+) -> Option<Spread> {
     let ratios: Vec<f64> = of(samples, name)
         .filter_map(|sample| {
             let base = of(samples, baseline).find(|base| base.round == sample.round)?;
             (figure(base) > 0.0).then(|| figure(sample) / figure(base))
         })
         .collect();
-    if ratios.is_empty() {
-        return "-".to_owned();
-    }
-    let Spread { median, least, most } = Spread::of(ratios);
-    format!("{median:.2} ({least:.2}-{most:.2})")
+    (!ratios.is_empty()).then(|| Spread::of(ratios))
+}
+
+fn in_brackets(spread: Option<Spread>) -> String {
+    spread.map_or("-".to_owned(), |Spread { median, least, most }| format!("{median:.2} ({least:.2}-{most:.2})"))
 }
 
 /// Median of what an element added to the latency without an element, each within its round; `-` where that is not known.
@@ -202,7 +222,7 @@ fn added(samples: &[&Sample], name: &str, figure: impl Fn(&Sample) -> u64) -> St
     }
 }
 
-fn share(lost: u64, sent: u64) -> String {
+pub(super) fn share(lost: u64, sent: u64) -> String {
     let percent = lost as f64 * 100.0 / sent.max(1) as f64;
     if percent < 0.01 { lost.to_string() } else { format!("{percent:.2} %") }
 }
