@@ -11,7 +11,7 @@
 //!
 //! * [`uac`] and [`uas`] are the two sides, each with shards that share nothing but what is told here: threads bound to a
 //!   core, with sockets, calls and a timer wheel of their own, waiting on epoll. There is no executor: a shard is one task,
-//!   and would have nobody to yield to (`docs/performance.md`, Load generator).
+//!   and would have nobody to yield to (`docs/load.md`, What the generator itself can do).
 //! * [`schedule`] decides when a call is due and nothing else does: an open loop. [`latency`] counts from there.
 //! * [`streams`] are the connections of a shard, where the load goes over TCP or [TLS](tls): in the same epoll set, read and
 //!   written by the same code as datagrams.

@@ -13,7 +13,7 @@
 //! read, and answered with a signature for nobody: a flood of such would have its step at once, 64 in a turn.
 //!
 //! Left in the set, a few hundred that are ready would be nearly all that the kernel tells of, 64 at a time, with a step after
-//! each 64: calls over UDP took half a second then (docs/performance.md, Beside a flood of TLS handshakes).
+//! each 64: calls over UDP took half a second then (docs/performance-connections.md, Beside a flood of TLS handshakes).
 
 use super::connection::{Origin, State};
 use super::{Streams, Wire};
