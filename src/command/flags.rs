@@ -88,6 +88,11 @@ impl Written {
         Spanned::new(start..self.text.len(), value.to_owned())
     }
 
+    fn put_word(&mut self, flag: &str, word: &str) -> Spanned<file::Word> {
+        let put = self.put(flag, word);
+        Spanned::new(put.span(), file::Word(put.into_inner()))
+    }
+
     fn file(&mut self, args: &cli::Run) -> file::File {
         let mut file = file::File::default();
         for listen in &args.listen {
@@ -154,10 +159,10 @@ impl Written {
             file.admin.socket = Some(self.put("socket", socket));
         }
         if let Some(word) = args.steering {
-            file.balancer.steering = Some(self.put("steering", steering(word).0));
+            file.balancer.steering = Some(self.put_word("steering", steering(word).0));
         }
         if let Some(word) = args.gso {
-            file.balancer.gso = Some(self.put("gso", gso(word)));
+            file.balancer.gso = Some(self.put_word("gso", gso(word)));
         }
         if let Some(linger) = &args.linger {
             file.balancer.linger = Some(self.put("linger", linger));

@@ -15,6 +15,12 @@ pub fn status(status: &Value, place: &str) -> String {
         None => format!("tables   number {}, of {}\n", status["generation"], time(&reload["last_success_at"])),
     });
     text.push_str(&format!("steering {}\n", steering(status)));
+    let runs = if status["gso"] == true {
+        "made of datagrams that are alike"
+    } else {
+        "none: `gso` is off, or somebody captures there"
+    };
+    text.push_str(&format!("runs     {runs}\n"));
     let messages = &status["messages"];
     text.push_str(&format!("received {}", messages["received"]));
     for name in ["forwarded", "replied", "dropped", "waiting"] {

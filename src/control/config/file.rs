@@ -3,11 +3,46 @@
 //!
 //! Every key here stands in `viahop init`, with its default and what it is for; a test sees to that.
 
-use serde::Deserialize;
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer};
+use std::fmt::{self, Formatter};
 use toml::Spanned;
 
 /// A value and where it stands.
 pub type Value<T> = Option<Spanned<T>>;
+
+/// One of a few words. `true` and numbers are taken for words too: whoever writes `gso = true` is told which words there are, and not
+/// that a string belongs there.
+#[derive(Clone, Debug)]
+pub struct Word(pub String);
+
+impl<'de> Deserialize<'de> for Word {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Word, D::Error> {
+        struct AsWritten;
+
+        impl Visitor<'_> for AsWritten {
+            type Value = Word;
+
+            fn expecting(&self, to: &mut Formatter<'_>) -> fmt::Result {
+                to.write_str("a string")
+            }
+
+            fn visit_str<E>(self, word: &str) -> Result<Word, E> {
+                Ok(Word(word.to_owned()))
+            }
+
+            fn visit_bool<E>(self, word: bool) -> Result<Word, E> {
+                Ok(Word(word.to_string()))
+            }
+
+            fn visit_i64<E>(self, word: i64) -> Result<Word, E> {
+                Ok(Word(word.to_string()))
+            }
+        }
+
+        from.deserialize_any(AsWritten)
+    }
+}
 
 /// The whole file.
 #[derive(Debug, Default, Deserialize)]
@@ -59,13 +94,13 @@ pub struct Balancer {
     /// Addresses to send to backends from.
     pub egress: Value<Vec<Spanned<String>>>,
     /// `own` or `shared`: whether each shard has a port towards backends.
-    pub egress_mode: Value<String>,
+    pub egress_mode: Value<Word>,
     /// `FIRST-LAST`, or one port.
     pub egress_ports: Value<String>,
     /// `auto`, `call-id` or `kernel`.
-    pub steering: Value<String>,
+    pub steering: Value<Word>,
     /// `auto`, `always` or `off`: whether datagrams that are alike go through the kernel as one.
-    pub gso: Value<String>,
+    pub gso: Value<Word>,
     /// How long a shard at work lets messages gather.
     pub linger: Value<String>,
     /// Octets of each socket's receive buffer.
@@ -99,7 +134,7 @@ pub struct Listen {
     /// What the world calls it.
     pub advertise: Value<String>,
     /// `outside` or `inside`.
-    pub side: Value<String>,
+    pub side: Value<Word>,
     /// Who we are there, and who may come.
     pub tls: Option<ListenTls>,
     /// Networks whose connections begin with a PROXY header.
@@ -121,7 +156,7 @@ pub struct ListenTls {
     /// Path of certificates of those who may have signed the clients'.
     pub client_ca: Value<String>,
     /// `required` or `optional`.
-    pub client_certificate: Value<String>,
+    pub client_certificate: Value<Word>,
 }
 
 /// A certificate and its key.
@@ -155,9 +190,9 @@ pub struct Pool {
     /// What rules and metrics call it.
     pub name: Value<String>,
     /// What makes a call sticky.
-    pub affinity: Value<String>,
+    pub affinity: Value<Word>,
     /// How a backend is found.
-    pub strategy: Value<String>,
+    pub strategy: Value<Word>,
     /// How backends are watched.
     #[serde(default)]
     pub health: Health,
@@ -171,7 +206,7 @@ pub struct Pool {
     /// Octets of the longest packet on the way to the backends.
     pub mtu: Value<i64>,
     /// `off`, `v1` or `v2`: the PROXY header that names the client of a connection.
-    pub send_proxy: Value<String>,
+    pub send_proxy: Value<Word>,
     /// Whether requests may be padded to go in runs.
     pub pad: Value<bool>,
     /// How they are spoken to by TLS.
@@ -218,7 +253,7 @@ pub struct Backend {
     /// INVITEs that may ring there at a time.
     pub max_open: Value<i64>,
     /// `ready`, `drain` or `maint`.
-    pub state: Value<String>,
+    pub state: Value<Word>,
     /// Octets of the longest message that it takes over a stream.
     pub max_message_size: Value<i64>,
 }
@@ -268,11 +303,11 @@ pub struct Policy {
     /// Whether requests that begin a dialog get a Record-Route of ours.
     pub record_route: Value<bool>,
     /// `ignore` or `refuse`.
-    pub foreign_route: Value<String>,
+    pub foreign_route: Value<Word>,
     /// Which registrations get a Path of ours.
-    pub path: Value<String>,
+    pub path: Value<Word>,
     /// Schemes of Request-URIs.
-    pub schemes: Value<Vec<Spanned<String>>>,
+    pub schemes: Value<Vec<Spanned<Word>>>,
     /// Option tags passed on.
     pub proxy_require: Value<Vec<Spanned<String>>>,
 }
@@ -330,7 +365,7 @@ pub struct Capture {
 #[serde(deny_unknown_fields)]
 pub struct Log {
     /// `text` or `json`.
-    pub format: Value<String>,
+    pub format: Value<Word>,
     /// `error`, `warn`, `info` or `debug`.
-    pub level: Value<String>,
+    pub level: Value<Word>,
 }

@@ -323,6 +323,11 @@ pub(super) mod tests {
                 "7:23 `tls` of a listener on `tcp:` | only `tls:` and `wss:` have a use for it",
             ),
             (
+                "[balancer]\ngso = true",
+                "6:7 `true` is none of the values there are | there are: `always`, `auto`, `off`",
+            ),
+            ("[[pool]]\nstrategy = [\"hash\"]", "6:12 this is a list | expected a string, in quotes"),
+            (
                 "[balancer]\ngso = \"on\"",
                 "6:7 `on` is none of the values there are | there are: `always`, `auto`, `off`",
             ),

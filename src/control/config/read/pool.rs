@@ -131,7 +131,7 @@ impl Reader<'_> {
             self.problems.push(problem.beside(list.span(), None, "backends come from here already"));
         }
         let (domain, port, transport) = self.address(uri, address::domain_uri)?;
-        if transport == Transport::Udp && pool.send_proxy.as_ref().is_some_and(|word| word.get_ref() != "off") {
+        if transport == Transport::Udp && pool.send_proxy.as_ref().is_some_and(|word| word.get_ref().0 != "off") {
             let title = format!("`{domain}` is reached over UDP, and its pool has `send_proxy`");
             let label = "no server reads a PROXY header in datagrams";
             self.error(uri.span(), title, label).help = Some("add `;transport=tcp` or `;transport=tls`".into());

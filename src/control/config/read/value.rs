@@ -2,7 +2,7 @@
 
 use super::words::did_you_mean;
 use crate::control::config::address::AddressError;
-use crate::control::config::file::Value;
+use crate::control::config::file::{Value, Word};
 use crate::control::config::problem::Problem;
 use std::collections::HashMap;
 use std::ops::{Range, RangeInclusive};
@@ -59,14 +59,14 @@ impl Reader<'_> {
     }
 
     /// One of a few words.
-    pub(super) fn word<T: Copy>(&mut self, value: &Value<String>, default: T, words: &[(&str, T)]) -> T {
+    pub(super) fn word<T: Copy>(&mut self, value: &Value<Word>, default: T, words: &[(&str, T)]) -> T {
         let Some(value) = value else { return default };
-        if let Some((_, meaning)) = words.iter().find(|(word, _)| word == value.get_ref()) {
+        let Word(written) = value.get_ref();
+        if let Some((_, meaning)) = words.iter().find(|(word, _)| word == written) {
             return *meaning;
         }
         let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-        let title = format!("`{}` is none of the values there are", value.get_ref());
-        self.error(value.span(), title, did_you_mean(value.get_ref(), &names));
+        self.error(value.span(), format!("`{written}` is none of the values there are"), did_you_mean(written, &names));
         default
     }
 
