@@ -82,10 +82,14 @@ fn row(rows: &mut String, samples: &[&Sample], name: &str, baseline: &str, y: f6
         let _ = write!(rows, "<text class='end{bold}' x='{RATIO_AT}' y='{below}'>{:.2}</text>", ratio.median);
     }
     let (lost, sent) = of(samples, name).fold((0, 0), |(lost, sent), one| (lost + one.lost, sent + one.sent));
-    // Single datagrams are counted in grey: only what is a share of all is in red.
-    let lost = share(lost, sent);
-    let class = if lost.ends_with('%') { "bad" } else { "dim" };
-    let _ = write!(rows, "<text class='end {class}' x='{LOST_AT}' y='{below}'>{lost}</text>");
+    let wrong: u64 = of(samples, name).map(|sample| sample.wrong).sum();
+    // Single datagrams are counted in grey: only what is a share of all is in red, and what was altered.
+    let (is_bad, text) = match share(lost, sent) {
+        _ if wrong > 0 => (true, format!("{wrong} wrong")),
+        lost => (lost.ends_with('%'), lost),
+    };
+    let class = if is_bad { "bad" } else { "dim" };
+    let _ = write!(rows, "<text class='end {class}' x='{LOST_AT}' y='{below}'>{text}</text>");
 }
 
 /// Lines at round figures, behind the bars, and the figures below.
@@ -130,11 +134,12 @@ mod tests {
             samples.push(sample("relay", load, 4.0, 0));
             samples.push(sample("viahop", load, 3.0, 0));
             samples.push(sample("<script>", load, 12.0, 20));
+            samples.push(Sample { wrong: 3, ..sample("liar", load, 5.0, 20) });
         }
         let outcome = Outcome { samples, machine: "2 × <CPU>".to_owned(), ..Outcome::default() };
         let picture = render(&outcome, "relay");
-        assert_eq!(picture.matches("class='bar'").count() + picture.matches("class='own'").count(), 6, "{picture}");
-        for text in [">0.75<", ">3.00<", ">2.00 %<", ">5000 requests/s<", ">saturation<"] {
+        assert_eq!(picture.matches("class='bar'").count() + picture.matches("class='own'").count(), 8, "{picture}");
+        for text in [">0.75<", ">3.00<", ">2.00 %<", ">3 wrong<", ">5000 requests/s<", ">saturation<"] {
             assert!(picture.contains(text), "{text}: {picture}");
         }
         for never in ["<script", "<CPU", "href=", "url(", "@import", "NaN", "inf'", "direct"] {
