@@ -47,13 +47,7 @@ pub const KNOWN_TLS: &[&str] =
 /// What is known beside these, and measured where it is asked for.
 const KNOWN_BESIDE: &[&str] = &["viahop-pad", "viahop-ws-udp", "viahop-wss-udp"];
 
-/// Folders where Debian and others keep modules; the first that is there.
-const KAMAILIO_MODULES: &[&str] = &[
-    "/usr/lib/x86_64-linux-gnu/kamailio/modules",
-    "/usr/lib/aarch64-linux-gnu/kamailio/modules",
-    "/usr/lib64/kamailio/modules",
-    "/usr/local/lib64/kamailio/modules",
-];
+/// Folders where Debian and others keep its modules; the first that is there. Kamailio knows where its own are.
 const NGINX_MODULES: &[&str] = &["/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/etc/nginx/modules"];
 
 /// The configurations that are published with the program.
@@ -178,17 +172,13 @@ impl Element {
             }
             ("kamailio", front, behind) if front == behind => {
                 let program = installed("kamailio").ok_or("not installed")?;
-                let modules = KAMAILIO_MODULES
-                    .iter()
-                    .find(|folder| Path::new(folder).exists())
-                    .ok_or("its modules are not where they are looked for")?;
                 let cfg = match front {
                     Transport::Tcp => KAMAILIO_TCP_CFG,
                     Transport::Tls => KAMAILIO_TLS_CFG,
                     Transport::Udp | Transport::Ws | Transport::Wss => KAMAILIO_CFG,
                 };
                 let files = vec![
-                    ("kamailio.cfg", cfg.replace("{modules}", modules)),
+                    ("kamailio.cfg", cfg.to_owned()),
                     ("dispatcher.list", format!("1 sip:{{backend_ip}}:{{backend_port}}{}\n", behind.uri_param())),
                 ];
                 element(&format!("{program} -DD -E -f {{dir}}/kamailio.cfg -Y {{dir}} -P {{dir}}/kamailio.pid"), files)
