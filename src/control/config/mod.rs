@@ -498,7 +498,7 @@ pub fn read(file: &file::File, source: Source) -> Result<Loaded, Report> {
         // A pool whose certificates cannot be read has none, and that was told.
         problems.extend(config.pools.iter().filter(|_| is_sound).filter_map(Pool::unsealed));
     }
-    let report = Report { source, problems };
+    let report = Report::in_order(source, problems);
     match config {
         Some(config) if !report.is_error() => Ok(Loaded { config, warnings: report.problems, source: report.source }),
         _ => Err(report),
@@ -514,7 +514,7 @@ impl Loaded {
         let mut problems = list_file::fill(&mut self.config.pools);
         problems.extend(self.config.pools.iter().flat_map(Pool::unintroduced));
         problems.extend(self.config.pools.iter().filter_map(Pool::unsealed));
-        let report = Report { source: self.source, problems };
+        let report = Report::in_order(self.source, problems);
         if report.is_error() {
             return Err(report);
         }

@@ -165,6 +165,22 @@ struct Beside<'a> {
 }
 
 impl Report {
+    /// The problems in the order in which a reader comes upon their places; in each text, those without a place last. Other texts
+    /// than the report's come after it, in the order in which they were read.
+    pub fn in_order(source: Source, mut problems: Vec<Problem>) -> Report {
+        let mut texts: Vec<Arc<Source>> = Vec::new();
+        for text in problems.iter().filter_map(|problem| problem.source.as_ref()) {
+            if !texts.iter().any(|known| Arc::ptr_eq(known, text)) {
+                texts.push(text.clone());
+            }
+        }
+        problems.sort_by_key(|Problem { source, at, .. }| {
+            let text = source.as_ref().map(|source| texts.iter().position(|text| Arc::ptr_eq(text, source)));
+            (text, at.is_none(), at.as_ref().map(|at| at.start))
+        });
+        Report { source, problems }
+    }
+
     /// Whether there is an error among the problems.
     pub fn is_error(&self) -> bool {
         self.problems.iter().any(|problem| problem.severity == Severity::Error)
@@ -304,6 +320,22 @@ mod tests {
         for part in ["error[config]: unknown key `bad`", "--> a.toml:2:1", "^^^ not a key", "help: there are none"] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn problems_stand_in_the_order_of_their_lines_and_those_of_another_text_behind() {
+        let list = Arc::new(Source { name: "b.list".into(), text: "1 sip:a\n2 sip:b\n".into() });
+        let at = |start: usize, title: &str| Problem::error(start..start + 1, title, "");
+        let problems = vec![
+            at(3, "in the list").within(Some(list)),
+            Problem { at: None, ..at(0, "nowhere") },
+            at(8, "below"),
+            at(4, "above, first told"),
+            at(4, "above, then told"),
+        ];
+        let report = Report::in_order(report().source, problems);
+        let titles: Vec<&str> = report.problems.iter().map(|problem| &problem.title[..]).collect();
+        assert_eq!(titles, ["above, first told", "above, then told", "below", "nowhere", "in the list"]);
     }
 
     #[test]
