@@ -2,6 +2,7 @@
 //!
 //! An error says which octets of the text are wrong and what to write there; the data plane's parser only says "no".
 
+use super::read::did_you_mean;
 use crate::dataplane::tables::Network;
 use crate::dataplane::transport::Transport;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -187,6 +188,15 @@ pub fn listen(text: &str) -> Result<(Transport, SocketAddr), AddressError> {
         "tls" => Transport::Tls,
         "ws" => Transport::Ws,
         "wss" => Transport::Wss,
+        // A word before something that is no port was meant as a transport; all else is an address without one.
+        word if !word.is_empty()
+            && word.bytes().all(|octet| octet.is_ascii_alphabetic())
+            && !rest.starts_with(':')
+            && !rest.bytes().all(|octet| octet.is_ascii_digit()) =>
+        {
+            let label = did_you_mean(&word.to_ascii_lowercase(), &["udp", "tcp", "tls", "ws", "wss"]);
+            return error(0..word.len(), format!("`{word}` is no transport"), label);
+        }
         _ => {
             return error(0..text.len(), format!("`{text}` does not say its transport"), format!("write `udp:{text}`"));
         }
@@ -367,7 +377,10 @@ mod tests {
             ),
             (nameserver("dns.example.net").unwrap_err(), 0..15, "write `ADDRESS` or `ADDRESS:PORT`"),
             (listen("0.0.0.0:5060").unwrap_err(), 0..12, "write `udp:0.0.0.0:5060`"),
-            (listen("sctp:0.0.0.0").unwrap_err(), 0..12, "write `udp:sctp:0.0.0.0`"),
+            (listen("localhost:5060").unwrap_err(), 0..14, "write `udp:localhost:5060`"),
+            (listen("sctp:0.0.0.0").unwrap_err(), 0..4, "there are: `udp`, `tcp`, `tls`, `ws`, `wss`"),
+            (listen("upd:0.0.0.0:5060").unwrap_err(), 0..3, "there are: `udp`, `tcp`, `tls`, `ws`, `wss`"),
+            (listen("UDP:0.0.0.0:5060").unwrap_err(), 0..3, "did you mean `udp`?"),
             (
                 listen("udp:sip.example.net").unwrap_err(),
                 4..19,
