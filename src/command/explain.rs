@@ -41,7 +41,11 @@ pub fn run(args: &cli::Explain) -> ExitCode {
     let message = match read(&args.message) {
         Ok(message) => message,
         Err(error) => {
-            remark!("error: cannot read {}: {error}", args.message.display());
+            remark!(
+                "error: cannot read {}: {error}\n help: it has to hold one SIP message, from a trace or written by hand; `-` \
+                 reads it from standard input",
+                args.message.display()
+            );
             return ExitCode::from(USAGE);
         }
     };
