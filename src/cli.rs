@@ -422,6 +422,11 @@ pub struct Doctor {
     pub config: Option<PathBuf>,
 }
 
+/// A time without its unit, which other flags and the configuration have.
+fn milliseconds(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "a whole number of milliseconds without its unit, like 1000".into())
+}
+
 /// `viahop health`
 #[derive(Debug, Args)]
 pub struct Health {
@@ -430,7 +435,7 @@ pub struct Health {
     pub admin: Endpoint,
 
     /// How long to wait for an answer, in milliseconds.
-    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = milliseconds)]
     pub timeout: u64,
 }
 

@@ -231,6 +231,8 @@ fn values_of_the_environment_that_turn_something_off_are_understood_by_every_com
 
 #[test]
 fn health_tells_ready_from_not_ready() {
+    let (code, _, stderr) = output(&mut viahop(&["health", "--timeout", "1s"]));
+    assert!(code == 2 && stderr.contains("milliseconds without its unit, like 1000"), "{stderr}");
     let nobody = format!("127.0.0.1:{}", free_port());
     assert_eq!(output(&mut viahop(&["health", "--admin", &nobody])).0, 5);
     let backend = UdpSocket::bind("127.0.0.1:0").unwrap();
