@@ -10,8 +10,8 @@ use serde::Serialize;
 pub struct Plan {
     /// Every pool of either.
     pub pools: Vec<PoolPlan>,
-    /// What differs beside pools: `routes`, `policy`, `names that mean us`, `listeners`, `token keys`,
-    /// `certificates`, `drain`, `nameservers`.
+    /// What differs beside pools: `routes`, `policy`, `names that mean us`, `listeners`, `capture`, `token keys`,
+    /// `certificates`, `drain`, `nameservers`, `gso`.
     pub also: Vec<&'static str>,
 }
 

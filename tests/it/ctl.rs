@@ -336,9 +336,11 @@ fn a_dry_run_tells_what_would_change_and_changes_nothing() {
         assert!(said.contains(&part), "{part} is missing in\n{said}");
     }
     // What is not of the cluster is told as well.
-    viahop.write_config(&config(listen, &ports[..3], UNPROBED).replace("shards", "drain = \"9s\"\nshards"));
+    viahop.write_config(
+        &config(listen, &ports[..3], UNPROBED).replace("shards", "drain = \"9s\"\ngso = \"off\"\nshards"),
+    );
     let said = ctl_ok(&viahop, &["reload", "--dry-run"]);
-    assert!(said.contains("changed besides: drain") && !said.contains("nothing would change"), "{said}");
+    assert!(said.contains("changed besides: drain, gso\n") && !said.contains("nothing would change"), "{said}");
     viahop.write_config(&config(listen, &[ports[0], ports[1], ports[3]], UNPROBED));
     let claimed = ctl_json(&viahop, &["reload", "--dry-run"])["plan"]["pools"][0]["keys_moved"].as_f64().unwrap();
     assert_eq!(

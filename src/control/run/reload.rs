@@ -139,6 +139,7 @@ impl Control {
             ("certificates", are_renewed || pools(&resolved.config) != pools(&self.config)),
             ("drain", resolved.config.drain != self.config.drain),
             ("nameservers", resolved.config.nameservers != self.config.nameservers),
+            ("gso", resolved.config.gso != self.config.gso),
         ];
         rows.into_iter().filter(|row| row.1).map(|row| row.0).collect()
     }
