@@ -1,6 +1,7 @@
 //! `viahop health`: whether a running viahop wants traffic, as an exit code.
 
 use super::NOT_READY;
+use super::ctl::client::plain;
 use crate::cli::{self, Endpoint};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,7 +22,7 @@ pub fn run(args: &cli::Health) -> ExitCode {
             ExitCode::from(NOT_READY)
         }
         Err(error) => {
-            remark!("not ready: no viahop answers at {admin}: {error}");
+            remark!("not ready: no viahop answers at {admin}: {}", plain(&error));
             ExitCode::from(NOT_READY)
         }
     }

@@ -131,7 +131,7 @@ fn config() -> ureq::config::Config {
 }
 
 /// What went wrong, in the words of the kernel where they are plainer.
-fn plain(error: &ureq::Error) -> String {
+pub(in crate::command) fn plain(error: &ureq::Error) -> String {
     match error {
         ureq::Error::Io(error) if error.kind() == ErrorKind::NotFound => "there is no such socket".into(),
         ureq::Error::Io(error) if error.kind() == ErrorKind::PermissionDenied => {
@@ -150,7 +150,10 @@ impl fmt::Display for Trouble {
                 for one in tried {
                     writeln!(f, "  {one}")?;
                 }
-                write!(f, " help: its log says `event=\"ctl_socket\"` with the path; give it with `--socket PATH`")
+                write!(
+                    f,
+                    " help: if one runs, its log says `event=\"ctl_socket\"` with the path: give it with `--socket PATH`"
+                )
             }
             Trouble::Refused { answer, .. } => {
                 if let Some(report) = answer["report"].as_str() {

@@ -7,7 +7,7 @@
 //! | `table` | aligned columns, CSV |
 //! | `top` | a screen that is drawn anew each second |
 
-mod client;
+pub(super) mod client;
 mod show;
 mod table;
 mod top;
